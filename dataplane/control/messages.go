@@ -1,0 +1,342 @@
+package control
+
+import "pstorage/dataplane"
+
+// The control opcodes. Each names its request and reply message.
+const (
+	// Namespace (clients, admin).
+	OpLookup    = dataplane.OpControlBase + 0  // LookupReq -> Attr
+	OpGetAttr   = dataplane.OpControlBase + 1  // FileReq -> Attr
+	OpSetAttr   = dataplane.OpControlBase + 2  // SetAttrReq -> Attr
+	OpCreate    = dataplane.OpControlBase + 3  // CreateReq -> Attr
+	OpUnlink    = dataplane.OpControlBase + 4  // UnlinkReq -> Empty
+	OpRename    = dataplane.OpControlBase + 5  // RenameReq -> Empty
+	OpReadDir   = dataplane.OpControlBase + 6  // ReadDirReq -> ReadDirReply
+	OpGrow      = dataplane.OpControlBase + 7  // GrowReq -> Attr: size = max(size, Size)
+	OpGetMap    = dataplane.OpControlBase + 8  // MapReq -> MapReply
+	OpAllocate  = dataplane.OpControlBase + 9  // MapReq -> MapReply; makes missing chunks
+	OpStatFS    = dataplane.OpControlBase + 10 // Empty -> StatFSReply
+	OpGetXattr  = dataplane.OpControlBase + 11 // XattrReq -> XattrReply
+	OpSetXattr  = dataplane.OpControlBase + 12 // XattrReq -> Empty (Value nil and Remove: remove)
+	OpListXattr = dataplane.OpControlBase + 13 // FileReq -> XattrReply (names, each with NUL)
+
+	// Chunk servers and supervisors.
+	OpRegisterCS  = dataplane.OpControlBase + 32 // RegisterCSReq -> RegisterCSReply
+	OpHeartbeat   = dataplane.OpControlBase + 33 // HeartbeatReq -> HeartbeatReply
+	OpGetChunk    = dataplane.OpControlBase + 34 // GetChunkReq -> ChunkConfig
+	OpReconfigure = dataplane.OpControlBase + 35 // ReconfigureReq -> ChunkConfig: compare-and-set
+	OpUnreachable = dataplane.OpControlBase + 36 // UnreachableReq -> Empty (clients, CS)
+	OpExited      = dataplane.OpControlBase + 37 // ExitedReq -> Empty (supervisor)
+	OpAddEvent    = dataplane.OpControlBase + 38 // Event -> Empty
+
+	// Pushes, from the metadata server to a chunk server, FlagPush, no reply.
+	OpSettle = dataplane.OpControlBase + 48 // SettlePush: be the coordinator for these chunks
+	OpForget = dataplane.OpControlBase + 49 // ForgetPush: delete these chunks
+
+	// Administration.
+	OpAdmin = dataplane.OpControlBase + 64 // AdminReq -> AdminReply
+)
+
+// Empty has no fields.
+type Empty struct{}
+
+// ErrorReply is the payload of a reply whose status isn't OK.
+type ErrorReply struct {
+	Message string
+	Leader  string // NotLeader: "ip:port" of the leader, if known
+}
+
+// FileType is the type of a namespace entry.
+type FileType uint8
+
+// The file types.
+const (
+	TypeFile    FileType = 1
+	TypeDir     FileType = 2
+	TypeSymlink FileType = 3
+)
+
+// Attr describes a file, directory or symlink.
+type Attr struct {
+	File      dataplane.FileID
+	Type      FileType
+	Mode      uint32 // permission bits, 07777
+	UID, GID  uint32
+	Size      uint64 // bytes
+	Links     uint32
+	ATimeNs   int64 // since 1970
+	MTimeNs   int64
+	CTimeNs   int64
+	Target    string // symlink
+	Allocated uint64 // chunks
+	Policy    Policy
+}
+
+// Policy is how a file's chunks are kept; inherited from the directory at creation.
+type Policy struct {
+	Replicas  uint8 // normal number
+	Minimum   uint8 // fewest to write
+	Domain    uint8 // failure domain: 0 disk, 1 host, 2 rack, 3 row, 4 room
+	Tier      uint8 // 0-3
+	AckMemory bool  // write-ack=memory
+}
+
+// LookupReq finds Name in directory Parent.
+type LookupReq struct {
+	Parent dataplane.FileID
+	Name   string
+}
+
+// FileReq names a file.
+type FileReq struct{ File dataplane.FileID }
+
+// Bits of SetAttrReq.Mask.
+const (
+	SetMode uint32 = 1 << iota
+	SetUID
+	SetGID
+	SetSize
+	SetATime
+	SetMTime
+	SetPolicy
+)
+
+// SetAttrReq changes the attributes in Mask. A smaller size frees whole chunks behind it; what
+// lies behind the end of the last one is zeroed by the client first.
+type SetAttrReq struct {
+	File             dataplane.FileID
+	Mask             uint32
+	Mode, UID, GID   uint32
+	Size             uint64
+	ATimeNs, MTimeNs int64
+	Policy           Policy
+}
+
+// CreateReq makes an entry. Without Exclusive an existing entry of the same type is returned.
+type CreateReq struct {
+	Parent    dataplane.FileID
+	Name      string
+	Type      FileType
+	Mode      uint32
+	UID, GID  uint32
+	Target    string // symlink
+	Exclusive bool
+}
+
+// UnlinkReq removes a name; Dir says that it must be (not be) a directory.
+type UnlinkReq struct {
+	Parent dataplane.FileID
+	Name   string
+	Dir    bool
+}
+
+// RenameReq moves an entry, replacing what is there unless NoReplace.
+type RenameReq struct {
+	FromParent dataplane.FileID
+	FromName   string
+	ToParent   dataplane.FileID
+	ToName     string
+	NoReplace  bool
+}
+
+// ReadDirReq lists a directory in the order of names, after the name After.
+type ReadDirReq struct {
+	Dir   dataplane.FileID
+	After string
+	Max   uint32
+}
+
+// ReadDirReply has entries in the order of names; More: there are others.
+type ReadDirReply struct {
+	Entries []DirEntry
+	More    bool
+}
+
+// DirEntry is one name in a directory.
+type DirEntry struct {
+	Name string
+	Attr Attr
+}
+
+// GrowReq makes a file at least Size bytes long.
+type GrowReq struct {
+	File dataplane.FileID
+	Size uint64
+}
+
+// MapReq asks for chunks [First, First+Count) of a file. Count <= MaxMapRange.
+type MapReq struct {
+	File  dataplane.FileID
+	First uint32
+	Count uint32
+}
+
+// MaxMapRange is the most chunks in one MapReq.
+const MaxMapRange = 1024
+
+// MapReply has the chunks that exist in the range, ascending by index, and where their servers
+// are. A chunk that isn't in it isn't allocated and reads as zeros.
+type MapReply struct {
+	Chunks  []ChunkMap
+	Servers []CSAddr
+}
+
+// ChunkMap is what a client knows of a chunk. The first member is the head.
+type ChunkMap struct {
+	Index   uint32 // in the file
+	Chunk   dataplane.ChunkID
+	Epoch   dataplane.Epoch
+	Members []dataplane.CSID
+}
+
+// CSAddr is where a chunk server is.
+type CSAddr struct {
+	CS   dataplane.CSID
+	Addr string // "ip:port"; empty: not registered since the leader started
+	Live bool   // its lease is valid, as far as the leader knows
+}
+
+// StatFSReply is in bytes of user data (replicas already divided out, default policy).
+type StatFSReply struct {
+	Total, Free uint64
+	Files       uint64
+}
+
+// XattrReq names an extended attribute.
+type XattrReq struct {
+	File   dataplane.FileID
+	Name   string
+	Value  []byte
+	Remove bool
+	Flags  uint32 // setxattr(2): 1 create, 2 replace
+}
+
+// XattrReply carries a value or a list of names.
+type XattrReply struct{ Value []byte }
+
+// ChunkConfig is the membership of a chunk, as the metadata servers committed it.
+type ChunkConfig struct {
+	Chunk   dataplane.ChunkID
+	File    dataplane.FileID
+	Index   uint32
+	Epoch   dataplane.Epoch
+	Created bool // some write may have been acknowledged: members without data have lost it
+	Minimum uint8
+	Ack     uint8    // 0 disk, 1 memory
+	Members []CSAddr // in the order of the chain; the first is the head
+}
+
+// GetChunkReq asks for a chunk's configuration (linearizable).
+type GetChunkReq struct{ Chunk dataplane.ChunkID }
+
+// ReconfigureReq replaces the members of a chunk if its epoch still is Epoch; the reply has
+// Epoch+1. Members that stay keep their order. Status Conflict: the reply's message says what is.
+type ReconfigureReq struct {
+	Chunk   dataplane.ChunkID
+	Epoch   dataplane.Epoch
+	Members []dataplane.CSID
+	// SetCreated marks the chunk as created without a change of members or epoch.
+	SetCreated bool
+}
+
+// RegisterCSReq announces a chunk server process. CS is zero at the first registration ever.
+type RegisterCSReq struct {
+	CS       dataplane.CSID
+	Disk     [16]byte // random identity of the directory, made by make-cs
+	Boot     uint64   // counter of starts, durable in the directory before this is sent
+	Addr     string   // "ip:port" of the data port
+	Host     string
+	Path     string // of the directory, for people
+	Tier     uint8
+	Capacity uint64 // bytes for chunks
+	Used     uint64
+	Location string // "room/row/rack", may be empty
+	Chunks   []HeldChunk
+}
+
+// HeldChunk is one chunk in a chunk server's inventory.
+type HeldChunk struct {
+	Chunk dataplane.ChunkID
+	Epoch dataplane.Epoch
+}
+
+// RegisterCSReply gives the id and the lease. Status Denied or Conflict: do not serve (I8).
+type RegisterCSReply struct {
+	CS      dataplane.CSID
+	LeaseNs int64               // counted from when the request was sent
+	Forget  []dataplane.ChunkID // not in the table any more: delete
+}
+
+// HeartbeatReq renews the lease of a registered process.
+type HeartbeatReq struct {
+	CS             dataplane.CSID
+	Boot           uint64
+	Capacity, Used uint64
+	Stats          CSStats
+	Failed         string // not empty: the disk failed, and how
+}
+
+// CSStats are counters since the start of the process.
+type CSStats struct {
+	Reads, Writes         uint64
+	ReadBytes, WriteBytes uint64
+	CRCErrors, IOErrors   uint64
+	LogUsed, LogSize      uint64 // bytes
+	Chunks                uint64
+	Clients               uint32
+}
+
+// HeartbeatReply: status NotFound or Conflict means register again.
+type HeartbeatReply struct{ LeaseNs int64 }
+
+// UnreachableReq reports that CS doesn't answer for these chunks. The server starts a
+// reconfiguration when that chunk server's lease is gone; otherwise the asker tries on.
+type UnreachableReq struct {
+	CS     dataplane.CSID
+	Chunks []HeldChunk
+}
+
+// ExitedReq certifies that this very process (boot counter) has exited.
+type ExitedReq struct {
+	CS   dataplane.CSID
+	Boot uint64
+}
+
+// SettlePush asks the receiver to bring the members of each chunk to one history and, when Lost is
+// not empty, to exclude those members (compare-and-set first).
+type SettlePush struct {
+	Chunks []ChunkConfig
+	Lost   []dataplane.CSID
+}
+
+// ForgetPush asks the receiver to delete chunks.
+type ForgetPush struct{ Chunks []dataplane.ChunkID }
+
+// Severity of an event.
+type Severity uint8
+
+// The severities.
+const (
+	Info    Severity = 0
+	Warning Severity = 1
+	Fault   Severity = 2
+)
+
+// Event is one line of the cluster's event log.
+type Event struct {
+	ID       uint64 // given by the metadata server
+	TimeNs   int64  // since 1970
+	Severity Severity
+	Source   string // "cs 3", "mds 1", "client host17"
+	Code     string // stable, for programs: "crc-mismatch"
+	Message  string // for people
+}
+
+// AdminReq asks for a document. Command: stat, list-services, events, file-info, ...
+type AdminReq struct {
+	Command string
+	Args    []byte // JSON
+}
+
+// AdminReply is a JSON document.
+type AdminReply struct{ Doc []byte }

@@ -1,0 +1,4 @@
+package uring
+
+// diskOpPriv is what the ring keeps in a DiskOp.
+type diskOpPriv struct{}
