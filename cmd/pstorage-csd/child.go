@@ -9,7 +9,6 @@ import (
 	"log/slog"
 	"os"
 	"os/exec"
-	"runtime"
 	"syscall"
 	"time"
 
@@ -36,8 +35,7 @@ func (s *supervisor) runChild(ctx context.Context, log *slog.Logger, p place,
 	defer r.Close()
 	cmd := s.command(p)
 	cmd.ExtraFiles = []*os.File{w}
-	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
-	err = s.spawner.spawn(cmd)
+	err = s.spawner.Start(cmd, syscall.SIGKILL)
 	w.Close()
 	if err != nil {
 		return incarnation{}, fmt.Errorf("start the chunk server: %w", err)
@@ -87,34 +85,4 @@ func readStatus(r io.Reader, ready func()) incarnation {
 		}
 	}
 	return who
-}
-
-// spawner starts processes from one thread that lives as long as this process does: the kernel
-// sends PDEATHSIG when the *thread* that started the child ends, and Go ends threads.
-type spawner struct {
-	requests chan spawnRequest
-}
-
-type spawnRequest struct {
-	cmd  *exec.Cmd
-	done chan error
-}
-
-func (s *spawner) start() {
-	s.requests = make(chan spawnRequest)
-	go func() {
-		runtime.LockOSThread()
-		for request := range s.requests {
-			request.done <- request.cmd.Start()
-		}
-		select {} // never unlocked, never ended
-	}()
-}
-
-func (s *spawner) stop() { close(s.requests) }
-
-func (s *spawner) spawn(cmd *exec.Cmd) error {
-	request := spawnRequest{cmd, make(chan error, 1)}
-	s.requests <- request
-	return <-request.done
 }

@@ -56,20 +56,20 @@ type supervisor struct {
 	ready   func() // called once: every child of the first list is ready, or refused to serve
 	wake    <-chan struct{}
 
-	spawner spawner
+	spawner *cli.Spawner
+	leaving []*keeper // stopped, with a child that may not have exited yet
 	keepers sync.WaitGroup
 	waiting sync.WaitGroup // for the first state of each child of the first list
 }
 
 type keeper struct {
+	dir  string
 	stop context.CancelFunc
-	done chan struct{}
+	done chan struct{} // closed when its last child has exited
 }
 
 // run supervises until ctx ends, then stops all children and returns.
 func (s *supervisor) run(ctx context.Context) error {
-	s.spawner.start()
-	defer s.spawner.stop()
 	running := make(map[place]*keeper)
 	first := true
 	var lastErr string
@@ -128,27 +128,44 @@ func (s *supervisor) follow(ctx context.Context, running map[place]*keeper, plac
 			s.log.Info("no longer in the list: stopping", "cluster", p.cluster, "dir", p.daemon.Dir)
 			k.stop()
 			delete(running, p)
+			s.leaving = append(s.leaving, k)
 		}
 	}
+	s.leaving = slices.DeleteFunc(s.leaving, (*keeper).ended)
 	for _, p := range places {
 		if running[p] != nil {
 			continue
 		}
 		keepCtx, stop := context.WithCancel(ctx)
-		k := &keeper{stop: stop, done: make(chan struct{})}
+		k := &keeper{dir: p.daemon.Dir, stop: stop, done: make(chan struct{})}
 		running[p] = k
 		settled := func() {}
 		if first {
 			s.waiting.Add(1)
 			settled = sync.OnceFunc(s.waiting.Done)
 		}
+		before := s.leavers(p.daemon.Dir)
 		s.keepers.Go(func() {
 			defer close(k.done)
 			defer settled()
 			defer stop()
+			for _, other := range before { // one process at a time has a directory
+				<-other.done
+			}
 			s.keep(keepCtx, p, settled)
 		})
 	}
+}
+
+// leavers returns the keepers of dir that have been stopped and may still have a child.
+func (s *supervisor) leavers(dir string) []*keeper {
+	var found []*keeper
+	for _, k := range s.leaving {
+		if k.dir == dir {
+			found = append(found, k)
+		}
+	}
+	return found
 }
 
 // keep has one child running for p until ctx ends or a child refuses. settled is called when the

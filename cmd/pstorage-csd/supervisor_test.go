@@ -88,6 +88,7 @@ func testSupervisor(t testing1, list func() ([]place, error)) *supervisor {
 		out = t.Output()
 	}
 	return &supervisor{
+		spawner: cli.NewSpawner(),
 		log:     slog.New(slog.NewTextHandler(out, nil)),
 		list:    list,
 		certify: func(context.Context, place, incarnation) {},

@@ -12,6 +12,7 @@ import (
 	"testing"
 
 	"pstorage/dataplane"
+	"pstorage/dataplane/session"
 )
 
 func testConf(t *testing.T, name string) *Conf {
@@ -23,13 +24,13 @@ func testConf(t *testing.T, name string) *Conf {
 	return conf
 }
 
-func testKey(name string) Key {
-	k := Key{Name: name}
+func testKey(name string) session.NodeKey {
+	k := session.NodeKey{ClusterName: name}
 	for i := range k.Cluster {
 		k.Cluster[i] = byte(i)
 	}
-	for i := range k.Secret {
-		k.Secret[i] = byte(0xff - i)
+	for i := range k.Key {
+		k.Key[i] = byte(0xff - i)
 	}
 	return k
 }
@@ -129,8 +130,10 @@ func TestKeyRoundTrip(t *testing.T) {
 	if err != nil || got != want {
 		t.Fatalf("got %v, %v", got, err)
 	}
-	if strings.Contains(got.String(), "fffe") {
-		t.Error("String shows the secret")
+	cred, err := conf.Credentials(dataplane.RoleAdmin, 0)
+	if err != nil || cred.Key != want.Key || cred.Cluster != want.Cluster || cred.ID == 0 ||
+		cred.ClusterName != "c1" || cred.Role != dataplane.RoleAdmin {
+		t.Fatalf("credentials %v, %v", cred, err)
 	}
 	wantKind(t, conf.SaveKey(testKey("other")), dataplane.WrongCluster)
 }

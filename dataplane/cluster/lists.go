@@ -254,3 +254,13 @@ func uncomment(line string) string {
 	text, _, _ := strings.Cut(line, "#")
 	return text
 }
+
+// BSOrNone is LoadBS for connections that ask for addresses before every attempt: a list that
+// can't be read at the moment gives none.
+func (c *Conf) BSOrNone() []string {
+	addrs, err := c.LoadBS()
+	if err != nil {
+		return nil
+	}
+	return addrs
+}
