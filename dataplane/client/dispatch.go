@@ -21,11 +21,11 @@ func (e *Engine) dispatch(p *part) {
 		switch {
 		case ent.state == unknown:
 			f.fetchCold(p.index)
+		case ent.state == absent && p.op.Kind == Write:
+			f.allocate(p.index)
 		case ent.state == absent && !e.freshHole(ent, p),
 			ent.fetched <= p.fresh && e.env.Now()-ent.at >= refetchAfter:
 			f.fetchOne(p.index)
-		case ent.state == absent && p.code == dataplane.OpWrite && p.op.Kind == Write:
-			f.allocate(p.index)
 		case ent.state == absent:
 			e.hole(p)
 			return
