@@ -51,17 +51,20 @@ type File struct {
 	flushOp   Op
 	flushNow  opQueue // done when flushOp is
 	flushNext opQueue // came later: wait for another one
+
+	client *Client // nil in a bare engine
+	opens  int     // guarded by client.mu
 }
 
-// OpenFile makes a File of what the metadata servers told of it. Must be called on the engine's
-// thread, or before the engine runs.
+// OpenFile makes a File of what the metadata servers told of it. It may be called on any thread;
+// two Files of the same id in one engine wouldn't know of each other's growth, so see
+// Client.OpenFile.
 func (e *Engine) OpenFile(a *control.Attr, name string) (*File, error) {
 	if a.Type != control.TypeFile {
 		return nil, dataplane.E("open "+name, dataplane.IsDir, nil)
 	}
 	f := &File{eng: e, id: a.File, name: name, span: pageChunks, ackMemory: a.Policy.AckMemory}
 	f.size.Store(a.Size)
-	f.sizeAt = e.env.Now()
 	return f, nil
 }
 

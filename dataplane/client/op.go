@@ -62,6 +62,7 @@ type Op struct {
 	growTo uint64 // write: the size the file must have before Done; 0: has it
 	sized  bool   // read: the file's size was asked for on behalf of this op
 	timer  uring.Timer
+	work   uring.Work // Client.Do
 }
 
 // opState says in which of the engine's queues an op is.

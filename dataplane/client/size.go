@@ -137,12 +137,7 @@ func (f *File) onGrow(a *control.Attr, err error) {
 	}
 	f.growTries = 0
 	if err == nil {
-		e.seq++
-		f.grownSeq = e.seq
-		if a.Size > f.Size() {
-			f.size.Store(a.Size)
-		}
-		f.sizeAt = e.env.Now()
+		f.grown(a)
 	}
 	waiting := f.growWait
 	f.growWait = f.growSpare[:0]
@@ -162,6 +157,17 @@ func (f *File) onGrow(a *control.Attr, err error) {
 	if len(f.growWait) > 0 {
 		f.growSoon()
 	}
+}
+
+// grown is told of a Grow that succeeded.
+func (f *File) grown(a *control.Attr) {
+	e := f.eng
+	e.seq++
+	f.grownSeq = e.seq
+	if a.Size > f.Size() {
+		f.size.Store(a.Size)
+	}
+	f.sizeAt = e.env.Now()
 }
 
 // dropGrow: op doesn't wait for a Grow any more.
