@@ -145,7 +145,10 @@ func (c *Client) lost(addr string, err error) {
 // attach makes l the connection and sends all calls that have no answer, oldest first.
 func (c *Client) attach(l *link) {
 	if c.o.OnConnect != nil {
-		l.task(c.o.OnConnect)
+		select {
+		case c.tasks <- c.o.OnConnect:
+		case <-c.ctx.Done():
+		}
 	}
 	c.mu.Lock()
 	defer c.mu.Unlock()
