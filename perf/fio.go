@@ -16,8 +16,9 @@ type Workload struct {
 	RW        string        // randread, randwrite, read or write
 	BlockSize int           // bytes
 	Depth     int           // operations in flight
-	Time      time.Duration // of measuring
+	Time      time.Duration // of measuring; 0: one pass over Size, sequential workloads only
 	Size      int64         // bytes of the file that are used, from its start
+	Sync      bool          // fio only: O_DSYNC; pstorage's writes always are durable
 }
 
 // Write says whether w writes.
@@ -35,7 +36,7 @@ func (w Workload) Validate() error {
 		return fmt.Errorf("bs=%d: must be a multiple of 512, at most 16 MiB", w.BlockSize)
 	case w.Depth < 1 || w.Depth > 4096:
 		return fmt.Errorf("qd=%d: must be 1 to 4096", w.Depth)
-	case w.Time <= 0:
+	case w.Time < 0 || w.Time == 0 && w.Random():
 		return fmt.Errorf("time=%v: must be more than 0", w.Time)
 	case w.Size < int64(w.BlockSize):
 		return fmt.Errorf("size=%d: smaller than one block of %d", w.Size, w.BlockSize)
@@ -57,13 +58,20 @@ type Result struct {
 
 // fioArgs are the arguments of fio for w on the file at path.
 func fioArgs(w Workload, path, engine string) []string {
-	return []string{
+	args := []string{
 		"--name=perf", "--filename=" + path, "--ioengine=" + engine, "--direct=1", "--thread",
 		"--rw=" + w.RW, "--bs=" + strconv.Itoa(w.BlockSize), "--iodepth=" + strconv.Itoa(w.Depth),
-		"--size=" + strconv.FormatInt(w.Size, 10), "--time_based", "--norandommap",
-		"--randrepeat=0", "--runtime=" + strconv.FormatInt(w.Time.Milliseconds(), 10) + "ms",
+		"--size=" + strconv.FormatInt(w.Size, 10), "--norandommap", "--randrepeat=0",
 		"--output-format=json",
 	}
+	if w.Time > 0 {
+		ms := strconv.FormatInt(w.Time.Milliseconds(), 10)
+		args = append(args, "--time_based", "--runtime="+ms+"ms")
+	}
+	if w.Sync {
+		args = append(args, "--sync=dsync")
+	}
+	return args
 }
 
 // Fio runs w with fio on the file at path, which must be there and written in full. engine is
@@ -81,10 +89,8 @@ func Fio(ctx context.Context, w Workload, path, engine string) (Result, error) {
 
 // FioLayout writes size bytes at path in full, so that a yardstick on it meets no holes.
 func FioLayout(ctx context.Context, path string, size int64) error {
-	_, err := runFio(ctx, []string{"--name=layout", "--filename=" + path, "--rw=write", "--bs=1m",
-		"--size=" + strconv.FormatInt(size, 10), "--ioengine=io_uring", "--iodepth=8",
-		"--direct=1", "--end_fsync=1", "--thread", "--output-format=json"})
-	if err != nil {
+	w := Workload{RW: "write", BlockSize: 1 << 20, Depth: 8, Size: size}
+	if _, err := runFio(ctx, append(fioArgs(w, path, "io_uring"), "--end_fsync=1")); err != nil {
 		return fmt.Errorf("fio lays out %s: %w", path, err)
 	}
 	return nil

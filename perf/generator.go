@@ -15,6 +15,7 @@ type generator struct {
 	left  int                          // operations in flight
 	seq   int64                        // next block of a sequential workload
 	first int64                        // when it started
+	last  int64                        // when the last operation that counts completed
 	hist  Hist                         // of operations that completed inside the time
 	errs  uint64                       // operations that failed
 	err   error                        // the first failure
@@ -37,8 +38,11 @@ func newGenerator(w Workload, seed uint64, now func() int64) *generator {
 // start issues the first Depth operations.
 func (g *generator) start() {
 	g.first = g.now()
-	g.left = g.w.Depth
 	for slot := range g.begin {
+		if slot > 0 && g.over(g.first) {
+			break // a pass of fewer blocks than Depth
+		}
+		g.left++
 		g.kick(slot, g.first)
 	}
 }
@@ -59,17 +63,26 @@ func (g *generator) kick(slot int, now int64) {
 	g.issue(slot, block*int64(g.w.BlockSize))
 }
 
+// over says whether the workload's time is over, or its one pass has been issued in full.
+func (g *generator) over(now int64) bool {
+	if g.w.Time == 0 {
+		return g.seq >= g.w.Size/int64(g.w.BlockSize)
+	}
+	return now-g.first >= int64(g.w.Time)
+}
+
 // complete is told that the operation in slot is done; short reads are errors.
 func (g *generator) complete(slot int, err error) {
 	now := g.now()
-	over := now-g.first >= int64(g.w.Time)
+	over := g.over(now)
 	switch {
 	case err != nil:
 		g.errs++
 		if g.err == nil {
 			g.err = err
 		}
-	case !over:
+	case !over || g.w.Time == 0:
+		g.last = now
 		g.hist.Add(now - g.begin[slot])
 	}
 	if !over && g.errs < maxErrors {
@@ -92,6 +105,9 @@ func (g *generator) result() (Result, error) {
 			g.errs, g.hist.Count(), g.err)
 	}
 	seconds := float64(g.w.Time) / 1e9
+	if g.w.Time == 0 {
+		seconds = float64(max(g.last-g.first, 1)) / 1e9
+	}
 	if g.hist.Count() == 0 {
 		return Result{}, fmt.Errorf("no operation completed in %v", g.w.Time)
 	}

@@ -86,6 +86,20 @@ func TestGeneratorSequential(t *testing.T) {
 	}
 }
 
+func TestGeneratorOnePass(t *testing.T) {
+	for _, depth := range []int{1, 3, 16} {
+		w := Workload{RW: "write", BlockSize: 1 << 20, Depth: depth, Size: 10 << 20}
+		f := newFakeTarget(w, 10*time.Millisecond)
+		r, err := f.run()
+		if err != nil {
+			t.Fatal(err)
+		}
+		if r.Ops != 10 || len(f.offsets) != 10 || r.Seconds < 0.0099 {
+			t.Errorf("depth %d: %+v, offsets %v; want each of 10 blocks once", depth, r, f.offsets)
+		}
+	}
+}
+
 func TestGeneratorStopsOnErrors(t *testing.T) {
 	w := Workload{RW: "randwrite", BlockSize: 4096, Depth: 4, Time: time.Hour, Size: 1 << 20}
 	f := newFakeTarget(w, time.Millisecond)
@@ -119,7 +133,7 @@ func TestWorkloadValidate(t *testing.T) {
 		"rw":    func(w *Workload) { w.RW = "trim" },
 		"bs":    func(w *Workload) { w.BlockSize = 100 },
 		"depth": func(w *Workload) { w.Depth = 0 },
-		"time":  func(w *Workload) { w.Time = 0 },
+		"time":  func(w *Workload) { w.RW, w.Time = "randread", 0 },
 		"size":  func(w *Workload) { w.Size = 4095 },
 	} {
 		w := good
