@@ -22,7 +22,7 @@ down: ## stop what `make up` started; its data stay in run/dev
 
 build: ## the binaries, in ./bin
 	@mkdir -p bin
-	@CGO_ENABLED=0 go build -trimpath -o bin/ ./cmd/...
+	@CGO_ENABLED=0 go build -buildvcs=auto -trimpath -o bin/ ./cmd/...
 	@ls bin | sed 's|^|bin/|'
 
 test: ## install what is missing, run all tests and the short demo (root for all of it)
