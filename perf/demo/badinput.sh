@@ -34,14 +34,14 @@ run_badinput() {
     for addr in mds cs1 cs2 cs3 cs4 mount; do
         alive "$addr" || die "$addr isn't running any more"
     done
-    live_cs $nodes || die "a chunk server isn't active any more"
+    live_cs "$nodes" || die "a chunk server isn't active any more"
     dd if="$file" bs=1M iflag=direct status=none | cmp - "$work/marked" || die "reads fail"
 }
 
 # corrupt_one MARKER: flips one bit of one replica's copy, its process stopped meanwhile.
 corrupt_one() {
     local i
-    for i in $(seq $nodes); do
+    for i in $(seq "$nodes"); do
         if "$bin/pstorage-perf" flip --dry-run --dir "$work/node$i/cs" --pattern "$1" \
             >/dev/null 2>&1; then
             break
@@ -50,7 +50,7 @@ corrupt_one() {
     kill9 "cs$i"
     "$bin/pstorage-perf" flip --dir "$work/node$i/cs" --pattern "$1" --max 1 | sed 's/^/   /'
     start_cs "$i"
-    wait_for 30 "all chunk servers are active" live_cs $nodes
+    wait_for 30 "all chunk servers are active" live_cs "$nodes"
 }
 
 # assail IP:PORT: garbage; the beginning of a frame and silence; nothing at all. Each connection

@@ -27,8 +27,8 @@ start_mount() {
 start_servers() {
     local i
     start_mds
-    for i in $(seq $nodes); do start_cs "$i"; done
-    wait_for 30 "all chunk servers are active" live_cs $nodes
+    for i in $(seq "$nodes"); do start_cs "$i"; done
+    wait_for 30 "all chunk servers are active" live_cs "$nodes"
 }
 
 # auth HOST: the host proves the password and gets the cluster's key.
@@ -46,7 +46,7 @@ run_cluster() {
     wait_for 15 "the metadata server answers" \
         host mds "$bin/pstorage" -c "$name" stat
     local i
-    for i in $(seq $nodes); do
+    for i in $(seq "$nodes"); do
         auth "node$i"
         host "node$i" "$bin/pstorage" -c "$name" make-cs -r "$work/node$i/cs" \
             -a "127.77.1.$i" >/dev/null
@@ -54,7 +54,7 @@ run_cluster() {
     done
     auth client
     auth admin
-    wait_for 30 "all chunk servers are active" live_cs $nodes
+    wait_for 30 "all chunk servers are active" live_cs "$nodes"
     start_mount mount "$work/mnt"
     host admin "$bin/pstorage" -c "$name" stat | sed 's/^/   /'
 

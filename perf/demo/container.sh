@@ -6,22 +6,19 @@ image_size=2G
 # attach DIR: a loop device with direct I/O on the image in that mount, mounted on $work/root.
 attach() {
     loop=$(losetup --find --show --direct-io=on "$1/disk.img")
-    on_exit "losetup -d $loop"
     [[ $(losetup -nO DIO "$loop" | tr -d ' ') == 1 ]] || die "no direct I/O on $loop"
     mkdir -p "$work/root"
     mount -t ext4 "$loop" "$work/root"
-    on_exit "umount $work/root"
 }
 
 detach() {
     umount "$work/root"
     losetup -d "$loop"
-    unset 'undo[-1]' 'undo[-1]'
 }
 
 # contain COMMAND...: runs it in the container, in namespaces of its own.
 contain() {
-    unshare --mount --pid --uts --ipc --fork chroot "$work/root" /bin/sh -c "$1"
+    unshare --mount --pid --uts --ipc --fork --kill-child chroot "$work/root" /bin/sh -c "$1"
 }
 
 make_rootfs() {
@@ -64,7 +61,6 @@ run_container() {
     umount -l "$work/mnt"
     start_servers
     start_mount mount "$work/mnt2"
-    on_exit "umount -l $work/mnt2"
 
     step "fsck finds nothing"
     fsck.ext4 -fn "$work/mnt2/disk.img" >"$work/fsck.out" 2>&1 ||

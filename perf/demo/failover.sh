@@ -17,7 +17,7 @@ run_failover() {
             echo \$i > /data/count
         done" >"$work/writer.log" 2>&1 &
     local writer=$!
-    on_exit "kill -9 $writer"
+    helpers+=("$writer")
     wait_for 20 "the container writes" test -s "$work/root/data/count"
     local before after killed
     before=$(cat "$work/root/data/count")
@@ -36,13 +36,12 @@ run_failover() {
     kill -0 "$writer" || { cat "$work/writer.log"; die "the container's program failed"; }
     touch "$work/root/data/stop"
     wait "$writer" || { cat "$work/writer.log"; die "the container's program failed"; }
-    unset 'undo[-1]'
     after=$(cat "$work/root/data/count")
     contain "cd /data && sha256sum -c SUMS turn.sum >/dev/null" || die "hashes differ"
     note "no error in $after turns; all hashes are as before"
 
     step "the chunk server comes back"
     start_cs 1
-    wait_for 30 "all chunk servers are active" live_cs $nodes
+    wait_for 30 "all chunk servers are active" live_cs "$nodes"
     detach
 }

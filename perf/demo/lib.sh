@@ -95,19 +95,21 @@ alive() { # NAME
     [[ -n ${daemon[$1]:-} ]] && ! gone "${daemon[$1]}"
 }
 
-# Everything that has to be undone, newest first.
-declare -a undo=()
-on_exit() { undo+=("$*"); }
+# Processes other than daemons that have to go at the end.
+declare -a helpers=()
 
 cleanup() {
     local status=$? i
     trap - EXIT INT TERM
     set +e
     [[ $status -eq 0 ]] || show_logs
-    for ((i = ${#undo[@]} - 1; i >= 0; i--)); do
-        eval "${undo[i]}" >/dev/null 2>&1
+    for i in "${helpers[@]}"; do
+        # shellcheck disable=SC2046
+        kill -9 $(tree "$i") 2>/dev/null
     done
+    # Daemons go before mounts: a mount without its daemon fails at once and can't hang.
     kill9 "${!daemon[@]}" 2>/dev/null
+    leave_mounts
     if [[ -n ${KEEP:-} ]]; then
         echo "kept: $work"
     else
@@ -122,6 +124,17 @@ cleanup() {
             "$(seconds_since "$begun") s"
     fi
     exit "$status"
+}
+
+# leave_mounts: unmounts and detaches everything below $work, innermost first.
+leave_mounts() {
+    local at loop
+    while read -r at; do
+        umount -l "$at" 2>/dev/null
+    done < <(cut -d' ' -f2 /proc/mounts | grep -F "$work/" | tac)
+    while read -r loop; do
+        losetup -d "$loop" 2>/dev/null
+    done < <(losetup -nO NAME,BACK-FILE | grep -F "$work/" | cut -d' ' -f1)
 }
 
 show_logs() {

@@ -21,7 +21,6 @@ run_space() {
     mkdir -p "$work/small/mnt"
     start small-mount small "$bin/pstorage-mount" -c small --foreground "$work/small/mnt"
     wait_for 30 "the small cluster is mounted" mountpoint -q "$work/small/mnt"
-    on_exit "umount -l $work/small/mnt"
 
     head -c 96M /dev/urandom >"$work/small/data"
     local writer
@@ -30,7 +29,7 @@ run_space() {
             exit 1
     done) >"$work/small/writer.out" 2>&1 &
     writer=$!
-    on_exit "kill -9 $writer"
+    helpers+=("$writer")
     says_full() { small_cs | jq -e '[.. | strings | select(test("space"; "i"))] | length > 0'; }
     wait_for 60 "stat says that space is used up" says_full
     host small "$bin/pstorage" -c small stat | sed 's/^/   /'
@@ -45,11 +44,9 @@ run_space() {
     kill9 small-cs
     start small-cs small "$bin/pstorage-csd"
     wait "$writer" || { cat "$work/small/writer.out"; die "the writer failed"; }
-    unset 'undo[-1]'
     for i in 1 2 3 4; do
         cmp "$work/small/data" "$work/small/mnt/file$i" || die "file$i differs"
     done
     umount "$work/small/mnt"
-    unset 'undo[-1]'
     kill9 small-mount small-cs small-mds
 }
