@@ -31,7 +31,9 @@ type RowResult struct {
 }
 
 // IOPS is the median of our rounds.
-func (r RowResult) IOPS() float64 { return medianOf(r.Ours, func(x Result) float64 { return x.IOPS }) }
+func (r RowResult) IOPS() float64 {
+	return medianOf(r.Ours, func(x Result) float64 { return x.IOPS })
+}
 
 // RawIOPS is the median of the yardstick's rounds.
 func (r RowResult) RawIOPS() float64 {

@@ -126,15 +126,16 @@ cleanup() {
     exit "$status"
 }
 
-# leave_mounts: unmounts and detaches everything below $work, innermost first.
+# leave_mounts: detaches and unmounts everything below $work, innermost first. A loop device that
+# is mounted goes away with its mount.
 leave_mounts() {
     local at loop
-    while read -r at; do
-        umount -l "$at" 2>/dev/null
-    done < <(cut -d' ' -f2 /proc/mounts | grep -F "$work/" | tac)
     while read -r loop; do
         losetup -d "$loop" 2>/dev/null
     done < <(losetup -nO NAME,BACK-FILE | grep -F "$work/" | cut -d' ' -f1)
+    while read -r at; do
+        umount -l "$at" 2>/dev/null
+    done < <(cut -d' ' -f2 /proc/mounts | grep -F "$work/" | tac)
 }
 
 show_logs() {

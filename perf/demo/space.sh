@@ -13,7 +13,7 @@ run_space() {
     wait_for 15 "the small cluster answers" small_cs
     for i in 1 2 3; do
         host small "$bin/pstorage" -c small make-cs -r "$work/small/cs$i" -a "127.77.2.1$i" \
-            -s 256M >/dev/null
+            -s 256M --capacity 256M >/dev/null
     done
     start small-cs small "$bin/pstorage-csd"
     small_live() { [[ $(small_cs | jq '[.cs[] | select(.state == "active")] | length') -ge $1 ]]; }
@@ -39,10 +39,9 @@ run_space() {
     kill -0 "$writer" || { cat "$work/small/writer.out"; die "the writer failed, it should wait"; }
     for i in 4 5 6; do
         host small "$bin/pstorage" -c small make-cs -r "$work/small/cs$i" -a "127.77.2.1$i" \
-            -s 512M >/dev/null
+            -s 256M --capacity 512M >/dev/null
     done
-    kill9 small-cs
-    start small-cs small "$bin/pstorage-csd"
+    wait_for 30 "the running pstorage-csd has started them" small_live 6
     wait "$writer" || { cat "$work/small/writer.out"; die "the writer failed"; }
     for i in 1 2 3 4; do
         cmp "$work/small/data" "$work/small/mnt/file$i" || die "file$i differs"
