@@ -31,8 +31,8 @@ type Cluster struct {
 	cmd    *exec.Cmd
 	exited chan struct{}
 	silent chan struct{} // closed when no process can print any more
-	mu     sync.Mutex // guards output
-	output []string   // the last lines it printed
+	mu     sync.Mutex    // guards output
+	output []string      // the last lines it printed
 }
 
 // Limits of starting and stopping a cluster.
