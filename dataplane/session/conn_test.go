@@ -73,7 +73,9 @@ func newPair(t testing.TB, poolSize int, change func(p *pair)) *pair {
 	t.Cleanup(func() {
 		if n := pool.InUse(); n != 0 {
 			t.Errorf("%d bytes of the pool were not released", n)
+			return
 		}
+		pool.Close()
 	})
 	if change != nil {
 		change(p)
@@ -193,6 +195,9 @@ func TestConnAnySplit(t *testing.T) {
 			if p.ac.closed {
 				t.Fatalf("seed %d: closed: %v", seed, p.ac.err)
 			}
+		}
+		for _, b := range hog {
+			b.Release()
 		}
 		if !same(p.ah.frames, want) {
 			t.Fatalf("seed %d: %d frames differ from %d sent", seed, len(p.ah.frames), len(want))
@@ -389,13 +394,11 @@ func FuzzFrames(f *testing.F) {
 		p.d.Send(&g.h, g.crcs, g.payload)
 	}
 	f.Add(p.dc.out, uint16(7))
-	pool, _ := uring.NewPool(8 << 20)
 	f.Fuzz(func(t *testing.T, in []byte, chop uint16) {
 		var results [2][]got
 		var closed [2]bool
 		for i, step := range []int{len(in) + 1, int(chop) + 1} {
 			p := opened(t, 4<<20)
-			p.a.pool = pool
 			for rest := in; len(rest) > 0; {
 				n := min(step, len(rest))
 				p.ac.feed(rest[:n])
