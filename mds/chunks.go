@@ -2,6 +2,7 @@ package mds
 
 import (
 	"fmt"
+	"slices"
 
 	"pstorage/dataplane"
 	"pstorage/dataplane/control"
@@ -190,19 +191,20 @@ func (c *cmdReconfigure) apply(s *State, r *Result) {
 // checkMembers says what is wrong with a new list of members, or "". At least one member of the
 // current epoch stays (invariant I7), and those that stay keep their order.
 func (s *State) checkMembers(rec *Record, members []dataplane.CSID) string {
-	if !s.placeable(members) {
-		return fmt.Sprintf("members %v of chunk %v: twice the same, unknown or dropped", members,
-			rec.ID)
-	}
 	last, stay := -1, 0
-	for _, m := range members {
-		for i, old := range rec.members() {
-			if old.CS != m {
-				continue
-			}
-			if i < last {
-				return fmt.Sprintf("members %v of chunk %v: the order changed", members, rec.ID)
-			}
+	for k, m := range members {
+		if slices.Contains(members[:k], m) {
+			return fmt.Sprintf("members %v of chunk %v: twice the same", members, rec.ID)
+		}
+		i := slices.IndexFunc(rec.members(), func(old Replica) bool { return old.CS == m })
+		switch {
+		case i < 0 && !s.usable(m):
+			return fmt.Sprintf("members %v of chunk %v: CS %d is unknown or dropped", members,
+				rec.ID, m)
+		case i < 0:
+		case i < last:
+			return fmt.Sprintf("members %v of chunk %v: the order changed", members, rec.ID)
+		default:
 			last, stay = i, stay+1
 		}
 	}
