@@ -20,7 +20,7 @@ start_cs() { start "cs$1" "node$1" "$bin/pstorage-csd"; }
 # start_mount NAME DIR: mounts, and waits until it is there.
 start_mount() {
     mkdir -p "$2"
-    start "$1" client "$bin/pstorage-mount" -c "$name" --foreground "$2"
+    start "$1" client "$bin/pstorage-mount" -c "$name" -f "$2"
     wait_for 30 "$2 is mounted" mountpoint -q "$2"
 }
 
