@@ -20,7 +20,7 @@ type QuickOptions struct {
 	Dir      string        // on the disk to be measured; default: /var/tmp
 	CS       int           // default 3
 	Rounds   int           // default 3
-	Each     time.Duration // of one measurement; default 1 s
+	Each     time.Duration // of one measurement; default 0.9 s
 	Size     int64         // bytes of the file; default 1 GiB
 	DevArgs  []string      // more arguments of pstorage dev
 	Progress io.Writer     // nil: none
@@ -44,7 +44,7 @@ func (o *QuickOptions) setDefaults() error {
 		o.Rounds = 3
 	}
 	if o.Each == 0 {
-		o.Each = time.Second
+		o.Each = 900 * time.Millisecond
 	}
 	if o.Size == 0 {
 		o.Size = 1 << 30
@@ -77,14 +77,12 @@ func Quick(ctx context.Context, o QuickOptions) (report *Report, err error) {
 
 	say := func(format string, args ...any) { fmt.Fprintf(o.Progress, format+"\n", args...) }
 	say("laying out a raw file of %d MiB in %s", o.Size>>20, dir)
-	rawFile := filepath.Join(dir, "raw")
-	if err := FioLayout(ctx, rawFile, o.Size); err != nil {
+	if err := FioLayout(ctx, filepath.Join(dir, "raw"), o.Size); err != nil {
 		return nil, err
 	}
 	say("starting a cluster with %d chunk servers", o.CS)
 	home := filepath.Join(dir, "cluster")
-	c, err := StartCluster(ctx, ClusterOptions{Binary: o.Binary, Dir: home, CS: o.CS,
-		Args: append([]string{"--no-mount"}, o.DevArgs...)})
+	c, err := StartCluster(ctx, o.cluster(home))
 	if err != nil {
 		return nil, errors.Join(err, logTails(home))
 	}
@@ -106,21 +104,64 @@ func Quick(ctx context.Context, o QuickOptions) (report *Report, err error) {
 		return nil, fmt.Errorf("lay out the cluster's file: %w", err)
 	}
 	say("laid out the cluster's file: %.0f MB/s, three copies of each byte", laid.MBps)
-	return quickPlan(ctx, o, native, c, rawFile)
+	return quickPlan(ctx, o, native, c, dir)
 }
 
-// quickPlan runs the rows and makes the report.
-func quickPlan(ctx context.Context, o QuickOptions, native *Native, c *Cluster,
-	rawFile string) (*Report, error) {
-	raw := func(ctx context.Context, w Workload) (Result, error) {
-		return Fio(ctx, w, rawFile, "io_uring")
+// canMount says whether rows through a mount are possible here.
+func canMount() bool {
+	_, err := os.Stat("/dev/fuse")
+	return err == nil && os.Geteuid() == 0
+}
+
+func (o *QuickOptions) cluster(home string) ClusterOptions {
+	c := ClusterOptions{Binary: o.Binary, Dir: home, CS: o.CS, Args: o.DevArgs}
+	if !canMount() {
+		c.Args = append([]string{"--no-mount"}, c.Args...)
 	}
-	rows := QuickRows(o.Each, o.Size)
+	return c
+}
+
+// fuseRunner runs fio on a mount, and counts the CPU time of the cluster with fio's.
+func fuseRunner(path string, pids func() ([]int, error)) Runner {
+	sample := func() (CPUSample, error) {
+		all, err := pids()
+		if err != nil {
+			return nil, err
+		}
+		return SampleCPU(all)
+	}
+	return func(ctx context.Context, w Workload) (Result, error) {
+		before, err := sample()
+		if err != nil {
+			return Result{}, err
+		}
+		r, err := Fio(ctx, w, path, "io_uring")
+		if err != nil {
+			return Result{}, err
+		}
+		after, err := sample()
+		if err != nil {
+			return Result{}, err
+		}
+		r.CPUPerOp += float64(after.Since(before)) / 1000 / float64(r.Ops)
+		return r, nil
+	}
+}
+
+// quickPlan runs the rows and makes the report. dir has the raw file and the cluster.
+func quickPlan(ctx context.Context, o QuickOptions, native *Native, c *Cluster,
+	dir string) (*Report, error) {
+	raw := func(ctx context.Context, w Workload) (Result, error) {
+		return Fio(ctx, w, filepath.Join(dir, "raw"), "io_uring")
+	}
+	fronts := map[string]Runner{FrontNative: native.Run,
+		FrontFuse: fuseRunner(filepath.Join(dir, "cluster", "mnt", "bench"), c.PIDs)}
+	rows := QuickRows(o.Each, o.Size, canMount())
 	if _, err := native.Run(ctx, rows[0].Ours); err != nil { // connections, maps, caches of code
 		return nil, fmt.Errorf("warm up: %w", err)
 	}
 	begun := time.Now()
-	results, err := RunPlan(ctx, rows, o.Rounds, native.Run, raw,
+	results, err := RunPlan(ctx, rows, o.Rounds, fronts, raw,
 		func(done, total int, what string) {
 			fmt.Fprintf(o.Progress, "[%2d/%d, %2.0f s] %s\n", done+1, total,
 				time.Since(begun).Seconds(), what)

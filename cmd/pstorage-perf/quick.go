@@ -61,7 +61,7 @@ prints medians and their ratios.`,
 	flags.StringVar(&o.Dir, "dir", "", "directory on the disk to be measured (default /var/tmp)")
 	flags.IntVar(&o.Rounds, "rounds", 3, "interleaved rounds")
 	flags.IntVar(&o.CS, "cs", 3, "chunk servers")
-	flags.Float64Var(&seconds, "seconds", 1, "of one measurement")
+	flags.Float64Var(&seconds, "seconds", 0.9, "of one measurement")
 	flags.Var(&size, "size", "of the file")
 	flags.BoolVar(&asJSON, "json", false, "print JSON")
 	flags.StringArrayVar(&o.DevArgs, "dev-arg", nil, "one more `ARGUMENT` of pstorage dev")
