@@ -49,7 +49,7 @@ run_cluster() {
     for i in $(seq "$nodes"); do
         auth "node$i"
         host "node$i" "$bin/pstorage" -c "$name" make-cs -r "$work/node$i/cs" \
-            -a "127.77.1.$i" -s 256M >/dev/null
+            -a "127.77.1.$i" -s 128M >/dev/null
         start_cs "$i"
     done
     auth client
