@@ -91,20 +91,20 @@ var impureCalls = map[string]string{
 	"time.NewTimer": "Env.Arm", "time.NewTicker": "Env.Arm", "time.Tick": "Env.Arm",
 	"math/rand.*": "Env.Rand, or a generator with a seed", "syscall.*": "the shell",
 	"math/rand/v2.*": "Env.Rand, or a generator with a seed", "net.*": "uring.Net",
+	"golang.org/x/sys/unix.*": "the shell",
 }
 
 // pureNames are harmless names of packages that impureCalls bars: generators that have a seed,
-// error numbers, addresses as text.
+// error numbers, addresses as text, memory outside the Go heap.
 var pureNames = regexp.MustCompile(`^(math/rand(/v2)?\.(New|NewPCG|NewChaCha8|NewSource|` +
 	`NewZipf|Rand|PCG|ChaCha8|Source|Zipf)|syscall\.(Errno|E[A-Z0-9]+)|` +
-	`net\.(SplitHostPort|JoinHostPort|` +
-	`ErrClosed))$`)
+	`net\.(SplitHostPort|JoinHostPort|ErrClosed)|` +
+	`golang\.org/x/sys/unix\.(Mmap|Munmap|Madvise|(PROT|MAP|MADV)_[A-Z]+))$`)
 
 // impureImports are what pure code doesn't import.
 var impureImports = map[string]string{
 	"os": "files are opened by the shell", "os/exec": "the shell", "crypto/rand": "Env.Rand",
-	"golang.org/x/sys/unix": "the shell",
-	"sync":                  "pure code has one thread", "sync/atomic": "pure code has one thread",
+	"sync": "pure code has one thread", "sync/atomic": "pure code has one thread",
 }
 
 // pureFiles hold protocol logic and data structures that run under the simulator, or on every

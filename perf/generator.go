@@ -6,19 +6,20 @@ import "fmt"
 // belongs to one thread: the front end it drives calls complete for every operation it was asked
 // to issue, from the same thread, never from inside issue. It doesn't allocate while it runs.
 type generator struct {
-	w     Workload
-	now   func() int64                 // monotonic, ns
-	issue func(slot int, offset int64) // start an operation of w.BlockSize bytes in this slot
-	ended func()                       // called once, when the last operation completed
-	rng   uint64                       // xorshift64 state, not 0
-	begin []int64                      // by slot: when its operation was issued
-	left  int                          // operations in flight
-	seq   int64                        // next block of a sequential workload
-	first int64                        // when it started
-	last  int64                        // when the last operation that counts completed
-	hist  Hist                         // of operations that completed inside the time
-	errs  uint64                       // operations that failed
-	err   error                        // the first failure
+	w      Workload
+	now    func() int64                 // monotonic, ns
+	issue  func(slot int, offset int64) // start an operation of w.BlockSize bytes in this slot
+	ended  func()                       // called once, when the last operation completed
+	rng    uint64                       // xorshift64 state, not 0
+	begin  []int64                      // by slot: when its operation was issued
+	left   int                          // operations in flight
+	issued uint64                       // operations, also those that complete after the time
+	seq    int64                        // next block of a sequential workload
+	first  int64                        // when it started
+	last   int64                        // when the last operation that counts completed
+	hist   Hist                         // of operations that completed inside the time
+	errs   uint64                       // operations that failed
+	err    error                        // the first failure
 }
 
 // maxErrors ends a run early: a front end that fails everything isn't worth timing.
@@ -60,6 +61,7 @@ func (g *generator) kick(slot int, now int64) {
 		g.seq++
 	}
 	g.begin[slot] = now
+	g.issued++
 	g.issue(slot, block*int64(g.w.BlockSize))
 }
 

@@ -10,9 +10,16 @@ import (
 // Runner runs a workload on one front end.
 type Runner func(ctx context.Context, w Workload) (Result, error)
 
+// The front ends that a row can go through.
+const (
+	FrontNative = "native" // the client library
+	FrontFuse   = "fuse"   // fio on a mount
+)
+
 // Row is one line of a plan: a workload for us, and one for the yardstick.
 type Row struct {
 	Key       string
+	Front     string // through which ours goes
 	Ours, Raw Workload
 }
 
@@ -51,14 +58,14 @@ func each(results []Result, f func(Result) float64) []float64 {
 }
 
 // QuickRows are the rows of the short plan, each of the given time, on files of size bytes.
-func QuickRows(each time.Duration, size int64) []Row {
+func QuickRows(each time.Duration, size int64, mounted bool) []Row {
 	row := func(key, rw string, depth int, sync bool) Row {
 		w := Workload{RW: rw, BlockSize: 4096, Depth: depth, Time: each, Size: size}
 		raw := w
 		raw.Sync = sync
-		return Row{Key: key, Ours: w, Raw: raw}
+		return Row{Key: key, Front: FrontNative, Ours: w, Raw: raw}
 	}
-	return []Row{
+	rows := []Row{
 		row("randread_q1", "randread", 1, false),
 		row("randread_q32", "randread", 32, false),
 		row("randread_q128", "randread", 128, false),
@@ -66,12 +73,18 @@ func QuickRows(each time.Duration, size int64) []Row {
 		row("randwrite_q32", "randwrite", 32, false),
 		row("randwrite_q128", "randwrite", 128, false),
 	}
+	if mounted {
+		fuse := row("fuse_randread_q32", "randread", 32, false)
+		fuse.Front = FrontFuse
+		rows = append(rows, fuse)
+	}
+	return rows
 }
 
 // RunPlan runs all rows in every round, ours and the yardstick in turns; which of the two goes
-// first alternates by round, so that what one leaves behind hits both. progress is called before
-// each run.
-func RunPlan(ctx context.Context, rows []Row, rounds int, ours, raw Runner,
+// first alternates by round, so that what one leaves behind hits both. fronts has a runner for
+// each front end of the rows. progress is called before each run.
+func RunPlan(ctx context.Context, rows []Row, rounds int, fronts map[string]Runner, raw Runner,
 	progress func(done, total int, what string)) ([]RowResult, error) {
 	results := make([]RowResult, len(rows))
 	done, total := 0, rounds*len(rows)*2
@@ -79,7 +92,7 @@ func RunPlan(ctx context.Context, rows []Row, rounds int, ours, raw Runner,
 		for i, row := range rows {
 			results[i].Key = row.Key
 			for turn := range 2 {
-				runner, w, who := ours, row.Ours, "pstorage"
+				runner, w, who := fronts[row.Front], row.Ours, "pstorage"
 				out := &results[i].Ours
 				if (turn+round)%2 == 1 {
 					runner, w, who = raw, row.Raw, "raw"

@@ -11,7 +11,7 @@ import (
 )
 
 func TestRunPlan(t *testing.T) {
-	rows := QuickRows(time.Second, 1<<30)
+	rows := QuickRows(time.Second, 1<<30, true)
 	var order []string
 	machine := 1.0 // how fast the machine happens to be in this round
 	runs := 0
@@ -28,7 +28,9 @@ func TestRunPlan(t *testing.T) {
 				Latency: Latency{Mean: 100 / speed}}, nil
 		}
 	}
-	results, err := RunPlan(context.Background(), rows, 3, run("ours", 0.5), run("raw", 1),
+	ours := run("ours", 0.5)
+	results, err := RunPlan(context.Background(), rows, 3,
+		map[string]Runner{FrontNative: ours, FrontFuse: ours}, run("raw", 1),
 		func(int, int, string) {})
 	if err != nil {
 		t.Fatal(err)
@@ -52,7 +54,8 @@ func TestRunPlan(t *testing.T) {
 		t.Fatal(err)
 	}
 	for _, key := range []string{"randread_q1", "randread_q32", "randread_q128", "randwrite_q32",
-		"randwrite_q128", "randread_q1_added_us", "cpu_us_read", "cpu_us_write", "report"} {
+		"randwrite_q128", "randread_q1_added_us", "cpu_us_read", "cpu_us_write",
+		"fuse_randread_q32", "report"} {
 		if _, ok := doc[key]; !ok {
 			t.Errorf("no %s in %s", key, out.String())
 		}
@@ -74,7 +77,8 @@ func TestRunPlan(t *testing.T) {
 func TestRunPlanError(t *testing.T) {
 	good := func(context.Context, Workload) (Result, error) { return Result{IOPS: 1}, nil }
 	bad := func(context.Context, Workload) (Result, error) { return Result{}, errors.New("no disk") }
-	_, err := RunPlan(context.Background(), QuickRows(time.Second, 1<<20), 2, good, bad,
+	_, err := RunPlan(context.Background(), QuickRows(time.Second, 1<<20, false), 2,
+		map[string]Runner{FrontNative: good}, bad,
 		func(int, int, string) {})
 	if err == nil || !strings.Contains(err.Error(), "no disk") ||
 		!strings.Contains(err.Error(), "randread_q1, raw, round 1") {

@@ -2,28 +2,19 @@
 package main
 
 import (
-	"context"
-	"fmt"
 	"os"
-	"os/signal"
-	"strings"
-	"syscall"
 
 	"github.com/spf13/cobra"
+
+	"pstorage/cmd/cli"
 )
 
 func main() {
-	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGINT, syscall.SIGTERM)
-	context.AfterFunc(ctx, stop) // the second signal ends the process at once
-	root := &cobra.Command{
-		Use:           "pstorage-perf",
-		Short:         "Measure a pstorage cluster",
-		SilenceErrors: true,
-		SilenceUsage:  true,
-	}
-	root.AddCommand(newFlip())
-	if err := root.ExecuteContext(ctx); err != nil {
-		fmt.Fprintln(os.Stderr, "pstorage-perf: "+strings.ReplaceAll(err.Error(), "\n", " "))
-		os.Exit(1)
-	}
+	os.Exit(cli.Run(cli.Context(), newRoot(), os.Args[1:], os.Stderr))
+}
+
+func newRoot() *cobra.Command {
+	root := &cobra.Command{Use: "pstorage-perf", Short: "Measure a pstorage cluster"}
+	root.AddCommand(newQuick(), newNative(), newFlip())
+	return root
 }

@@ -38,17 +38,38 @@ run_badinput() {
     dd if="$file" bs=1M iflag=direct status=none | cmp - "$work/marked" || die "reads fail"
 }
 
-# corrupt_one MARKER: flips one bit of one replica's copy, its process stopped meanwhile.
-corrupt_one() {
+# in_store_only MARKER: prints the number of a chunk server that has it in its store and no more in
+# its log, so that a read must come from the store.
+in_store_only() {
     local i
     for i in $(seq "$nodes"); do
-        if "$bin/pstorage-perf" flip --dry-run --dir "$work/node$i/cs" --pattern "$1" \
-            >/dev/null 2>&1; then
-            break
+        if finds "$1" "$i" store && ! finds "$1" "$i" '[!s]*'; then
+            echo "$i"
+            return
         fi
     done
+    return 1
+}
+
+finds() { # MARKER NODE FILES
+    "$bin/pstorage-perf" flip --dry-run --dir "$work/node$2/cs" --glob "$3" --pattern "$1" \
+        >/dev/null 2>&1
+}
+
+# corrupt_one MARKER: flips one bit of one replica's copy, its process stopped meanwhile.
+corrupt_one() {
+    local i turn
+    # Fresh data is in the log. Writing more than the log holds pushes it out to the store.
+    for turn in $(seq 40); do
+        i=$(in_store_only "$1") && break
+        dd if=/dev/urandom of="$work/mnt2/filler" bs=1M count=32 oflag=direct conv=notrunc \
+            seek=$((turn * 32)) status=none
+    done
+    [[ -n $i ]] || die "after $turn times 32 MiB the data still isn't in the store alone"
+    note "chunk server $i, after $((turn * 32 - 32)) MiB of other data"
     kill9 "cs$i"
-    "$bin/pstorage-perf" flip --dir "$work/node$i/cs" --pattern "$1" --max 1 | sed 's/^/   /'
+    "$bin/pstorage-perf" flip --dir "$work/node$i/cs" --glob store --pattern "$1" --max 1 |
+        sed "s|$work/||; s/^/   /"
     start_cs "$i"
     wait_for 30 "all chunk servers are active" live_cs "$nodes"
 }

@@ -20,7 +20,7 @@ start_cs() { start "cs$1" "node$1" "$bin/pstorage-csd"; }
 # start_mount NAME DIR: mounts, and waits until it is there.
 start_mount() {
     mkdir -p "$2"
-    start "$1" client "$bin/pstorage-mount" -c "$name" --foreground "$2"
+    start "$1" client "$bin/pstorage-mount" -c "$name" -f "$2"
     wait_for 30 "$2 is mounted" mountpoint -q "$2"
 }
 
@@ -49,7 +49,7 @@ run_cluster() {
     for i in $(seq "$nodes"); do
         auth "node$i"
         host "node$i" "$bin/pstorage" -c "$name" make-cs -r "$work/node$i/cs" \
-            -a "127.77.1.$i" -s 256M >/dev/null
+            -a "127.77.1.$i" -s 128M >/dev/null
         start_cs "$i"
     done
     auth client

@@ -19,7 +19,7 @@ run_space() {
     small_live() { [[ $(small_cs | jq '[.cs[] | select(.state == "active")] | length') -ge $1 ]]; }
     wait_for 30 "the small chunk servers are active" small_live 3
     mkdir -p "$work/small/mnt"
-    start small-mount small "$bin/pstorage-mount" -c small --foreground "$work/small/mnt"
+    start small-mount small "$bin/pstorage-mount" -c small -f "$work/small/mnt"
     wait_for 30 "the small cluster is mounted" mountpoint -q "$work/small/mnt"
 
     head -c 96M /dev/urandom >"$work/small/data"
