@@ -35,6 +35,8 @@ type Options struct {
 	Log       *slog.Logger // nil: slog.Default()
 	// DialTimeout is for one address, 1 s if 0.
 	DialTimeout time.Duration
+
+	silence time.Duration // after which a server is taken for dead; 0: silenceLimit
 }
 
 // FixedAddrs is an Options.Addrs that never changes.
@@ -86,6 +88,9 @@ func Dial(ctx context.Context, o Options) (*Client, error) {
 	}
 	if o.DialTimeout == 0 {
 		o.DialTimeout = time.Second
+	}
+	if o.silence == 0 {
+		o.silence = silenceLimit
 	}
 	c := &Client{o: o, nextID: firstID(), pending: map[uint64]*call{},
 		slots: make(chan struct{}, maxInflight), tasks: make(chan func(), maxTasks)}
