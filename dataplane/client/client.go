@@ -134,8 +134,8 @@ func (c *Client) Do(op *Op) {
 	c.loop.PostWork(&op.work)
 }
 
-// Cancel fails op, if it isn't done, with Kind Closed. It takes effect later: op.Done is still to be
-// waited for, and op must not be used again after that, because the cancellation may come last.
+// Cancel fails op, if it isn't done, with Kind Closed. It takes effect later: op.Done is still to
+// be waited for, and op must not be used again after that, because the cancellation may come last.
 func (c *Client) Cancel(op *Op) { c.loop.Post(func() { c.eng.Cancel(op) }) }
 
 // Stats returns the engine's counters.

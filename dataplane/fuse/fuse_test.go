@@ -460,8 +460,8 @@ func TestReadOnly(t *testing.T) {
 	must(t, err)
 }
 
-// TestErrno: each kind of failure reaches the user as the errno in the one table, except for EAGAIN,
-// which files don't have.
+// TestErrno: each kind of failure reaches the user as the errno in the one table, except for
+// EAGAIN, which files don't have.
 func TestErrno(t *testing.T) {
 	dir := mounted(t, "")
 	for kind := dataplane.Kind(1); kind.Valid(); kind++ {
