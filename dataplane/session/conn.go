@@ -83,7 +83,7 @@ type Conn struct {
 
 	header  dataplane.Header
 	direct  *uring.Buf // the payload of header is being received into it
-	partial bool       // the stream is in the middle of a frame
+	partial bool       // unread bytes are left of a frame that isn't complete
 	crcs    [4 * (dataplane.MaxControlPayload / dataplane.BlockSize)]byte
 }
 
@@ -215,6 +215,7 @@ func (c *Conn) Recv(p []byte) (consumed int, into []byte) {
 		k, into := c.frame(p[n:])
 		n += k
 		if into != nil {
+			c.partial = false // c.direct says it
 			return n, into
 		}
 		if k == 0 {
@@ -329,6 +330,8 @@ func (c *Conn) deliverDirect() {
 func (c *Conn) Closed(err error) {
 	if err == io.EOF {
 		switch {
+		case c.state == connRefused:
+			err = c.failure
 		case c.state == connHandshake:
 			err = errGone
 		case c.partial || c.direct != nil:
