@@ -96,7 +96,14 @@ func (p *Pool) Get(n int) *Buf {
 	return b
 }
 
+// heapClass marks a buffer of the Go heap, made where a pool was exhausted and failing is no
+// choice.
+const heapClass = 255
+
 func (p *Pool) put(b *Buf) {
+	if b.class == heapClass {
+		return
+	}
 	p.inUse -= len(b.mem)
 	b.next = p.free[b.class]
 	p.free[b.class] = b
