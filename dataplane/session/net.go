@@ -122,7 +122,8 @@ func (c *NetConn) WriteFrame(h *dataplane.Header, payload []byte) error {
 
 // Client proves cred over conn, which it has dialed, and asks for a service. It ends with ctx or
 // after HandshakeTime. On an error conn is closed.
-func Client(ctx context.Context, conn net.Conn, cred *Credentials, service uint8) (*NetConn, error) {
+func Client(ctx context.Context, conn net.Conn, cred *Credentials, service uint8) (
+	*NetConn, error) {
 	defer closeOnDone(ctx, conn)()
 	conn.SetDeadline(time.Now().Add(HandshakeTime))
 	nc, err := run(conn, NewDialer(cred, service, newNonce()), nil)

@@ -110,11 +110,16 @@ func NewDisk(e *Env, size int64, align int, o DiskOptions) *Disk {
 	return d
 }
 
-// Attach gives the disk to the (next) process that uses it. Operations of the one before that are
-// still in flight happen wholly, partly or not at all, and aren't reported.
+// Attach gives the disk to the (next) process that uses it. When that is killed, its operations in
+// flight happen wholly, partly or not at all, and aren't reported.
 func (d *Disk) Attach(e *Env) {
 	d.abandon()
 	d.env = e
+	e.onKill = append(e.onKill, func() {
+		if d.env == e {
+			d.abandon()
+		}
+	})
 }
 
 // Size implements uring.Disk.
