@@ -107,7 +107,8 @@ func (s *fakeStore) later(f func()) {
 		s.waiting = append(s.waiting, func() { env.Post(f) })
 		return
 	}
-	env.Arm(&uring.Timer{Fire: f}, int64(env.Rand()%300000))
+	longest := []uint64{100_000, 300_000, 3_000_000}[env.Rand()%3]
+	env.Arm(&uring.Timer{Fire: f}, int64(env.Rand()%longest))
 }
 
 func (s *fakeStore) release() {
