@@ -6,6 +6,7 @@ import (
 	"io"
 	"log/slog"
 	"os"
+	"slices"
 	"testing"
 
 	"pstorage/dataplane"
@@ -180,9 +181,8 @@ type fakeMD struct {
 	w           *world
 	chunks      map[dataplane.ChunkID]*control.ChunkConfig
 	order       []dataplane.ChunkID
-	unreachable []control.HeldChunk // reported, with the CS in the epoch's place below
-	reported    []dataplane.CSID
-	events      []control.Event
+	reported []dataplane.CSID
+	events   []control.Event
 }
 
 func (m *fakeMD) add(id dataplane.ChunkID, minimum uint8, members ...dataplane.CSID) {
@@ -291,12 +291,13 @@ func (m *nodeMD) Reconfigure(r *control.ReconfigureReq, cb func(*control.ChunkCo
 }
 
 func (m *nodeMD) Unreachable(r *control.UnreachableReq) {
-	for _, cs := range m.nd.w.md.reported {
-		if cs == r.CS {
-			return
-		}
+	m.nd.w.md.report(r.CS)
+}
+
+func (m *fakeMD) report(cs dataplane.CSID) {
+	if !slices.Contains(m.reported, cs) {
+		m.reported = append(m.reported, cs)
 	}
-	m.nd.w.md.reported = append(m.nd.w.md.reported, r.CS)
 }
 
 func (m *nodeMD) Event(e *control.Event) { m.nd.w.md.events = append(m.nd.w.md.events, *e) }
@@ -438,6 +439,9 @@ func (cl *testClient) do(id dataplane.ChunkID, h dataplane.Header, payload []byt
 		}
 		cl.w.log.Debug("retry", "h", &h, "status", a.Status, "t", cl.w.sim.Now())
 		cl.retries++
+		if a.Status == dataplane.Closed {
+			cl.w.md.report(cs)
+		}
 		next := 0 // writes: the head; reads: any that is there
 		if h.Op == dataplane.OpRead {
 			next = cl.retries
