@@ -233,7 +233,7 @@ func (c *conn) deliver() {
 			c.h.RecvDone()
 			return // no byte behind it has been received yet
 		}
-		p := c.win.mem[c.from:c.to]
+		p := c.win.mem[c.from:c.to:c.to]
 		n, into := c.h.Recv(p)
 		if c.closing {
 			return

@@ -23,3 +23,11 @@ func deafListener(t testing.TB) string {
 	}
 	return addrString(unix.Getsockname(fd))
 }
+
+// statsOf reads the counters of a running loop.
+func statsOf(t testing.TB, l *Loop) LoopStats {
+	t.Helper()
+	var s LoopStats
+	on(t, l, func() { s = l.Stats() })
+	return s
+}

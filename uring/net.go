@@ -151,6 +151,12 @@ func (d *dial) giveUp(err error) {
 
 func (d *dial) cancelAll() { d.giveUp(ErrStopped) }
 
+func (d *dial) abandon() {
+	if d.file.fd >= 0 {
+		_ = unix.Close(int(d.file.fd))
+	}
+}
+
 func (d *dial) complete(_ uint8, res int32, _ uint32) {
 	d.userData = 0
 	switch {
@@ -338,6 +344,8 @@ func (n *listener) cancelAll() {
 		n.l.later(n)
 	}
 }
+
+func (n *listener) abandon() { _ = unix.Close(int(n.file.fd)) }
 
 func (n *listener) runDeferred() {
 	if n.userData == 0 {

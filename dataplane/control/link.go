@@ -172,7 +172,7 @@ func (l *link) task(f func()) bool {
 func (l *link) startPings() (stop func()) {
 	done := make(chan struct{})
 	go func() {
-		tick := time.NewTicker(pingEvery)
+		tick := time.NewTicker(l.c.o.silence / pingsPerSilence)
 		defer tick.Stop()
 		for {
 			select {
@@ -189,7 +189,7 @@ func (l *link) startPings() (stop func()) {
 // read takes what the server sends until the connection is of no use any more, and says why.
 func (l *link) read() error {
 	for {
-		l.nc.SetReadDeadline(time.Now().Add(silenceLimit))
+		l.nc.SetReadDeadline(time.Now().Add(l.c.o.silence))
 		var h dataplane.Header
 		payload, err := l.nc.ReadFrame(&h, nil)
 		switch {

@@ -14,9 +14,10 @@ const (
 	maxQueued    = 4 << 20          // bytes; beyond it replies wait and pushes fail
 	writeTime    = 10 * time.Second // for one write: a peer that reads nothing for so long is closed
 	keepBuffer   = 256 << 10        // bytes; larger output buffers are given back
-	pingEvery    = 1 * time.Second  // from the client, when it has nothing else to say
-	silenceLimit = 4 * time.Second  // without a byte from the server the client looks for another
+	silenceLimit = 4 * time.Second  // without a frame from the server the client looks for another
 	idleLimit    = 20 * time.Second // without a frame from the client the server closes
+
+	pingsPerSilence = 4 // so often in silenceLimit a client asks for a sign of life
 )
 
 var errQueueFull = errors.New("the peer does not read what it is sent")
