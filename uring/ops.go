@@ -189,3 +189,7 @@ func PrepCancel(s *SQE, userData uint64) {
 func PrepMsgRing(s *SQE, ringFd int, userData uint64, result uint32) {
 	prep(s, sys.IORING_OP_MSG_RING, FD(ringFd), 0, result, userData)
 }
+
+// Link makes the next entry wait for s to succeed in full; if it doesn't, the next one ends with
+// ECANCELED.
+func Link(s *SQE) { s.SetFlags(sqeLink) }
