@@ -250,7 +250,10 @@ func (r *rig) open() error {
 	r.store.env, r.store.log = r.env, nil
 	r.replay, r.records, r.fails, r.failed = 0, 0, 0, nil
 	o := r.opt
-	o.Disk, o.Env, o.Pool, o.Owner, o.MaxSlots = r.dev, r.env, r.pool, testOwner, testSlots
+	if o.MaxSlots == 0 {
+		o.MaxSlots = testSlots
+	}
+	o.Disk, o.Env, o.Pool, o.Owner = r.dev, r.env, r.pool, testOwner
 	o.Backing, o.Log = r.store, slog.New(slog.NewTextHandler(io.Discard, nil))
 	o.OnFail = func(err error) { r.fails++; r.failed = err }
 	return r.wait(func(done func(error)) {
