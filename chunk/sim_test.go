@@ -178,9 +178,9 @@ func (nd *node) restart(cut bool) {
 
 // fakeMD is what is left of the metadata servers: a table.
 type fakeMD struct {
-	w           *world
-	chunks      map[dataplane.ChunkID]*control.ChunkConfig
-	order       []dataplane.ChunkID
+	w        *world
+	chunks   map[dataplane.ChunkID]*control.ChunkConfig
+	order    []dataplane.ChunkID
 	reported []dataplane.CSID
 	events   []control.Event
 }
