@@ -137,7 +137,7 @@ func (c *conn) armRecv() {
 		c.touch()
 		return
 	}
-	PrepRecv(s, c.file, addrOf(p), uint32(len(p)), flags, c.empty && c.l.ring.ops.has519())
+	PrepRecv(s, c.file, addrOf(p), uint32(len(p)), flags, c.empty && c.l.ring.ops.has519)
 	c.l.start(s, c, tagRecv)
 	c.receiving = true
 }

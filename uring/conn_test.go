@@ -480,9 +480,12 @@ func TestListenCloser(t *testing.T) {
 }
 
 func TestManyConnections(t *testing.T) {
-	server, client := startLoop(t, LoopOptions{}), startLoop(t, LoopOptions{})
+	testManyConnections(t, startLoop(t, LoopOptions{}), startLoop(t, LoopOptions{}), 200, 50)
+}
+
+// testManyConnections has each of conns connections play ping-pong.
+func testManyConnections(t *testing.T, server, client *Loop, conns, rounds int) {
 	addr := listen(t, server, echo)
-	const conns, rounds = 200, 50
 	done := make(chan error, conns)
 	client.Post(func() {
 		for i := range conns {

@@ -352,6 +352,27 @@ func TestCallOnceIsSentOnce(t *testing.T) {
 	}
 }
 
+// A heartbeat gets through while all other calls that a client may have wait at the server.
+func TestCallOncePassesWaitingCalls(t *testing.T) {
+	var waiting atomic.Int32
+	s := serve(t, "127.0.0.1:0", func(ctx context.Context, r request) (any, error) {
+		if r.op == OpAllocate {
+			waiting.Add(1)
+			<-ctx.Done()
+			return nil, ctx.Err()
+		}
+		return nil, nil
+	})
+	c := client(t, Options{Addrs: FixedAddrs(s.addr)})
+	for range 2 * MaxConcurrent {
+		go c.Call(t.Context(), OpAllocate, MapReq{}, nil)
+	}
+	await(t, "calls wait", func() bool { return waiting.Load() == maxInflight })
+	if err := c.CallOnce(within(t, 5*time.Second), OpHeartbeat, HeartbeatReq{}, nil); err != nil {
+		t.Error(err)
+	}
+}
+
 func TestPushes(t *testing.T) {
 	const pushes = 200
 	s := serve(t, "127.0.0.1:0", func(_ context.Context, r request) (any, error) {
