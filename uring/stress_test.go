@@ -21,8 +21,9 @@ func oldKernels() map[string]LoopOptions {
 	deny := SetupNoSQArray | SetupSingleIssuer | SetupDeferTaskrun | SetupCoopTaskrun |
 		SetupTaskrunFlag
 	return map[string]LoopOptions{
-		"5.19": {Ring: RingOptions{denyFlags: deny &^ (SetupCoopTaskrun | SetupTaskrunFlag)}},
-		"5.11": {Ring: RingOptions{denyFlags: deny | SetupSubmitAll, denyOps519: true}},
+		"waiting for 8": {WaitFor: 8, WaitTime: 50 * time.Microsecond},
+		"5.19":          {Ring: RingOptions{denyFlags: deny &^ (SetupCoopTaskrun | SetupTaskrunFlag)}},
+		"5.11":          {Ring: RingOptions{denyFlags: deny | SetupSubmitAll, denyOps519: true}},
 		"5.6": {NoRegister: true, Ring: RingOptions{denyFlags: deny | SetupSubmitAll | SetupDisabled,
 			denyFeat: featExtArg | featMinTimeout, denyOps519: true}},
 	}
