@@ -145,6 +145,40 @@ func TestLoopBeforeRun(t *testing.T) {
 	}
 }
 
+// TestDiskCloseAfterRun closes disks when the loop has ended, by the owner and by Loop.Close.
+func TestDiskCloseAfterRun(t *testing.T) {
+	l, err := NewLoop(LoopOptions{PoolSize: 1 << 20, Log: quiet})
+	if err != nil {
+		t.Fatal(err)
+	}
+	var disks []Disk
+	for _, name := range []string{"a", "b"} {
+		d, err := l.OpenDisk(filepath.Join(t.TempDir(), name), DiskOptions{Create: true})
+		if err != nil {
+			t.Fatal(err)
+		}
+		disks = append(disks, d)
+	}
+	ran := make(chan error)
+	go func() { ran <- l.Run() }()
+	on(t, l, func() {})
+	l.Stop()
+	if err := await(t, ran, "end of Run"); err != nil {
+		t.Fatal(err)
+	}
+	if err := disks[0].Close(); err != nil {
+		t.Error(err)
+	}
+	if err := l.Close(); err != nil {
+		t.Error(err)
+	}
+	for _, d := range disks {
+		if err := d.Close(); err == nil {
+			t.Error("a second Close closed something")
+		}
+	}
+}
+
 // TestLowOpsYield checks that background operations are few while others are under way, and that
 // they get done.
 func TestLowOpsYield(t *testing.T) {
