@@ -14,8 +14,9 @@ import (
 //	3 write runs of consecutive blocks to the Backing; blocks that were overwritten meanwhile are
 //	  left out
 //	4 Backing.Checkpoint: durable
-//	5 superblock with the new tail: from now on replay begins behind these segments
-//	6 they are clean: still indexed, so reads find them in the log, until they are used again
+//	5 wait until all appends made before 4 are durable: blocks were left out in 3 because of them
+//	6 superblock with the new tail: from now on replay begins behind these segments
+//	7 they are clean: still indexed, so reads find them in the log, until they are used again
 //
 // The speed follows the fill level: from one run at a time with pauses at DestageAt to many without
 // pauses when the log is nearly full, so the intake slows smoothly to the speed of the store.
@@ -38,7 +39,8 @@ const (
 	reading
 	writing
 	checkpointing
-	marking // the superblock
+	settling // until what superseded blocks of the round is durable
+	marking  // the superblock
 )
 
 type destager struct {
@@ -52,9 +54,8 @@ type destager struct {
 	next    int      // in blocks
 	bufs    []*uring.Buf
 	ops     []uring.DiskOp
-	readErr error
-	readAt  int // next piece to read
-	pending int // reads or WriteBacks in flight
+	settle  uint64 // batch that must be durable before the tail moves
+	pending int    // reads or WriteBacks in flight
 	wb      [maxWriteBacks]WriteBack
 	timer   uring.Timer // pause between runs
 	tick    uring.Timer
@@ -100,7 +101,7 @@ func (d *destager) release() {
 
 // inFlight says whether anything of destage must be waited for before the log can be closed.
 func (d *destager) inFlight() bool {
-	return d.pending > 0 || d.phase == checkpointing || d.phase == marking
+	return d.pending > 0 || d.phase >= checkpointing
 }
 
 // InWriteBack says whether a WriteBack of any of the n blocks from block on is in flight. Whoever
@@ -157,7 +158,7 @@ func (d *destager) begin() {
 		}
 	}
 	l.stats.Rounds++
-	d.phase, d.readErr, d.readAt = reading, nil, 0
+	d.phase = reading
 	d.read()
 	if d.pending == 0 {
 		d.sortAndWrite()
@@ -255,7 +256,7 @@ func (d *destager) pump() {
 	}
 	if d.pending == 0 && d.next == len(d.blocks) {
 		l.env.Disarm(&d.timer)
-		d.phase = checkpointing
+		d.phase, d.settle = checkpointing, l.nextNr-1
 		l.o.Backing.Checkpoint(d.checkpointed)
 	}
 }
@@ -335,8 +336,22 @@ func (d *destager) checkpointed(err error) {
 	if err != nil {
 		l.fail(ioError("checkpoint of the store", err))
 	}
+	d.phase = settling
+	d.trySettle()
+}
+
+// trySettle moves the tail when every append that took a block of the round out of the index is
+// durable. Before, a crash could lose that append, and the older block must still be in the log.
+func (d *destager) trySettle() {
+	l := d.l
+	if d.phase != settling {
+		return
+	}
 	if l.err != nil {
 		d.stop()
+		return
+	}
+	if l.durable < d.settle {
 		return
 	}
 	d.phase = marking

@@ -238,6 +238,7 @@ func (l *Log) turnEnd() {
 		l.submitBatches()
 	}
 	l.retire()
+	l.destage.trySettle()
 	if l.err == nil {
 		l.startDestage()
 	}

@@ -35,25 +35,25 @@ const (
 type fact uint8
 
 const (
-	any fact = iota
+	either fact = iota
 	yes
 	no
 )
 
-func (f fact) matches(b bool) bool { return f == any || (f == yes) == b }
+func (f fact) matches(b bool) bool { return f == either || (f == yes) == b }
 
 // replayTable: exactly one row matches each sight.
 var replayTable = [...]struct {
 	here, data, next, durable fact
 	do                        decision
 }{
-	{yes, yes, any, any, take},
+	{yes, yes, either, either, take},
 	{yes, no, no, yes, takeBad},
-	{yes, no, no, no, cut},       // torn tail: the header made it, the data didn't
-	{yes, no, yes, any, corrupt}, // the same batch twice: never written so
-	{no, any, yes, any, goOn},
-	{no, any, no, no, cut}, // torn tail, or simply the end
-	{no, any, no, yes, corrupt},
+	{yes, no, no, no, cut},          // torn tail: the header made it, the data didn't
+	{yes, no, yes, either, corrupt}, // the same batch twice: never written so
+	{no, either, yes, either, goOn},
+	{no, either, no, no, cut}, // torn tail, or simply the end
+	{no, either, no, yes, corrupt},
 }
 
 func (s sight) decide() decision {

@@ -38,6 +38,7 @@ type Client struct {
 	loop *uring.Loop
 	eng  *Engine
 	ctl  *control.Client
+	id   uint64
 	ctx  context.Context // ends at Close
 	stop context.CancelFunc
 
@@ -67,7 +68,7 @@ func Open(ctx context.Context, o ClientOptions) (*Client, error) {
 	if err != nil {
 		return nil, err
 	}
-	c := &Client{log: o.Log, ctl: ctl, files: map[dataplane.FileID]*File{}}
+	c := &Client{log: o.Log, ctl: ctl, id: cred.ID, files: map[dataplane.FileID]*File{}}
 	if _, err := c.GetAttr(ctx, dataplane.RootID); err != nil {
 		ctl.Close()
 		return nil, err
@@ -111,6 +112,9 @@ func (c *Client) stopWhenIdle() {
 	c.loop.Stop()
 }
 
+// ID is what the cluster knows this client by.
+func (c *Client) ID() uint64 { return c.id }
+
 // Loop is the client's event loop, for front ends that live on it.
 func (c *Client) Loop() *uring.Loop { return c.loop }
 
@@ -129,6 +133,10 @@ func (c *Client) Do(op *Op) {
 	op.eng = c.eng
 	c.loop.PostWork(&op.work)
 }
+
+// Cancel fails op, if it isn't done, with Kind Closed. It takes effect later: op.Done is still to
+// be waited for, and op must not be used again after that, because the cancellation may come last.
+func (c *Client) Cancel(op *Op) { c.loop.Post(func() { c.eng.Cancel(op) }) }
 
 // Stats returns the engine's counters.
 func (c *Client) Stats() Stats {

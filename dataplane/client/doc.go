@@ -24,5 +24,6 @@
 //
 // A write that was acknowledged is on stable storage on all members (files with write-ack=memory:
 // after Flush or with FUA). A read returns the newest acknowledged bytes, also those written by
-// other clients: chunks that don't exist and ends of files aren't taken from a cache without asking.
+// other clients: that a chunk doesn't exist, or where a file ends, isn't taken from a cache without
+// asking.
 package client

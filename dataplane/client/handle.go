@@ -129,9 +129,67 @@ func (f *File) Refresh(ctx context.Context) (*control.Attr, error) {
 	return a, err
 }
 
-// Close ends one open of the file.
+// Seek returns the first offset at or behind off that has data (or, with hole, has none), in whole
+// chunks; the end of the file counts as a hole. Behind the last data: Kind NotFound.
+func (f *File) Seek(ctx context.Context, off int64, hole bool) (int64, error) {
+	a, err := f.Refresh(ctx)
+	if err != nil {
+		return 0, err
+	}
+	size := int64(a.Size)
+	if off < 0 || off >= size {
+		return 0, dataplane.E("seek", dataplane.NotFound, errBehindEnd)
+	}
+	last := uint32((size - 1) / dataplane.ChunkSize)
+	for i := uint32(off / dataplane.ChunkSize); i <= last; {
+		count := min(control.MaxMapRange, last-i+1)
+		r, err := call[control.MapReply](ctx, f.client, control.OpGetMap,
+			&control.MapReq{File: f.id, First: i, Count: count})
+		if err != nil {
+			return 0, err
+		}
+		if at, ok := firstIn(r.Chunks, i, count, hole); ok {
+			return min(size, max(off, int64(at)*dataplane.ChunkSize)), nil
+		}
+		i += count
+	}
+	if hole {
+		return size, nil
+	}
+	return 0, dataplane.E("seek", dataplane.NotFound, errBehindEnd)
+}
+
+var errBehindEnd = errors.New("behind the last data")
+
+// firstIn returns the first of the chunks [first, first+count) that is (with hole: isn't) in have,
+// which is ascending.
+func firstIn(have []control.ChunkMap, first, count uint32, hole bool) (uint32, bool) {
+	if !hole {
+		if len(have) == 0 {
+			return 0, false
+		}
+		return have[0].Index, true
+	}
+	for i := range have {
+		if have[i].Index != first+uint32(i) {
+			return first + uint32(i), true
+		}
+	}
+	return first + uint32(len(have)), uint32(len(have)) < count
+}
+
+// Close ends one open of the file. The last one flushes, because nobody would know later that there
+// is something to flush.
 func (f *File) Close() error {
 	c := f.client
+	c.mu.Lock()
+	last := f.opens == 1
+	c.mu.Unlock()
+	if last {
+		if err := f.Flush(); err != nil && dataplane.KindOf(err) != dataplane.Closed {
+			c.log.Error("flush of a file that is closed", "file", f.id, "err", err)
+		}
+	}
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if f.opens <= 0 {

@@ -1,6 +1,7 @@
 package client
 
 import (
+	"errors"
 	"fmt"
 
 	"pstorage/dataplane"
@@ -354,6 +355,13 @@ func (e *Engine) fail(op *Op, err error) {
 	op.Err = err
 	e.finish(op)
 }
+
+// Cancel fails op with Kind Closed, unless it is done. What a canceled write did isn't known.
+func (e *Engine) Cancel(op *Op) {
+	e.abort(op, dataplane.E(op.File.what(op.Kind), dataplane.Closed, errCanceled))
+}
+
+var errCanceled = errors.New("canceled")
 
 // expire fails an op whose Timeout is over.
 func (e *Engine) expire(op *Op) {

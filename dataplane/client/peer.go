@@ -376,7 +376,8 @@ func (pc *peerConn) Open(c *session.Conn) {
 }
 
 // Frame implements session.FrameHandler.
-func (pc *peerConn) Frame(c *session.Conn, h *dataplane.Header, crcs, payload []byte, _ *uring.Buf) {
+func (pc *peerConn) Frame(c *session.Conn, h *dataplane.Header, crcs, payload []byte,
+	_ *uring.Buf) {
 	pr := pc.peer
 	if pc.dead {
 		return

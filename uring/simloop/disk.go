@@ -110,11 +110,16 @@ func NewDisk(e *Env, size int64, align int, o DiskOptions) *Disk {
 	return d
 }
 
-// Attach gives the disk to the (next) process that uses it. Operations of the one before that are
-// still in flight happen wholly, partly or not at all, and aren't reported.
+// Attach gives the disk to the (next) process that uses it. When that is killed, its operations in
+// flight happen wholly, partly or not at all, and aren't reported.
 func (d *Disk) Attach(e *Env) {
 	d.abandon()
 	d.env = e
+	e.onKill = append(e.onKill, func() {
+		if d.env == e {
+			d.abandon()
+		}
+	})
 }
 
 // Size implements uring.Disk.
@@ -543,8 +548,12 @@ func sum(op *uring.DiskOp) uint32 {
 }
 
 func fill(b []byte, v byte) {
-	for i := range b {
-		b[i] = v
+	if len(b) == 0 {
+		return
+	}
+	b[0] = v
+	for n := 1; n < len(b); n *= 2 {
+		copy(b[n:], b[:n])
 	}
 }
 
