@@ -30,6 +30,7 @@ type settler struct {
 	stay     []control.CSAddr // members that stay, in order
 	tails    []memberTail
 	verdict  verdict
+	term     uint16
 	pending  int
 	copying  int
 	nextCopy int
@@ -148,6 +149,7 @@ func (sh *Shard) refuseAll(r *replica, status dataplane.Kind) {
 // begin starts an attempt.
 func (s *settler) begin() {
 	s.attempt++
+	s.term = uint16(s.sh.env.Rand())
 	at := s.attempt
 	s.sh.md.GetChunk(s.r.id, func(cfg *control.ChunkConfig, err error) {
 		if s.attempt == at {
@@ -431,7 +433,8 @@ func (s *settler) activateList(list []control.CSAddr, next func()) {
 	payload := control.Marshal(s.cfg)
 	crcs := crcsOf(payload)
 	h := dataplane.Header{Op: dataplane.OpActivate, Flags: dataplane.FlagData, Chunk: s.r.id,
-		Epoch: s.cfg.Epoch, Length: uint32(len(payload)), Seq: s.verdict.last}
+		Epoch: s.cfg.Epoch, Length: uint32(len(payload)), Seq: s.verdict.last,
+		Aux: uint32(s.term)}
 	s.each("activate", list, func(i int, p *peer, done func(error)) {
 		p.call(h, crcs, payload,
 			func(a *dataplane.Header, _, _ []byte, _ *uring.Buf, err error) {
@@ -441,7 +444,7 @@ func (s *settler) activateList(list []control.CSAddr, next func()) {
 				done(err)
 			})
 	}, func(i int, done func(error)) {
-		s.sh.activate(s.r, s.cfg, s.verdict.last, s, done)
+		s.sh.activate(s.r, s.cfg, s.verdict.last, s.term, s, done)
 	}, next)
 }
 

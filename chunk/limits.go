@@ -38,6 +38,7 @@ const (
 const (
 	settleRetry   = 100 * time.Millisecond // between two attempts to settle a chunk
 	settleTimeout = 5 * time.Second        // for one step of settling
+	meetTimeout   = 500 * time.Millisecond // for the next member of a chain to be reached
 	commitSilence = time.Millisecond       // after it the commit mark travels by itself
 	readPatience  = time.Second            // for the commit mark of a write that a read runs into
 	redialFirst   = 20 * time.Millisecond  // doubled up to redialMax

@@ -19,7 +19,7 @@ func (sh *Shard) memberWrite(l *link, h *dataplane.Header, crcs, payload []byte,
 		l.refuse(h, status)
 		return
 	}
-	if mark := h.Seq - dataplane.Seq(h.Aux); mark > r.commit && r.commitTo(mark) {
+	if mark := h.Seq - behind(h); mark > r.commit && r.commitTo(mark) {
 		sh.markMoved(r)
 	}
 	q := sh.newRequest(l, h, r)
@@ -47,14 +47,14 @@ func (sh *Shard) checkReplicate(r *replica, h *dataplane.Header, crcs, payload [
 	switch {
 	case sh.dead != nil:
 		return dataplane.IOError
-	case h.Length == 0 || !aligned(h.Offset, h.Length) || dataplane.Seq(h.Aux) > h.Seq ||
+	case h.Length == 0 || !aligned(h.Offset, h.Length) || behind(h) > h.Seq ||
 		h.Flags&dataplane.FlagData == 0 && h.Flags&dataplane.FlagZero == 0:
 		return dataplane.Malformed
 	case r == nil:
 		return dataplane.UnknownChunk
 	case h.Epoch < r.epoch:
 		return dataplane.StaleEpoch
-	case r.state != active || h.Epoch != r.epoch || r.isHead():
+	case r.state != active || h.Epoch != r.epoch || r.isHead() || h.Aux>>16 != uint32(r.term):
 		return dataplane.NotReady
 	case h.Seq <= r.last || h.Seq > r.commit+2*dataplane.MaxInflightPerChunk:
 		return dataplane.Conflict
@@ -64,6 +64,9 @@ func (sh *Shard) checkReplicate(r *replica, h *dataplane.Header, crcs, payload [
 	}
 	return dataplane.OK
 }
+
+// behind is by how much the head's commit mark is behind the seq of an OpReplicate.
+func behind(h *dataplane.Header) dataplane.Seq { return dataplane.Seq(h.Aux & 0xffff) }
 
 // takeHeld takes a request that owns its payload.
 func (sh *Shard) takeHeld(q *request) {
@@ -83,8 +86,12 @@ func (sh *Shard) take(q *request, buf *uring.Buf) {
 	if q.hdr.Flags&dataplane.FlagChain != 0 && r.self+1 < len(r.members) {
 		h := q.hdr
 		h.ReqID = q.id()
-		q.waiting = 1
-		r.members[r.self+1].peer.send(&h, q.crcs[:q.crcLen], q.data, buf)
+		if next := r.members[r.self+1].peer; next.open {
+			q.waiting = 1
+			next.send(&h, q.crcs[:q.crcLen], q.data, buf)
+		} else {
+			q.status = dataplane.Unreachable // answered when durable here
+		}
 	}
 	sh.append(q, buf, q.hdr.Flags&dataplane.FlagZero != 0)
 }

@@ -3,6 +3,7 @@ package chunk
 import (
 	"errors"
 	"fmt"
+	"time"
 
 	"pstorage/dataplane"
 	"pstorage/dataplane/session"
@@ -81,6 +82,11 @@ func (p *peer) send(h *dataplane.Header, crcs, payload []byte, buf *uring.Buf) {
 // call asks the peer; done is called later, once.
 func (p *peer) call(h dataplane.Header, crcs, payload []byte,
 	done func(*dataplane.Header, []byte, []byte, *uring.Buf, error)) {
+	p.callWithin(settleTimeout, h, crcs, payload, done)
+}
+
+func (p *peer) callWithin(limit time.Duration, h dataplane.Header, crcs, payload []byte,
+	done func(*dataplane.Header, []byte, []byte, *uring.Buf, error)) {
 	sh := p.sh
 	sh.nextCall++
 	c := &call{p: p, id: callBit | sh.nextCall, h: h, crcs: crcs, payload: payload, done: done}
@@ -88,7 +94,7 @@ func (p *peer) call(h dataplane.Header, crcs, payload []byte,
 	c.timer.Fire = func() {
 		p.end(c, nil, nil, nil, nil, dataplane.E("ask "+p.String(), dataplane.TimedOut, nil))
 	}
-	sh.env.Arm(&c.timer, int64(settleTimeout))
+	sh.env.Arm(&c.timer, int64(limit))
 	p.calls = append(p.calls, c)
 	if p.open {
 		c.send()

@@ -45,8 +45,9 @@ type replica struct {
 	members []member
 	self    int // index of this server in members
 	minimum int
-	broken  bool  // head: a member's connection was lost; settle before the next write
-	noChain int64 // no chain before this time
+	term    uint16 // tells writes of this activation from those that were on their way before it
+	broken  bool   // head: a member's connection was lost; settle before the next write
+	noChain int64  // no chain before this time
 
 	busy int32 // requests that this server's log or store isn't done with
 

@@ -1,7 +1,6 @@
 package chunk
 
 import (
-	"encoding/binary"
 	"fmt"
 
 	"pstorage/dataplane"
@@ -30,13 +29,12 @@ type request struct {
 	crcs        [4 * maxReadBlocks]byte
 	crcLen      int
 
-	phase    phase
-	merging  bool   // sub-block write: being read to be merged
-	merged   bool   // it has been
-	local    int    // what has to happen here: log append, clearing of words
-	waiting  uint32 // head: bit per member that hasn't answered; member: bit 0: the next in the chain
-	status   dataplane.Kind
-	appended bool // the log is done with it
+	phase   phase
+	merging bool   // sub-block write: being read to be merged
+	merged  bool   // it has been
+	local   int    // what has to happen here: log append, then clearing of words
+	waiting uint32 // head: bit per member that hasn't answered; member: bit 0: the next in the chain
+	status  dataplane.Kind
 
 	app  ssdcache.Append
 	zero zeroing
@@ -88,7 +86,7 @@ func (sh *Shard) free(q *request) {
 	q.data, q.r = nil, nil
 	q.gen++
 	q.seq, q.crcLen, q.local, q.waiting = 0, 0, 0, 0
-	q.phase, q.merging, q.merged, q.appended = phaseNone, false, false, false
+	q.phase, q.merging, q.merged = phaseNone, false, false
 	q.status, q.due = dataplane.OK, 0
 	q.app.Data, q.app.CRCs, q.app.Buf, q.app.Err = nil, nil, nil, nil
 	q.next, sh.freeReqs = sh.freeReqs, q
@@ -138,17 +136,13 @@ func (q *request) keep(crcs, payload []byte, buf *uring.Buf) bool {
 }
 
 // id is the request id under which peers answer.
-func (q *request) id() uint64 { return uint64(q.gen)<<32 | uint64(q.index) }
+func (q *request) id() uint64 { return uint64(q.gen&callGenMask)<<32 | uint64(q.index) }
 
 // byID finds the request that a peer's answer is for; nil if it is gone.
 func (sh *Shard) byID(id uint64) *request {
 	i := uint32(id)
-	if int(i) >= len(sh.reqs) || sh.reqs[i].gen != uint32(id>>32)&callGenMask {
+	if int(i) >= len(sh.reqs) || sh.reqs[i].gen&callGenMask != uint32(id>>32) {
 		return nil
 	}
 	return sh.reqs[i]
-}
-
-func (q *request) setCRC(i int, crc uint32) {
-	binary.LittleEndian.PutUint32(q.crcs[4*i:], crc)
 }

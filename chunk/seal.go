@@ -208,7 +208,7 @@ func (sh *Shard) activateFrame(l *link, h *dataplane.Header, crcs, payload []byt
 		return
 	}
 	q := *h
-	sh.activate(r, &cfg, h.Seq, l, func(err error) {
+	sh.activate(r, &cfg, h.Seq, uint16(h.Aux), l, func(err error) {
 		l.reply(&q, dataplane.KindOf(err))
 	})
 }
@@ -220,8 +220,8 @@ var activateMeta = []byte{metaActivate}
 
 // activate starts the chunk at cfg's epoch, with everything up to seq here and committed; done is
 // called when that is durable. by must be who sealed it.
-func (sh *Shard) activate(r *replica, cfg *control.ChunkConfig, seq dataplane.Seq, by any,
-	done func(error)) {
+func (sh *Shard) activate(r *replica, cfg *control.ChunkConfig, seq dataplane.Seq, term uint16,
+	by any, done func(error)) {
 	fail := func(k dataplane.Kind, err error) {
 		done(dataplane.E("activate chunk "+r.id.String(), k, err))
 	}
@@ -248,23 +248,38 @@ func (sh *Shard) activate(r *replica, cfg *control.ChunkConfig, seq dataplane.Se
 	// What is said here is true already, whether the record becomes durable or not: all members
 	// hold everything up to seq, and the metadata servers have committed the epoch.
 	r.history.activate(cfg.Epoch, seq)
-	r.sealEpoch = cfg.Epoch
+	r.sealEpoch, r.term = cfg.Epoch, term
 	sh.store.touch(r.slot)
 	rec := ssdcache.Record{Kind: ssdcache.Meta, Slot: r.slot, Chunk: r.id, Epoch: cfg.Epoch, Seq: seq,
 		Commit: seq, Meta: activateMeta}
-	sh.appendRecord(rec, func(err error) {
-		switch {
-		case err != nil:
-			fail(dataplane.IOError, err)
-		case r.gone || r.state != sealed || r.sealer != by:
+	finish := func() {
+		if r.gone || r.state != sealed || r.sealer != by {
 			fail(dataplane.NotReady, errors.New("sealed by another coordinator meanwhile"))
-		default:
-			r.state, r.sealer = active, nil
-			r.told, r.toldAt = seq, sh.env.Now()
-			done(nil)
-			sh.activated(r)
+			return
 		}
+		r.state, r.sealer = active, nil
+		r.told, r.toldAt = seq, sh.env.Now()
+		done(nil)
+		sh.activated(r)
+	}
+	sh.appendRecord(rec, func(err error) {
+		if err != nil {
+			fail(dataplane.IOError, err)
+			return
+		}
+		sh.meetNext(r, finish)
 	})
+}
+
+// meetNext connects to the next member of the chain, or finds that it can't, before the first write
+// comes along.
+func (sh *Shard) meetNext(r *replica, then func()) {
+	if r.self < 1 || r.self+1 >= len(r.members) || r.members[r.self+1].peer.open {
+		then()
+		return
+	}
+	r.members[r.self+1].peer.callWithin(meetTimeout, dataplane.Header{Op: dataplane.OpPing}, nil, nil,
+		func(*dataplane.Header, []byte, []byte, *uring.Buf, error) { then() })
 }
 
 // activated goes on with what waited for the chunk.

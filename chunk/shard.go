@@ -96,7 +96,9 @@ func Open(o ShardOptions, done func(*Shard, error)) {
 	if o.CRCBudget == 0 {
 		o.CRCBudget = 64 << 20
 	}
-	sh := &Shard{env: o.Env, net: o.Net, pool: o.Pool, cred: o.Cred, md: o.Metadata, id: o.ID,
+	cred := *o.Cred
+	cred.ID = uint64(o.ID)
+	sh := &Shard{env: o.Env, net: o.Net, pool: o.Pool, cred: &cred, md: o.Metadata, id: o.ID,
 		slog: o.Log, cache: o.Cache, onFail: o.OnFail,
 		chunks:    map[dataplane.ChunkID]*replica{},
 		strangers: map[dataplane.ChunkID]*replica{},
@@ -113,7 +115,7 @@ func Open(o ShardOptions, done func(*Shard, error)) {
 }
 
 // SetID says which id the metadata servers gave this server.
-func (sh *Shard) SetID(id dataplane.CSID) { sh.id = id }
+func (sh *Shard) SetID(id dataplane.CSID) { sh.id, sh.cred.ID = id, uint64(id) }
 
 // SetLease allows serving until the given time of the shard's Env, in ns. Any thread may call it.
 func (sh *Shard) SetLease(until int64) { sh.lease.Store(until) }

@@ -275,7 +275,8 @@ func (sh *Shard) issue(q *request, buf *uring.Buf) {
 func (sh *Shard) replicate(q *request, buf *uring.Buf, zero bool) {
 	r := q.r
 	h := dataplane.Header{Op: dataplane.OpReplicate, ReqID: q.id(), Chunk: r.id, Epoch: r.epoch,
-		Offset: q.off, Length: q.length, Seq: q.seq, Aux: uint32(q.seq - r.commit)}
+		Offset: q.off, Length: q.length, Seq: q.seq,
+		Aux: uint32(r.term)<<16 | uint32(q.seq-r.commit)}
 	h.Flags = dataplane.FlagData
 	if zero {
 		h.Flags = dataplane.FlagZero
@@ -292,32 +293,24 @@ func (sh *Shard) replicate(q *request, buf *uring.Buf, zero bool) {
 	}
 }
 
-// append gives a write to the own log; a ZERO also clears the words of its blocks.
+// append gives a write to the own log.
 func (sh *Shard) append(q *request, buf *uring.Buf, zero bool) {
 	r := q.r
 	r.busy++
+	q.local = 1
 	q.app.Record = ssdcache.Record{Kind: ssdcache.Data, Slot: r.slot, Chunk: r.id, Epoch: r.epoch,
 		Seq: q.seq, Commit: r.commit, Offset: q.off, Length: q.length}
-	q.local = 1
 	q.app.CRCs, q.app.Data, q.app.Buf = q.crcs[:q.crcLen], q.data, buf
 	if zero {
 		q.app.Kind = ssdcache.Zero
 		q.app.CRCs, q.app.Data, q.app.Buf = nil, nil, nil
-		q.local = 2
 	}
 	sh.log.Append(&q.app)
 	q.data = nil // copied, or held through buf
-	if zero {
-		q.zero.slot = r.slot
-		q.zero.block = q.off / dataplane.BlockSize
-		q.zero.end = (q.off + q.length) / dataplane.BlockSize
-		sh.store.zero(&q.zero)
-	}
 }
 
 // appendDone is called when the log has a write durable, in the order of appends.
 func (sh *Shard) appendDone(q *request) {
-	q.appended = true
 	if q.app.Err != nil {
 		sh.fail(q.app.Err)
 		q.status = dataplane.IOError
@@ -325,6 +318,14 @@ func (sh *Shard) appendDone(q *request) {
 		q.seq > q.r.durable && q.seq <= q.r.last {
 		q.r.durableTo(q.seq)
 		sh.store.touch(q.r.slot)
+	}
+	if q.app.Kind == ssdcache.Zero && q.app.Err == nil {
+		// Not before: a checkpoint could make cleared words durable and a crash lose the record.
+		q.zero.slot = q.r.slot
+		q.zero.block = q.off / dataplane.BlockSize
+		q.zero.end = (q.off + q.length) / dataplane.BlockSize
+		sh.store.zero(&q.zero)
+		return
 	}
 	sh.localDone(q)
 }

@@ -107,7 +107,8 @@ func (s *fakeStore) later(f func()) {
 		s.waiting = append(s.waiting, func() { env.Post(f) })
 		return
 	}
-	env.Arm(&uring.Timer{Fire: f}, int64(env.Rand()%300000))
+	longest := []uint64{100_000, 300_000, 3_000_000}[env.Rand()%3]
+	env.Arm(&uring.Timer{Fire: f}, int64(env.Rand()%longest))
 }
 
 func (s *fakeStore) release() {
@@ -250,7 +251,10 @@ func (r *rig) open() error {
 	r.store.env, r.store.log = r.env, nil
 	r.replay, r.records, r.fails, r.failed = 0, 0, 0, nil
 	o := r.opt
-	o.Disk, o.Env, o.Pool, o.Owner, o.MaxSlots = r.dev, r.env, r.pool, testOwner, testSlots
+	if o.MaxSlots == 0 {
+		o.MaxSlots = testSlots
+	}
+	o.Disk, o.Env, o.Pool, o.Owner = r.dev, r.env, r.pool, testOwner
 	o.Backing, o.Log = r.store, slog.New(slog.NewTextHandler(io.Discard, nil))
 	o.OnFail = func(err error) { r.fails++; r.failed = err }
 	return r.wait(func(done func(error)) {

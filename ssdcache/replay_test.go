@@ -1,6 +1,8 @@
 package ssdcache
 
-import "testing"
+import (
+	"testing"
+)
 
 // TestReplayTable walks all inputs: exactly one row matches, and the decisions keep the promises.
 func TestReplayTable(t *testing.T) {
@@ -29,5 +31,27 @@ func TestReplayTable(t *testing.T) {
 		case d == corrupt && !s.durable && !s.next:
 			t.Errorf("%+v: a torn tail is called corrupt", s)
 		}
+	}
+}
+
+// TestForeignHeaders: intact headers that this log didn't write, or not there, are not its own.
+func TestForeignHeaders(t *testing.T) {
+	h, b := sampleHeader()
+	l := &Log{sb: super{owner: h.owner, id: h.id}}
+	r := &replayer{l: l}
+	if !r.ours(b, Pos(h.pos), &h) {
+		t.Fatal("own header refused")
+	}
+	if r.ours(b, Pos(h.pos)+1, &h) {
+		t.Error("header from another place")
+	}
+	l.sb.owner++
+	if r.ours(b, Pos(h.pos), &h) {
+		t.Error("header of another owner")
+	}
+	l.sb.owner--
+	l.sb.id++
+	if r.ours(b, Pos(h.pos), &h) {
+		t.Error("header of an earlier format")
 	}
 }

@@ -74,8 +74,9 @@ func (r *readers) next(op *DiskOp) {
 
 func (r *readers) release() {
 	for i := range r.ops {
-		b := r.ops[i].Bufs[0]
-		r.l.Pool().put(&Buf{mem: b, pool: r.l.Pool()})
+		for _, b := range r.ops[i].Bufs {
+			r.l.Pool().put(&Buf{mem: b, pool: r.l.Pool()})
+		}
 	}
 }
 
@@ -133,7 +134,23 @@ func BenchmarkDiskRandRead(b *testing.B) {
 	}
 }
 
+// BenchmarkDiskVectored reads 64 KiB into 16 buffers, 8 at a time.
+func BenchmarkDiskVectored(b *testing.B) {
+	path := benchDisk(b)
+	for _, v := range []struct {
+		name string
+		o    LoopOptions
+	}{{"registered", LoopOptions{}}, {"unregistered", LoopOptions{NoRegister: true}}} {
+		b.Run(v.name, func(b *testing.B) { benchReads(b, path, v.o, 8, 16) })
+	}
+}
+
 func benchRandRead(b *testing.B, path string, o LoopOptions, depth int) {
+	benchReads(b, path, o, depth, 1)
+}
+
+// benchReads reads bufs pages per operation.
+func benchReads(b *testing.B, path string, o LoopOptions, depth, bufs int) {
 	l := startLoop(b, o)
 	var r *readers
 	on(b, l, func() {
@@ -142,6 +159,11 @@ func benchRandRead(b *testing.B, path string, o LoopOptions, depth int) {
 			b.Fatal(err)
 		}
 		r = newReaders(b, l, d, depth)
+		for i := range r.ops {
+			for len(r.ops[i].Bufs) < bufs {
+				r.ops[i].Bufs = append(r.ops[i].Bufs, l.Pool().Get(4096).Bytes())
+			}
+		}
 	})
 	b.ReportAllocs()
 	b.ResetTimer()

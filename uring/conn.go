@@ -137,7 +137,7 @@ func (c *conn) armRecv() {
 		c.touch()
 		return
 	}
-	PrepRecv(s, c.file, addrOf(p), uint32(len(p)), flags, c.empty && c.l.ring.ops.has519())
+	PrepRecv(s, c.file, addrOf(p), uint32(len(p)), flags, c.empty && c.l.ring.ops.has519)
 	c.l.start(s, c, tagRecv)
 	c.receiving = true
 }
@@ -215,7 +215,7 @@ func (c *conn) adapt(n int) {
 		c.small = 0
 	case size > recvFirst:
 		if c.small++; c.small >= recvShrinkAfter {
-			c.want = max(size/4, recvFirst)
+			c.want = max(size/4&^(recvFirst-1), recvFirst) // the pool rounds up
 			c.small = 0
 		}
 	}

@@ -187,17 +187,33 @@ func (d *ringDisk) prepTransfer(s *SQE, op *DiskOp) {
 	}
 	v := op.priv.iov
 	n := 0
+	fixed := d.l.ring.ops.ops[opReadvFixed] && d.l.ring.ops.ops[opWritevFixed]
+	buf := noBuffer
 	for _, b := range op.Bufs[i:] {
-		v[n].Base, v[n].Len = &b[skip], uint64(int64(len(b))-skip)
+		b = b[skip:]
+		v[n].Base, v[n].Len = &b[0], uint64(len(b))
+		if fixed {
+			in, ok := d.l.fixedIndex(addrOf(b), len(b))
+			fixed = ok && (buf == noBuffer || buf == int(in))
+			buf = int(in)
+		}
 		skip = 0
 		n++
 	}
-	if op.Kind == DiskRead {
+	switch {
+	case op.Kind == DiskRead && fixed:
+		PrepReadvFixed(s, d.file, &v[0], n, off, uint16(buf))
+	case op.Kind == DiskRead:
 		PrepReadv(s, d.file, &v[0], n, off)
-	} else {
+	case fixed:
+		PrepWritevFixed(s, d.file, &v[0], n, off, flags, uint16(buf))
+	default:
 		PrepWritev(s, d.file, &v[0], n, off, flags)
 	}
 }
+
+// noBuffer is the index of no registered buffer.
+const noBuffer = -1
 
 func (d *ringDisk) prepSingle(s *SQE, op *DiskOp, b []byte, off int64, flags uint32) {
 	addr, n := addrOf(b), uint32(len(b))

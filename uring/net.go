@@ -230,7 +230,7 @@ func (l *Loop) Listen(addr string, attach func(Conn) ConnHandler) (string, func(
 	if err != nil {
 		return "", nil, fmt.Errorf("listen on %s: %w", addr, err)
 	}
-	n := &listener{l: l, attach: attach, file: FD(fd), multishot: l.ring.ops.has519()}
+	n := &listener{l: l, attach: attach, file: FD(fd), multishot: l.ring.ops.has519}
 	n.bound = addrString(unix.Getsockname(fd))
 	n.retry.Fire = n.accept
 	l.socks[n] = struct{}{}

@@ -49,7 +49,8 @@ const (
 	// CQESockNonempty in a CQE's flags: the socket holds more data.
 	CQESockNonempty = uint32(1) << 2
 
-	opReadMultishot = 49
+	opReadvFixed  = 60 // Linux 6.15
+	opWritevFixed = 61
 
 	acceptMultishot = 1 << 0 // in ioprio of ACCEPT
 	recvPollFirst   = 1 << 0 // in ioprio of RECV
@@ -117,6 +118,22 @@ func PrepReadv(s *SQE, f File, iov *unix.Iovec, n int, off int64) {
 func PrepWritev(s *SQE, f File, iov *unix.Iovec, n int, off int64, rwFlags uint32) {
 	prep(s, sys.IORING_OP_WRITEV, f, uint64(uintptr(unsafe.Pointer(iov))), uint32(n), uint64(off))
 	s.SetOpFlags(rwFlags)
+}
+
+// PrepReadvFixed is PrepReadv for memory that lies in the registered buffer of the given index
+// (Linux 6.15).
+func PrepReadvFixed(s *SQE, f File, iov *unix.Iovec, n int, off int64, buf uint16) {
+	prep(s, opReadvFixed, f, uint64(uintptr(unsafe.Pointer(iov))), uint32(n), uint64(off))
+	s.SetBufIndex(buf)
+}
+
+// PrepWritevFixed is PrepWritev for memory that lies in the registered buffer of the given index
+// (Linux 6.15).
+func PrepWritevFixed(s *SQE, f File, iov *unix.Iovec, n int, off int64, rwFlags uint32,
+	buf uint16) {
+	prep(s, opWritevFixed, f, uint64(uintptr(unsafe.Pointer(iov))), uint32(n), uint64(off))
+	s.SetOpFlags(rwFlags)
+	s.SetBufIndex(buf)
 }
 
 // PrepFdatasync makes all completed writes of f durable.
@@ -189,3 +206,7 @@ func PrepCancel(s *SQE, userData uint64) {
 func PrepMsgRing(s *SQE, ringFd int, userData uint64, result uint32) {
 	prep(s, sys.IORING_OP_MSG_RING, FD(ringFd), 0, result, userData)
 }
+
+// Link makes the next entry wait for s to succeed in full; if it doesn't, the next one ends with
+// ECANCELED.
+func Link(s *SQE) { s.SetFlags(sqeLink) }

@@ -78,8 +78,13 @@ func setupError(err error) error {
 	return fmt.Errorf("set up an io_uring: %w", err)
 }
 
-// opSet is the set of opcodes that the kernel supports.
-type opSet [256]bool
+// opSet is what the kernel supports.
+type opSet struct {
+	ops [256]bool
+	// has519: Linux 5.19 or newer, told by an operation that came with it: multishot accept,
+	// provided buffer rings and the poll-first hint of receive.
+	has519 bool
+}
 
 // requiredOps are the operations without which there is no Loop.
 var requiredOps = []struct {
@@ -115,11 +120,11 @@ func probeOps(fd int) (opSet, error) {
 			"(Linux 5.6 or newer is needed): %w", err)
 	}
 	for _, o := range probe.ops[:probe.opsLen] {
-		set[o.op] = o.flags&supported != 0
+		set.ops[o.op] = o.flags&supported != 0
 	}
 	var missing []string
 	for _, q := range requiredOps {
-		if !set[q.op] {
+		if !set.ops[q.op] {
 			missing = append(missing, q.name)
 		}
 	}
@@ -127,9 +132,6 @@ func probeOps(fd int) (opSet, error) {
 		return set, fmt.Errorf("this kernel's io_uring lacks %s: Linux 5.6 or newer is needed",
 			strings.Join(missing, ", "))
 	}
+	set.has519 = set.ops[sys.IORING_OP_SOCKET]
 	return set, nil
 }
-
-// has519 says whether the kernel is at least 5.19, told by an operation that came with it:
-// multishot accept, provided buffer rings and the poll-first hint of receive.
-func (s *opSet) has519() bool { return s[sys.IORING_OP_SOCKET] }

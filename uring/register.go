@@ -127,7 +127,7 @@ type bufRingEntry struct {
 
 // NewBufRing registers count (a power of two, <= 32768) buffers of size bytes as a group.
 func NewBufRing(r *Ring, group uint16, count, size int) (*BufRing, error) {
-	if !r.ops.has519() {
+	if !r.ops.has519 {
 		return nil, errors.New("provided buffer rings need Linux 5.19 or newer")
 	}
 	b := &BufRing{r: r, group: group, size: size}

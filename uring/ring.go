@@ -25,6 +25,8 @@ type RingOptions struct {
 
 	denyFlags uint32 // for tests: treated as unknown to the kernel
 	denyFeat  uint32
+
+	denyOps519 bool
 }
 
 // Ring is an io_uring. It belongs to one thread, which alone calls its methods.
@@ -89,6 +91,7 @@ func NewRing(o RingOptions) (*Ring, error) {
 		r.Close()
 		return nil, err
 	}
+	r.ops.has519 = r.ops.has519 && !o.denyOps519
 	r.waitMem = mustMap(4096)
 	r.wait = (*waitArg)(unsafe.Pointer(&r.waitMem[0]))
 	return r, nil

@@ -101,6 +101,14 @@ func Run(ctx context.Context, root *cobra.Command, args []string, stderr io.Writ
 	return Status(err)
 }
 
+// NoArgs is for commands without arguments. It is of cobra.PositionalArgs.
+func NoArgs(cmd *cobra.Command, args []string) error {
+	if len(args) == 0 {
+		return nil
+	}
+	return Usage("unexpected argument %q; see %s --help", args[0], cmd.CommandPath())
+}
+
 // Status returns the exit status for err.
 func Status(err error) int {
 	if err == nil {

@@ -21,7 +21,7 @@ func TestRun(t *testing.T) {
 	newRoot := func() *cobra.Command {
 		root := &cobra.Command{Use: "prog"}
 		add := func(name string, err error) {
-			root.AddCommand(&cobra.Command{Use: name, Args: cobra.NoArgs,
+			root.AddCommand(&cobra.Command{Use: name, Args: NoArgs,
 				RunE: func(*cobra.Command, []string) error { return err }})
 		}
 		add("fine", nil)
@@ -41,7 +41,7 @@ func TestRun(t *testing.T) {
 		{"told", 1, "prog: open x: it is locked by y; stop y\n"},
 		{"refuse", 78, "prog: damaged\n"},
 		{"usage", 2, "prog: -a is missing\n"},
-		{"fine extra", 2, "prog: unknown command \"extra\" for \"prog fine\"; see prog fine --help\n"},
+		{"fine extra", 2, "prog: unexpected argument \"extra\"; see prog fine --help\n"},
 		{"fine --what", 2, "prog: unknown flag: --what; see prog fine --help\n"},
 		{"nonsense", 2, "prog: unknown command \"nonsense\" for \"prog\"; see prog --help\n"},
 	}
@@ -92,7 +92,8 @@ func TestSize(t *testing.T) {
 			t.Errorf("%q: String gives %q, which reads as %d, %v", text, s.String(), again, err)
 		}
 	}
-	for _, text := range []string{"", "G", "-1", "1X", "1e3", "0x10", "inf", "NaN", "16E", "1 G G", "99E"} {
+	for _, text := range []string{"", "G", "-1", "1X", "1e3", "0x10", "inf", "NaN", "16E",
+		"1 G G", "99E"} {
 		var s Size
 		if err := s.Set(text); err == nil {
 			t.Errorf("%q is accepted as %d", text, s)

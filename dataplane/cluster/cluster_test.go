@@ -48,7 +48,8 @@ func TestCheckName(t *testing.T) {
 			t.Errorf("%q: %v", name, err)
 		}
 	}
-	bad := []string{"", "-a", strings.Repeat("x", 64), "a b", "a/b", "..", ".", "a.b", "ä", "a\n", "a\x00"}
+	bad := []string{"", "-a", strings.Repeat("x", 64), "a b", "a/b", "..", ".", "a.b", "ä", "a\n",
+		"a\x00"}
 	for _, name := range bad {
 		if err := CheckName(name); dataplane.KindOf(err) != dataplane.Invalid {
 			t.Errorf("%q: %v, want Invalid", name, err)
@@ -287,7 +288,8 @@ func TestDaemonsMalformed(t *testing.T) {
 	if err := conf.AddDaemon(CS, Daemon{Dir: "/pstorage/cs1"}); err != nil {
 		t.Fatal(err)
 	}
-	for _, line := range []string{"relative", "/a b", "/a addr=host:1", "/a addr=127.0.0.1", "/a x=1"} {
+	for _, line := range []string{"relative", "/a b", "/a addr=host:1", "/a addr=127.0.0.1",
+		"/a x=1"} {
 		if err := os.WriteFile(conf.ListPath(CS), []byte("/ok\n"+line+"\n"), 0o644); err != nil {
 			t.Fatal(err)
 		}

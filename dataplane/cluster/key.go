@@ -108,7 +108,8 @@ func (c *Conf) LoadKey() (session.NodeKey, error) {
 	case errors.Is(err, fs.ErrNotExist):
 		return session.NodeKey{}, dataplane.E(op, dataplane.NotFound, errors.New("this node has no key"))
 	case errors.Is(err, fs.ErrPermission):
-		return session.NodeKey{}, dataplane.E(op, dataplane.Denied, errors.New("only its owner may read it"))
+		return session.NodeKey{}, dataplane.E(op, dataplane.Denied,
+			errors.New("only its owner may read it"))
 	case err != nil:
 		return session.NodeKey{}, dataplane.E(op, dataplane.IOError, err)
 	}

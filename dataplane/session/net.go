@@ -33,6 +33,7 @@ type NetConn struct {
 	peer    Peer
 	session [32]byte
 	in      *bufio.Reader
+	head    [dataplane.HeaderSize]byte // the reader's
 
 	writeMu sync.Mutex
 	out     []byte // guarded by writeMu
@@ -58,11 +59,10 @@ func (c *NetConn) Write(p []byte) (int, error) {
 // into new memory). The payload's CRCs are checked. io.EOF means that the peer closed between two
 // frames. After a *dataplane.FrameError the connection must be closed.
 func (c *NetConn) ReadFrame(h *dataplane.Header, buf []byte) ([]byte, error) {
-	var fixed [dataplane.HeaderSize]byte
-	if _, err := io.ReadFull(c.in, fixed[:]); err != nil {
+	if _, err := io.ReadFull(c.in, c.head[:]); err != nil {
 		return nil, err
 	}
-	if err := h.Decode(fixed[:]); err != nil {
+	if err := h.Decode(c.head[:]); err != nil {
 		return nil, err
 	}
 	if h.Tag != 0 {

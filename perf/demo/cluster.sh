@@ -8,10 +8,7 @@ nodes=4
 
 stat_json() { host admin "$bin/pstorage" -c "$name" stat -o json; }
 
-# stat_number FIELD...: a number out of stat, 0 if it isn't there.
-stat_number() { stat_json | jq -r "[.. | objects | .$1? | numbers] | first // 0"; }
-
-live_cs() { [[ $(stat_json | jq '[.cs[] | select(.state == "active")] | length') -ge $1 ]]; }
+live_cs() { [[ $(stat_json | jq '[.cs[] | select(.status == "active")] | length') -ge $1 ]]; }
 
 start_mds() { start mds mds "$bin/pstorage-mdsd"; }
 

@@ -66,7 +66,7 @@ func (s *Sim) After(d int64, f func()) { s.push(s.now+d, nil, doFunc(f)) }
 func (s *Sim) Step() bool { return s.step(1<<63 - 1) }
 
 // Run steps until the condition holds, checked between steps, and returns true; or false when
-// nothing is left to happen or the clock would pass maxTime (ns, absolute).
+// nothing is left to happen, or at maxTime (ns, absolute), with the clock moved there.
 func (s *Sim) Run(until func() bool, maxTime int64) bool {
 	for !until() {
 		if !s.step(maxTime) {
@@ -91,6 +91,9 @@ func (s *Sim) step(limit int64) bool {
 		when, found, next = s.heap[0].when, true, nil
 	}
 	if !found || when > limit {
+		if found {
+			s.now = max(s.now, limit)
+		}
 		return false
 	}
 	s.now = max(s.now, when)
