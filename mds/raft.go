@@ -15,6 +15,7 @@ import (
 
 	"github.com/hashicorp/raft"
 	wal "github.com/hashicorp/raft-wal"
+	"github.com/hashicorp/raft-wal/metadb"
 
 	"pstorage/dataplane"
 	"pstorage/dataplane/session"
@@ -142,6 +143,7 @@ func (p *fsmSnapshot) Release() {
 // store is the durable part of a raft member.
 type store struct {
 	wal   *wal.WAL
+	meta  *metadb.BoltMetaDB // of the log, which doesn't close it
 	logs  *raft.LogCache
 	snaps *raft.FileSnapshotStore
 }
@@ -149,9 +151,11 @@ type store struct {
 // openStore opens the log and the snapshots under dir, which must exist.
 func openStore(dir string, log *raftLog) (*store, error) {
 	op := "open the metadata log in " + dir
+	meta := &metadb.BoltMetaDB{}
 	w, err := wal.Open(filepath.Join(dir, walDir), wal.WithLogger(log.Named("wal")),
-		wal.WithSegmentSize(walSegment))
+		wal.WithSegmentSize(walSegment), wal.WithMetaStore(meta))
 	if err != nil {
+		meta.Close()
 		return nil, dataplane.E(op, dataplane.IOError, err)
 	}
 	logs, err := raft.NewLogCache(1024, w)
@@ -159,14 +163,21 @@ func openStore(dir string, log *raftLog) (*store, error) {
 		var snaps *raft.FileSnapshotStore
 		snaps, err = raft.NewFileSnapshotStoreWithLogger(dir, snapshotsKept, log)
 		if err == nil {
-			return &store{w, logs, snaps}, nil
+			return &store{w, meta, logs, snaps}, nil
 		}
 	}
 	w.Close()
+	meta.Close()
 	return nil, dataplane.E(op, dataplane.IOError, err)
 }
 
-func (s *store) close() error { return s.wal.Close() }
+func (s *store) close() error {
+	err := s.wal.Close()
+	if merr := s.meta.Close(); err == nil {
+		err = merr
+	}
+	return err
+}
 
 func serverID(id uint32) raft.ServerID { return raft.ServerID(strconv.FormatUint(uint64(id), 10)) }
 
