@@ -46,6 +46,9 @@ func serveChild(ctx context.Context, o csdOptions, out io.Writer) error {
 			fmt.Fprintf(status, "ready %s\n", addr)
 		},
 	})
+	if err != nil && o.log.File != "" {
+		log.Error("the chunk server has ended", "dir", dir, "err", err) // stderr may go nowhere
+	}
 	return refusal(dir, err)
 }
 

@@ -143,7 +143,8 @@ func (d *dev) welcome(out io.Writer, o devOptions, whyNot string, took time.Dura
 	if whyNot != "" {
 		mounted = "not mounted"
 	}
-	fmt.Fprintf(out, "ready: %d MDS, %d CS, %s (%.1f s)\n", len(d.mds), len(d.cs), mounted, took.Seconds())
+	fmt.Fprintf(out, "ready: %d MDS, %d CS, %s (%.1f s)\n", len(d.mds), len(d.cs), mounted,
+		took.Seconds())
 	if whyNot != "" {
 		fmt.Fprintf(out, "  no mount: %s\n", whyNot)
 	}

@@ -75,7 +75,8 @@ func newDevGroup(d *dev, p programs, out io.Writer) *devGroup {
 }
 
 // startDaemons starts all daemons and waits until they are ready. Chunk servers wait for the
-// metadata server by themselves, so all start at the same time.
+// metadata server by themselves, so all start at the same time; but in a new cluster one after
+// the other, so that cs1 gets the id 1.
 func (g *devGroup) startDaemons(ctx context.Context) error {
 	for _, c := range slices.Concat(g.d.mds, g.d.cs) {
 		p, err := g.start(c.name, g.command(c))
@@ -83,6 +84,11 @@ func (g *devGroup) startDaemons(ctx context.Context) error {
 			return err
 		}
 		g.daemons = append(g.daemons, p)
+		if g.d.fresh && c.kind == cluster.CS {
+			if err := g.await(ctx, p); err != nil {
+				return err
+			}
+		}
 	}
 	for _, p := range g.daemons {
 		if err := g.await(ctx, p); err != nil {

@@ -110,7 +110,11 @@ func TestIssueLines(t *testing.T) {
 	}
 
 	n.csBadInput()
+	follower := n.start("pstorage", "get-event", "--follow", "-o", "json")
 	n.restartsKilledChild(csd)
+	if line := follower.waitFor("cs-exited"); !json.Valid([]byte(line)) {
+		t.Errorf("a followed event isn't a line of JSON: %q", line)
+	}
 	csd.stop()
 	mdsd.stop()
 	for _, text := range []string{csd.out.text(), mdsd.out.text()} {
@@ -314,13 +318,7 @@ func TestDev(t *testing.T) {
 		shell(t, `cp "$1" "$2" && sync "$2"`, n.path("data"), mnt+"/copy")
 	}
 
-	text, err := os.ReadFile(n.path("dev/run/cs3.pid"))
-	if err != nil {
-		t.Fatal(err)
-	}
-	var victim int
-	fmt.Sscan(string(text), &victim)
-	if err := syscall.Kill(victim, syscall.SIGKILL); err != nil {
+	if err := syscall.Kill(n.pidOf("cs3"), syscall.SIGKILL); err != nil {
 		t.Fatal(err)
 	}
 	d.waitFor("cs3 has ended")
@@ -350,7 +348,12 @@ func TestDev(t *testing.T) {
 			}
 		}
 	}
-	// kill -9 of the command: the daemons stop, the next start finds its way.
+	// kill -9 of the mount's process and of the command: the daemons stop, and the next start
+	// clears away the dead mount.
+	if mounted {
+		syscall.Kill(n.pidOf("mount"), syscall.SIGKILL)
+		d.waitFor("mount has ended")
+	}
 	d.cmd.Process.Kill()
 	<-d.done
 	d = n.start("pstorage", args...)
@@ -361,6 +364,20 @@ func TestDev(t *testing.T) {
 		}
 	}
 	d.stop()
+}
+
+// pidOf returns the process id of a daemon of the development cluster.
+func (n *node) pidOf(name string) int {
+	n.t.Helper()
+	text, err := os.ReadFile(n.path("dev/run/" + name + ".pid"))
+	if err != nil {
+		n.t.Fatal(err)
+	}
+	var pid int
+	if _, err := fmt.Sscan(string(text), &pid); err != nil || pid <= 1 {
+		n.t.Fatalf("PID file of %s has %q", name, text)
+	}
+	return pid
 }
 
 // ports returns the addresses in the configuration.
