@@ -449,6 +449,14 @@ func (sh *Shard) closeAll(done func(error)) {
 			done(err)
 			return
 		}
-		sh.log.Close(done)
+		sh.log.Close(func(err error) {
+			if e := sh.store.close(); err == nil {
+				err = e
+			}
+			if e := sh.cache.Close(); err == nil {
+				err = e
+			}
+			done(err)
+		})
 	})
 }
