@@ -10,6 +10,9 @@ var castagnoli = crc32.MakeTable(crc32.Castagnoli)
 // CRC returns the CRC32C of p.
 func CRC(p []byte) uint32 { return crc32.Update(0, castagnoli, p) }
 
+// CRCAdd returns the CRC32C of the bytes that crc covers followed by p.
+func CRCAdd(crc uint32, p []byte) uint32 { return crc32.Update(crc, castagnoli, p) }
+
 // ZeroBlockCRC is the CRC32C of 4096 zero bytes.
 var ZeroBlockCRC = CRC(make([]byte, BlockSize))
 

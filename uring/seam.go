@@ -99,7 +99,9 @@ type Conn interface {
 	Close(err error)
 	// RemoteAddr is for people.
 	RemoteAddr() string
-	// PauseRecv stops and starts receiving: back-pressure on the peer.
+	// PauseRecv stops and starts receiving: back-pressure on the peer. While paused, Recv isn't
+	// called. After PauseRecv(false) bytes that were left unread are given to Recv again, in this
+	// turn or the next (not from inside the call), even if the peer sends nothing more.
 	PauseRecv(pause bool)
 }
 

@@ -252,6 +252,9 @@ type RegisterCSReq struct {
 	Used     uint64
 	Location string // "room/row/rack", may be empty
 	Chunks   []HeldChunk
+	// Instance is random and the same for as long as the process lives, so that a process that
+	// registers again isn't taken for a copy of its directory. Zero: the connection's peer id.
+	Instance uint64
 }
 
 // HeldChunk is one chunk in a chunk server's inventory.
@@ -274,6 +277,7 @@ type HeartbeatReq struct {
 	Capacity, Used uint64
 	Stats          CSStats
 	Failed         string // not empty: the disk failed, and how
+	Instance       uint64 // as in RegisterCSReq
 }
 
 // CSStats are counters since the start of the process.

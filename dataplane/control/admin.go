@@ -1,0 +1,199 @@
+package control
+
+// The documents of OpAdmin: JSON, shared by the metadata server and the command line. Fields may
+// be added; names don't change.
+
+// The commands of AdminReq. "->" names the type of the arguments and of the answer.
+const (
+	AdminStat         = "stat"          // none -> StatDoc
+	AdminListServices = "list-services" // none -> ServicesDoc
+	AdminEvents       = "events"        // EventsArgs -> EventsDoc
+	AdminFileInfo     = "file-info"     // PathArgs -> FileInfoDoc
+	AdminGetAttr      = "get-attr"      // PathArgs -> AttrDoc
+	AdminSetAttr      = "set-attr"      // SetAttrArgs -> AttrDoc
+	AdminGetConfig    = "get-config"    // none -> ConfigDoc
+	AdminSetConfig    = "set-config"    // SetConfigArgs -> ConfigDoc
+	AdminDropCS       = "drop-cs"       // DropCSArgs -> none
+)
+
+// The states of a chunk server in CSDoc.Status.
+const (
+	CSActive   = "active"   // its lease is valid
+	CSInactive = "inactive" // silent, for less than the offline timeout
+	CSOffline  = "offline"  // silent for longer
+	CSFailed   = "failed"   // its disk failed
+	CSDropped  = "dropped"  // removed from the cluster
+)
+
+// StatDoc is the state of the cluster.
+type StatDoc struct {
+	Cluster   string    `json:"cluster"`
+	ClusterID string    `json:"cluster_id"`
+	Health    string    `json:"health"` // "healthy", "degraded", "critical"
+	Reasons   []string  `json:"reasons"`
+	Space     SpaceDoc  `json:"space"`
+	Files     uint64    `json:"files"` // files, directories and symlinks, without the root
+	Chunks    ChunksDoc `json:"chunks"`
+	MDS       []MDSDoc  `json:"mds"`
+	CS        []CSDoc   `json:"cs"`
+	TimeNs    int64     `json:"time_ns"`
+}
+
+// SpaceDoc is in bytes. Total, free and used are of disks; the logical ones divide by the normal
+// number of replicas of the root directory.
+type SpaceDoc struct {
+	Total        uint64 `json:"total"`
+	Free         uint64 `json:"free"`
+	Used         uint64 `json:"used"`
+	LogicalTotal uint64 `json:"logical_total"`
+	LogicalFree  uint64 `json:"logical_free"`
+}
+
+// ChunksDoc counts chunks. A member counts as present while its lease is valid. Degraded, below
+// minimum, urgent and offline are each part of the one before, as far as policies allow.
+type ChunksDoc struct {
+	Total        uint64 `json:"total"`
+	Healthy      uint64 `json:"healthy"`
+	Degraded     uint64 `json:"degraded"`      // fewer live members than wanted
+	BelowMinimum uint64 `json:"below_minimum"` // fewer than needed to write: writes wait
+	Urgent       uint64 `json:"urgent"`        // one live member, of several wanted
+	Offline      uint64 `json:"offline"`       // no live member: neither read nor written
+	Fallback     uint64 `json:"fallback"`      // in a finer failure domain than asked for
+}
+
+// MDSDoc is a metadata server.
+type MDSDoc struct {
+	ID     string `json:"id"`
+	Addr   string `json:"addr"`
+	Leader bool   `json:"leader"`
+	Voter  bool   `json:"voter"`
+}
+
+// CSDoc is a chunk server. Sizes are in bytes.
+type CSDoc struct {
+	ID         uint32   `json:"id"`
+	Addr       string   `json:"addr"`
+	Host       string   `json:"host"`
+	Path       string   `json:"path"`
+	Location   string   `json:"location,omitempty"`
+	Tier       uint8    `json:"tier"`
+	Status     string   `json:"status"`
+	Failed     string   `json:"failed,omitempty"`
+	Capacity   uint64   `json:"capacity"`
+	Used       uint64   `json:"used"`
+	Chunks     uint64   `json:"chunks"`
+	SilentMs   int64    `json:"silent_ms"` // since its last heartbeat
+	ReadRate   float64  `json:"read_rate"` // operations per second, lately
+	WriteRate  float64  `json:"write_rate"`
+	ReadSpeed  float64  `json:"read_speed"` // bytes per second, lately
+	WriteSpeed float64  `json:"write_speed"`
+	Stats      *CSStats `json:"stats,omitempty"` // as last reported
+}
+
+// ServicesDoc lists all daemons that the cluster knows.
+type ServicesDoc struct {
+	MDS []MDSDoc `json:"mds"`
+	CS  []CSDoc  `json:"cs"`
+}
+
+// EventsArgs asks for events with an id above After, oldest first. Limit 0 means 100. With Last
+// the newest Limit events are meant instead.
+type EventsArgs struct {
+	After uint64 `json:"after"`
+	Limit int    `json:"limit"`
+	Last  bool   `json:"last,omitempty"`
+}
+
+// EventsDoc has events, oldest first.
+type EventsDoc struct {
+	Events []EventDoc `json:"events"`
+}
+
+// EventDoc is one event.
+type EventDoc struct {
+	ID       uint64 `json:"id"`
+	TimeNs   int64  `json:"time_ns"`
+	Severity string `json:"severity"` // "info", "warning", "fault"
+	Source   string `json:"source"`
+	Code     string `json:"code"`
+	Message  string `json:"message"`
+}
+
+// PathArgs names a file by its absolute path in the cluster.
+type PathArgs struct {
+	Path string `json:"path"`
+}
+
+// PolicyDoc is a Policy for people.
+type PolicyDoc struct {
+	Replicas      int    `json:"replicas"`
+	Minimum       int    `json:"minimum"`
+	FailureDomain string `json:"failure_domain"` // "disk", "host", "rack", "row", "room"
+	Tier          int    `json:"tier"`
+	WriteAck      string `json:"write_ack"` // "disk", "memory"
+}
+
+// AttrDoc are the attributes of a file or directory.
+type AttrDoc struct {
+	Path   string    `json:"path"`
+	File   uint64    `json:"file"`
+	Type   string    `json:"type"` // "file", "directory", "symlink"
+	Size   uint64    `json:"size"`
+	Chunks uint64    `json:"chunks"`
+	Policy PolicyDoc `json:"policy"`
+}
+
+// SetAttrArgs changes the policy of a file or directory; what is nil stays. New chunks get the
+// new policy; a directory hands it to what is created in it from now on.
+type SetAttrArgs struct {
+	Path          string  `json:"path"`
+	Replicas      *int    `json:"replicas,omitempty"`
+	Minimum       *int    `json:"minimum,omitempty"`
+	FailureDomain *string `json:"failure_domain,omitempty"`
+	Tier          *int    `json:"tier,omitempty"`
+	WriteAck      *string `json:"write_ack,omitempty"`
+}
+
+// FileInfoDoc is a file with its chunks (the first 1024).
+type FileInfoDoc struct {
+	AttrDoc
+	List []ChunkDoc `json:"list"`
+}
+
+// ChunkDoc is a chunk for people.
+type ChunkDoc struct {
+	Index   uint32   `json:"index"`
+	Chunk   string   `json:"chunk"`
+	Epoch   uint32   `json:"epoch"`
+	Created bool     `json:"created"`
+	Members []uint32 `json:"members"` // the first is the head
+	Live    []bool   `json:"live"`    // of each member
+}
+
+// ConfigDoc is the cluster's configuration.
+type ConfigDoc struct {
+	Entries []ConfigEntryDoc `json:"entries"`
+}
+
+// ConfigEntryDoc is one entry of the configuration.
+type ConfigEntryDoc struct {
+	Key     string `json:"key"`
+	Value   string `json:"value"`
+	Version uint64 `json:"version"`
+}
+
+// SetConfigArgs changes an entry. Version must be what it is now (0: not there) unless Any is
+// set. An empty value removes it.
+type SetConfigArgs struct {
+	Key     string `json:"key"`
+	Value   string `json:"value"`
+	Version uint64 `json:"version"`
+	Any     bool   `json:"any,omitempty"`
+}
+
+// DropCSArgs removes a chunk server from the cluster for ever. Without Force it must not be the
+// member of any chunk.
+type DropCSArgs struct {
+	CS    uint32 `json:"cs"`
+	Force bool   `json:"force,omitempty"`
+}

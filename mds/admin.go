@@ -1,0 +1,320 @@
+package mds
+
+import (
+	"encoding/json"
+	"fmt"
+	"time"
+
+	"github.com/hashicorp/raft"
+
+	"pstorage/dataplane"
+	"pstorage/dataplane/control"
+)
+
+// offlineTimeout is how long a chunk server may be silent before it counts as offline.
+const offlineTimeout = 300 * time.Second
+
+// admin answers a command with a JSON document.
+func (c *call) admin(req *control.AdminReq) (any, error) {
+	changes := req.Command == control.AdminSetAttr || req.Command == control.AdminSetConfig ||
+		req.Command == control.AdminDropCS
+	if changes && c.peer.Role != dataplane.RoleAdmin {
+		return nil, c.fail(dataplane.Denied, "%s is for administrators, not for a peer of role %v",
+			req.Command, c.peer.Role)
+	}
+	if err := c.l.valid(c.ctx); err != nil {
+		return nil, err
+	}
+	doc, err := c.adminDoc(req)
+	if err != nil {
+		return nil, err
+	}
+	b, err := json.Marshal(doc)
+	if err != nil {
+		return nil, dataplane.E("admin command "+req.Command, dataplane.Internal, err)
+	}
+	return &control.AdminReply{Doc: b}, nil
+}
+
+func (c *call) adminDoc(req *control.AdminReq) (any, error) {
+	switch req.Command {
+	case control.AdminStat:
+		return c.l.stat(), nil
+	case control.AdminListServices:
+		return c.l.services(), nil
+	case control.AdminEvents:
+		return withArgs(req, c.events)
+	case control.AdminFileInfo:
+		return withArgs(req, c.fileInfo)
+	case control.AdminGetAttr:
+		return withArgs(req, c.getPolicy)
+	case control.AdminSetAttr:
+		return withArgs(req, c.setPolicy)
+	case control.AdminGetConfig:
+		return c.configDoc(), nil
+	case control.AdminSetConfig:
+		return withArgs(req, c.setConfig)
+	case control.AdminDropCS:
+		return withArgs(req, c.dropCS)
+	}
+	return nil, c.fail(dataplane.NotSupported, "command %.80q is unknown", req.Command)
+}
+
+// withArgs decodes the arguments of a command.
+func withArgs[T any](req *control.AdminReq, f func(args *T) (any, error)) (any, error) {
+	args := new(T)
+	if len(req.Args) > 0 {
+		if err := json.Unmarshal(req.Args, args); err != nil {
+			return nil, dataplane.E("arguments of "+req.Command, dataplane.Invalid, err)
+		}
+	}
+	return f(args)
+}
+
+// fileCount returns how many names there are in the namespace.
+func (s *State) fileCount() uint64 {
+	return uint64(len(s.files.byID) - len(s.orphans) - 1)
+}
+
+// space adds up the chunk servers that aren't dropped. Both locks are held.
+func (l *leader) space(s *State) control.SpaceDoc {
+	var d control.SpaceDoc
+	for _, c := range s.cs {
+		if c == nil || c.Dropped || c.Failed != "" {
+			continue
+		}
+		size, free := l.capacityOf(s, c)
+		d.Total += size
+		d.Free += free
+	}
+	d.Used = d.Total - d.Free
+	copies := uint64(s.files.get(dataplane.RootID).policy.Replicas)
+	d.LogicalTotal, d.LogicalFree = d.Total/copies, d.Free/copies
+	return d
+}
+
+// csDoc describes a chunk server. Both locks are held.
+func (l *leader) csDoc(s *State, c *CS, nowNs int64) control.CSDoc {
+	silent := time.Duration(nowNs - l.leases.at(c.ID).answeredNs)
+	size, free := l.capacityOf(s, c)
+	d := control.CSDoc{ID: uint32(c.ID), Addr: c.Addr, Host: c.Host, Path: c.Path,
+		Location: c.Location, Tier: c.Tier, Failed: c.Failed, Capacity: size, Used: size - free,
+		Chunks: uint64(s.csLoad[c.ID]), SilentMs: silent.Milliseconds()}
+	if k := l.cs[c.ID]; k != nil && k.statsNs != 0 {
+		stats := k.stats
+		d.Stats = &stats
+		d.ReadRate, d.WriteRate = k.rates.reads, k.rates.writes
+		d.ReadSpeed, d.WriteSpeed = k.rates.readBytes, k.rates.writeBytes
+	}
+	switch {
+	case c.Dropped:
+		d.Status = control.CSDropped
+	case c.Failed != "":
+		d.Status = control.CSFailed
+	case l.leases.live(c.ID, nowNs):
+		d.Status = control.CSActive
+	case silent < offlineTimeout:
+		d.Status = control.CSInactive
+	default:
+		d.Status = control.CSOffline
+	}
+	return d
+}
+
+// services lists the daemons.
+func (l *leader) services() *control.ServicesDoc {
+	d := &control.ServicesDoc{MDS: l.r.servers(), CS: []control.CSDoc{}}
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	f := l.r.fsm
+	f.mu.RLock()
+	defer f.mu.RUnlock()
+	now := l.now()
+	for _, c := range f.s.cs {
+		if c != nil {
+			d.CS = append(d.CS, l.csDoc(f.s, c, now))
+		}
+	}
+	return d
+}
+
+// servers lists the metadata servers.
+func (r *replica) servers() []control.MDSDoc {
+	list := []control.MDSDoc{}
+	_, leader := r.raft.LeaderWithID()
+	for _, s := range r.raft.GetConfiguration().Configuration().Servers {
+		list = append(list, control.MDSDoc{ID: string(s.ID), Addr: string(s.Address),
+			Leader: s.ID == leader, Voter: s.Suffrage == raft.Voter})
+	}
+	return list
+}
+
+// stat describes the cluster.
+func (l *leader) stat() *control.StatDoc {
+	services := l.services()
+	d := &control.StatDoc{MDS: services.MDS, CS: services.CS, TimeNs: time.Now().UnixNano()}
+	f := l.r.fsm
+	l.mu.Lock()
+	f.mu.RLock()
+	d.Cluster, d.ClusterID = f.s.clusterName, f.s.clusterID.String()
+	d.Space, d.Files = l.space(f.s), f.s.fileCount()
+	slots := f.s.table.Slots()
+	live := make([]bool, len(f.s.cs))
+	for id := range live {
+		live[id] = l.leases.live(dataplane.CSID(id), l.now())
+	}
+	f.mu.RUnlock()
+	l.mu.Unlock()
+	l.scan(slots, func(_ *State, rec *Record) { countChunk(&d.Chunks, rec, live) })
+	d.Health, d.Reasons = health(d)
+	return d
+}
+
+// countChunk adds a chunk to the counts. live is indexed by CS id.
+func countChunk(d *control.ChunksDoc, rec *Record, live []bool) {
+	n := 0
+	for _, m := range rec.members() {
+		if int(m.CS) < len(live) && live[m.CS] {
+			n++
+		}
+	}
+	d.Total++
+	if rec.Flags&flagFallback != 0 {
+		d.Fallback++
+	}
+	if n >= int(rec.Wanted) {
+		d.Healthy++
+		return
+	}
+	d.Degraded++
+	if n < int(rec.Minimum) {
+		d.BelowMinimum++
+	}
+	switch n {
+	case 0:
+		d.Offline++
+	case 1:
+		d.Urgent++
+	}
+}
+
+// health sums a stat document up, in words.
+func health(d *control.StatDoc) (string, []string) {
+	status, reasons := "healthy", []string{}
+	say := func(to string, n uint64, format string) {
+		if n == 0 {
+			return
+		}
+		if status != "critical" {
+			status = to
+		}
+		reasons = append(reasons, fmt.Sprintf(format, n))
+	}
+	silent, failed := uint64(0), uint64(0)
+	for _, c := range d.CS {
+		switch c.Status {
+		case control.CSInactive, control.CSOffline:
+			silent++
+		case control.CSFailed:
+			failed++
+		}
+	}
+	say("critical", d.Chunks.Offline, "%d chunks have no live member: they can't be read")
+	say("critical", d.Chunks.BelowMinimum, "%d chunks have fewer members than needed to write")
+	say("degraded", d.Chunks.Urgent, "%d chunks have only one live member")
+	say("degraded", d.Chunks.Degraded, "%d chunks have fewer live members than wanted")
+	say("degraded", failed, "%d chunk servers have a failed disk")
+	say("degraded", silent, "%d chunk servers don't answer")
+	if d.Chunks.Fallback > 0 {
+		// It is as safe as the hardware allows; a word, no alarm.
+		reasons = append(reasons, fmt.Sprintf("%d chunks share a failure domain, because there "+
+			"are too few domains", d.Chunks.Fallback))
+	}
+	if len(d.CS) == 0 {
+		reasons = append(reasons, "there are no chunk servers yet")
+	}
+	return status, reasons
+}
+
+// maxEventsReply bounds an EventsDoc.
+const maxEventsReply = 1000
+
+func (c *call) events(args *control.EventsArgs) (any, error) {
+	limit := args.Limit
+	if limit <= 0 {
+		limit = 100
+	}
+	limit = min(limit, maxEventsReply)
+	doc := &control.EventsDoc{Events: []control.EventDoc{}}
+	f := c.r.fsm
+	f.mu.RLock()
+	q := f.s.events.capture()
+	f.mu.RUnlock()
+	skip := 0
+	if args.Last {
+		skip = max(0, q.n-limit)
+	}
+	bytes := 0
+	q.each(func(e *control.Event) bool {
+		if skip > 0 {
+			skip--
+			return true
+		}
+		if e.ID <= args.After {
+			return true
+		}
+		bytes += len(e.Message) + len(e.Source) + len(e.Code) + 200
+		if len(doc.Events) == limit || bytes > maxReadDirBytes/2 {
+			return false
+		}
+		names := [...]string{"info", "warning", "fault"}
+		sev := fmt.Sprintf("severity %d", e.Severity)
+		if int(e.Severity) < len(names) {
+			sev = names[e.Severity]
+		}
+		doc.Events = append(doc.Events, control.EventDoc{ID: e.ID, TimeNs: e.TimeNs,
+			Severity: sev, Source: e.Source, Code: e.Code, Message: e.Message})
+		return true
+	})
+	return doc, nil
+}
+
+func (c *call) configDoc() *control.ConfigDoc {
+	doc := &control.ConfigDoc{Entries: []control.ConfigEntryDoc{}}
+	f := c.r.fsm
+	f.mu.RLock()
+	defer f.mu.RUnlock()
+	for _, e := range f.s.config {
+		doc.Entries = append(doc.Entries, control.ConfigEntryDoc{Key: e.key, Value: e.value,
+			Version: e.version})
+	}
+	return doc
+}
+
+func (c *call) setConfig(args *control.SetConfigArgs) (any, error) {
+	_, err := c.change(&cmdSetConfig{origin: c.from, Key: args.Key, Value: args.Value,
+		Version: args.Version, Any: args.Any})
+	if err != nil {
+		return nil, err
+	}
+	return c.configDoc(), nil
+}
+
+func (c *call) dropCS(args *control.DropCSArgs) (any, error) {
+	cs := dataplane.CSID(args.CS)
+	f := c.r.fsm
+	f.mu.RLock()
+	known, chunks := f.s.server(cs), uint32(0)
+	if known != nil {
+		chunks = f.s.csLoad[cs]
+	}
+	f.mu.RUnlock()
+	switch {
+	case known == nil:
+		return nil, c.fail(dataplane.NotFound, "CS %d", args.CS)
+	case chunks > 0 && !args.Force:
+		return nil, c.fail(dataplane.NotEmpty, "CS %d is a member of %d chunks", args.CS, chunks)
+	}
+	_, err := c.change(&cmdMarkCS{CS: cs, Dropped: true})
+	return struct{}{}, err
+}

@@ -1,0 +1,405 @@
+package mds
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"math/rand/v2"
+	"sync"
+	"time"
+
+	"pstorage/dataplane"
+	"pstorage/dataplane/control"
+)
+
+// Times and limits of a leader's housekeeping.
+const (
+	leaderTick     = 25 * time.Millisecond
+	placeViewLife  = 100 * time.Millisecond // free space and load in placement are that old at most
+	maxForget      = 1 << 18                // chunks to be forgotten that wait for one server
+	forgetPerPush  = 32 << 10
+	settledChanged = 10 * time.Second // see inventory
+)
+
+// leader is what this server knows and does while it leads: leases, connections to chunk servers,
+// chunks in trouble, free space. It begins empty with each term.
+type leader struct {
+	term uint64
+	r    *replica
+	log  *slog.Logger
+	base time.Time // of the monotonic clock
+	ctx  context.Context
+	stop context.CancelFunc
+	idle sync.WaitGroup
+
+	mu     sync.Mutex // guards what follows; taken before fsm.mu
+	free   sync.Cond  // an exclusion has been committed or given up
+	leases *leases
+	plan   *planner
+	cs     map[dataplane.CSID]*csLink
+	byPeer map[*control.Peer]dataplane.CSID
+	view   placer
+	viewNs int64 // when the view was made; 0: make it anew
+}
+
+// csLink is the leader's view of a chunk server's process.
+type csLink struct {
+	peer           *control.Peer // nil: not connected
+	instance       uint64
+	capacity, used uint64 // bytes, as last reported; zero capacity: not yet
+	stats          control.CSStats
+	statsNs        int64
+	rates          csRates
+	forget         []dataplane.ChunkID // freed, and not pushed yet
+}
+
+// csRates are per second, over the last few heartbeats.
+type csRates struct{ reads, writes, readBytes, writeBytes float64 }
+
+// lead begins a leadership. The caller has confirmed the term by a barrier.
+func lead(r *replica, term uint64) *leader {
+	l := &leader{term: term, r: r, log: r.log, base: time.Now(), plan: newPlanner(),
+		cs:     make(map[dataplane.CSID]*csLink),
+		byPeer: make(map[*control.Peer]dataplane.CSID)}
+	l.free.L = &l.mu
+	l.leases = newLeases(l.now())
+	l.view.rng = rand.New(rand.NewPCG(rand.Uint64(), rand.Uint64()))
+	l.ctx, l.stop = context.WithCancel(context.Background())
+	l.idle.Go(l.run)
+	return l
+}
+
+// end waits until the leadership's own work has ended.
+func (l *leader) end() {
+	l.stop()
+	l.idle.Wait()
+}
+
+// now is the monotonic clock in ns, never zero.
+func (l *leader) now() int64 { return int64(time.Since(l.base)) + 1 }
+
+// valid says whether this is still the confirmed leadership, at some moment after the call.
+func (l *leader) valid(ctx context.Context) error {
+	if err := l.r.verifyLeader(ctx); err != nil {
+		return err
+	}
+	if l.ctx.Err() != nil || l.r.raft.CurrentTerm() != l.term {
+		return l.r.notLeader()
+	}
+	return nil
+}
+
+// link returns the entry of a chunk server. mu is held.
+func (l *leader) link(cs dataplane.CSID) *csLink {
+	c := l.cs[cs]
+	if c == nil {
+		c = &csLink{}
+		l.cs[cs] = c
+	}
+	return c
+}
+
+// connect notes over which connection a server's process is reached. mu is held.
+func (l *leader) connect(cs dataplane.CSID, peer *control.Peer, instance uint64) *csLink {
+	c := l.link(cs)
+	if c.peer != nil && c.peer != peer {
+		delete(l.byPeer, c.peer)
+	}
+	c.peer, c.instance = peer, instance
+	l.byPeer[peer] = cs
+	return c
+}
+
+// gone notes that a connection was lost.
+func (l *leader) gone(peer *control.Peer) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	cs, ok := l.byPeer[peer]
+	if !ok {
+		return
+	}
+	delete(l.byPeer, peer)
+	if c := l.cs[cs]; c.peer == peer {
+		c.peer = nil
+	}
+}
+
+// run does what must be done in time: settles, deletions, the rest of large removals.
+func (l *leader) run() {
+	l.initCluster()
+	tick := time.NewTicker(leaderTick)
+	defer tick.Stop()
+	for {
+		select {
+		case <-l.ctx.Done():
+			return
+		case <-tick.C:
+		}
+		l.pushSettles()
+		l.pushForgets()
+		l.reap()
+	}
+}
+
+// initCluster names the cluster in the state, once.
+func (l *leader) initCluster() {
+	f := l.r.fsm
+	f.mu.RLock()
+	done := f.s.clusterID != (dataplane.ClusterID{})
+	f.mu.RUnlock()
+	if done {
+		return
+	}
+	cred := l.r.stream.cred
+	_, err := l.r.propose(l.ctx, &cmdInit{ClusterID: cred.Cluster, ClusterName: cred.ClusterName})
+	if err != nil && l.ctx.Err() == nil {
+		l.log.Warn("cluster not initialised; the next leader does it", "reason", err)
+	}
+}
+
+// reap frees chunks of removed files.
+func (l *leader) reap() {
+	f := l.r.fsm
+	for l.ctx.Err() == nil {
+		f.mu.RLock()
+		n := len(f.s.orphans)
+		f.mu.RUnlock()
+		if n == 0 {
+			return
+		}
+		res, err := l.r.propose(l.ctx, &cmdReap{})
+		if err != nil {
+			return // not the leader any more, or stopping
+		}
+		l.forget(res.Freed)
+	}
+}
+
+// planFacts lets the planner see the state. Both locks are held.
+type planFacts struct {
+	l     *leader
+	s     *State
+	nowNs int64
+}
+
+func (w planFacts) chunk(id dataplane.ChunkID) *Record { return w.s.table.Lookup(id) }
+func (w planFacts) live(cs dataplane.CSID) bool        { return w.l.leases.live(cs, w.nowNs) }
+func (w planFacts) gone(cs dataplane.CSID) bool {
+	return w.l.leases.verdict(cs, w.nowNs) == leaseGone
+}
+
+// pushSettles asks chunk servers to settle what the planner says.
+func (l *leader) pushSettles() {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if len(l.plan.queue) == 0 {
+		return
+	}
+	f := l.r.fsm
+	f.mu.RLock()
+	defer f.mu.RUnlock()
+	now := l.now()
+	// Chunks with the same coordinator and the same lost members go together.
+	type group struct {
+		to   dataplane.CSID
+		lost [dataplane.MaxReplicas]dataplane.CSID
+	}
+	groups := make(map[group]*control.SettlePush)
+	for _, t := range l.plan.step(now, planFacts{l, f.s, now}, nil) {
+		rec := f.s.table.Lookup(t.chunk)
+		g := group{to: t.to}
+		var lost []dataplane.CSID
+		for i, m := range rec.members() {
+			if t.lost&(1<<i) != 0 {
+				g.lost[len(lost)] = m.CS
+				lost = append(lost, m.CS)
+			}
+		}
+		p := groups[g]
+		if p == nil {
+			p = &control.SettlePush{Lost: lost}
+			groups[g] = p
+		}
+		p.Chunks = append(p.Chunks, l.config(f.s, rec, now))
+		if len(p.Chunks) == settlePerPush {
+			l.push(t.to, control.OpSettle, p)
+			delete(groups, g)
+		}
+	}
+	for g, p := range groups {
+		l.push(g.to, control.OpSettle, p)
+	}
+}
+
+// push sends a message to a chunk server. mu is held.
+func (l *leader) push(cs dataplane.CSID, op dataplane.Opcode, msg any) bool {
+	c := l.cs[cs]
+	if c == nil || c.peer == nil {
+		return false
+	}
+	if err := c.peer.Push(op, msg); err != nil {
+		l.log.Warn("push failed", "cs", cs, "op", control.OpName(op), "reason", err)
+		return false
+	}
+	return true
+}
+
+// forget queues freed chunks for the servers that held them.
+func (l *leader) forget(freed []freedChunk) {
+	if len(freed) == 0 {
+		return
+	}
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	for _, f := range freed {
+		for _, m := range f.replicas {
+			if m.CS == 0 {
+				break
+			}
+			c := l.link(m.CS)
+			if len(c.forget) >= maxForget {
+				// It learns by its next inventory.
+				c.forget = nil
+				l.leases.at(m.CS).relist = true
+			}
+			c.forget = append(c.forget, f.id)
+		}
+	}
+}
+
+// pushForgets tells chunk servers what to delete.
+func (l *leader) pushForgets() {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	for cs, c := range l.cs {
+		for len(c.forget) > 0 && c.peer != nil {
+			n := min(len(c.forget), forgetPerPush)
+			if !l.push(cs, control.OpForget, &control.ForgetPush{Chunks: c.forget[:n]}) {
+				break
+			}
+			c.forget = c.forget[n:]
+		}
+		if len(c.forget) == 0 {
+			c.forget = nil
+		}
+	}
+}
+
+// config describes a chunk to chunk servers. Both locks are held, fsm.mu for reading.
+func (l *leader) config(s *State, rec *Record, nowNs int64) control.ChunkConfig {
+	c := control.ChunkConfig{Chunk: rec.ID, File: rec.File, Index: rec.Index, Epoch: rec.Epoch,
+		Created: rec.Flags&flagCreated != 0, Minimum: rec.Minimum, Ack: rec.Ack,
+		Members: make([]control.CSAddr, 0, rec.Present)}
+	for _, m := range rec.members() {
+		c.Members = append(c.Members, l.addr(s, m.CS, nowNs))
+	}
+	return c
+}
+
+// addr says where a chunk server is. Both locks are held.
+func (l *leader) addr(s *State, cs dataplane.CSID, nowNs int64) control.CSAddr {
+	a := control.CSAddr{CS: cs, Live: l.leases.live(cs, nowNs)}
+	if c := s.server(cs); c != nil {
+		a.Addr = c.Addr
+	}
+	return a
+}
+
+// capacityOf returns the bytes for chunks of a server and how many of them are free. A chunk that
+// was allocated takes its full size, written or not. mu is held.
+func (l *leader) capacityOf(s *State, c *CS) (size, free uint64) {
+	size, used := c.Capacity, c.Used
+	if k := l.cs[c.ID]; k != nil && k.capacity > 0 {
+		size, used = k.capacity, k.used
+	}
+	used = max(used, uint64(s.csLoad[c.ID])*dataplane.ChunkSize)
+	if used > size {
+		return size, 0
+	}
+	return size, size - used
+}
+
+// refreshView makes the view for placement anew when it is old. Both locks are held.
+func (l *leader) refreshView(s *State) {
+	now := l.now()
+	if l.viewNs != 0 && now-l.viewNs < int64(placeViewLife) {
+		return
+	}
+	l.viewNs = now
+	nodes := l.view.nodes[:0]
+	domains := domainsOf{ids: make(map[string]uint32)}
+	busiest := 1.0
+	for _, c := range s.cs {
+		if c == nil || c.Dropped || c.Failed != "" || c.Fenced || !l.leases.live(c.ID, now) {
+			continue
+		}
+		size, free := l.capacityOf(s, c)
+		n := node{cs: c.ID, tier: c.Tier, domain: domains.of(c), size: size, free: free}
+		if k := l.cs[c.ID]; k != nil {
+			n.load = k.rates.reads + k.rates.writes
+			busiest = max(busiest, n.load)
+		}
+		nodes = append(nodes, n)
+	}
+	for i := range nodes {
+		nodes[i].load /= busiest
+	}
+	l.view.nodes = nodes
+}
+
+// allocate makes the chunks of a file's range that don't exist. When not all can be placed those
+// that can are made; the error is set when none is. What the command skips, because a server was
+// dropped meanwhile, is placed again without that server.
+func (l *leader) allocate(ctx context.Context, req control.MapReq) error {
+	op := fmt.Sprintf("allocate chunks %d+%d of file %d", req.First, req.Count, req.File)
+	for made := false; ; made = true {
+		c, err := l.placeMissing(req, op)
+		if made && dataplane.KindOf(err) == dataplane.NoSpace {
+			return nil
+		}
+		if err != nil || len(c.Chunks) == 0 {
+			return err
+		}
+		res, err := l.r.propose(ctx, c)
+		if err == nil {
+			err = res.err(op)
+		}
+		if err != nil {
+			return err
+		}
+	}
+}
+
+// placeMissing decides where the missing chunks of a range go.
+func (l *leader) placeMissing(req control.MapReq, op string) (*cmdAllocate, error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	f := l.r.fsm
+	f.mu.RLock()
+	defer f.mu.RUnlock()
+	file := f.s.live(req.File)
+	switch {
+	case file == nil:
+		return nil, dataplane.E(op, dataplane.NotFound, nil)
+	case file.typ != control.TypeFile:
+		return nil, dataplane.E(op, dataplane.Invalid, errors.New("not a regular file"))
+	}
+	c := &cmdAllocate{File: req.File}
+	for i := req.First; i < req.First+req.Count; i++ {
+		if file.slots.get(i) != 0 {
+			continue
+		}
+		l.refreshView(f.s)
+		p, err := l.view.place(file.policy, i)
+		if err != nil {
+			if len(c.Chunks) > 0 {
+				break
+			}
+			l.viewNs = 0
+			return nil, err
+		}
+		c.Chunks = append(c.Chunks, p)
+	}
+	return c, nil
+}

@@ -1,0 +1,180 @@
+package mds
+
+import (
+	"context"
+	"errors"
+	"sync"
+	"time"
+
+	"github.com/hashicorp/raft"
+
+	"pstorage/dataplane"
+)
+
+// The way of a mutation: propose queues the command; runProposals packs what has gathered into one
+// log entry and gives it to raft, with a bounded number of entries on their way; raft makes it
+// durable on a majority and applies it; runResults hands each command's result back.
+const (
+	entriesInFlight = 16
+	entryBytes      = 256 << 10 // a log entry is closed when it is that long
+	entryCommands   = 512
+)
+
+// proposal is one command on its way through the log.
+type proposal struct {
+	cmd    command
+	result Result
+	err    error
+	done   chan struct{}
+}
+
+// entryInFlight is a log entry that raft has taken.
+type entryInFlight struct {
+	future    raft.ApplyFuture
+	proposals []*proposal
+}
+
+// propose sends a command through the log and returns what it did. An error of kind NotLeader or
+// Closed leaves open whether the command will be applied; everything that isn't harmless to repeat
+// carries its origin, so that a retry gets the first one's result.
+func (r *replica) propose(ctx context.Context, c command) (Result, error) {
+	p := &proposal{cmd: c, done: make(chan struct{})}
+	select {
+	case r.proposals <- p:
+	case <-ctx.Done():
+		return Result{}, dataplane.E("metadata change", dataplane.TimedOut, ctx.Err())
+	case <-r.stopped:
+		return Result{}, errStopped()
+	}
+	select {
+	case <-p.done:
+		return p.result, p.err
+	case <-ctx.Done():
+		return Result{}, dataplane.E("metadata change", dataplane.TimedOut, ctx.Err())
+	case <-r.stopped:
+		return Result{}, errStopped()
+	}
+}
+
+func errStopped() error {
+	return dataplane.E("metadata change", dataplane.Closed, errors.New("this server is stopping"))
+}
+
+// runProposals packs commands into log entries until the replica stops.
+func (r *replica) runProposals() {
+	defer close(r.entries)
+	for {
+		var batch []*proposal
+		select {
+		case p := <-r.proposals:
+			batch = append(batch, p)
+		case <-r.stopped:
+			r.refuseProposals()
+			return
+		}
+		entry := appendCommand(beginEntry(nil), batch[0].cmd)
+		for more := true; more && len(entry) < entryBytes && len(batch) < entryCommands; {
+			select {
+			case p := <-r.proposals:
+				batch = append(batch, p)
+				entry = appendCommand(entry, p.cmd)
+			default:
+				more = false
+			}
+		}
+		entry = finishEntry(entry, time.Now().UnixNano(), len(batch))
+		assert(len(entry) <= MaxEntry, "log entry too long", len(entry))
+		r.entries <- &entryInFlight{r.raft.Apply(entry, raftTimeout), batch}
+	}
+}
+
+// refuseProposals answers what is queued when the replica stops.
+func (r *replica) refuseProposals() {
+	for {
+		select {
+		case p := <-r.proposals:
+			p.err = errStopped()
+			close(p.done)
+		default:
+			return
+		}
+	}
+}
+
+// runResults waits for the entries in their order and hands the results back.
+func (r *replica) runResults() {
+	for e := range r.entries {
+		err := e.future.Error()
+		var a applied
+		if err == nil {
+			a = e.future.Response().(applied)
+			err = a.err
+		} else {
+			err = r.raftError(err)
+		}
+		for i, p := range e.proposals {
+			if err != nil {
+				p.err = err
+			} else {
+				p.result = a.results[i]
+			}
+			close(p.done)
+		}
+	}
+}
+
+// verifier asks the others whether this server still leads, once for all that ask meanwhile.
+type verifier struct {
+	mu      sync.Mutex
+	next    *verification // those that ask now
+	running bool
+}
+
+type verification struct {
+	done chan struct{}
+	err  error
+}
+
+// verifyLeader returns nil if this server was the leader at some moment after the call began. The
+// leadership must have been confirmed by a barrier before: then every change that anybody was told
+// of before the call has been applied here, so a read that follows is linearizable.
+func (r *replica) verifyLeader(ctx context.Context) error {
+	if r.isAlone() && r.raft.State() == raft.Leader {
+		return nil
+	}
+	v := &r.verify
+	v.mu.Lock()
+	if v.next == nil {
+		v.next = &verification{done: make(chan struct{})}
+	}
+	mine := v.next
+	if !v.running {
+		v.running = true
+		go r.runVerify()
+	}
+	v.mu.Unlock()
+	select {
+	case <-mine.done:
+		return mine.err
+	case <-ctx.Done():
+		return dataplane.E("metadata read", dataplane.TimedOut, ctx.Err())
+	}
+}
+
+// runVerify serves those that wait, in batches, and ends when none do.
+func (r *replica) runVerify() {
+	v := &r.verify
+	for {
+		v.mu.Lock()
+		batch := v.next
+		v.next = nil
+		if batch == nil {
+			v.running = false
+			v.mu.Unlock()
+			return
+		}
+		v.mu.Unlock()
+		batch.err = r.raftError(r.raft.VerifyLeader().Error())
+		close(batch.done)
+	}
+}

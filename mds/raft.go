@@ -1,0 +1,440 @@
+package mds
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"net"
+	"path/filepath"
+	"strconv"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/hashicorp/raft"
+	wal "github.com/hashicorp/raft-wal"
+	"github.com/hashicorp/raft-wal/metadb"
+
+	"pstorage/dataplane"
+	"pstorage/dataplane/session"
+)
+
+// Raft's times. With three servers a new leader serves within about 2 s of the old one's death; a
+// server that is alone needs no patience.
+const (
+	electionTime  = 600 * time.Millisecond
+	leaderLease   = 400 * time.Millisecond
+	raftTimeout   = 5 * time.Second
+	walSegment    = 16 << 20 // bytes
+	snapshotsKept = 2
+)
+
+// fsm is the state machine as raft sees it.
+type fsm struct {
+	log      *slog.Logger
+	onFail   func(error)
+	onConfig func()
+
+	mu     sync.RWMutex // guards what follows; apply holds it for one log entry at a time
+	s      *State
+	failed error // set for ever when an entry can't be applied
+}
+
+// applied is the response to a log entry.
+type applied struct {
+	results []Result
+	err     error
+}
+
+var _ raft.BatchingFSM = (*fsm)(nil)
+
+// ApplyBatch implements raft.BatchingFSM.
+func (f *fsm) ApplyBatch(logs []*raft.Log) []any {
+	out := make([]any, len(logs))
+	changed := false
+	for i, l := range logs {
+		switch l.Type {
+		case raft.LogCommand:
+			out[i] = f.applyEntry(l)
+		case raft.LogConfiguration:
+			changed = true
+		}
+	}
+	if changed && f.onConfig != nil {
+		f.onConfig()
+	}
+	return out
+}
+
+func (f *fsm) applyEntry(l *raft.Log) applied {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if f.failed != nil {
+		return applied{err: f.failed}
+	}
+	results, err := f.s.Apply(l.Data)
+	if err != nil {
+		f.failed = fmt.Errorf("log entry %d can't be applied; this server stops: %w", l.Index, err)
+		f.onFail(f.failed)
+		return applied{err: f.failed}
+	}
+	return applied{results: results}
+}
+
+// Apply implements raft.FSM.
+func (f *fsm) Apply(l *raft.Log) any { return f.ApplyBatch([]*raft.Log{l})[0] }
+
+// Snapshot implements raft.FSM: it only captures.
+func (f *fsm) Snapshot() (raft.FSMSnapshot, error) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if f.failed != nil {
+		return nil, f.failed
+	}
+	sn, err := f.s.Capture()
+	if err != nil {
+		return nil, err
+	}
+	return &fsmSnapshot{f, sn}, nil
+}
+
+// Restore implements raft.FSM.
+func (f *fsm) Restore(in io.ReadCloser) error {
+	s, err := Restore(in)
+	if err != nil {
+		return err
+	}
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.s.Close()
+	f.s = s
+	return nil
+}
+
+// fsmSnapshot writes a captured state.
+type fsmSnapshot struct {
+	f  *fsm
+	sn *Snapshot
+}
+
+// Persist implements raft.FSMSnapshot; it runs beside Apply.
+func (p *fsmSnapshot) Persist(sink raft.SnapshotSink) error {
+	start := time.Now()
+	if err := p.sn.Write(sink); err != nil {
+		sink.Cancel()
+		return err
+	}
+	if err := sink.Close(); err != nil {
+		return dataplane.E("write snapshot", dataplane.IOError, err)
+	}
+	p.f.log.Info("snapshot written", "took", time.Since(start).Round(time.Millisecond))
+	return nil
+}
+
+// Release implements raft.FSMSnapshot.
+func (p *fsmSnapshot) Release() {
+	p.f.mu.Lock()
+	p.sn.Release()
+	p.f.mu.Unlock()
+}
+
+// store is the durable part of a raft member.
+type store struct {
+	wal   *wal.WAL
+	meta  *metadb.BoltMetaDB // of the log, which doesn't close it
+	logs  *raft.LogCache
+	snaps *raft.FileSnapshotStore
+}
+
+// openStore opens the log and the snapshots under dir, which must exist.
+func openStore(dir string, log *raftLog) (*store, error) {
+	op := "open the metadata log in " + dir
+	meta := &metadb.BoltMetaDB{}
+	w, err := wal.Open(filepath.Join(dir, walDir), wal.WithLogger(log.Named("wal")),
+		wal.WithSegmentSize(walSegment), wal.WithMetaStore(meta))
+	if err != nil {
+		meta.Close()
+		return nil, dataplane.E(op, dataplane.IOError, err)
+	}
+	logs, err := raft.NewLogCache(1024, w)
+	if err == nil {
+		var snaps *raft.FileSnapshotStore
+		snaps, err = raft.NewFileSnapshotStoreWithLogger(dir, snapshotsKept, log)
+		if err == nil {
+			return &store{w, meta, logs, snaps}, nil
+		}
+	}
+	w.Close()
+	meta.Close()
+	return nil, dataplane.E(op, dataplane.IOError, err)
+}
+
+func (s *store) close() error {
+	err := s.wal.Close()
+	if merr := s.meta.Close(); err == nil {
+		err = merr
+	}
+	return err
+}
+
+func serverID(id uint32) raft.ServerID { return raft.ServerID(strconv.FormatUint(uint64(id), 10)) }
+
+func raftConfig(id uint32, log *raftLog) *raft.Config {
+	c := raft.DefaultConfig()
+	c.LocalID = serverID(id)
+	c.HeartbeatTimeout, c.ElectionTimeout = electionTime, electionTime
+	c.LeaderLeaseTimeout = leaderLease
+	c.CommitTimeout = 20 * time.Millisecond
+	c.MaxAppendEntries = 512
+	c.BatchApplyCh = true
+	c.ShutdownOnRemove = false
+	c.TrailingLogs = 16384
+	c.SnapshotThreshold = 65536
+	c.SnapshotInterval = 30 * time.Second
+	c.NoLegacyTelemetry = true
+	c.Logger = log
+	return c
+}
+
+// streamLayer carries raft between servers: connections of the session's raft service on the port
+// that everything else uses too.
+type streamLayer struct {
+	addr   raft.ServerAddress
+	cred   *session.Credentials
+	conns  chan net.Conn
+	closed chan struct{}
+	once   sync.Once
+}
+
+func newStreamLayer(addr string, cred *session.Credentials) *streamLayer {
+	return &streamLayer{addr: raft.ServerAddress(addr), cred: cred,
+		conns: make(chan net.Conn, 16), closed: make(chan struct{})}
+}
+
+// take hands over a connection that asked for the raft service.
+func (s *streamLayer) take(c net.Conn) {
+	select {
+	case s.conns <- c:
+	case <-s.closed:
+		c.Close()
+	}
+}
+
+// Accept implements net.Listener.
+func (s *streamLayer) Accept() (net.Conn, error) {
+	select {
+	case c := <-s.conns:
+		return c, nil
+	case <-s.closed:
+		return nil, net.ErrClosed
+	}
+}
+
+// Close implements net.Listener.
+func (s *streamLayer) Close() error {
+	s.once.Do(func() { close(s.closed) })
+	return nil
+}
+
+type streamAddr string
+
+func (a streamAddr) Network() string { return "tcp" }
+func (a streamAddr) String() string  { return string(a) }
+
+// Addr implements net.Listener.
+func (s *streamLayer) Addr() net.Addr { return streamAddr(s.addr) }
+
+// Dial implements raft.StreamLayer.
+func (s *streamLayer) Dial(addr raft.ServerAddress, timeout time.Duration) (net.Conn, error) {
+	ctx, cancel := context.WithTimeout(context.Background(), timeout)
+	defer cancel()
+	var d net.Dialer
+	conn, err := d.DialContext(ctx, "tcp", string(addr))
+	if err != nil {
+		return nil, err
+	}
+	nc, err := session.Client(ctx, conn, s.cred, session.ServiceRaft)
+	if err != nil {
+		return nil, err
+	}
+	if nc.Peer().Role != dataplane.RoleMDS {
+		nc.Close()
+		return nil, dataplane.E("connect to "+string(addr), dataplane.Denied,
+			fmt.Errorf("%v is not a metadata server", nc.Peer()))
+	}
+	return nc, nil
+}
+
+// replica is this server as a member of the raft group.
+type replica struct {
+	log    *slog.Logger
+	raft   *raft.Raft
+	fsm    *fsm
+	store  *store
+	trans  *raft.NetworkTransport
+	stream *streamLayer
+	self   raft.ServerID
+
+	failure   chan error // gets the reason when the server can't go on
+	proposals chan *proposal
+	entries   chan *entryInFlight
+	stopped   chan struct{} // closed when raft is being shut down
+	running   sync.WaitGroup
+	verify    verifier
+	alone     atomic.Bool // the short times of a server that is alone are set
+}
+
+// startReplica opens what is under dir and joins the group.
+func startReplica(dir string, id uint32, addr string, cred *session.Credentials,
+	logger *slog.Logger, tune func(*raft.Config)) (*replica, error) {
+	rlog := newRaftLog(logger)
+	st, err := openStore(dir, rlog)
+	if err != nil {
+		return nil, err
+	}
+	r := &replica{log: logger, store: st, self: serverID(id), failure: make(chan error, 1),
+		proposals: make(chan *proposal, 4096), entries: make(chan *entryInFlight, entriesInFlight),
+		stopped: make(chan struct{})}
+	reconfigured := make(chan struct{}, 1)
+	r.fsm = &fsm{log: logger, s: NewState(), onFail: r.fail, onConfig: func() {
+		select {
+		case reconfigured <- struct{}{}:
+		default:
+		}
+	}}
+	r.stream = newStreamLayer(addr, cred)
+	r.trans = raft.NewNetworkTransportWithConfig(&raft.NetworkTransportConfig{Stream: r.stream,
+		MaxPool: 4, Timeout: raftTimeout, Logger: rlog, MsgpackUseNewTimeFormat: true})
+	conf := raftConfig(id, rlog)
+	if tune != nil {
+		tune(conf)
+	}
+	r.raft, err = raft.NewRaft(conf, r.fsm, st.logs, st.wal, st.snaps, r.trans)
+	if err != nil {
+		r.trans.Close()
+		st.close()
+		r.fsm.s.Close()
+		return nil, dataplane.E("start the metadata server in "+dir, dataplane.IOError, err)
+	}
+	r.setTimes()
+	r.running.Go(r.runProposals)
+	r.running.Go(r.runResults)
+	r.running.Go(func() {
+		for {
+			select {
+			case <-reconfigured:
+				r.setTimes()
+			case <-r.stopped:
+				return
+			}
+		}
+	})
+	return r, nil
+}
+
+// fail ends the server for a reason that can't be mended by going on.
+func (r *replica) fail(err error) {
+	select {
+	case r.failure <- err:
+	default:
+	}
+}
+
+// voters returns how many servers vote, by the newest configuration.
+func (r *replica) voters() (n int) {
+	for _, s := range r.raft.GetConfiguration().Configuration().Servers {
+		if s.Suffrage == raft.Voter {
+			n++
+		}
+	}
+	return n
+}
+
+// isAlone says whether this server is the only voter: then nobody else can be the leader.
+func (r *replica) isAlone() bool {
+	servers := r.raft.GetConfiguration().Configuration().Servers
+	return len(servers) == 1 && servers[0].ID == r.self && servers[0].Suffrage == raft.Voter
+}
+
+// setTimes fits the election times to the size of the group.
+func (r *replica) setTimes() {
+	alone := r.isAlone()
+	if r.alone.Swap(alone) == alone {
+		return
+	}
+	c := r.raft.ReloadableConfig()
+	c.HeartbeatTimeout, c.ElectionTimeout = electionTime, electionTime
+	if alone {
+		// A shorter time also makes raft look at once whether it should be the leader; it can't
+		// be below the leader's lease, which means nothing to a server that is alone.
+		c.HeartbeatTimeout, c.ElectionTimeout = leaderLease, leaderLease
+	}
+	if err := r.raft.ReloadConfig(c); err != nil {
+		r.log.Warn("raft timeouts not changed", "reason", err)
+	}
+}
+
+// shutdown leaves the group's work in an orderly way and closes the log.
+func (r *replica) shutdown() error {
+	if r.raft.State() == raft.Leader && !r.isAlone() {
+		// The others needn't wait for an election; if it fails they will.
+		if err := r.raft.LeadershipTransfer().Error(); err != nil {
+			r.log.Info("leadership not handed over", "reason", err)
+		}
+	}
+	close(r.stopped)
+	err := r.raft.Shutdown().Error()
+	r.trans.Close()
+	r.running.Wait()
+	if cerr := r.store.close(); err == nil {
+		err = cerr
+	}
+	r.fsm.mu.Lock()
+	r.fsm.s.Close()
+	r.fsm.mu.Unlock()
+	if err != nil {
+		return dataplane.E("stop the metadata server", dataplane.IOError, err)
+	}
+	return nil
+}
+
+// notLeader tells a client where the leader is.
+type notLeader struct{ addr string }
+
+func (e *notLeader) Error() string {
+	if e.addr == "" {
+		return "not the leader, and none is known"
+	}
+	return "not the leader: that is " + e.addr
+}
+
+// LeaderAddr is the "ip:port" of the leader, or "".
+func (e *notLeader) LeaderAddr() string { return e.addr }
+
+// notLeader returns the error for requests that only the leader answers.
+func (r *replica) notLeader() error {
+	addr, id := r.raft.LeaderWithID()
+	if id == r.self {
+		addr = "" // elected, and not ready yet
+	}
+	return &notLeader{string(addr)}
+}
+
+// raftError makes our kind of error of raft's.
+func (r *replica) raftError(err error) error {
+	switch {
+	case err == nil:
+		return nil
+	case errors.Is(err, raft.ErrNotLeader), errors.Is(err, raft.ErrLeadershipLost),
+		errors.Is(err, raft.ErrLeadershipTransferInProgress),
+		errors.Is(err, raft.ErrAbortedByRestore):
+		return r.notLeader()
+	case errors.Is(err, raft.ErrRaftShutdown):
+		return dataplane.E("metadata server", dataplane.Closed, err)
+	case errors.Is(err, raft.ErrEnqueueTimeout):
+		return dataplane.E("metadata server", dataplane.Overloaded, err)
+	}
+	return dataplane.E("metadata server", dataplane.Internal, err)
+}

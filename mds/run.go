@@ -1,0 +1,411 @@
+package mds
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io/fs"
+	"log/slog"
+	"net"
+	"os"
+	"path/filepath"
+	"regexp"
+	"time"
+
+	"github.com/hashicorp/raft"
+	"golang.org/x/sys/unix"
+
+	"pstorage/dataplane"
+	"pstorage/dataplane/control"
+	"pstorage/dataplane/session"
+)
+
+// The files of a metadata server's directory.
+const (
+	identityFile = "identity.json" // who this server is; written last by Format
+	lockFile     = "lock"          // held (flock) by the process that serves the directory
+	raftDir      = "raft"          // raft/wal: the log; raft/snapshots: snapshots
+	walDir       = "wal"
+
+	identityVersion = 1
+)
+
+var clusterName = regexp.MustCompile(`^[A-Za-z0-9_-]{1,63}$`)
+
+// identity is what identity.json holds.
+type identity struct {
+	Version     int               `json:"version"`
+	ClusterID   []byte            `json:"cluster_id"`
+	ClusterName string            `json:"cluster_name"`
+	Node        uint32            `json:"node"`
+	Addr        string            `json:"addr"`
+	Verifier    *session.Verifier `json:"verifier,omitempty"`
+}
+
+// Peer is a metadata server of a new cluster.
+type Peer struct {
+	Node uint32 // its number, from 1
+	Addr string // "ip:port"
+}
+
+// FormatOptions say which server Format makes.
+type FormatOptions struct {
+	Cluster     dataplane.ClusterID // random; the same for all servers of the cluster
+	ClusterName string
+	Addr        string // "ip:port" of this server, as others reach it
+	// Verifier of the cluster's password: with it the server hands out the node key. Zero: none.
+	Verifier session.Verifier
+	// Node is this server's number; 0 means 1.
+	Node uint32
+	// Peers are all servers of a new cluster of several, this one among them. Empty: it is alone.
+	Peers []Peer
+}
+
+// Format makes the directory of a metadata server of a new cluster. dir must not exist or be
+// empty. When it fails nothing is left.
+func Format(dir string, o FormatOptions) (err error) {
+	op := "make a metadata server in " + dir
+	if o.Node == 0 {
+		o.Node = 1
+	}
+	if len(o.Peers) == 0 {
+		o.Peers = []Peer{{o.Node, o.Addr}}
+	}
+	if err := o.check(op); err != nil {
+		return err
+	}
+	undo, err := prepareDir(dir, op)
+	if err != nil {
+		return err
+	}
+	defer func() {
+		if err != nil {
+			undo()
+		}
+	}()
+	if err := bootstrap(dir, &o); err != nil {
+		return dataplane.E(op, dataplane.KindOf(err), err)
+	}
+	id := identity{Version: identityVersion, ClusterID: o.Cluster[:], ClusterName: o.ClusterName,
+		Node: o.Node, Addr: o.Addr}
+	if len(o.Verifier.StoredKey) > 0 {
+		id.Verifier = &o.Verifier
+	}
+	return id.write(dir, op)
+}
+
+func (o *FormatOptions) check(op string) error {
+	mine := false
+	for _, p := range o.Peers {
+		host, port, err := net.SplitHostPort(p.Addr)
+		if err != nil || net.ParseIP(host) == nil || port == "" || port == "0" {
+			return dataplane.E(op, dataplane.Invalid,
+				fmt.Errorf("address %q of server %d: ip:port is needed", p.Addr, p.Node))
+		}
+		mine = mine || p.Node == o.Node && p.Addr == o.Addr
+	}
+	switch {
+	case !clusterName.MatchString(o.ClusterName):
+		return dataplane.E(op, dataplane.Invalid, fmt.Errorf("cluster name %q: 1 to 63 letters, "+
+			"digits, _ and -", o.ClusterName))
+	case o.Cluster == dataplane.ClusterID{}:
+		return dataplane.E(op, dataplane.Invalid, errors.New("no cluster id"))
+	case !mine:
+		return dataplane.E(op, dataplane.Invalid, errors.New("this server isn't among the peers"))
+	}
+	return nil
+}
+
+// prepareDir makes dir and says how to undo what Format does in it.
+func prepareDir(dir, op string) (undo func(), err error) {
+	entries, err := os.ReadDir(dir)
+	switch {
+	case errors.Is(err, fs.ErrNotExist):
+		if err := os.MkdirAll(dir, 0o700); err != nil {
+			return nil, dataplane.E(op, dataplane.IOError, err)
+		}
+		return func() { os.RemoveAll(dir) }, nil
+	case err != nil:
+		return nil, dataplane.E(op, dataplane.IOError, err)
+	case len(entries) > 0:
+		if id, err := readIdentity(dir); err == nil {
+			return nil, dataplane.E(op, dataplane.Exists, fmt.Errorf(
+				"it already holds metadata server %d of cluster %s", id.Node, id.ClusterName))
+		}
+		return nil, dataplane.E(op, dataplane.NotEmpty, errors.New("use an empty directory"))
+	}
+	return func() {
+		os.RemoveAll(filepath.Join(dir, raftDir))
+		os.Remove(filepath.Join(dir, identityFile))
+		os.Remove(filepath.Join(dir, lockFile))
+	}, nil
+}
+
+// bootstrap writes the first configuration of the raft group.
+func bootstrap(dir string, o *FormatOptions) error {
+	base := filepath.Join(dir, raftDir)
+	if err := os.MkdirAll(filepath.Join(base, walDir), 0o700); err != nil {
+		return dataplane.E("", dataplane.IOError, err)
+	}
+	rlog := newRaftLog(slog.New(slog.DiscardHandler))
+	st, err := openStore(base, rlog)
+	if err != nil {
+		return err
+	}
+	var servers raft.Configuration
+	for _, p := range o.Peers {
+		servers.Servers = append(servers.Servers, raft.Server{Suffrage: raft.Voter,
+			ID: serverID(p.Node), Address: raft.ServerAddress(p.Addr)})
+	}
+	_, trans := raft.NewInmemTransport(raft.ServerAddress(o.Addr))
+	err = raft.BootstrapCluster(raftConfig(o.Node, rlog), st.logs, st.wal, st.snaps, trans, servers)
+	if cerr := st.close(); err == nil {
+		err = cerr
+	}
+	if err != nil {
+		return dataplane.E("write the first log entry", dataplane.IOError, err)
+	}
+	return nil
+}
+
+// write makes the identity durable.
+func (id *identity) write(dir, op string) error {
+	b, err := json.MarshalIndent(id, "", "  ")
+	if err != nil {
+		return dataplane.E(op, dataplane.Internal, err)
+	}
+	f, err := os.OpenFile(filepath.Join(dir, identityFile), os.O_WRONLY|os.O_CREATE|os.O_EXCL,
+		0o600)
+	if err != nil {
+		return dataplane.E(op, dataplane.IOError, err)
+	}
+	_, err = f.Write(append(b, '\n'))
+	if err == nil {
+		err = f.Sync()
+	}
+	if cerr := f.Close(); err == nil {
+		err = cerr
+	}
+	if err == nil {
+		err = syncDir(dir)
+	}
+	if err == nil {
+		err = syncDir(filepath.Dir(filepath.Clean(dir)))
+	}
+	if err != nil {
+		return dataplane.E(op, dataplane.IOError, err)
+	}
+	return nil
+}
+
+func syncDir(dir string) error {
+	d, err := os.Open(dir)
+	if err != nil {
+		return err
+	}
+	defer d.Close()
+	return d.Sync()
+}
+
+func readIdentity(dir string) (*identity, error) {
+	op := "read " + filepath.Join(dir, identityFile)
+	b, err := os.ReadFile(filepath.Join(dir, identityFile))
+	if err != nil {
+		kind := dataplane.IOError
+		if errors.Is(err, fs.ErrNotExist) {
+			kind, err = dataplane.NotFound, errors.New("no metadata server was made there")
+		}
+		return nil, dataplane.E(op, kind, err)
+	}
+	var id identity
+	if err := json.Unmarshal(b, &id); err != nil {
+		return nil, dataplane.E(op, dataplane.BadCRC, err)
+	}
+	if id.Version != identityVersion {
+		return nil, dataplane.E(op, dataplane.NotSupported,
+			fmt.Errorf("version %d; this program knows %d", id.Version, identityVersion))
+	}
+	if len(id.ClusterID) != len(dataplane.ClusterID{}) || id.Node == 0 {
+		return nil, dataplane.E(op, dataplane.BadCRC, errors.New("its contents make no sense"))
+	}
+	return &id, nil
+}
+
+// lockDir keeps other processes away from a directory until the file is closed.
+func lockDir(dir string) (*os.File, error) {
+	op := "lock " + dir
+	f, err := os.OpenFile(filepath.Join(dir, lockFile), os.O_RDWR|os.O_CREATE, 0o600)
+	if err != nil {
+		return nil, dataplane.E(op, dataplane.IOError, err)
+	}
+	if err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
+		f.Close()
+		if err == unix.EWOULDBLOCK {
+			return nil, dataplane.E(op, dataplane.Exists,
+				errors.New("another metadata server is running in it"))
+		}
+		return nil, dataplane.E(op, dataplane.IOError, err)
+	}
+	return f, nil
+}
+
+// Options say what Run runs.
+type Options struct {
+	Dir string
+	// Cred are what this server proves itself with; the role must be RoleMDS.
+	Cred *session.Credentials
+	// Addr to listen on, "ip:port"; empty: the one given to Format.
+	Addr string
+	Log  *slog.Logger // nil: slog.Default()
+	// Ready is called once when the server listens.
+	Ready func(addr string)
+	// Leading is called when the server begins (true) and ceases to lead. It must not block.
+	Leading func(bool)
+
+	tune func(*raft.Config) // tests
+}
+
+// Run serves a metadata server's directory until ctx ends or it can't go on. The error is nil if
+// ctx ended.
+func Run(ctx context.Context, o Options) (err error) {
+	if o.Log == nil {
+		o.Log = slog.Default()
+	}
+	op := "start the metadata server in " + o.Dir
+	id, err := readIdentity(o.Dir)
+	if err != nil {
+		return err
+	}
+	switch {
+	case o.Cred == nil || o.Cred.Role != dataplane.RoleMDS:
+		return dataplane.E(op, dataplane.Invalid, errors.New("no credentials of a metadata server"))
+	case o.Cred.Cluster != dataplane.ClusterID(id.ClusterID):
+		return dataplane.E(op, dataplane.WrongCluster, fmt.Errorf(
+			"it belongs to cluster %s (%x), the key to %s (%v)", id.ClusterName, id.ClusterID,
+			o.Cred.ClusterName, o.Cred.Cluster))
+	}
+	lock, err := lockDir(o.Dir)
+	if err != nil {
+		return err
+	}
+	defer lock.Close()
+	if o.Addr == "" {
+		o.Addr = id.Addr
+	}
+	listener, err := net.Listen("tcp", o.Addr)
+	if err != nil {
+		return dataplane.E(op, dataplane.Unreachable, err)
+	}
+	defer listener.Close()
+	r, err := startReplica(filepath.Join(o.Dir, raftDir), id.Node, id.Addr, o.Cred, o.Log, o.tune)
+	if err != nil {
+		return err
+	}
+	s := &server{r: r, log: o.Log}
+	return s.run(ctx, listener, id, &o)
+}
+
+// run serves until ctx ends or something fails, then stops everything in order.
+func (s *server) run(ctx context.Context, listener net.Listener, id *identity, o *Options) error {
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	so := &session.ServerOptions{Cred: o.Cred, Log: o.Log}
+	if id.Verifier != nil {
+		so.Auth = &session.PasswordAuth{Verifier: *id.Verifier, Limit: authLimit(),
+			Node: session.NodeKey{Cluster: o.Cred.Cluster, ClusterName: id.ClusterName,
+				Key: o.Cred.Key}}
+	}
+	served := make(chan error, 1)
+	go func() { served <- session.Serve(ctx, listener, so, func(c *session.NetConn) { s.conn(ctx, c) }) }()
+	leading := make(chan struct{})
+	go func() {
+		defer close(leading)
+		s.watchLeadership(ctx, o.Leading)
+	}()
+	o.Log.Info("metadata server is up", "node", id.Node, "addr", listener.Addr().String(),
+		"cluster", id.ClusterName, "dir", o.Dir)
+	if o.Ready != nil {
+		o.Ready(listener.Addr().String())
+	}
+	var err error
+	ended := false
+	select {
+	case <-ctx.Done():
+	case err = <-s.r.failure:
+	case err = <-served:
+		ended = true
+	}
+	// Stop taking requests, then leave the group, then close the log.
+	cancel()
+	<-leading
+	serr := s.r.shutdown()
+	if !ended {
+		if e := <-served; err == nil {
+			err = e
+		}
+	}
+	if err == nil {
+		err = serr
+	}
+	o.Log.Info("metadata server stopped", "node", id.Node)
+	return err
+}
+
+// conn serves one connection by the service it asked for.
+func (s *server) conn(ctx context.Context, c *session.NetConn) {
+	switch p := c.Peer(); {
+	case p.Service == session.ServiceRPC:
+		if err := control.ServeConn(ctx, c, s); err != nil {
+			s.log.Info("connection ended", "reason", err)
+		}
+	case p.Service == session.ServiceRaft && p.Role == dataplane.RoleMDS:
+		s.r.stream.take(c)
+	default:
+		s.log.Warn("connection refused", "peer", p.String(), "service", p.Service,
+			"reason", "no such service for that role")
+		c.Close()
+	}
+}
+
+// watchLeadership begins and ends leaderships.
+func (s *server) watchLeadership(ctx context.Context, tell func(bool)) {
+	drop := func() {
+		if l := s.lead.Swap(nil); l != nil {
+			l.end()
+			s.log.Info("not leading any more", "term", l.term)
+			if tell != nil {
+				tell(false)
+			}
+		}
+	}
+	defer drop()
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case gained := <-s.r.raft.LeaderCh():
+			drop() // a leadership lost and gained again is a new one
+			if !gained {
+				continue
+			}
+			term := s.r.raft.CurrentTerm()
+			// What earlier leaders committed must be applied before anything is read here.
+			if err := s.r.raft.Barrier(0).Error(); err != nil {
+				s.log.Info("leadership lost at once", "reason", err)
+				continue
+			}
+			if s.r.raft.CurrentTerm() != term {
+				continue // the channel says it again
+			}
+			s.lead.Store(lead(s.r, term))
+			s.log.Info("leading", "term", term)
+			if tell != nil {
+				tell(true)
+			}
+		}
+	}
+}
+
+// authLimit bounds how often passwords may be tried.
+func authLimit() *session.Limiter { return session.NewLimiter(10, 2*time.Second, nil) }

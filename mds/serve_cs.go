@@ -1,0 +1,488 @@
+package mds
+
+import (
+	"context"
+	"fmt"
+	"time"
+
+	"pstorage/dataplane"
+	"pstorage/dataplane/control"
+)
+
+// The life of a chunk server's lease: it registers (registerCS: an id, the lease, what to delete),
+// sends heartbeats (heartbeat: the lease goes on), and is excluded from chunks only when the
+// lease has certainly run out (reconfigure). A registration and an exclusion of the same server
+// never overlap: what the registration's reply says about its chunks is complete.
+
+// instanceOf names the process behind a request: what it says, or else its connection's id.
+func (c *call) instanceOf(said uint64) uint64 {
+	if said != 0 {
+		return said
+	}
+	return c.peer.ID
+}
+
+func (c *call) registerCS(req *control.RegisterCSReq) (any, error) {
+	if err := c.checkRegistration(req); err != nil {
+		return nil, err
+	}
+	instance := c.instanceOf(req.Instance)
+	id, known, err := c.beginRegistration(req, instance)
+	if err != nil {
+		return nil, err
+	}
+	defer c.endRegistration(id)
+	cmd := &cmdRegisterCS{Instance: instance, CS: CS{ID: req.CS, Disk: req.Disk, Boot: req.Boot,
+		Addr: req.Addr, Host: req.Host, Path: req.Path, Location: req.Location, Tier: req.Tier,
+		Capacity: req.Capacity, Used: req.Used}}
+	// It must not be left half done when the connection is lost: see reconfigure.
+	res, err := c.r.propose(c.l.ctx, cmd)
+	if err == nil {
+		err = res.err(c.name())
+	}
+	if err != nil {
+		return nil, err
+	}
+	sameProcess := known != nil && known.Boot == req.Boot
+	forget, missing := c.inventory(res.CS, req.Chunks, sameProcess)
+	return c.grantLease(res.CS, req, instance, forget, missing)
+}
+
+func (c *call) checkRegistration(req *control.RegisterCSReq) error {
+	for _, text := range []string{req.Addr, req.Host, req.Path, req.Location} {
+		if len(text) > dataplane.MaxPathLen {
+			return c.fail(dataplane.Invalid, "text of %d bytes", len(text))
+		}
+	}
+	switch {
+	case req.Addr == "" || req.Boot == 0 || req.Disk == [16]byte{}:
+		return c.fail(dataplane.Invalid, "address, start counter and disk identity are needed")
+	case req.Tier > 3:
+		return c.fail(dataplane.Invalid, "tier %d: 0 to 3", req.Tier)
+	}
+	return nil
+}
+
+// beginRegistration keeps exclusions of the server away until endRegistration, and waits for those
+// that are being committed. id is 0 and known nil for a disk that was never seen.
+func (c *call) beginRegistration(req *control.RegisterCSReq, instance uint64) (
+	id dataplane.CSID, known *CS, err error) {
+	l := c.l
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	f := c.r.fsm
+	f.mu.RLock()
+	if id = f.s.byDisk[req.Disk]; id != 0 {
+		known = f.s.server(id)
+	}
+	f.mu.RUnlock()
+	if id == 0 {
+		return 0, nil, nil
+	}
+	if k := l.cs[id]; k != nil && k.peer != nil && k.peer != c.peer && k.instance != instance &&
+		l.leases.live(id, l.now()) {
+		return 0, nil, c.fail(dataplane.NotReady, "another process serves %s as CS %d, connected "+
+			"from %s: if it was stopped its lease ends in a moment", req.Path, id, k.peer.Addr())
+	}
+	e := l.leases.at(id)
+	e.registering++
+	// Each exclusion ends, at the latest with this leadership, and wakes us up.
+	for e.excluding > 0 {
+		l.free.Wait()
+		e = l.leases.at(id)
+	}
+	return id, known, nil
+}
+
+func (c *call) endRegistration(id dataplane.CSID) {
+	if id == 0 {
+		return
+	}
+	c.l.mu.Lock()
+	c.l.leases.at(id).registering--
+	c.l.mu.Unlock()
+}
+
+// inventory compares what a server holds with what it should: forget is what it may delete, and
+// missing the chunks, written to, of which it is a member and has nothing (invariant I8). A
+// process that registers again lists what it had a moment before, so a chunk that was changed
+// only lately isn't held to be missing.
+func (c *call) inventory(cs dataplane.CSID, held []control.HeldChunk, sameProcess bool) (
+	forget, missing []dataplane.ChunkID) {
+	f := c.r.fsm
+	f.mu.RLock()
+	here := 0
+	for _, h := range held {
+		if rec := f.s.table.Lookup(h.Chunk); rec == nil || !rec.has(cs) {
+			forget = append(forget, h.Chunk)
+		} else {
+			here++
+		}
+	}
+	complete := here >= int(f.s.csLoad[cs])
+	slots, newest := f.s.table.Slots(), f.s.nowNs
+	f.mu.RUnlock()
+	if complete {
+		return forget, nil
+	}
+	if sameProcess {
+		newest -= int64(settledChanged)
+	}
+	has := make(map[dataplane.ChunkID]struct{}, len(held))
+	for _, h := range held {
+		has[h.Chunk] = struct{}{}
+	}
+	c.l.scan(slots, func(_ *State, rec *Record) {
+		if rec.Flags&flagCreated != 0 && rec.ChangedNs <= newest && rec.has(cs) {
+			if _, ok := has[rec.ID]; !ok {
+				missing = append(missing, rec.ID)
+			}
+		}
+	})
+	return forget, missing
+}
+
+// scanStep is how many records are looked at before the state is let go for others.
+const scanStep = 64 * recordsPerPage
+
+// scan calls f for every chunk below the slot, holding the state for short moments only.
+func (l *leader) scan(slots uint64, f func(s *State, rec *Record)) {
+	fsm := l.r.fsm
+	for from := uint64(0); from < slots && l.ctx.Err() == nil; from += scanStep {
+		fsm.mu.RLock()
+		s := fsm.s
+		for slot := from; slot < min(from+scanStep, s.table.Slots()); slot++ {
+			if rec := s.table.At(slot); rec != nil {
+				f(s, rec)
+			}
+		}
+		fsm.mu.RUnlock()
+	}
+}
+
+// maxForgetReply bounds the list in a RegisterCSReply; what is more is pushed.
+const maxForgetReply = 64 << 10
+
+// grantLease ends a registration.
+func (c *call) grantLease(cs dataplane.CSID, req *control.RegisterCSReq, instance uint64,
+	forget, missing []dataplane.ChunkID) (any, error) {
+	l := c.l
+	if l.ctx.Err() != nil {
+		return nil, c.r.notLeader()
+	}
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	now := l.now()
+	l.leases.registered(cs, now)
+	l.plan.registered(cs)
+	k := l.connect(cs, c.peer, instance)
+	k.capacity, k.used, k.stats, k.statsNs = req.Capacity, req.Used, control.CSStats{}, 0
+	k.forget = nil // the inventory says it all
+	if len(forget) > maxForgetReply {
+		k.forget = append(k.forget, forget[maxForgetReply:]...)
+		forget = forget[:maxForgetReply]
+	}
+	for _, id := range missing {
+		if !l.plan.lacks(id, cs, now) {
+			l.log.Warn("too many missing chunks; the rest is found when they are used", "cs", cs)
+			break
+		}
+	}
+	if len(missing) > 0 {
+		l.event(control.Fault, fmt.Sprintf("cs %d", cs), "chunks-missing", fmt.Sprintf(
+			"%d chunks that it should hold are missing from %s: they are taken from it",
+			len(missing), req.Path))
+	}
+	l.viewNs = 0
+	return &control.RegisterCSReply{CS: cs, LeaseNs: int64(dataplane.LeaseTime),
+		Forget: forget}, nil
+}
+
+// event adds to the event log, without waiting for it.
+func (l *leader) event(sev control.Severity, source, code, message string) {
+	l.log.Warn(message, "source", source, "code", code)
+	l.idle.Go(func() {
+		ctx, cancel := context.WithTimeout(l.ctx, raftTimeout)
+		defer cancel()
+		// Without a majority there is no event log; the line above is all there can be.
+		_, _ = l.r.propose(ctx, &cmdAddEvent{Severity: sev, Source: source, Code: code,
+			Message: message})
+	})
+}
+
+// heartbeatCase is what a heartbeat means.
+type heartbeatCase uint8
+
+const (
+	beatOK       heartbeatCase = iota
+	beatUnknown                // register
+	beatOther                  // another process registered since: do not serve
+	beatAgain                  // register again: chunks may have been taken from it
+	beatFailed                 // its disk failed: no lease
+	beatDropped                // removed from the cluster
+	beatNotReady               // a registration is on its way
+)
+
+// beatFacts is what judgeBeat decides on.
+type beatFacts struct {
+	known, samePro, fenced, dropped bool
+	excluding, registering, exited  bool
+	failed, relist                  bool
+}
+
+// judgeBeat decides whether a heartbeat renews a lease.
+func judgeBeat(f beatFacts) heartbeatCase {
+	switch {
+	case !f.known:
+		return beatUnknown
+	case f.dropped:
+		return beatDropped
+	case !f.samePro:
+		return beatOther
+	case f.failed:
+		return beatFailed
+	case f.registering:
+		return beatNotReady
+	case f.fenced || f.excluding || f.exited || f.relist:
+		return beatAgain
+	}
+	return beatOK
+}
+
+func (c *call) heartbeat(req *control.HeartbeatReq) (any, error) {
+	// The leadership is confirmed after the request came: a leader that was replaced must not
+	// prolong a lease that its successor believes to end.
+	if err := c.l.valid(c.ctx); err != nil {
+		return nil, err
+	}
+	l := c.l
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if req.CS == 0 || int(req.CS) > MaxCS {
+		return nil, c.fail(dataplane.NotFound, "CS %d: register first", req.CS)
+	}
+	f := c.r.fsm
+	f.mu.RLock()
+	known := f.s.server(req.CS)
+	f.mu.RUnlock()
+	if known == nil {
+		return nil, c.fail(dataplane.NotFound, "CS %d: register first", req.CS)
+	}
+	e := l.leases.at(req.CS)
+	if req.Failed != "" && known.Failed == "" && known.Boot == req.Boot && !e.failed {
+		l.diskFailed(req.CS, req.Failed)
+	}
+	instance := c.instanceOf(req.Instance)
+	switch judgeBeat(beatFacts{known: true, dropped: known.Dropped,
+		samePro: known.Boot == req.Boot && known.Instance == instance,
+		fenced:  known.Fenced, failed: e.failed || known.Failed != "",
+		excluding: e.excluding > 0, registering: e.registering > 0,
+		exited: e.exitedBoot != 0, relist: e.relist}) {
+	case beatDropped:
+		return nil, c.fail(dataplane.Denied, "CS %d was removed from the cluster", req.CS)
+	case beatOther:
+		return nil, c.fail(dataplane.Conflict, "CS %d: another process registered, start %d; this "+
+			"is start %d", req.CS, known.Boot, req.Boot)
+	case beatFailed:
+		return nil, c.fail(dataplane.Denied, "CS %d: its disk failed", req.CS)
+	case beatNotReady:
+		return nil, c.fail(dataplane.NotReady, "CS %d is registering", req.CS)
+	case beatAgain:
+		return nil, c.fail(dataplane.NotFound, "CS %d: register again", req.CS)
+	}
+	now := l.now()
+	e.answeredNs = now
+	l.connect(req.CS, c.peer, instance).report(req, now)
+	return &control.HeartbeatReply{LeaseNs: int64(dataplane.LeaseTime)}, nil
+}
+
+// diskFailed notes a failed disk, for good. mu is held.
+func (l *leader) diskFailed(cs dataplane.CSID, how string) {
+	l.leases.at(cs).failed = true
+	l.viewNs = 0
+	l.log.Error("the disk of a chunk server failed", "cs", cs, "reason", how)
+	l.idle.Go(func() {
+		ctx, cancel := context.WithTimeout(l.ctx, raftTimeout)
+		defer cancel()
+		if _, err := l.r.propose(ctx, &cmdMarkCS{CS: cs, Failed: how}); err != nil {
+			l.log.Warn("failed disk not recorded; the next heartbeat says it again", "cs", cs,
+				"reason", err)
+			l.mu.Lock()
+			l.leases.at(cs).failed = false
+			l.mu.Unlock()
+		}
+	})
+}
+
+// report takes the figures of a heartbeat.
+func (k *csLink) report(req *control.HeartbeatReq, nowNs int64) {
+	dt := float64(nowNs-k.statsNs) / float64(time.Second)
+	if k.statsNs != 0 && dt > 0 {
+		rate := func(old *float64, before, after uint64) {
+			now := 0.0
+			if after > before {
+				now = float64(after-before) / dt
+			}
+			*old = *old*0.7 + now*0.3
+		}
+		rate(&k.rates.reads, k.stats.Reads, req.Stats.Reads)
+		rate(&k.rates.writes, k.stats.Writes, req.Stats.Writes)
+		rate(&k.rates.readBytes, k.stats.ReadBytes, req.Stats.ReadBytes)
+		rate(&k.rates.writeBytes, k.stats.WriteBytes, req.Stats.WriteBytes)
+	}
+	k.capacity, k.used, k.stats, k.statsNs = req.Capacity, req.Used, req.Stats, nowNs
+}
+
+func (c *call) exited(req *control.ExitedReq) (any, error) {
+	if err := c.l.valid(c.ctx); err != nil {
+		return nil, err
+	}
+	l := c.l
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	f := c.r.fsm
+	f.mu.RLock()
+	known := f.s.server(req.CS)
+	f.mu.RUnlock()
+	switch {
+	case known == nil:
+		return nil, c.fail(dataplane.NotFound, "CS %d", req.CS)
+	case known.Boot != req.Boot || l.leases.at(req.CS).exitedBoot == req.Boot:
+		return nil, nil // of an older process, or said before
+	case l.leases.at(req.CS).registering > 0:
+		return nil, nil // a newer one is here
+	}
+	l.leases.exited(req.CS, req.Boot, l.now())
+	l.viewNs = 0
+	l.event(control.Warning, fmt.Sprintf("cs %d", req.CS), "cs-exited", fmt.Sprintf(
+		"the process of %s on %s (start %d) exited", known.Path, known.Host, req.Boot))
+	return nil, nil
+}
+
+func (c *call) unreachable(req *control.UnreachableReq) (any, error) {
+	if err := c.l.valid(c.ctx); err != nil {
+		return nil, err
+	}
+	l := c.l
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	f := c.r.fsm
+	f.mu.RLock()
+	defer f.mu.RUnlock()
+	if f.s.server(req.CS) == nil {
+		return nil, c.fail(dataplane.NotFound, "CS %d", req.CS)
+	}
+	now := l.now()
+	for _, h := range req.Chunks {
+		if rec := f.s.table.Lookup(h.Chunk); rec != nil && rec.has(req.CS) {
+			l.plan.report(h.Chunk, now)
+		}
+	}
+	// A server that is there but doesn't answer for a chunk may lack it. The leader before may
+	// have known; this one asks for the inventory, once.
+	e := l.leases.at(req.CS)
+	if !e.registered && l.leases.live(req.CS, now) && l.cs[req.CS] != nil &&
+		now-l.leases.sinceNs > int64(leaseOut) {
+		e.relist = true
+	}
+	return nil, nil
+}
+
+func (c *call) getChunk(req *control.GetChunkReq) (any, error) {
+	if err := c.l.valid(c.ctx); err != nil {
+		return nil, err
+	}
+	l, f := c.l, c.r.fsm
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	f.mu.RLock()
+	defer f.mu.RUnlock()
+	rec := f.s.table.Lookup(req.Chunk)
+	if rec == nil {
+		return nil, c.fail(dataplane.NotFound, "chunk %v", req.Chunk)
+	}
+	reply := l.config(f.s, rec, l.now())
+	return &reply, nil
+}
+
+func (c *call) reconfigure(req *control.ReconfigureReq) (any, error) {
+	if len(req.Members) > dataplane.MaxReplicas {
+		return nil, c.fail(dataplane.Invalid, "%d members", len(req.Members))
+	}
+	if err := c.l.valid(c.ctx); err != nil {
+		return nil, err
+	}
+	out, err := c.beginExclusion(req)
+	if err != nil {
+		return nil, err
+	}
+	defer c.endExclusion(out)
+	// A lost connection doesn't take the command back. As long as it may still be committed no
+	// registration of the excluded may begin, so the wait is only for the end of the leadership.
+	res, err := c.r.propose(c.l.ctx, &cmdReconfigure{Chunk: req.Chunk, Epoch: req.Epoch,
+		Members: req.Members, SetCreated: req.SetCreated})
+	if err == nil {
+		err = res.err(c.name())
+	}
+	if err != nil {
+		return nil, err
+	}
+	l, f := c.l, c.r.fsm
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	f.mu.RLock()
+	defer f.mu.RUnlock()
+	reply := l.config(f.s, &res.Rec, l.now())
+	return &reply, nil
+}
+
+// beginExclusion checks that every member which the request leaves out may be excluded (invariant
+// I4), and keeps registrations of those away until endExclusion.
+func (c *call) beginExclusion(req *control.ReconfigureReq) (out []dataplane.CSID, err error) {
+	if len(req.Members) == 0 {
+		return nil, nil
+	}
+	l, f := c.l, c.r.fsm
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	f.mu.RLock()
+	defer f.mu.RUnlock()
+	rec := f.s.table.Lookup(req.Chunk)
+	if rec == nil || rec.Epoch != req.Epoch {
+		return nil, nil // the command says what is wrong
+	}
+	now := l.now()
+	for _, m := range rec.members() {
+		stays := false
+		for _, k := range req.Members {
+			stays = stays || k == m.CS
+		}
+		if stays {
+			continue
+		}
+		v := l.leases.verdict(m.CS, now)
+		lacks := rec.Flags&flagCreated != 0 && l.plan.isMissing(rec.ID, m.CS) &&
+			v != leaseReturning
+		if v != leaseGone && !lacks {
+			return nil, c.fail(dataplane.NotReady, "CS %d may still serve chunk %v and can't be "+
+				"excluded now", m.CS, rec.ID)
+		}
+		out = append(out, m.CS)
+	}
+	for _, m := range out {
+		l.leases.at(m).excluding++
+	}
+	return out, nil
+}
+
+func (c *call) endExclusion(out []dataplane.CSID) {
+	if len(out) == 0 {
+		return
+	}
+	c.l.mu.Lock()
+	for _, m := range out {
+		c.l.leases.at(m).excluding--
+	}
+	c.l.mu.Unlock()
+	c.l.free.Broadcast()
+}
