@@ -33,8 +33,9 @@ const (
 	OpStat Opcode = 6
 
 	// OpReplicate (head -> member, or member -> next in the chain): the write Seq of the chunk at
-	// Epoch. Aux is Seq minus the head's commit mark. FlagData, or FlagZero without data. With
-	// FlagChain the receiver forwards to the next member and answers when both are durable.
+	// Epoch. Aux: low 16 bits Seq minus the head's commit mark, high 16 bits the term of the
+	// OpActivate that the head writes under. FlagData, or FlagZero without data. With FlagChain the
+	// receiver forwards to the next member and answers when both are durable.
 	// The reply carries Seq and status: "durable in my log".
 	OpReplicate Opcode = 16
 	// OpCommit (head -> member): everything up to Seq is committed. No reply.
@@ -48,7 +49,8 @@ const (
 	// the longest history; outside the order of seqs. The reply means durable.
 	OpPatch Opcode = 19
 	// OpActivate (coordinator -> member): serve the chunk at Epoch with Seq as last and committed
-	// seq; payload = the encoded ChunkConfig. The reply means durable.
+	// seq; payload = the encoded ChunkConfig. Aux is the term, 16 random bits: a write that was on
+	// its way since before the activation doesn't carry it. The reply means durable.
 	OpActivate Opcode = 20
 
 	// OpControlBase and above: control messages, see package control.

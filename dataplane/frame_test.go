@@ -57,7 +57,8 @@ func TestBlocksAndCRCs(t *testing.T) {
 	for _, c := range []struct {
 		off, n uint32
 		want   int
-	}{{0, 0, 0}, {0, 1, 1}, {0, 4096, 1}, {0, 4097, 2}, {4095, 2, 2}, {512, 4096, 2}, {4096, 65536, 16}} {
+	}{{0, 0, 0}, {0, 1, 1}, {0, 4096, 1}, {0, 4097, 2}, {4095, 2, 2}, {512, 4096, 2},
+		{4096, 65536, 16}} {
 		if got := Blocks(c.off, c.n); got != c.want {
 			t.Errorf("Blocks(%d, %d) = %d, want %d", c.off, c.n, got, c.want)
 		}

@@ -79,14 +79,20 @@ func (p *Pool) Get(n int) *Buf {
 			panic(fmt.Sprintf("uring: buffer of %d bytes asked for", n))
 		}
 	}
+	if p.free[c] == nil && p.brk+bufClasses[c] > len(p.arena) {
+		// Memory stays in the class it was first handed out for. A free buffer of a larger class
+		// is better than waiting for one that may never be made.
+		for c++; c < len(bufClasses) && p.free[c] == nil; c++ {
+		}
+		if c == len(bufClasses) {
+			return nil
+		}
+	}
 	b := p.free[c]
 	if b != nil {
 		p.free[c] = b.next
 		b.next = nil
 	} else {
-		if p.brk+bufClasses[c] > len(p.arena) {
-			return nil
-		}
 		b = &Buf{mem: p.arena[p.brk : p.brk+bufClasses[c] : p.brk+bufClasses[c]],
 			class: uint8(c), pool: p}
 		p.brk += bufClasses[c]
@@ -96,7 +102,14 @@ func (p *Pool) Get(n int) *Buf {
 	return b
 }
 
+// heapClass marks a buffer of the Go heap, made where a pool was exhausted and failing is no
+// choice.
+const heapClass = 255
+
 func (p *Pool) put(b *Buf) {
+	if b.class == heapClass {
+		return
+	}
 	p.inUse -= len(b.mem)
 	b.next = p.free[b.class]
 	p.free[b.class] = b

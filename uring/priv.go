@@ -1,4 +1,11 @@
 package uring
 
-// diskOpPriv is what the ring keeps in a DiskOp.
-type diskOpPriv struct{}
+// diskOpPriv is what the ring keeps in a DiskOp while it is in flight.
+type diskOpPriv struct {
+	d    *ringDisk
+	next *DiskOp // in a queue of the disk
+	iov  *iovecs // nil for a single buffer
+	done int64   // bytes transferred
+	size int64   // bytes to transfer
+	busy bool    // submitted and not yet done
+}

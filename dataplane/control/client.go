@@ -74,7 +74,7 @@ type call struct {
 }
 
 // Dial returns a client that connects in the background, and again whenever the connection is
-// lost, until Close. It fails only for options that make no sense.
+// lost, until Close (the end of ctx doesn't end it). It fails only for options that make no sense.
 func Dial(ctx context.Context, o Options) (*Client, error) {
 	if o.Addrs == nil || o.Cred == nil {
 		return nil, dataplane.E("connect to the metadata servers", dataplane.Invalid,
@@ -119,7 +119,8 @@ func (c *Client) Call(ctx context.Context, op dataplane.Opcode, req, reply any) 
 
 // CallOnce is Call without repetition: it waits for a connection, sends the request once, and
 // fails when the connection is lost (Closed) or is not to the leader (NotLeader; the client goes
-// to the leader all the same). For heartbeats.
+// to the leader all the same). For heartbeats: it doesn't queue behind other calls, so there must
+// be few at a time.
 func (c *Client) CallOnce(ctx context.Context, op dataplane.Opcode, req, reply any) error {
 	return c.do(ctx, op, req, reply, true)
 }
@@ -132,13 +133,15 @@ func (c *Client) do(ctx context.Context, op dataplane.Opcode, req, reply any, on
 	if len(k.payload) > dataplane.MaxControlPayload {
 		return tooLarge(OpName(op), len(k.payload))
 	}
-	select {
-	case c.slots <- struct{}{}:
-		defer func() { <-c.slots }()
-	case <-ctx.Done():
-		return c.gaveUp(ctx, op)
-	case <-c.ctx.Done():
-		return dataplane.E(OpName(op), dataplane.Closed, errClientClosed)
+	if !once {
+		select {
+		case c.slots <- struct{}{}:
+			defer func() { <-c.slots }()
+		case <-ctx.Done():
+			return c.gaveUp(ctx, op)
+		case <-c.ctx.Done():
+			return dataplane.E(OpName(op), dataplane.Closed, errClientClosed)
+		}
 	}
 	c.start(k)
 	select {

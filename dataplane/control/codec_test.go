@@ -149,10 +149,11 @@ func TestCodecBounds(t *testing.T) {
 		p  []byte
 		to any
 	}{
-		"struct too long":    {[]byte{9, 0, 0, 0, 1}, &FileReq{}},
-		"string too long":    {[]byte{12, 0, 0, 0, 1, 0, 0, 0, 0, 0, 0, 0, 255, 255, 255, 255}, &LookupReq{}},
+		"struct too long": {[]byte{9, 0, 0, 0, 1}, &FileReq{}},
+		"string too long": {[]byte{12, 0, 0, 0, 1, 0, 0, 0, 0, 0, 0, 0, 255, 255, 255, 255},
+			&LookupReq{}},
 		"huge slice":         {[]byte{4, 0, 0, 0, 255, 255, 255, 255}, &MapReply{}},
-		"slice of 2, 1 fits": {[]byte{12, 0, 0, 0, 2, 0, 0, 0, 0, 0, 0, 0, 1, 2, 3, 4}[:15], &ForgetPush{}},
+		"slice of 2, 1 fits": {[]byte{12, 0, 0, 0, 2, 0, 0, 0, 1, 2, 3, 4, 5, 6, 7, 8}, &ForgetPush{}},
 		"half a field":       {[]byte{7, 0, 0, 0, 1, 2, 3, 4, 5, 6, 7}, &FileReq{}},
 		"bool of 2":          {[]byte{5, 0, 0, 0, 0, 0, 0, 0, 2}, &ReadDirReply{}},
 	} {

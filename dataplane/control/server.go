@@ -153,6 +153,9 @@ func (s *served) handle(ctx context.Context, h dataplane.Header, payload []byte)
 	} else {
 		reply, err = s.handler.Handle(ctx, s.peer, h.ReqID, h.Op, payload)
 	}
+	if err != nil && ctx.Err() != nil {
+		return // the handler was stopped, which is no answer: the peer will ask again
+	}
 	var out []byte
 	if err == nil && reply != nil {
 		out = Marshal(reply)
@@ -168,7 +171,7 @@ func (s *served) handle(ctx context.Context, h dataplane.Header, payload []byte)
 	}
 	r := h.Reply(status)
 	r.Offset = 0 // of the range asked for, in a data frame
-	// An error means that the connection is lost: the peer will ask again.
+	// An error means that the connection is lost: here, too, the peer will ask again.
 	_ = s.peer.out.send(&r, out, waitForRoom)
 }
 

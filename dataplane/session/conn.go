@@ -26,6 +26,7 @@ const DirectSize = 16 << 10
 
 const (
 	poolRetryNs = 1e6   // how soon an exhausted pool is asked again
+	starvedWarn = 2000  // after so many times somebody should know
 	lingerNs    = 100e6 // how long a refusal may take to reach the peer before the close
 )
 
@@ -80,6 +81,7 @@ type Conn struct {
 
 	userPause bool // PauseRecv(true) by the handler
 	poolPause bool // the pool is exhausted
+	starved   int  // how often in a row the pool had nothing
 
 	header  dataplane.Header
 	direct  *uring.Buf // the payload of header is being received into it
@@ -297,11 +299,16 @@ func (c *Conn) directFrame(p []byte, body, size int) (consumed int, into []byte)
 	}
 	buf := c.pool.Get(size)
 	if buf == nil {
+		if c.starved++; c.starved == starvedWarn {
+			slog.Warn("connection waits for receive buffers", "peer", c.RemoteAddr(),
+				"wanted", size, "in_use", c.pool.InUse())
+		}
 		c.poolPause = true
 		c.setPause()
 		c.env.Arm(&c.timer, poolRetryNs)
 		return 0, nil
 	}
+	c.starved = 0
 	copy(c.crcs[:], p[dataplane.HeaderSize:body])
 	have := copy(buf.Bytes()[:size], p[body:])
 	c.direct = buf
@@ -328,7 +335,7 @@ func (c *Conn) deliverDirect() {
 
 // Closed implements uring.ConnHandler.
 func (c *Conn) Closed(err error) {
-	if err == io.EOF {
+	if err == io.EOF && c.state != connClosed {
 		switch {
 		case c.state == connRefused:
 			err = c.failure

@@ -33,6 +33,7 @@ type NetConn struct {
 	peer    Peer
 	session [32]byte
 	in      *bufio.Reader
+	head    [dataplane.HeaderSize]byte // the reader's
 
 	writeMu sync.Mutex
 	out     []byte // guarded by writeMu
@@ -58,11 +59,10 @@ func (c *NetConn) Write(p []byte) (int, error) {
 // into new memory). The payload's CRCs are checked. io.EOF means that the peer closed between two
 // frames. After a *dataplane.FrameError the connection must be closed.
 func (c *NetConn) ReadFrame(h *dataplane.Header, buf []byte) ([]byte, error) {
-	var fixed [dataplane.HeaderSize]byte
-	if _, err := io.ReadFull(c.in, fixed[:]); err != nil {
+	if _, err := io.ReadFull(c.in, c.head[:]); err != nil {
 		return nil, err
 	}
-	if err := h.Decode(fixed[:]); err != nil {
+	if err := h.Decode(c.head[:]); err != nil {
 		return nil, err
 	}
 	if h.Tag != 0 {
@@ -122,7 +122,8 @@ func (c *NetConn) WriteFrame(h *dataplane.Header, payload []byte) error {
 
 // Client proves cred over conn, which it has dialed, and asks for a service. It ends with ctx or
 // after HandshakeTime. On an error conn is closed.
-func Client(ctx context.Context, conn net.Conn, cred *Credentials, service uint8) (*NetConn, error) {
+func Client(ctx context.Context, conn net.Conn, cred *Credentials, service uint8) (
+	*NetConn, error) {
 	defer closeOnDone(ctx, conn)()
 	conn.SetDeadline(time.Now().Add(HandshakeTime))
 	nc, err := run(conn, NewDialer(cred, service, newNonce()), nil)

@@ -342,7 +342,8 @@ func TestPasswordFalseServer(t *testing.T) {
 
 // Somebody in the middle who puts a public key of his own in fails, in either direction.
 func TestPasswordMiddle(t *testing.T) {
-	addr := listen(t, &ServerOptions{Cred: testCred(dataplane.RoleMDS, 1), Auth: passwordAuth(t)}, echo)
+	auth := passwordAuth(t)
+	addr := listen(t, &ServerOptions{Cred: testCred(dataplane.RoleMDS, 1), Auth: auth}, echo)
 	for message := range 4 {
 		node, middle := net.Pipe()
 		server := dial(t, addr)

@@ -1,0 +1,43 @@
+# pstorage. Two commands set it up on a fresh Debian machine with Go: `make up` and `make test`.
+
+SHELL := /bin/bash
+export PATH := $(PATH):/usr/sbin:/sbin:/usr/local/go/bin
+
+# Where `make up` keeps its cluster, and where it is mounted.
+DIR ?= $(CURDIR)/run/dev
+MOUNT ?= $(CURDIR)/run/mnt
+CS ?= 3
+
+.DEFAULT_GOAL := help
+.PHONY: help up down build test test-long demo bench fmt
+
+help: ## this list
+	@grep -E '^[a-z-]+:.*## ' Makefile | sed -E 's/:.*## /\t/' | expand -t 14
+
+up: ## install what is missing, build, start a cluster in the background, mount it
+	@.ci/up "$(DIR)" "$(MOUNT)" "$(CS)"
+
+down: ## stop what `make up` started; its data stay in run/dev
+	@.ci/down "$(DIR)" "$(MOUNT)"
+
+build: ## the binaries, in ./bin
+	@mkdir -p bin
+	@CGO_ENABLED=0 go build -buildvcs=auto -trimpath -o bin/ ./cmd/...
+	@ls bin | sed 's|^|bin/|'
+
+test: ## install what is missing, run all tests and the short demo (root for all of it)
+	@.ci/test
+
+test-long: ## the same without -short, and the demo in full
+	@.ci/test -long
+
+demo: build ## a container on replicated storage, kills, bad input, speed (root)
+	@.ci/deps test
+	@perf/demo/demo.sh
+
+bench: build ## speed beside raw fio on the same disk, under two minutes
+	@.ci/deps test
+	@bin/pstorage-perf quick
+
+fmt: ## gofmt
+	@gofmt -l -w $$(git ls-files -co --exclude-standard '*.go')

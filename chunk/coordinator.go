@@ -1,0 +1,489 @@
+package chunk
+
+import (
+	"fmt"
+	"slices"
+
+	"pstorage/dataplane"
+	"pstorage/dataplane/control"
+	"pstorage/uring"
+)
+
+// settler brings the members of one chunk to one history. It runs on the chunk's head, or on
+// another member when the metadata servers say so because the head is lost. Attempts, each from
+// the start, until one succeeds or nobody needs the chunk:
+//
+//	getConfig   the committed members and epoch
+//	reachAll    all members that stay answer a PING: nothing is stopped before that
+//	sealAll     SEAL; every member says what it has
+//	copyNext    decide(): what is missing goes from the winner to the others
+//	exclude     members that are lost: epoch + 1 at the metadata servers, by compare-and-set
+//	activate    all but the head; a new chunk is marked created; the head
+//
+// A step's answers are recognised by the attempt they belong to.
+type settler struct {
+	sh       *Shard
+	r        *replica
+	attempt  int
+	lost     []dataplane.CSID // to be excluded, as the metadata servers said
+	cfg      *control.ChunkConfig
+	stay     []control.CSAddr // members that stay, in order
+	tails    []memberTail
+	verdict  verdict
+	term     uint16
+	pending  int
+	copying  int
+	nextCopy int
+	copyAt   uint32 // bytes of the copy nextCopy that are under way
+	stepErr  error
+	retry    uring.Timer
+	running  bool // counts for maxSettling
+	tries    int
+}
+
+// settle makes sure that the chunk is being settled, because a request needs it or, with lost
+// members, because the metadata servers said so.
+func (sh *Shard) settle(r *replica, lost []dataplane.CSID) {
+	if sh.dead != nil || sh.stopping {
+		return
+	}
+	s := r.settler
+	if s == nil {
+		if now := sh.env.Now(); lost == nil && r.askedAt != 0 && now-r.askedAt < int64(settleRetry) {
+			sh.refuseAll(r, dataplane.NotHead) // others settle it
+			return
+		}
+		s = &settler{sh: sh, r: r}
+		s.retry.Fire = s.begin
+		r.settler = s
+		if lost != nil {
+			s.lost = slices.Clone(lost)
+		}
+		sh.settleQueue = append(sh.settleQueue, s)
+		sh.nextSettler()
+		return
+	}
+	for _, cs := range lost {
+		if !slices.Contains(s.lost, cs) {
+			s.lost = append(s.lost, cs)
+		}
+	}
+	if len(lost) > 0 && s.running && s.retry.Armed() {
+		sh.env.Arm(&s.retry, 0) // what it waits for has come
+	}
+}
+
+// nextSettler starts settlers that wait for their turn.
+func (sh *Shard) nextSettler() {
+	for sh.settling < maxSettling && len(sh.settleQueue) > 0 {
+		s := sh.settleQueue[0]
+		sh.settleQueue = sh.settleQueue[1:]
+		s.running = true
+		sh.settling++
+		sh.env.Arm(&s.retry, 0)
+	}
+}
+
+// end is the end of the settler.
+func (s *settler) end() {
+	sh, r := s.sh, s.r
+	s.attempt++
+	sh.env.Disarm(&s.retry)
+	if s.running {
+		s.running = false
+		sh.settling--
+	}
+	r.settler = nil
+	if r.sealer == any(s) {
+		r.sealer = nil
+	}
+	sh.nextSettler()
+}
+
+// again ends the attempt; another one begins soon, if anybody still needs it.
+func (s *settler) again(why string, err error) {
+	sh := s.sh
+	s.attempt++
+	s.tries++
+	if s.tries == 1 || s.tries%50 == 0 {
+		sh.slog.Info("chunk can't be settled yet", "chunk", s.r.id, "step", why, "tries", s.tries,
+			"err", err)
+	}
+	sh.impatient(s.r)
+	if len(s.lost) == 0 && s.r.queue.n == 0 && s.r.reads.n == 0 && s.r.last == s.r.commit &&
+		s.tries > 20 {
+		s.end()
+		return
+	}
+	sh.env.Arm(&s.retry, int64(settleRetry))
+}
+
+// giveUp ends the settler: the chunk isn't ours to settle.
+func (s *settler) giveUp(status dataplane.Kind) {
+	s.end()
+	s.r.askedAt = s.sh.env.Now()
+	s.sh.refuseAll(s.r, status)
+	s.sh.forgetStranger(s.r)
+}
+
+// refuseAll answers everything that waits for the chunk.
+func (sh *Shard) refuseAll(r *replica, status dataplane.Kind) {
+	if r.isHead() {
+		sh.abandonFlight(r, status)
+	}
+	sh.refuseReads(r, status)
+	var keep requestList
+	for q := r.queue.cut(); q != nil; {
+		next := q.next
+		if q.merging {
+			q.status = status
+			keep.push(q)
+		} else {
+			sh.drop(q, status)
+		}
+		q = next
+	}
+	r.queue = keep
+}
+
+// begin starts an attempt.
+func (s *settler) begin() {
+	s.attempt++
+	s.term = uint16(s.sh.env.Rand())
+	at := s.attempt
+	s.sh.md.GetChunk(s.r.id, func(cfg *control.ChunkConfig, err error) {
+		if s.attempt == at {
+			s.haveConfig(cfg, err)
+		}
+	})
+}
+
+func (s *settler) haveConfig(cfg *control.ChunkConfig, err error) {
+	sh, r := s.sh, s.r
+	switch kind := dataplane.KindOf(err); {
+	case kind == dataplane.NotFound || kind == dataplane.UnknownChunk:
+		s.giveUp(dataplane.UnknownChunk)
+		return
+	case err != nil:
+		s.again("get the configuration", err)
+		return
+	case cfg.Chunk != r.id || cfg.Epoch < r.epoch || len(cfg.Members) > dataplane.MaxReplicas:
+		s.again("get the configuration", fmt.Errorf("%v at epoch %d, but %v at %d is here",
+			cfg.Chunk, cfg.Epoch, r.id, r.epoch))
+		return
+	}
+	s.cfg = cfg
+	s.stay = s.stay[:0]
+	me := false
+	for _, m := range cfg.Members {
+		me = me || m.CS == sh.id
+		if !slices.Contains(s.lost, m.CS) {
+			s.stay = append(s.stay, m)
+		}
+	}
+	if len(s.stay) == len(cfg.Members) {
+		s.lost = nil // excluded already
+	}
+	switch {
+	case !me:
+		s.giveUp(dataplane.UnknownChunk)
+	case len(s.lost) == 0 && cfg.Members[0].CS != sh.id:
+		s.giveUp(dataplane.NotHead)
+	case len(s.stay) == 0 || !slices.ContainsFunc(s.stay,
+		func(m control.CSAddr) bool { return m.CS == sh.id }):
+		s.giveUp(dataplane.NotReady)
+	default:
+		s.reachAll()
+	}
+}
+
+// each asks every member that stays; mine is called instead for this server. next is called when
+// all have answered without an error.
+func (s *settler) each(what string, list []control.CSAddr, ask func(i int, p *peer,
+	done func(error)), mine func(i int, done func(error)), next func()) {
+	at := s.attempt
+	s.pending, s.stepErr = len(list), nil
+	if len(list) == 0 {
+		next()
+		return
+	}
+	done := func(err error) {
+		if s.attempt != at {
+			return
+		}
+		if err != nil && s.stepErr == nil {
+			s.stepErr = err
+		}
+		if s.pending--; s.pending > 0 {
+			return
+		}
+		if s.stepErr != nil {
+			s.again(what, s.stepErr)
+			return
+		}
+		next()
+	}
+	for i, m := range list {
+		if s.attempt != at {
+			return
+		}
+		if m.CS == s.sh.id {
+			mine(i, done)
+		} else {
+			ask(i, s.sh.peer(m.CS, m.Addr), done)
+		}
+	}
+}
+
+// reachAll makes sure that all members that stay can be reached.
+func (s *settler) reachAll() {
+	s.each("reach all members", s.stay, func(i int, p *peer, done func(error)) {
+		p.call(dataplane.Header{Op: dataplane.OpPing}, nil, nil,
+			func(_ *dataplane.Header, _, _ []byte, _ *uring.Buf, err error) {
+				if err != nil {
+					s.sh.md.Unreachable(&control.UnreachableReq{CS: p.cs,
+						Chunks: []control.HeldChunk{{Chunk: s.r.id, Epoch: s.cfg.Epoch}}})
+				}
+				done(err)
+			})
+	}, func(i int, done func(error)) { done(nil) }, s.sealAll)
+}
+
+// sealAll stops all members and learns what they have.
+func (s *settler) sealAll() {
+	s.tails = make([]memberTail, len(s.stay))
+	h := dataplane.Header{Op: dataplane.OpSeal, Chunk: s.r.id, Epoch: s.cfg.Epoch,
+		Aux: dataplane.PartSize}
+	s.each("seal", s.stay, func(i int, p *peer, done func(error)) {
+		p.call(h, nil, nil,
+			func(a *dataplane.Header, crcs, payload []byte, _ *uring.Buf, err error) {
+				if err == nil {
+					var t memberTail
+					if t, err = parseSeal(a, crcs, payload); err == nil {
+						s.tails[i] = t
+					}
+				}
+				done(err)
+			})
+	}, func(i int, done func(error)) {
+		st := s.sh.seal(s.r, s.cfg.Epoch, s, func() {
+			s.tails[i] = tailOf(s.r)
+			done(nil)
+		})
+		if st != dataplane.OK {
+			done(dataplane.E("seal", st, nil))
+		}
+	}, s.decided)
+}
+
+func (s *settler) decided() {
+	s.verdict = decide(s.cfg.Created, s.tails)
+	if s.verdict.dataLost {
+		s.sh.event(control.Fault, "chunk-lost", fmt.Sprintf(
+			"chunk %v: none of the members that are left has its data", s.r.id))
+		s.again("find a member with the data", nil)
+		return
+	}
+	for _, i := range s.verdict.lost {
+		s.sh.event(control.Fault, "replica-lost", fmt.Sprintf(
+			"chunk %v: cs %d lost data that it had acknowledged; it is excluded", s.r.id, s.stay[i].CS))
+	}
+	s.nextCopy, s.copyAt, s.copying, s.stepErr = 0, 0, 0, nil
+	s.copyMore()
+}
+
+// copyMore keeps some parts under way from the winner to those who miss them.
+func (s *settler) copyMore() {
+	for s.stepErr == nil && s.copying < maxCopies && s.nextCopy < len(s.verdict.copies) {
+		c := s.verdict.copies[s.nextCopy]
+		off := c.off + s.copyAt
+		n := min(c.length-s.copyAt, dataplane.PartSize)
+		if s.copyAt += n; s.copyAt == c.length {
+			s.nextCopy, s.copyAt = s.nextCopy+1, 0
+		}
+		s.copying++
+		s.copyPart(c.to, off, n)
+	}
+	if s.copying > 0 {
+		return
+	}
+	if s.stepErr != nil {
+		s.again("copy what members miss", s.stepErr)
+		return
+	}
+	s.exclude()
+}
+
+func (s *settler) copied(at int, err error) {
+	if s.attempt != at {
+		return
+	}
+	s.copying--
+	if err != nil && s.stepErr == nil {
+		s.stepErr = err
+	}
+	s.copyMore()
+}
+
+// copyPart moves up to 64 KiB from the winner to another member.
+func (s *settler) copyPart(to int, off, n uint32) {
+	at := s.attempt
+	winner := s.stay[s.verdict.winner]
+	h := dataplane.Header{Op: dataplane.OpRead, Flags: dataplane.FlagRecovery, Chunk: s.r.id,
+		Epoch: s.cfg.Epoch, Offset: off, Length: n}
+	if winner.CS == s.sh.id {
+		s.sh.readPart(s.r, off, n, func(crcs []byte, buf *uring.Buf, err error) {
+			if err != nil || s.attempt != at {
+				s.copied(at, err)
+				return
+			}
+			s.sendPart(at, to, off, crcs, buf.Bytes()[:n], buf)
+		})
+		return
+	}
+	s.sh.peer(winner.CS, winner.Addr).call(h, nil, nil,
+		func(a *dataplane.Header, crcs, payload []byte, buf *uring.Buf, err error) {
+			switch {
+			case err != nil:
+			case a.Status != dataplane.OK:
+				err = dataplane.E("read the winner", a.Status, nil)
+			case a.Offset != off || len(payload) != int(n) ||
+				dataplane.CheckCRCs(crcs, off, payload) >= 0:
+				err = dataplane.E("read the winner", dataplane.BadCRC, nil)
+			}
+			if err != nil || s.attempt != at {
+				s.copied(at, err)
+				return
+			}
+			s.sendPart(at, to, off, crcs, payload, buf)
+		})
+}
+
+// sendPart patches a member.
+func (s *settler) sendPart(at, to int, off uint32, crcs, payload []byte, buf *uring.Buf) {
+	m := s.stay[to]
+	if m.CS == s.sh.id {
+		s.sh.patchHere(s.r, s, off, crcs, payload, buf, func(err error) { s.copied(at, err) })
+		return
+	}
+	h := dataplane.Header{Op: dataplane.OpPatch, Flags: dataplane.FlagData, Chunk: s.r.id,
+		Epoch: s.cfg.Epoch, Offset: off, Length: uint32(len(payload))}
+	// The call may be sent later than now, and more than what is here: it keeps copies.
+	s.sh.peer(m.CS, m.Addr).call(h, slices.Clone(crcs), slices.Clone(payload),
+		func(a *dataplane.Header, _, _ []byte, _ *uring.Buf, err error) {
+			if err == nil && a.Status != dataplane.OK {
+				err = dataplane.E("patch", a.Status, nil)
+			}
+			s.copied(at, err)
+		})
+}
+
+// exclude takes lost members out of the configuration.
+func (s *settler) exclude() {
+	var stay []control.CSAddr
+	var ids []dataplane.CSID
+	for i, m := range s.stay {
+		if !slices.Contains(s.verdict.lost, i) {
+			stay = append(stay, m)
+			ids = append(ids, m.CS)
+		}
+	}
+	s.stay = stay
+	if len(ids) == len(s.cfg.Members) {
+		s.activateOthers()
+		return
+	}
+	at := s.attempt
+	s.sh.md.Reconfigure(&control.ReconfigureReq{Chunk: s.r.id, Epoch: s.cfg.Epoch, Members: ids},
+		func(cfg *control.ChunkConfig, err error) {
+			switch {
+			case s.attempt != at:
+			case err != nil:
+				s.again("exclude lost members", err)
+			case !sameMembers(cfg, ids):
+				s.again("exclude lost members", fmt.Errorf("the answer has other members"))
+			default:
+				s.sh.slog.Info("members excluded", "chunk", s.r.id, "epoch", cfg.Epoch, "members", ids)
+				s.lost = nil
+				s.cfg = cfg
+				s.activateOthers()
+			}
+		})
+}
+
+func sameMembers(cfg *control.ChunkConfig, ids []dataplane.CSID) bool {
+	return slices.EqualFunc(cfg.Members, ids,
+		func(m control.CSAddr, id dataplane.CSID) bool { return m.CS == id })
+}
+
+// activateOthers activates all members but the head, which starts to write at once.
+func (s *settler) activateOthers() {
+	s.activateList(s.cfg.Members[1:], func() {
+		if s.cfg.Members[0].CS == s.sh.id {
+			// This head doesn't write before the settler has ended: so the mark "created" can come
+			// last, and a member that fails before it has lost nothing.
+			s.activateList(s.cfg.Members[:1], func() { s.markCreated(s.succeed) })
+			return
+		}
+		s.markCreated(func() { s.activateList(s.cfg.Members[:1], s.succeed) })
+	})
+}
+
+func (s *settler) activateList(list []control.CSAddr, next func()) {
+	payload := control.Marshal(s.cfg)
+	crcs := crcsOf(payload)
+	h := dataplane.Header{Op: dataplane.OpActivate, Flags: dataplane.FlagData, Chunk: s.r.id,
+		Epoch: s.cfg.Epoch, Length: uint32(len(payload)), Seq: s.verdict.last,
+		Aux: uint32(s.term)}
+	s.each("activate", list, func(i int, p *peer, done func(error)) {
+		p.call(h, crcs, payload,
+			func(a *dataplane.Header, _, _ []byte, _ *uring.Buf, err error) {
+				if err == nil && a.Status != dataplane.OK {
+					err = dataplane.E("activate at "+p.String(), a.Status, nil)
+				}
+				done(err)
+			})
+	}, func(i int, done func(error)) {
+		s.sh.activate(s.r, s.cfg, s.verdict.last, s.term, s, done)
+	}, next)
+}
+
+// markCreated tells the metadata servers that writes may be acknowledged from now on.
+func (s *settler) markCreated(next func()) {
+	if s.cfg.Created {
+		next()
+		return
+	}
+	at := s.attempt
+	s.sh.md.Reconfigure(&control.ReconfigureReq{Chunk: s.r.id, Epoch: s.cfg.Epoch, SetCreated: true},
+		func(_ *control.ChunkConfig, err error) {
+			switch {
+			case s.attempt != at:
+			case err != nil:
+				s.again("mark the chunk as created", err)
+			default:
+				next()
+			}
+		})
+}
+
+// succeed: all members have one history. Writes that were in flight are part of it.
+func (s *settler) succeed() {
+	sh, r := s.sh, s.r
+	s.end()
+	for r.flight.n > 0 {
+		before := r.flight.n
+		for _, q := range r.flight.slots {
+			if q != nil && q.seq <= r.commit {
+				r.flight.remove(q.seq)
+				sh.finishWrite(q, dataplane.OK)
+			}
+		}
+		if r.flight.n == before {
+			panic(fmt.Sprintf("chunk: %d writes in flight above seq %d after settling", before, r.commit))
+		}
+	}
+	r.told, r.toldAt = r.commit, sh.env.Now()
+	sh.pumpReads(r)
+	sh.pumpWrites(r)
+}

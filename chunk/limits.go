@@ -1,0 +1,57 @@
+package chunk
+
+import "time"
+
+// Bounds of one chunk server. Each bounds memory or work that others can cause.
+const (
+	// maxConnInflight is how many requests of one connection are worked on; above it the
+	// connection isn't read from.
+	maxConnInflight = 1024
+
+	// maxConnQueued is how many bytes of answers wait for a slow reader before its connection
+	// isn't read from any more: 64 full parts.
+	maxConnQueued = 4 << 20
+
+	// maxParked is how many requests of one chunk wait while it is being settled. The client
+	// library keeps no more writes of one chunk in flight than MaxInflightPerChunk.
+	maxParked = 512
+
+	// maxSettling is how many chunks are settled at the same time; the others queue.
+	maxSettling = 64
+
+	// maxCopies is how many parts (64 KiB) one settling chunk reads and sends at the same time.
+	maxCopies = 4
+
+	// maxRepairs is how many damaged blocks are being fetched from other members at a time.
+	maxRepairs = 16
+
+	// maxStrangers is how many chunks that this server holds nothing of may be asked about at the
+	// metadata servers at a time.
+	maxStrangers = 1024
+
+	// readRetries is how often a block is read again when it doesn't match its checksum. It was
+	// overwritten meanwhile, most likely; a block that stays wrong is damaged.
+	readRetries = 3
+)
+
+// Times.
+const (
+	settleRetry   = 100 * time.Millisecond // between two attempts to settle a chunk
+	settleTimeout = 5 * time.Second        // for one step of settling
+	meetTimeout   = 500 * time.Millisecond // for the next member of a chain to be reached
+	commitSilence = time.Millisecond       // after it the commit mark travels by itself
+	readPatience  = time.Second            // for the commit mark of a write that a read runs into
+	redialFirst   = 20 * time.Millisecond  // doubled up to redialMax
+	redialMax     = time.Second
+	chainBan      = 10 * time.Second       // no chain after a link in it broke
+	pingAfter     = 500 * time.Millisecond // of silence of another chunk server
+	peerSilence   = 2 * time.Second        // after it the connection is given up
+	pumpEvery     = time.Millisecond       // look again at what waits for space
+)
+
+// Back-pressure of the log: a write waits so long as the log's fill level asks for.
+const (
+	pressureSoft   = 0.5                   // below it nothing waits
+	pressureHard   = 0.95                  // at it writes wait until the level falls
+	pressureMaxGap = 20 * time.Millisecond // between two writes just below pressureHard
+)

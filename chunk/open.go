@@ -1,0 +1,274 @@
+package chunk
+
+import (
+	"errors"
+	"fmt"
+
+	"pstorage/dataplane"
+	"pstorage/ssdcache"
+	"pstorage/uring"
+)
+
+// opener is the start of a shard:
+//
+//  1. superblock: is this the store that the identity speaks of?
+//  2. staging area: complete a checkpoint that a power cut interrupted.
+//  3. slot table: what was known of each chunk at the last checkpoint.
+//  4. log: what happened since then, in order.
+//  5. what ZERO records since then cleared is cleared again in the CRC pages.
+//
+// After it every chunk is unsettled: nothing is served of it before its members agreed.
+type opener struct {
+	sh    *Shard
+	o     *ShardOptions
+	done  func(*Shard, error)
+	buf   *uring.Buf
+	op    uring.DiskOp
+	then  func()
+	pages []stagedPage
+	imgs  [][]byte
+	at    int64
+	zeros []zeroing
+	zero  zeroing
+}
+
+func (o *opener) start() {
+	o.op.Done = func(op *uring.DiskOp) {
+		if op.Err != nil {
+			o.fail(fmt.Errorf("%v at %d: %w", op.Kind, op.Offset, op.Err))
+			return
+		}
+		o.then()
+	}
+	if o.buf = o.sh.pool.Get(1 << 20); o.buf == nil {
+		o.sh.later(func() { o.fail(errors.New("no memory in the buffer pool")) })
+		return
+	}
+	o.read(0, superSize, o.gotSuper)
+}
+
+func (o *opener) fail(err error) {
+	if o.buf != nil {
+		o.buf.Release()
+		o.buf = nil
+	}
+	if st := o.sh.store; st.cache != nil {
+		st.cache.close()
+	}
+	o.done(nil, err)
+}
+
+func (o *opener) read(off int64, n int, then func()) {
+	o.op.Kind, o.op.Offset, o.op.Bufs = uring.DiskRead, off, [][]byte{o.buf.Bytes()[:n]}
+	o.then = then
+	o.sh.store.disk.Submit(&o.op)
+}
+
+func (o *opener) gotSuper() {
+	var sb superblock
+	st := o.sh.store
+	err := sb.decode(o.buf.Bytes())
+	if id := o.o.Identity; err == nil && id != nil {
+		switch {
+		case sb.disk != id.diskUUID():
+			err = fmt.Errorf("the store is of disk %v, the identity of disk %s: "+
+				"another chunk server's store was put here", sb.disk, id.Disk)
+		case sb.cluster != id.cluster():
+			err = fmt.Errorf("the store belongs to cluster %v, the identity to %s", sb.cluster,
+				id.Cluster)
+		case sb.log != id.logUUID():
+			err = fmt.Errorf("the store belongs to log %v, the identity to %s", sb.log, id.Log)
+		}
+	}
+	if err == nil && sb.slots > ssdcache.MaxSlots {
+		err = fmt.Errorf("store of %d slots, at most %d are possible", sb.slots, ssdcache.MaxSlots)
+	}
+	if err == nil && st.disk.Size() < sb.size() {
+		err = fmt.Errorf("the store has %d bytes and should have %d: cut off", st.disk.Size(), sb.size())
+	}
+	if err != nil {
+		o.fail(dataplane.E("open the store", dataplane.Invalid, err))
+		return
+	}
+	st.attach(sb, o.o.CRCBudget)
+	o.read(sb.stage, stageHeadSize+stageRound*dataplane.BlockSize, o.gotStage)
+}
+
+func (o *opener) gotStage() {
+	st := o.sh.store
+	st.flushing.round, o.pages, o.imgs = restage(o.buf.Bytes(), &st.sb)
+	o.placeNext()
+}
+
+// placeNext writes the next page of the staging area in place, and syncs after the last.
+func (o *opener) placeNext() {
+	if len(o.pages) == 0 {
+		o.op.Kind, o.op.Bufs = uring.DiskSync, nil
+		o.then = func() { o.at = 0; o.readTable() }
+		o.sh.store.disk.Submit(&o.op)
+		return
+	}
+	o.op.Kind, o.op.Offset, o.op.Bufs = uring.DiskWrite, o.pages[0].target, o.imgs[:1:1]
+	o.pages, o.imgs = o.pages[1:], o.imgs[1:]
+	o.then = o.placeNext
+	o.sh.store.disk.Submit(&o.op)
+}
+
+// readTable reads the slot table, as much as fits the buffer at a time.
+func (o *opener) readTable() {
+	st := o.sh.store
+	total := (int64(st.sb.slots)*entrySize + dataplane.BlockSize - 1) &^ (dataplane.BlockSize - 1)
+	n := min(total-o.at, int64(len(o.buf.Bytes())))
+	if n == 0 {
+		o.openLog()
+		return
+	}
+	o.read(st.sb.table+o.at, int(n), func() {
+		first := uint32(o.at / entrySize)
+		for i := range uint32(n / entrySize) {
+			if slot := first + i; slot < st.sb.slots {
+				o.entry(slot, o.buf.Bytes()[i*entrySize:(i+1)*entrySize])
+			}
+		}
+		o.at += n
+		o.readTable()
+	})
+}
+
+func (o *opener) entry(slot uint32, b []byte) {
+	sh := o.sh
+	e := &sh.store.entries[slot]
+	if err := e.decode(b, slot); err != nil {
+		// Whatever chunk it was has lost its replica here; its members will find out.
+		sh.store.residue[slot] = true
+		sh.slog.Error("slot lost", "slot", slot, "err", err)
+		return
+	}
+	if e.chunk == 0 {
+		return
+	}
+	if other := sh.chunks[e.chunk]; other != nil {
+		sh.slog.Error("chunk in two slots; the older one is ignored", "chunk", e.chunk,
+			"slot", slot, "other", other.slot)
+		sh.store.residue[slot] = true
+		*e = slotEntry{}
+		return
+	}
+	r := &replica{id: e.chunk, slot: slot}
+	r.load(e)
+	sh.chunks[e.chunk] = r
+	sh.store.owners[slot] = r
+}
+
+func (o *opener) openLog() {
+	sh := o.sh
+	o.buf.Release()
+	o.buf = nil
+	ssdcache.Open(ssdcache.Options{Disk: o.o.Cache, Env: sh.env, Pool: sh.pool,
+		Owner: ownerOf(sh.store.sb.log), MaxSlots: sh.store.sb.slots, Backing: sh.store,
+		OnFail: sh.fail, OnRoom: sh.pumpSoon, Log: sh.slog}, o.record,
+		func(l *ssdcache.Log, err error) {
+			if err != nil {
+				o.fail(err)
+				return
+			}
+			sh.log = l
+			o.redoZeros()
+		})
+}
+
+// ownerOf is what ties the log to its store.
+func ownerOf(u uuid) uint64 {
+	return uint64(dataplane.CRC(u[:8]))<<32 | uint64(dataplane.CRC(u[8:]))
+}
+
+// record takes one record of the log.
+func (o *opener) record(rec *ssdcache.Record) {
+	sh := o.sh
+	st := sh.store
+	if rec.Slot >= st.sb.slots {
+		return
+	}
+	r := st.owners[rec.Slot]
+	switch {
+	case rec.Kind == ssdcache.Meta:
+		if r == nil || r.id != rec.Chunk {
+			r = o.adopt(rec, r)
+		}
+		if rec.Epoch > r.epoch || rec.Epoch == r.epoch && rec.Seq >= r.last {
+			r.history.activate(rec.Epoch, rec.Seq)
+		}
+		st.touch(rec.Slot)
+	case rec.Kind == ssdcache.Drop:
+		delete(st.residue, rec.Slot)
+		if r != nil && r.id == rec.Chunk {
+			o.disown(r)
+		}
+	case r == nil || r.id != rec.Chunk:
+		// A patch of a chunk that never got active here, or what is left of one whose entry was
+		// damaged. The slot must not be used again before the log has dropped it.
+		if r == nil {
+			st.residue[rec.Slot] = true
+		}
+	default:
+		r.replay(rec.Epoch, rec.Seq, rec.Commit, rec.Offset, rec.Length)
+		st.touch(rec.Slot)
+		if rec.Kind == ssdcache.Zero {
+			o.zeros = append(o.zeros, zeroing{slot: rec.Slot, block: rec.Offset / dataplane.BlockSize,
+				end: (rec.Offset + rec.Length) / dataplane.BlockSize})
+		}
+	}
+}
+
+// adopt gives the slot of an activation record to its chunk.
+func (o *opener) adopt(rec *ssdcache.Record, old *replica) *replica {
+	sh := o.sh
+	if old != nil {
+		o.disown(old)
+	}
+	if other := sh.chunks[rec.Chunk]; other != nil {
+		o.disown(other) // dropped and made again in another slot
+	}
+	r := &replica{id: rec.Chunk, slot: rec.Slot}
+	sh.chunks[r.id] = r
+	sh.store.owners[r.slot] = r
+	delete(sh.store.residue, r.slot)
+	return r
+}
+
+func (o *opener) disown(r *replica) {
+	sh := o.sh
+	delete(sh.chunks, r.id)
+	sh.store.owners[r.slot] = nil
+	sh.store.entries[r.slot] = slotEntry{}
+	sh.store.touch(r.slot)
+	kept := o.zeros[:0]
+	for _, z := range o.zeros {
+		if z.slot != r.slot {
+			kept = append(kept, z)
+		}
+	}
+	o.zeros = kept
+}
+
+// redoZeros clears the words that ZERO records since the last checkpoint cleared.
+func (o *opener) redoZeros() {
+	if len(o.zeros) == 0 {
+		o.finish()
+		return
+	}
+	o.zero = o.zeros[0]
+	o.zeros = o.zeros[1:]
+	o.zero.done = func(*zeroing) { o.sh.later(o.redoZeros) }
+	o.sh.store.zero(&o.zero)
+}
+
+func (o *opener) finish() {
+	sh := o.sh
+	for slot := int(sh.store.sb.slots) - 1; slot >= 0; slot-- {
+		if sh.store.owners[slot] == nil {
+			sh.store.free = append(sh.store.free, uint32(slot))
+		}
+	}
+	o.done(sh, nil)
+}

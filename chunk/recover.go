@@ -1,0 +1,117 @@
+package chunk
+
+import (
+	"slices"
+
+	"pstorage/dataplane"
+)
+
+// This file decides how the members of a chunk come to one history. It is pure, and small enough
+// to be tested over all small inputs.
+//
+//	what a member said          | created or some commit mark > 0 | otherwise
+//	----------------------------+---------------------------------+--------------------------
+//	has the chunk, last >= mark | takes part                      | takes part
+//	has the chunk, last <  mark | lost data: excluded             | (impossible)
+//	doesn't have the chunk      | lost data: excluded             | takes part with seq 0
+//
+// where mark is the winner's commit mark and the winner is the member with the highest epoch, then
+// the highest last seq, then the first place. If nobody has the chunk and it was created, all data
+// is lost: nothing is done, ever.
+
+// memberTail is what one member answered to a SEAL.
+type memberTail struct {
+	unknown bool // has no such chunk
+	epoch   dataplane.Epoch
+	last    dataplane.Seq
+	commit  dataplane.Seq
+	ext     []extent // touched above the commit mark; seq 0: always to be copied
+}
+
+// tailCopy is a range that one member must get from the winner.
+type tailCopy struct {
+	to          int // index of the member
+	off, length uint32
+}
+
+// verdict is what settling comes to.
+type verdict struct {
+	dataLost bool // the chunk was created and nobody has it
+	winner   int
+	last     dataplane.Seq // of the winner: where the new history starts
+	lost     []int         // members to be excluded because they lost data, ascending
+	copies   []tailCopy    // ascending by member, then by offset; merged
+}
+
+// decide compares what all members said. There is at least one.
+func decide(created bool, tails []memberTail) verdict {
+	v := verdict{winner: -1}
+	for i := range tails {
+		t := &tails[i]
+		if t.unknown {
+			continue
+		}
+		if v.winner < 0 || t.epoch > tails[v.winner].epoch ||
+			t.epoch == tails[v.winner].epoch && t.last > tails[v.winner].last {
+			v.winner = i
+		}
+		created = created || t.commit > 0
+	}
+	if v.winner < 0 {
+		if created {
+			return verdict{dataLost: true}
+		}
+		v.winner = 0
+		return v
+	}
+	w := &tails[v.winner]
+	v.last = w.last
+	for i := range tails {
+		t := &tails[i]
+		switch {
+		case i == v.winner:
+		case t.unknown && created, !t.unknown && t.last < w.commit:
+			v.lost = append(v.lost, i)
+		default:
+			v.copies = appendCopies(v.copies, i, missing(w, t))
+		}
+	}
+	return v
+}
+
+// missing returns what a member must get from the winner:
+//   - what the winner wrote above the member's last seq;
+//   - what either touched outside of the order of seqs;
+//   - what the member wrote above its commit mark in an older epoch, or beyond the winner: such
+//     writes were never acknowledged, and may not be in the winner's history.
+func missing(w, m *memberTail) []extent {
+	var need []extent
+	for _, e := range w.ext {
+		if e.seq == 0 || e.seq > m.last {
+			need = append(need, e)
+		}
+	}
+	for _, e := range m.ext {
+		if e.seq == 0 || e.seq > w.last || m.epoch < w.epoch {
+			need = append(need, e)
+		}
+	}
+	return need
+}
+
+// appendCopies adds the ranges of need for a member, sorted and merged.
+func appendCopies(out []tailCopy, to int, need []extent) []tailCopy {
+	slices.SortFunc(need, func(a, b extent) int { return int(int64(a.off) - int64(b.off)) })
+	first := len(out)
+	for _, e := range need {
+		if n := len(out); n > first && e.off <= out[n-1].off+out[n-1].length {
+			p := &out[n-1]
+			p.length = max(p.length, e.off+e.length-p.off)
+			continue
+		}
+		if e.length > 0 {
+			out = append(out, tailCopy{to, e.off, e.length})
+		}
+	}
+	return out
+}

@@ -1,0 +1,214 @@
+package chunk
+
+import (
+	"encoding/binary"
+	"fmt"
+	"slices"
+
+	"pstorage/dataplane"
+	"pstorage/dataplane/control"
+	"pstorage/ssdcache"
+	"pstorage/uring"
+)
+
+// A block that doesn't match its checksum is fetched from another member and appended to the log
+// again, as it was: a record without a seq. The place where the damaged copy was found must still
+// be the current one by then, so a newer write is never undone; and the checksum that this server
+// expected, if it still has it, decides whether the other member's copy is the same content.
+
+// repairing is one damaged block being fetched.
+type repairing struct {
+	sh     *Shard
+	r      *replica
+	block  uint32
+	place  blockPlace
+	next   int // member to ask next
+	tries  int
+	timer  uring.Timer
+	closed bool
+}
+
+// repairTries is how often members are asked for a block; one that has a write in flight on it may
+// have to be asked again.
+const repairTries = 20
+
+// blockPlace is where a block's current content is.
+type blockPlace struct {
+	inLog bool
+	pos   ssdcache.Pos
+	crc   uint32 // log: of the block
+	word  uint32 // store
+	known bool   // the CRC page was in memory
+}
+
+func (sh *Shard) placeOf(r *replica, block uint32) blockPlace {
+	if pos, ok := sh.log.Lookup(r.slot, block); ok {
+		return blockPlace{inLog: true, pos: pos, crc: sh.log.CRC(pos), known: true}
+	}
+	p := sh.store.cache.get(r.slot*pagesPerSlot + block/wordsPerPage)
+	if p == nil {
+		return blockPlace{}
+	}
+	return blockPlace{word: p.word(block), known: true}
+}
+
+// accepts says whether content with the given checksum may be put in this place.
+func (b blockPlace) accepts(crc uint32) bool {
+	if b.inLog {
+		return crc == b.crc
+	}
+	return b.word == wordUnknown || wordMatches(b.word, crc)
+}
+
+// repair starts to repair a block, unless that is under way.
+func (sh *Shard) repair(r *replica, block uint32) {
+	if r.slot == noSlot || r.gone || len(sh.repairs) >= maxRepairs || sh.dead != nil || sh.stopping {
+		return
+	}
+	for _, x := range sh.repairs {
+		if x.r == r && x.block == block {
+			return
+		}
+	}
+	sh.event(control.Warning, "crc-mismatch", fmt.Sprintf(
+		"cs %d: block %d of chunk %v doesn't match its checksum; repairing it from another member",
+		sh.id, block, r.id))
+	x := &repairing{sh: sh, r: r, block: block, place: sh.placeOf(r, block)}
+	x.timer.Fire = x.ask
+	r.refs++
+	sh.repairs = append(sh.repairs, x)
+	sh.env.Arm(&x.timer, 0)
+}
+
+func (x *repairing) end(result string) {
+	sh := x.sh
+	x.closed = true
+	sh.env.Disarm(&x.timer)
+	if i := slices.Index(sh.repairs, x); i >= 0 {
+		sh.repairs = slices.Delete(sh.repairs, i, i+1)
+	}
+	sh.slog.Info("repair of a block ended", "chunk", x.r.id, "block", x.block, "result", result)
+	sh.release(x.r)
+}
+
+// ask asks the next other member for the block.
+func (x *repairing) ask() {
+	sh, r := x.sh, x.r
+	x.tries++
+	switch {
+	case r.gone || r.state != active || !x.place.known || sh.placeOf(r, x.block) != x.place:
+		x.end("not needed any more, or found again later")
+		return
+	case len(r.members) < 2 || x.tries > repairTries:
+		sh.event(control.Fault, "block-lost", fmt.Sprintf(
+			"cs %d: block %d of chunk %v is damaged and no other member has given it", sh.id, x.block, r.id))
+		x.end("no good copy")
+		return
+	}
+	m := r.members[x.next%len(r.members)]
+	x.next++
+	if m.peer == nil {
+		m = r.members[x.next%len(r.members)]
+		x.next++
+	}
+	h := dataplane.Header{Op: dataplane.OpRead, Chunk: r.id, Epoch: r.epoch,
+		Offset: x.block * dataplane.BlockSize, Length: dataplane.BlockSize}
+	m.peer.call(h, nil, nil,
+		func(a *dataplane.Header, crcs, payload []byte, _ *uring.Buf, err error) {
+			if !x.closed {
+				x.answered(a, crcs, payload, err)
+			}
+		})
+}
+
+func (x *repairing) answered(a *dataplane.Header, crcs, payload []byte, err error) {
+	sh, r := x.sh, x.r
+	if err != nil || a.Status != dataplane.OK || len(payload) != dataplane.BlockSize ||
+		dataplane.CheckCRCs(crcs, a.Offset, payload) >= 0 ||
+		!x.place.accepts(binary.LittleEndian.Uint32(crcs)) {
+		sh.env.Arm(&x.timer, int64(settleRetry))
+		return
+	}
+	if r.gone || r.state != active || sh.placeOf(r, x.block) != x.place || !sh.log.Room() {
+		x.end("not needed any more, or found again later")
+		return
+	}
+	off := x.block * dataplane.BlockSize
+	sh.log.Append(&ssdcache.Append{Record: ssdcache.Record{Kind: ssdcache.Data, Slot: r.slot,
+		Chunk: r.id, Epoch: r.epoch, Commit: r.commit, Offset: off, Length: dataplane.BlockSize},
+		CRCs: crcs, Data: payload, Done: func(a *ssdcache.Append) {
+			if a.Err != nil {
+				sh.fail(a.Err)
+				x.end("failed")
+				return
+			}
+			sh.event(control.Info, "block-repaired", fmt.Sprintf(
+				"cs %d: block %d of chunk %v was repaired", sh.id, x.block, r.id))
+			x.end("repaired")
+		}})
+}
+
+// pageDamaged reports a CRC page that isn't what was written: the checksums of its blocks are
+// lost, so each comes from another member when it is read.
+func (sh *Shard) pageDamaged(slot, block uint32) {
+	id := dataplane.ChunkID(0)
+	if r := sh.store.owners[slot]; r != nil {
+		id = r.id
+	}
+	sh.event(control.Warning, "crc-page-damaged", fmt.Sprintf(
+		"cs %d: the checksums of blocks %d to %d of chunk %v are damaged", sh.id, block,
+		block+wordsPerPage-1, id))
+}
+
+// readPart reads a part of a local replica for a coordinator; done is called once.
+func (sh *Shard) readPart(r *replica, off, n uint32, done func(crcs []byte, buf *uring.Buf,
+	err error)) {
+	buf := sh.pool.Get(int(n))
+	if buf == nil {
+		sh.later(func() { done(nil, nil, dataplane.E("read", dataplane.Overloaded, nil)) })
+		return
+	}
+	b := &blockRead{sh: sh}
+	b.wait.ready = func(*crcPage) { b.round() }
+	b.done = func(b *blockRead) {
+		var err error
+		crcs := make([]byte, 0, 4*b.n)
+		if b.bad != 0 {
+			sh.stats.CRCErrors++
+			sh.event(control.Fault, "crc-mismatch", fmt.Sprintf(
+				"cs %d: chunk %v is damaged at byte %d, while it was being settled", sh.id, r.id, off))
+			err = dataplane.E("read for settling", dataplane.BadCRC, nil)
+		}
+		for i := range b.n {
+			crcs = binary.LittleEndian.AppendUint32(crcs, b.crcs[i])
+		}
+		done(crcs, buf, err)
+		buf.Release()
+	}
+	b.start(r, off/dataplane.BlockSize, int(n/dataplane.BlockSize), buf.Bytes()[:n])
+}
+
+// patchHere is a patch of this server's own replica.
+func (sh *Shard) patchHere(r *replica, by any, off uint32, crcs, payload []byte, buf *uring.Buf,
+	done func(error)) {
+	switch {
+	case r.state != sealed || r.sealer != by:
+		sh.later(func() { done(dataplane.E("patch", dataplane.NotReady, nil)) })
+		return
+	case !sh.makeSlot(r):
+		sh.later(func() { done(dataplane.E("patch", dataplane.NoSpace, nil)) })
+		return
+	}
+	r.patch(off, uint32(len(payload)))
+	sh.store.touch(r.slot)
+	r.refs++
+	sh.log.Append(&ssdcache.Append{Record: ssdcache.Record{Kind: ssdcache.Data, Slot: r.slot,
+		Chunk: r.id, Epoch: r.epoch, Offset: off, Length: uint32(len(payload))},
+		CRCs: crcs, Data: payload, Buf: buf, Done: func(a *ssdcache.Append) {
+			if a.Err != nil {
+				sh.fail(a.Err)
+			}
+			sh.release(r)
+			done(a.Err)
+		}})
+}

@@ -1,0 +1,305 @@
+package chunk
+
+import (
+	"encoding/binary"
+	"errors"
+	"fmt"
+
+	"pstorage/dataplane"
+	"pstorage/dataplane/control"
+	"pstorage/ssdcache"
+	"pstorage/uring"
+)
+
+// What a member does when a coordinator settles a chunk: SEAL, then patches, then ACTIVATE. Each
+// step belongs to whoever sealed last, told apart by connection (or settler, in this process): a
+// coordinator whose seal was taken over by another one, or whose member restarted in between, is
+// refused, and starts anew.
+
+// seal stops the chunk in every epoch up to the given one. then is called, unless another seal comes
+// before, once everything that was accepted is durable: only then what it says stays true.
+func (sh *Shard) seal(r *replica, epoch dataplane.Epoch, by any, then func()) dataplane.Kind {
+	if sh.dead != nil {
+		return dataplane.IOError
+	}
+	if epoch < r.epoch || r.state == sealed && epoch < r.sealEpoch {
+		return dataplane.StaleEpoch
+	}
+	own := r.settler != nil && by == any(r.settler)
+	if r.isHead() {
+		if !own {
+			sh.abandonFlight(r, dataplane.NotReady)
+		}
+	} else {
+		sh.abandonHeld(r)
+	}
+	r.state, r.sealer, r.sealEpoch = sealed, by, epoch
+	if !own {
+		sh.refuseReads(r, dataplane.NotReady)
+	}
+	r.sealWait = nil
+	if r.busy == 0 {
+		then()
+		return dataplane.OK
+	}
+	r.sealWait = then
+	return dataplane.OK
+}
+
+// tailOf is what a replica answers to a SEAL.
+func tailOf(r *replica) memberTail {
+	if r.slot == noSlot {
+		return memberTail{unknown: true}
+	}
+	t := memberTail{epoch: r.epoch, last: r.last, commit: r.commit}
+	t.ext = append(t.ext, r.patched...)
+	t.ext = append(t.ext, r.uncommitted()...)
+	return t
+}
+
+const sealExtentSize = 16
+
+// sealFrame takes OpSeal.
+func (sh *Shard) sealFrame(l *link, h *dataplane.Header) {
+	r := sh.find(h.Chunk)
+	if r == nil {
+		l.refuse(h, dataplane.Overloaded)
+		return
+	}
+	q := *h
+	status := sh.seal(r, h.Epoch, l, func() { sh.sealReply(l, &q, r) })
+	if status != dataplane.OK {
+		l.refuse(h, status)
+	}
+}
+
+func (sh *Shard) sealReply(l *link, h *dataplane.Header, r *replica) {
+	if !l.open {
+		return
+	}
+	t := tailOf(r)
+	a := h.Reply(dataplane.OK)
+	if t.unknown {
+		a.Status = dataplane.UnknownChunk
+		l.c.Send(&a, nil, nil)
+		return
+	}
+	a.Epoch, a.Seq, a.Aux = t.epoch, t.last, uint32(t.last-t.commit)
+	if room := min(int(h.Aux), dataplane.PartSize) / sealExtentSize; len(t.ext) > room {
+		t.ext = append(t.ext[:0], bounding(t.ext)) // copied as a whole, which is always right
+	}
+	if len(t.ext) == 0 {
+		l.c.Send(&a, nil, nil)
+		return
+	}
+	payload := make([]byte, 0, sealExtentSize*len(t.ext))
+	le := binary.LittleEndian
+	for _, e := range t.ext {
+		payload = le.AppendUint64(payload, uint64(e.seq))
+		payload = le.AppendUint32(payload, e.off)
+		payload = le.AppendUint32(payload, e.length)
+	}
+	a.Flags |= dataplane.FlagData
+	a.Offset, a.Length = 0, uint32(len(payload))
+	l.c.Send(&a, crcsOf(payload), payload)
+}
+
+// parseSeal is the coordinator's side of sealReply.
+func parseSeal(h *dataplane.Header, crcs, payload []byte) (memberTail, error) {
+	if h.Status == dataplane.UnknownChunk {
+		return memberTail{unknown: true}, nil
+	}
+	if h.Status != dataplane.OK {
+		return memberTail{}, dataplane.E("seal", h.Status, nil)
+	}
+	t := memberTail{epoch: h.Epoch, last: h.Seq, commit: h.Seq - dataplane.Seq(h.Aux)}
+	if dataplane.Seq(h.Aux) > h.Seq || len(payload)%sealExtentSize != 0 ||
+		h.Flags&dataplane.FlagData != 0 && dataplane.CheckCRCs(crcs, 0, payload) >= 0 {
+		return t, dataplane.E("seal", dataplane.Malformed, nil)
+	}
+	le := binary.LittleEndian
+	for p := payload; len(p) > 0; p = p[sealExtentSize:] {
+		e := extent{dataplane.Seq(le.Uint64(p)), le.Uint32(p[8:]), le.Uint32(p[12:])}
+		if e.seq > t.last || e.off > dataplane.ChunkSize || e.length > dataplane.ChunkSize-e.off ||
+			!aligned(e.off, e.length) {
+			return t, dataplane.E("seal", dataplane.Malformed, fmt.Errorf("extent %v", e))
+		}
+		t.ext = append(t.ext, e)
+	}
+	return t, nil
+}
+
+func crcsOf(payload []byte) []byte {
+	crcs := make([]byte, 4*dataplane.Blocks(0, uint32(len(payload))))
+	dataplane.PutCRCs(crcs, 0, payload)
+	return crcs
+}
+
+// patchFrame takes OpPatch: blocks from the member with the longest history.
+func (sh *Shard) patchFrame(l *link, h *dataplane.Header, crcs, payload []byte, buf *uring.Buf) {
+	r := sh.chunks[h.Chunk]
+	switch {
+	case r == nil || r.state != sealed || r.sealer != any(l) || sh.dead != nil:
+		l.refuse(h, dataplane.NotReady)
+		return
+	case h.Length == 0 || !aligned(h.Offset, h.Length) || h.Flags&dataplane.FlagData == 0:
+		l.refuse(h, dataplane.Malformed)
+		return
+	case dataplane.CheckCRCs(crcs, h.Offset, payload) >= 0:
+		l.refuse(h, dataplane.BadCRC)
+		return
+	case !sh.makeSlot(r):
+		l.refuse(h, dataplane.NoSpace)
+		return
+	}
+	q := sh.newRequest(l, h, r)
+	q.phase = phaseMember
+	q.crcLen = copy(q.crcs[:], crcs)
+	q.data = payload
+	r.patch(q.off, q.length)
+	sh.store.touch(r.slot)
+	sh.append(q, buf, false)
+}
+
+// makeSlot gives r a slot if it has none.
+func (sh *Shard) makeSlot(r *replica) bool {
+	if r.slot != noSlot {
+		return true
+	}
+	slot, ok := sh.store.take(r)
+	if !ok || sh.full.Load() {
+		if ok {
+			sh.store.give(slot)
+		}
+		return false
+	}
+	r.slot = slot
+	if sh.store.residue[slot] {
+		// The log may still have blocks of an earlier owner whose entry was damaged.
+		delete(sh.store.residue, slot)
+		sh.appendRecord(ssdcache.Record{Kind: ssdcache.Drop, Slot: slot, Chunk: r.id}, nil)
+	}
+	return true
+}
+
+// appendRecord appends a record without data; then (may be nil) is called when it is durable.
+func (sh *Shard) appendRecord(rec ssdcache.Record, then func(error)) {
+	sh.log.Append(&ssdcache.Append{Record: rec, Done: func(a *ssdcache.Append) {
+		if a.Err != nil {
+			sh.fail(a.Err)
+		}
+		if then != nil {
+			then(a.Err)
+		}
+	}})
+}
+
+// activateFrame takes OpActivate.
+func (sh *Shard) activateFrame(l *link, h *dataplane.Header, crcs, payload []byte) {
+	var cfg control.ChunkConfig
+	r := sh.chunks[h.Chunk]
+	switch {
+	case r == nil || r.state != sealed || r.sealer != any(l):
+		l.refuse(h, dataplane.NotReady)
+		return
+	case h.Flags&dataplane.FlagData == 0 || dataplane.CheckCRCs(crcs, 0, payload) >= 0 ||
+		control.Unmarshal(payload, &cfg) != nil || cfg.Chunk != h.Chunk || cfg.Epoch != h.Epoch:
+		l.refuse(h, dataplane.Malformed)
+		return
+	}
+	q := *h
+	sh.activate(r, &cfg, h.Seq, uint16(h.Aux), l, func(err error) {
+		l.reply(&q, dataplane.KindOf(err))
+	})
+}
+
+// Bytes of a Meta record: its type, nothing else so far.
+const metaActivate = 1
+
+var activateMeta = []byte{metaActivate}
+
+// activate starts the chunk at cfg's epoch, with everything up to seq here and committed; done is
+// called when that is durable. by must be who sealed it.
+func (sh *Shard) activate(r *replica, cfg *control.ChunkConfig, seq dataplane.Seq, term uint16,
+	by any, done func(error)) {
+	fail := func(k dataplane.Kind, err error) {
+		done(dataplane.E("activate chunk "+r.id.String(), k, err))
+	}
+	switch {
+	case sh.dead != nil:
+		fail(dataplane.IOError, sh.dead)
+		return
+	case r.state != sealed || r.sealer != by:
+		fail(dataplane.NotReady, errors.New("not sealed by this coordinator"))
+		return
+	case cfg.Epoch < r.sealEpoch || cfg.Epoch < r.epoch:
+		fail(dataplane.StaleEpoch, nil)
+		return
+	case cfg.Epoch == r.epoch && seq < r.last:
+		fail(dataplane.Conflict, fmt.Errorf("seq %d, but %d is here", seq, r.last))
+		return
+	case !sh.makeSlot(r):
+		fail(dataplane.NoSpace, nil)
+		return
+	case !r.configure(sh, cfg):
+		fail(dataplane.Invalid, errors.New("this server is not a member"))
+		return
+	}
+	// What is said here is true already, whether the record becomes durable or not: all members
+	// hold everything up to seq, and the metadata servers have committed the epoch.
+	r.history.activate(cfg.Epoch, seq)
+	r.sealEpoch, r.term = cfg.Epoch, term
+	sh.store.touch(r.slot)
+	rec := ssdcache.Record{Kind: ssdcache.Meta, Slot: r.slot, Chunk: r.id, Epoch: cfg.Epoch, Seq: seq,
+		Commit: seq, Meta: activateMeta}
+	finish := func() {
+		if r.gone || r.state != sealed || r.sealer != by {
+			fail(dataplane.NotReady, errors.New("sealed by another coordinator meanwhile"))
+			return
+		}
+		r.state, r.sealer = active, nil
+		r.told, r.toldAt = seq, sh.env.Now()
+		done(nil)
+		sh.activated(r)
+	}
+	sh.appendRecord(rec, func(err error) {
+		if err != nil {
+			fail(dataplane.IOError, err)
+			return
+		}
+		sh.meetNext(r, finish)
+	})
+}
+
+// meetNext connects to the next member of the chain, or finds that it can't, before the first write
+// comes along.
+func (sh *Shard) meetNext(r *replica, then func()) {
+	if r.self < 1 || r.self+1 >= len(r.members) || r.members[r.self+1].peer.open {
+		then()
+		return
+	}
+	r.members[r.self+1].peer.callWithin(meetTimeout, dataplane.Header{Op: dataplane.OpPing}, nil, nil,
+		func(*dataplane.Header, []byte, []byte, *uring.Buf, error) { then() })
+}
+
+// activated goes on with what waited for the chunk.
+func (sh *Shard) activated(r *replica) {
+	sh.pumpReads(r)
+	if r.settler == nil {
+		sh.pumpWrites(r)
+	}
+}
+
+// sealerLost: a coordinator's connection is gone, with what it sealed and never activated. Such
+// chunks stay sealed; what was only asked about is forgotten.
+func (sh *Shard) sealerLost(l *link) {
+	for id, r := range sh.strangers {
+		if r.sealer == any(l) {
+			r.sealer = nil
+			if r.settler == nil && r.queue.n == 0 && r.reads.n == 0 {
+				delete(sh.strangers, id)
+				delete(sh.chunks, id)
+			}
+		}
+	}
+}

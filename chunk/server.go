@@ -1,0 +1,444 @@
+package chunk
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"pstorage/dataplane"
+	"pstorage/dataplane/control"
+	"pstorage/dataplane/session"
+	"pstorage/uring"
+)
+
+// Options are what Run is given. Dir, Cred and MDS are needed.
+type Options struct {
+	Dir string // made by Format
+	// ListenAddr is "ip" or "ip:port" (port 0: any); empty: what Format was told.
+	ListenAddr string
+	// Cred prove that this is a chunk server of the cluster; the id in it doesn't matter.
+	Cred *session.Credentials
+	// MDS returns the addresses of the metadata servers, "ip:port"; asked again and again.
+	MDS func() []string
+	Log *slog.Logger // nil: slog.Default()
+
+	// OnIdentity is told once, before anything is served, which server and which start of it this
+	// process is: what a supervisor certifies when it has exited.
+	OnIdentity func(id dataplane.CSID, boot uint64)
+	// OnReady is told once, when the first lease was granted.
+	OnReady func(id dataplane.CSID, addr string)
+
+	PoolSize  int // bytes of buffers; 0: 64 MiB and the CRC budget
+	CRCBudget int // bytes of CRC pages in memory; 0: up to 64 MiB, by the capacity
+}
+
+// server is the process around a shard.
+type server struct {
+	o      Options
+	log    *slog.Logger
+	id     *Identity
+	loop   *uring.Loop
+	shard  *Shard // not nil once opened
+	opened atomic.Bool
+	client *control.Client
+	md     *mdsClient
+	addr   string
+
+	mu     sync.Mutex
+	failed string // how the disk failed
+	ready  bool
+}
+
+// Run serves the chunk server in o.Dir until ctx ends, then stops in an orderly way and returns
+// nil. An error says why it can't serve (any more); another start can't mend one of the kinds
+// WrongCluster, Denied, Conflict and Invalid.
+func Run(ctx context.Context, o Options) error {
+	s := &server{o: o, log: o.Log}
+	if s.log == nil {
+		s.log = slog.Default()
+	}
+	lock, err := lockDir(o.Dir)
+	if err != nil {
+		return err
+	}
+	defer lock.Close()
+	if err := s.identify(); err != nil {
+		return err
+	}
+	ctx, cancel := context.WithCancelCause(ctx)
+	defer cancel(nil)
+	if err := s.startLoop(); err != nil {
+		return err
+	}
+	runDone := make(chan error, 1)
+	go func() { runDone <- s.loop.Run() }()
+	err = s.serve(ctx)
+	s.loop.Stop()
+	if e := <-runDone; err == nil {
+		err = e
+	}
+	if e := s.loop.Close(); err == nil {
+		err = e
+	}
+	return err
+}
+
+// lockDir makes sure that only one process serves the directory.
+func lockDir(dir string) (*os.File, error) {
+	what := "serve chunk server " + dir
+	if _, err := ReadIdentity(dir); errors.Is(err, ErrNoIdentity) {
+		return nil, dataplane.E(what, dataplane.Invalid, err)
+	}
+	f, err := os.OpenFile(filepath.Join(dir, "lock"), os.O_RDWR|os.O_CREATE, 0o600)
+	if err != nil {
+		return nil, fmt.Errorf("%s: %w", what, err)
+	}
+	if err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
+		f.Close()
+		if err == unix.EWOULDBLOCK {
+			return nil, dataplane.E(what, dataplane.Exists,
+				errors.New("another process is serving it; there must be only one"))
+		}
+		return nil, fmt.Errorf("%s: lock it: %w", what, err)
+	}
+	return f, nil
+}
+
+// identify checks whose the directory is and counts this start, durably.
+func (s *server) identify() error {
+	id, err := ReadIdentity(s.o.Dir)
+	what := "serve chunk server " + s.o.Dir
+	if err != nil {
+		return dataplane.E(what, dataplane.Invalid, err)
+	}
+	if id.cluster() != s.o.Cred.Cluster {
+		return dataplane.E(what, dataplane.WrongCluster, fmt.Errorf("it belongs to cluster %q (id %s), "+
+			"the key is for %q (id %v)", id.ClusterName, id.Cluster, s.o.Cred.ClusterName,
+			s.o.Cred.Cluster))
+	}
+	id.Boot++
+	if err := id.write(s.o.Dir); err != nil {
+		return fmt.Errorf("%s: count this start: %w", what, err)
+	}
+	s.id = id
+	if id.CS != 0 && s.o.OnIdentity != nil {
+		s.o.OnIdentity(id.CS, id.Boot)
+	}
+	return nil
+}
+
+func (s *server) startLoop() error {
+	if s.o.CRCBudget == 0 {
+		slots := int(s.id.Capacity / dataplane.ChunkSize)
+		s.o.CRCBudget = min(max(slots*crcBytesSlot, 1<<20), 64<<20)
+	}
+	if s.o.PoolSize == 0 {
+		s.o.PoolSize = 64<<20 + s.o.CRCBudget
+	}
+	var err error
+	s.loop, err = uring.NewLoop(uring.LoopOptions{PoolSize: s.o.PoolSize, Log: s.log})
+	return err
+}
+
+// onLoop calls f on the loop's thread; f calls done when it has ended.
+func (s *server) onLoop(f func(done func(error))) error {
+	result := make(chan error, 1)
+	s.loop.Post(func() {
+		f(func(err error) {
+			select {
+			case result <- err:
+			default: // ended already
+			}
+		})
+	})
+	select {
+	case err := <-result:
+		return err
+	case <-s.loop.Done():
+		return errors.New("the event loop ended")
+	}
+}
+
+// serve is the life of the server on a running loop.
+func (s *server) serve(ctx context.Context) error {
+	mctx, stopMDS := context.WithCancel(context.WithoutCancel(ctx))
+	defer stopMDS()
+	cred := *s.o.Cred
+	cred.Role, cred.ID = dataplane.RoleCS, uint64(s.id.CS)
+	var err error
+	s.client, err = control.Dial(mctx, control.Options{Addrs: s.o.MDS, Cred: s.o.Cred, Log: s.log,
+		OnPush: s.push})
+	if err != nil {
+		return err
+	}
+	defer s.client.Close()
+	s.md = newMDSClient(mctx, s.client, s.loop.Post, s.log)
+	defer func() { stopMDS(); s.md.ended.Wait() }()
+	if err := s.open(&cred); err != nil {
+		return err
+	}
+	err = s.keepLease(ctx)
+	if e := s.stop(); err == nil {
+		err = e
+	}
+	return err
+}
+
+// open opens the disks and the shard, and listens.
+func (s *server) open(cred *session.Credentials) error {
+	what := "serve chunk server " + s.o.Dir
+	storePath, logPath := filepath.Join(s.o.Dir, storeFile), s.id.logPath(s.o.Dir)
+	started := time.Now()
+	err := s.onLoop(func(done func(error)) {
+		store, err := s.loop.OpenDisk(storePath, uring.DiskOptions{LowDepth: 8})
+		if err != nil {
+			done(openError(what, "its store", err))
+			return
+		}
+		cache, err := s.loop.OpenDisk(logPath, uring.DiskOptions{LowDepth: 8})
+		if err != nil {
+			store.Close()
+			done(openError(what, "its log", err))
+			return
+		}
+		Open(ShardOptions{Env: s.loop, Net: s.loop, Pool: s.loop.Pool(), Store: store, Cache: cache,
+			Cred: cred, Metadata: s.md, ID: s.id.CS, Identity: s.id, Log: s.log,
+			CRCBudget: s.o.CRCBudget, OnFail: s.diskFailed},
+			func(sh *Shard, err error) {
+				if err != nil {
+					store.Close()
+					cache.Close()
+					done(dataplane.E(what, dataplane.KindOf(err), fmt.Errorf("%w (store %s, log %s)", err,
+						storePath, logPath)))
+					return
+				}
+				s.shard = sh
+				s.opened.Store(true)
+				var addr string
+				if addr, err = s.listenAddr(); err == nil {
+					s.addr, err = sh.Listen(addr)
+				}
+				done(err)
+			})
+	})
+	if err == nil {
+		s.log.Info("chunk server opened", "chunks", len(s.shard.chunks), "addr", s.addr,
+			"boot", s.id.Boot, "took", time.Since(started))
+	}
+	return err
+}
+
+// openError explains a missing file.
+func openError(what, which string, err error) error {
+	if errors.Is(err, os.ErrNotExist) {
+		return dataplane.E(what, dataplane.Invalid, fmt.Errorf("%s is missing: %w; without it data that "+
+			"was acknowledged is lost: mount or put back its disk, or remove this chunk server", which, err))
+	}
+	return dataplane.E(what, dataplane.IOError, err)
+}
+
+// listenAddr is the address to listen on, which is also what others are told.
+func (s *server) listenAddr() (string, error) {
+	addr := s.o.ListenAddr
+	if addr == "" {
+		addr = s.id.Addr
+	}
+	if _, _, err := net.SplitHostPort(addr); err != nil {
+		addr = net.JoinHostPort(addr, "0")
+	}
+	ap, err := netip.ParseAddrPort(addr)
+	if err != nil || ap.Addr().IsUnspecified() {
+		return "", dataplane.E("listen on "+addr, dataplane.Invalid,
+			errors.New("not an address of this machine that others can connect to"))
+	}
+	return addr, nil
+}
+
+// diskFailed is Shard's OnFail.
+func (s *server) diskFailed(err error) {
+	s.mu.Lock()
+	s.failed = err.Error()
+	s.mu.Unlock()
+}
+
+// push takes what the metadata servers send by themselves.
+func (s *server) push(op dataplane.Opcode, payload []byte) {
+	if !s.opened.Load() {
+		return // nothing was asked of us yet
+	}
+	sh := s.shard
+	switch op {
+	case control.OpSettle:
+		p := &control.SettlePush{}
+		if err := control.Unmarshal(payload, p); err != nil {
+			s.log.Error("message of the metadata server", "err", err)
+			return
+		}
+		s.loop.Post(func() { sh.SettlePush(p) })
+	case control.OpForget:
+		p := &control.ForgetPush{}
+		if err := control.Unmarshal(payload, p); err != nil {
+			s.log.Error("message of the metadata server", "err", err)
+			return
+		}
+		s.loop.Post(func() { sh.Forget(p.Chunks) })
+	}
+}
+
+// monotonic is the clock of uring.Loop.
+func monotonic() int64 {
+	var ts unix.Timespec
+	if err := unix.ClockGettime(unix.CLOCK_MONOTONIC, &ts); err != nil {
+		panic(fmt.Sprintf("chunk: clock_gettime: %v", err))
+	}
+	return ts.Nano()
+}
+
+// keepLease registers and sends heartbeats until ctx ends. A lease counts from the moment at which
+// its heartbeat was sent.
+func (s *server) keepLease(ctx context.Context) error {
+	tick := time.NewTicker(dataplane.HeartbeatEvery)
+	defer tick.Stop()
+	registered := false
+	for ctx.Err() == nil {
+		var err error
+		if !registered {
+			err = s.register(ctx)
+			registered = err == nil
+		} else {
+			err = s.heartbeat(ctx)
+			if k := dataplane.KindOf(err); k == dataplane.NotFound || k == dataplane.Conflict {
+				s.log.Info("registering again", "reason", err)
+				registered = false
+				continue
+			}
+		}
+		if err != nil && !registered {
+			switch dataplane.KindOf(err) {
+			case dataplane.Denied, dataplane.Conflict, dataplane.WrongCluster:
+				s.shard.SetLease(0)
+				return dataplane.E("register chunk server "+s.o.Dir, dataplane.KindOf(err), err)
+			}
+		}
+		if err != nil && ctx.Err() == nil {
+			s.log.Warn("no lease from the metadata servers", "err", err)
+		}
+		select {
+		case <-ctx.Done():
+		case <-tick.C:
+		}
+	}
+	return nil
+}
+
+func (s *server) register(ctx context.Context) error {
+	req := &control.RegisterCSReq{CS: s.id.CS, Disk: s.id.diskUUID(), Boot: s.id.Boot, Addr: s.addr,
+		Path: s.o.Dir, Tier: s.id.Tier, Location: s.id.Location}
+	req.Host, _ = os.Hostname()
+	if err := s.onLoop(func(done func(error)) {
+		req.Chunks = s.shard.Inventory()
+		req.Capacity, req.Used = s.shard.Capacity()
+		done(nil)
+	}); err != nil {
+		return err
+	}
+	ctx, cancel := context.WithTimeout(ctx, mdsTimeout)
+	defer cancel()
+	sent := monotonic()
+	reply := &control.RegisterCSReply{}
+	if err := s.client.Call(ctx, control.OpRegisterCS, req, reply); err != nil {
+		return err
+	}
+	if s.id.CS == 0 {
+		s.id.CS = reply.CS
+		if err := s.id.write(s.o.Dir); err != nil {
+			return fmt.Errorf("keep the id %d given by the metadata servers: %w", reply.CS, err)
+		}
+		if s.o.OnIdentity != nil {
+			s.o.OnIdentity(s.id.CS, s.id.Boot)
+		}
+	} else if reply.CS != s.id.CS {
+		return dataplane.E("register", dataplane.Conflict,
+			fmt.Errorf("this is chunk server %d, the metadata servers say %d", s.id.CS, reply.CS))
+	}
+	s.md.setSource(fmt.Sprintf("cs %d", s.id.CS))
+	if err := s.onLoop(func(done func(error)) {
+		s.shard.SetID(s.id.CS)
+		s.shard.Forget(reply.Forget)
+		done(nil)
+	}); err != nil {
+		return err
+	}
+	s.shard.SetLease(sent + reply.LeaseNs)
+	s.log.Info("registered", "cs", s.id.CS, "addr", s.addr, "lease", time.Duration(reply.LeaseNs),
+		"forget", len(reply.Forget))
+	if !s.ready {
+		s.ready = true
+		if s.o.OnReady != nil {
+			s.o.OnReady(s.id.CS, s.addr)
+		}
+	}
+	return nil
+}
+
+func (s *server) heartbeat(ctx context.Context) error {
+	req := &control.HeartbeatReq{CS: s.id.CS, Boot: s.id.Boot}
+	if err := s.onLoop(func(done func(error)) {
+		req.Stats = s.shard.Stats()
+		req.Capacity, req.Used = s.shard.Capacity()
+		done(nil)
+	}); err != nil {
+		return err
+	}
+	s.checkSpace()
+	s.mu.Lock()
+	req.Failed = s.failed
+	s.mu.Unlock()
+	ctx, cancel := context.WithTimeout(ctx, dataplane.LeaseTime)
+	defer cancel()
+	sent := monotonic()
+	reply := &control.HeartbeatReply{}
+	if err := s.client.CallOnce(ctx, control.OpHeartbeat, req, reply); err != nil {
+		return err
+	}
+	s.shard.SetLease(sent + reply.LeaseNs)
+	return nil
+}
+
+// checkSpace stops taking new chunks when the file system under the store is nearly full: a
+// sparse store must not run out of space in the middle of a write-back.
+func (s *server) checkSpace() {
+	var fs unix.Statfs_t
+	if err := unix.Statfs(s.o.Dir, &fs); err == nil {
+		s.shard.SetFull(int64(fs.Bavail)*fs.Bsize < minReserve)
+	}
+}
+
+const stopTimeout = 20 * time.Second
+
+// stop ends the shard in an orderly way.
+func (s *server) stop() error {
+	result := make(chan error, 1)
+	s.loop.Post(func() { s.shard.Stop(func(err error) { result <- err }) })
+	select {
+	case err := <-result:
+		if err == nil {
+			s.log.Info("chunk server stopped")
+		}
+		return err
+	case <-time.After(stopTimeout):
+		return dataplane.E("stop chunk server "+s.o.Dir, dataplane.TimedOut, nil)
+	case <-s.loop.Done():
+		return errors.New("the event loop ended")
+	}
+}

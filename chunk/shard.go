@@ -1,0 +1,462 @@
+package chunk
+
+import (
+	"errors"
+	"fmt"
+	"log/slog"
+	"sync/atomic"
+
+	"pstorage/dataplane"
+	"pstorage/dataplane/control"
+	"pstorage/dataplane/session"
+	"pstorage/ssdcache"
+	"pstorage/uring"
+)
+
+// ShardOptions are what a Shard is made of. All but the last group are needed.
+type ShardOptions struct {
+	Env      uring.Env
+	Net      uring.Net
+	Pool     *uring.Pool
+	Store    uring.Disk
+	Cache    uring.Disk // the log
+	Cred     *session.Credentials
+	Metadata Metadata
+	// ID is this server's id; 0 until SetID, which must come before Serve.
+	ID       dataplane.CSID
+	Identity *Identity // what the superblock is compared with; nil (simulations): not compared
+
+	Log *slog.Logger // nil: slog.Default()
+	// CRCBudget is how many bytes of CRC pages are kept in memory; 0: 64 MiB.
+	CRCBudget int
+	// OnFail is told once that the disk or the log failed: nothing is served any more.
+	OnFail func(error)
+}
+
+// Shard is a chunk server: all of it that happens on one thread. Its methods are called on that
+// thread, but for those that say otherwise.
+type Shard struct {
+	env  uring.Env
+	net  uring.Net
+	pool *uring.Pool
+	cred *session.Credentials
+	md   Metadata
+	id   dataplane.CSID
+	slog *slog.Logger
+
+	store *store
+	log   *ssdcache.Log
+	cache uring.Disk
+
+	chunks    map[dataplane.ChunkID]*replica
+	strangers map[dataplane.ChunkID]*replica // those without a slot
+
+	links       map[linkKey]*link
+	linkCount   int
+	clients     int
+	pausedLinks []*link
+	peers       map[dataplane.CSID]*peer
+	peerList    []*peer
+	nextCall    uint64
+	closer      func()
+
+	reqs     []*request
+	freeReqs *request
+	pieces   *readPiece
+
+	settleQueue []*settler
+	settling    int
+	repairs     []*repairing
+
+	tellFirst, tellLast *replica
+	tellTimer           uring.Timer
+	pumpTimer           uring.Timer
+	secondTimer         uring.Timer
+	laterTimer          uring.Timer
+	laters              []func()
+	stalled             []*replica // whose writes wait for space
+	watched             []*replica // whose reads wait for a commit mark
+	leaving             []*replica // forgotten, their slots still in use
+	nextWrite           int64      // smooth back-pressure: no write before this time
+
+	lease    atomic.Int64 // env time until which this server may serve
+	full     atomic.Bool  // the file system has no space for new chunks
+	dead     error
+	onFail   func(error)
+	stopping bool
+	stats    control.CSStats
+}
+
+// Open reads the store and replays the log, and calls done with the shard, which isn't serving yet,
+// or with an error.
+func Open(o ShardOptions, done func(*Shard, error)) {
+	if o.Log == nil {
+		o.Log = slog.Default()
+	}
+	if o.CRCBudget == 0 {
+		o.CRCBudget = 64 << 20
+	}
+	cred := *o.Cred
+	cred.ID = uint64(o.ID)
+	sh := &Shard{env: o.Env, net: o.Net, pool: o.Pool, cred: &cred, md: o.Metadata, id: o.ID,
+		slog: o.Log, cache: o.Cache, onFail: o.OnFail,
+		chunks:    map[dataplane.ChunkID]*replica{},
+		strangers: map[dataplane.ChunkID]*replica{},
+		links:     map[linkKey]*link{},
+		peers:     map[dataplane.CSID]*peer{}}
+	sh.tellTimer.Fire = sh.tellCommit
+	sh.pumpTimer.Fire = sh.pump
+	sh.secondTimer.Fire = sh.everySecond
+	sh.laterTimer.Fire = sh.runLater
+	sh.store = newStore(o.Store, o.Env, o.Pool, o.Log)
+	sh.store.onFail = sh.fail
+	sh.store.onDamaged = sh.pageDamaged
+	(&opener{sh: sh, o: &o, done: done}).start()
+}
+
+// SetID says which id the metadata servers gave this server.
+func (sh *Shard) SetID(id dataplane.CSID) { sh.id, sh.cred.ID = id, uint64(id) }
+
+// SetLease allows serving until the given time of the shard's Env, in ns. Any thread may call it.
+func (sh *Shard) SetLease(until int64) { sh.lease.Store(until) }
+
+// SetFull says whether there is no space for new chunks. Any thread may call it.
+func (sh *Shard) SetFull(full bool) { sh.full.Store(full) }
+
+// Listen starts to accept connections on addr and returns the address bound.
+func (sh *Shard) Listen(addr string) (string, error) {
+	bound, closer, err := sh.net.Listen(addr, sh.attach)
+	if err != nil {
+		return "", err
+	}
+	sh.closer = closer
+	sh.env.Arm(&sh.secondTimer, 1e9)
+	return bound, nil
+}
+
+func (sh *Shard) leased() bool { return sh.env.Now() < sh.lease.Load() && sh.dead == nil }
+
+// find returns the replica of a chunk; for one that isn't here a stranger, which a settling may
+// give a slot. nil: there are too many of those.
+func (sh *Shard) find(id dataplane.ChunkID) *replica {
+	r := sh.chunks[id]
+	if r != nil {
+		return r
+	}
+	if len(sh.strangers) >= maxStrangers || id == 0 {
+		return nil
+	}
+	r = &replica{id: id, slot: noSlot}
+	sh.chunks[id], sh.strangers[id] = r, r
+	return r
+}
+
+// forgetStranger drops a replica that has nothing and that nobody waits for.
+func (sh *Shard) forgetStranger(r *replica) {
+	if r.slot == noSlot && r.settler == nil && r.queue.n == 0 && r.reads.n == 0 && r.refs == 0 &&
+		r.state != sealed {
+		delete(sh.strangers, r.id)
+		delete(sh.chunks, r.id)
+	}
+}
+
+// release drops a use of the replica's slot.
+func (sh *Shard) release(r *replica) {
+	r.refs--
+	if r.refs < 0 {
+		panic(fmt.Sprintf("chunk: %d uses of chunk %v", r.refs, r.id))
+	}
+	if r.gone && r.refs == 0 {
+		sh.pumpSoon()
+	}
+}
+
+// later calls f in another turn.
+func (sh *Shard) later(f func()) {
+	sh.laters = append(sh.laters, f)
+	sh.env.Arm(&sh.laterTimer, 0)
+}
+
+func (sh *Shard) runLater() {
+	list := sh.laters
+	sh.laters = nil
+	for _, f := range list {
+		f()
+	}
+}
+
+// tight says whether a write has to wait for the log: smoothly, ever longer as it fills.
+func (sh *Shard) tight() bool {
+	p := sh.log.Pressure()
+	if p <= pressureSoft {
+		return !sh.log.Room()
+	}
+	now := sh.env.Now()
+	if p >= pressureHard || now < sh.nextWrite || !sh.log.Room() {
+		return true
+	}
+	x := (p - pressureSoft) / (pressureHard - pressureSoft)
+	gap := int64(x * x * float64(pressureMaxGap) / 16)
+	sh.nextWrite = max(sh.nextWrite, now-int64(pumpEvery)) + gap
+	return false
+}
+
+// stall has the chunk's queue looked at again soon.
+func (sh *Shard) stall(r *replica) {
+	if !r.stalled {
+		r.stalled = true
+		sh.stalled = append(sh.stalled, r)
+	}
+	sh.pumpSoon()
+}
+
+// watch has the chunk's waiting reads answered in the end.
+func (sh *Shard) watch(r *replica) {
+	if !r.watched {
+		r.watched = true
+		sh.watched = append(sh.watched, r)
+	}
+	if !sh.pumpTimer.Armed() {
+		sh.env.Arm(&sh.pumpTimer, int64(readPatience)/4)
+	}
+}
+
+func (sh *Shard) pumpSoon() { sh.env.Arm(&sh.pumpTimer, int64(pumpEvery)) }
+
+// pump looks again at everything that waits for space or time.
+func (sh *Shard) pump() {
+	stalled := sh.stalled
+	sh.stalled = nil
+	for _, r := range stalled {
+		r.stalled = false
+		sh.pumpWrites(r)
+	}
+	paused := sh.pausedLinks
+	sh.pausedLinks = nil
+	for _, l := range paused {
+		if l.paused && l.open {
+			l.throttle()
+			if l.paused {
+				sh.pausedLinks = append(sh.pausedLinks, l)
+			}
+		}
+	}
+	watched := sh.watched
+	sh.watched = nil
+	for _, r := range watched {
+		r.watched = false
+		sh.impatient(r)
+		if r.reads.n > 0 {
+			sh.watch(r)
+		}
+	}
+	sh.freeLeaving()
+	if len(sh.stalled)+len(sh.pausedLinks)+len(sh.leaving) > 0 {
+		sh.pumpSoon()
+	}
+}
+
+// everySecond does what isn't urgent.
+func (sh *Shard) everySecond() {
+	now := sh.env.Now()
+	for _, p := range sh.peerList {
+		p.ping(now)
+	}
+	sh.env.Arm(&sh.secondTimer, int64(pingAfter))
+}
+
+// fail ends service: the disk or the log can't be trusted any more. It is reported, and whatever
+// is asked from now on is answered with IOError. Nothing is retried.
+func (sh *Shard) fail(err error) {
+	if sh.dead != nil {
+		return
+	}
+	sh.dead = err
+	sh.store.dead = err
+	sh.slog.Error("this chunk server stops serving: its disk failed", "cs", sh.id, "err", err)
+	for _, q := range sh.reqs {
+		if q.link != nil && !q.merging {
+			sh.answer(q, dataplane.IOError)
+		}
+	}
+	sh.event(control.Fault, "disk-failed", "the disk failed and is not used any more: "+err.Error())
+	if sh.onFail != nil {
+		sh.onFail(err)
+	}
+}
+
+func (sh *Shard) event(sev control.Severity, code, msg string) {
+	sh.slog.Warn(msg, "code", code)
+	sh.md.Event(&control.Event{Severity: sev, Code: code, Message: msg})
+}
+
+// SettlePush has the metadata servers' word: settle these chunks, without those members.
+func (sh *Shard) SettlePush(p *control.SettlePush) {
+	for i := range p.Chunks {
+		cfg := &p.Chunks[i]
+		r := sh.find(cfg.Chunk)
+		if r == nil {
+			continue // asked again later
+		}
+		lost := []dataplane.CSID{}
+		for _, m := range cfg.Members {
+			for _, cs := range p.Lost {
+				if m.CS == cs {
+					lost = append(lost, cs)
+				}
+			}
+		}
+		sh.settle(r, lost)
+	}
+}
+
+// Forget deletes chunks that no longer exist.
+func (sh *Shard) Forget(ids []dataplane.ChunkID) {
+	for _, id := range ids {
+		r := sh.chunks[id]
+		if r == nil || r.gone {
+			continue
+		}
+		if r.settler != nil {
+			r.settler.end()
+		}
+		sh.refuseAll(r, dataplane.UnknownChunk)
+		if !r.isHead() {
+			sh.abandonHeld(r)
+		}
+		r.state, r.sealer, r.sealWait, r.gone = unsettled, nil, nil, true
+		delete(sh.chunks, id)
+		delete(sh.strangers, id)
+		if r.slot == noSlot {
+			continue
+		}
+		r.refs++
+		rec := ssdcache.Record{Kind: ssdcache.Drop, Slot: r.slot, Chunk: r.id, Epoch: r.epoch,
+			Seq: r.last}
+		sh.appendRecord(rec, func(err error) {
+			sh.release(r)
+			if err == nil {
+				sh.leaving = append(sh.leaving, r)
+				sh.pumpSoon()
+			}
+		})
+	}
+}
+
+// freeLeaving gives the slots of forgotten chunks back, once nobody uses them.
+func (sh *Shard) freeLeaving() {
+	keep := sh.leaving[:0]
+	for _, r := range sh.leaving {
+		if r.refs > 0 || sh.store.busy(r.slot) ||
+			sh.log.InWriteBack(r.slot, 0, dataplane.BlocksPerChunk) {
+			keep = append(keep, r)
+			continue
+		}
+		sh.store.punch(r.slot)
+	}
+	sh.leaving = keep
+}
+
+// Inventory lists the chunks that are here.
+func (sh *Shard) Inventory() []control.HeldChunk {
+	var list []control.HeldChunk
+	for _, r := range sh.store.owners {
+		if r != nil && !r.gone {
+			list = append(list, control.HeldChunk{Chunk: r.id, Epoch: r.epoch})
+		}
+	}
+	return list
+}
+
+// Capacity is how many bytes of chunks fit, and how many are taken.
+func (sh *Shard) Capacity() (capacity, used uint64) {
+	n := uint64(len(sh.store.entries))
+	return n * dataplane.ChunkSize, (n - uint64(len(sh.store.free))) * dataplane.ChunkSize
+}
+
+// Stats are counters since the start.
+func (sh *Shard) Stats() control.CSStats {
+	s := sh.stats
+	s.Clients = uint32(sh.clients)
+	s.Chunks = uint64(len(sh.store.entries) - len(sh.store.free))
+	if sh.log != nil {
+		ls := sh.log.Stats()
+		s.LogSize = uint64(sh.cache.Size())
+		if ls.Segments > 0 {
+			s.LogUsed = s.LogSize * uint64(ls.Dirty) / uint64(ls.Segments)
+		}
+	}
+	return s
+}
+
+var errStopping = errors.New("this chunk server is being stopped")
+
+// Stop ends service in an orderly way: no new work, what is in flight is finished, commit marks and
+// tables are made durable, the log is closed. done is called at the end.
+func (sh *Shard) Stop(done func(error)) {
+	if sh.stopping {
+		panic("chunk: stopped twice")
+	}
+	sh.stopping = true
+	if sh.closer != nil {
+		sh.closer()
+	}
+	tries := 0
+	var t uring.Timer
+	t.Fire = func() {
+		tries++
+		if sh.idle() || sh.dead != nil || tries > 2000 {
+			sh.closeAll(done)
+			return
+		}
+		sh.env.Arm(&t, int64(pumpEvery))
+	}
+	for _, l := range sh.links {
+		l.c.PauseRecv(true)
+	}
+	sh.env.Arm(&t, int64(pumpEvery))
+}
+
+// idle says whether no request is being worked on.
+func (sh *Shard) idle() bool {
+	for _, q := range sh.reqs {
+		if q.r != nil {
+			return false
+		}
+	}
+	return true
+}
+
+func (sh *Shard) closeAll(done func(error)) {
+	for _, l := range sh.links {
+		l.c.Close(errStopping)
+	}
+	for _, p := range sh.peerList {
+		sh.env.Disarm(&p.redial)
+		if p.c != nil {
+			p.c.Close(errStopping)
+		}
+	}
+	for _, t := range []*uring.Timer{&sh.tellTimer, &sh.pumpTimer, &sh.secondTimer} {
+		sh.env.Disarm(t)
+	}
+	if sh.dead != nil {
+		done(sh.dead)
+		return
+	}
+	sh.store.flush(func(err error) {
+		if err != nil {
+			done(err)
+			return
+		}
+		sh.log.Close(func(err error) {
+			if e := sh.store.close(); err == nil {
+				err = e
+			}
+			if e := sh.cache.Close(); err == nil {
+				err = e
+			}
+			done(err)
+		})
+	})
+}

@@ -1,0 +1,304 @@
+package chunk
+
+import (
+	"encoding/binary"
+	"fmt"
+	"log/slog"
+
+	"pstorage/dataplane"
+	"pstorage/ssdcache"
+	"pstorage/uring"
+)
+
+// store is the store file: slots, their CRC pages, the slot table. It is the Backing of the log:
+// blocks are destaged to it. Nothing in it is changed before the log has the change, except what
+// checkpoint.go does.
+type store struct {
+	disk uring.Disk
+	env  uring.Env
+	pool *uring.Pool
+	log  *slog.Logger
+	sb   superblock
+
+	entries []slotEntry // .pages is always current; the rest is, for slots without an owner
+	owners  []*replica  // by slot; nil: free
+	free    []uint32    // free slots, the lowest last
+	touched []uint64    // bit per page of the slot table: to be written at the next flush
+	cache   *crcCache
+
+	writing   *destage // destages in flight, any order
+	idle      *destage // unused ones
+	writes    int      // destages in flight
+	unsynced  bool     // something was written since the last sync
+	flushing  flusher
+	onFail    func(error)              // the disk failed
+	onDamaged func(slot, block uint32) // a CRC page, from this block on, was damaged
+	dead      error                    // why the store isn't used any more
+	residue   map[uint32]bool          // free slots of which the log may still hold blocks
+}
+
+// destage is one write-back in flight.
+type destage struct {
+	st    *store
+	wb    *ssdcache.WriteBack
+	ops   []*uring.DiskOp
+	used  int // ops in flight
+	err   error
+	pages [2]*crcPage
+	waits [2]pageWait
+	need  int // pages that are not there yet
+	next  *destage
+}
+
+func newStore(disk uring.Disk, env uring.Env, pool *uring.Pool, log *slog.Logger) *store {
+	return &store{disk: disk, env: env, pool: pool, log: log, residue: map[uint32]bool{}}
+}
+
+// attach makes the tables for a superblock that was read.
+func (st *store) attach(sb superblock, crcBudget int) {
+	st.sb = sb
+	st.entries = make([]slotEntry, sb.slots)
+	st.owners = make([]*replica, sb.slots)
+	tablePages := (int(sb.slots) + entriesInPage - 1) / entriesInPage
+	st.touched = make([]uint64, (tablePages+63)/64)
+	st.cache = newCRCCache(st, crcBudget)
+	st.flushing.init(st)
+}
+
+// close gives memory and the disk back. Nothing may be in flight.
+func (st *store) close() error {
+	st.cache.close()
+	st.flushing.close()
+	return st.disk.Close()
+}
+
+func (st *store) failed(err error) {
+	if st.dead == nil {
+		st.dead = err
+		st.onFail(err)
+	}
+}
+
+func (st *store) damagedPage(slot, page uint32) {
+	if st.onDamaged != nil {
+		st.onDamaged(slot, page*wordsPerPage)
+	}
+}
+
+// touch says that the entry of a slot changed.
+func (st *store) touch(slot uint32) {
+	p := slot / entriesInPage
+	st.touched[p/64] |= 1 << (p % 64)
+}
+
+// take gives a free slot to a chunk. All its blocks read as zeros.
+func (st *store) take(r *replica) (slot uint32, ok bool) {
+	if len(st.free) == 0 {
+		return 0, false
+	}
+	slot = st.free[len(st.free)-1]
+	st.free = st.free[:len(st.free)-1]
+	st.cache.dropSlot(slot)
+	st.owners[slot] = r
+	st.touch(slot)
+	return slot, true
+}
+
+// busy says whether a destage of the slot is in flight, or one of its pages is in use.
+func (st *store) busy(slot uint32) bool {
+	for d := st.writing; d != nil; d = d.next {
+		if d.wb.Slot == slot {
+			return true
+		}
+	}
+	return st.cache.busy(slot)
+}
+
+// give makes a slot free. Nothing of it may be in flight.
+func (st *store) give(slot uint32) {
+	st.entries[slot] = slotEntry{}
+	st.owners[slot] = nil
+	st.free = append(st.free, slot)
+	st.touch(slot)
+}
+
+// punch gives the disk space of a slot back, then the slot. Nothing of it may be in flight.
+func (st *store) punch(slot uint32) {
+	op := &uring.DiskOp{Kind: uring.DiskDiscard, Offset: st.sb.block(slot, 0),
+		Length: dataplane.ChunkSize, Low: true}
+	op.Done = func(op *uring.DiskOp) {
+		if op.Err != nil {
+			// Only space is lost: the slot reads as zeros all the same.
+			st.log.Warn("discard a slot", "slot", slot, "err", op.Err)
+		}
+		st.give(slot)
+	}
+	st.disk.Submit(op)
+}
+
+// WriteBack implements ssdcache.Backing: blocks of the log go to their slot.
+//
+//  1. Get the CRC pages and set the words: readers use the log's copy until the write-back is done,
+//     and a ZERO that comes meanwhile queues for the same pages behind it and clears the words.
+//  2. Write the data. Two write-backs of one block are never in flight.
+func (st *store) WriteBack(wb *ssdcache.WriteBack) {
+	if wb.Blocks <= 0 || wb.Blocks > ssdcache.MaxRun || wb.Slot >= st.sb.slots ||
+		writeEnd(wb) > dataplane.BlocksPerChunk || len(wb.CRCs) != 4*wb.Blocks {
+		panic(fmt.Sprintf("chunk: write-back of slot %d, block %d, %d blocks, %d bytes of CRCs",
+			wb.Slot, wb.Block, wb.Blocks, len(wb.CRCs)))
+	}
+	d := st.idle
+	if d == nil {
+		d = &destage{st: st}
+		d.waits[0].ready = func(p *crcPage) { d.page(0, p) }
+		d.waits[1].ready = func(p *crcPage) { d.page(1, p) }
+	} else {
+		st.idle = d.next
+	}
+	d.wb, d.err = wb, nil
+	st.checkOverlap(d)
+	d.next, st.writing = st.writing, d
+	st.writes++
+	d.start()
+}
+
+func writeEnd(wb *ssdcache.WriteBack) uint32 { return wb.Block + uint32(wb.Blocks) }
+
+func (st *store) checkOverlap(d *destage) {
+	for o := st.writing; o != nil; o = o.next {
+		if o.wb.Slot == d.wb.Slot && o.wb.Block < writeEnd(d.wb) && d.wb.Block < writeEnd(o.wb) {
+			panic(fmt.Sprintf("chunk: two write-backs of slot %d, blocks %d and %d at once",
+				d.wb.Slot, d.wb.Block, o.wb.Block))
+		}
+	}
+}
+
+func (d *destage) start() {
+	first := d.wb.Slot*pagesPerSlot + d.wb.Block/wordsPerPage
+	last := d.wb.Slot*pagesPerSlot + (writeEnd(d.wb)-1)/wordsPerPage
+	d.need = int(last-first) + 1
+	d.pages = [2]*crcPage{}
+	for i := first; i <= last; i++ {
+		d.waits[i-first].page = i
+	}
+	for i, n := 0, d.need; i < n; i++ {
+		d.st.cache.want(&d.waits[i])
+	}
+}
+
+func (d *destage) page(i int, p *crcPage) {
+	p.pins++
+	d.pages[i] = p
+	d.need--
+	if d.need == 0 {
+		d.setWords()
+		d.write()
+	}
+}
+
+func (d *destage) setWords() {
+	wb := d.wb
+	i := 0
+	for _, data := range wb.Data {
+		for ; len(data) > 0; i++ {
+			block := wb.Block + uint32(i)
+			crc := binary.LittleEndian.Uint32(wb.CRCs[4*i:])
+			p := d.pages[block/wordsPerPage-wb.Block/wordsPerPage]
+			p.setWord(block, wordOf(crc, data[:dataplane.BlockSize]))
+			data = data[dataplane.BlockSize:]
+		}
+	}
+	if i != wb.Blocks {
+		panic(fmt.Sprintf("chunk: write-back of %d blocks with %d blocks of data", wb.Blocks, i))
+	}
+}
+
+func (d *destage) write() {
+	offset := d.st.sb.block(d.wb.Slot, d.wb.Block)
+	d.used = 0
+	for bufs := d.wb.Data; len(bufs) > 0; {
+		n := min(len(bufs), uring.MaxDiskBufs)
+		if d.used == len(d.ops) {
+			d.ops = append(d.ops, &uring.DiskOp{Kind: uring.DiskWrite, Low: true, Done: d.written})
+		}
+		op := d.ops[d.used]
+		d.used++
+		op.Offset, op.Bufs = offset, bufs[:n]
+		for _, b := range bufs[:n] {
+			offset += int64(len(b))
+		}
+		bufs = bufs[n:]
+	}
+	for i, n := 0, d.used; i < n; i++ {
+		d.st.disk.Submit(d.ops[i])
+	}
+}
+
+func (d *destage) written(op *uring.DiskOp) {
+	op.Bufs = nil
+	if op.Err != nil {
+		d.err = op.Err
+	}
+	if d.used--; d.used > 0 {
+		return
+	}
+	st, wb := d.st, d.wb
+	st.unsynced = true // not before: a sync covers only what was completed before it
+	for i, p := range d.pages {
+		if p != nil {
+			p.pins--
+			d.pages[i] = nil
+		}
+	}
+	for at := &st.writing; ; at = &(*at).next {
+		if *at == d {
+			*at = d.next
+			break
+		}
+	}
+	st.writes--
+	d.wb = nil
+	d.next, st.idle = st.idle, d
+	if d.err != nil {
+		st.failed(fmt.Errorf("write slot %d, block %d: %w", wb.Slot, wb.Block, d.err))
+	}
+	wb.Err = d.err
+	wb.Done(wb)
+	st.cache.feed()
+}
+
+// zeroing makes a range of a slot read as zeros: words of 0. It is used after the log has the ZERO
+// record; until the next checkpoint the record would do it again after a crash.
+type zeroing struct {
+	st    *store
+	slot  uint32
+	block uint32 // next block to do
+	end   uint32
+	wait  pageWait
+	done  func(*zeroing)
+}
+
+// zero starts z, whose slot, block, end and done are set.
+func (st *store) zero(z *zeroing) {
+	z.st = st
+	z.wait.ready = z.page
+	z.step()
+}
+
+func (z *zeroing) step() {
+	if z.block == z.end {
+		z.done(z)
+		return
+	}
+	z.wait.page = z.slot*pagesPerSlot + z.block/wordsPerPage
+	z.st.cache.want(&z.wait)
+}
+
+func (z *zeroing) page(p *crcPage) {
+	for n := min(z.end, (z.block/wordsPerPage+1)*wordsPerPage); z.block < n; z.block++ {
+		p.setWord(z.block, wordZeros)
+	}
+	z.step()
+}
+
+var _ ssdcache.Backing = (*store)(nil)

@@ -1,0 +1,68 @@
+package main
+
+import (
+	"context"
+	"log/slog"
+	"sync"
+
+	"pstorage/dataplane"
+	"pstorage/dataplane/cluster"
+	"pstorage/dataplane/control"
+)
+
+// certifier tells metadata servers that a process has exited. It keeps one connection per
+// cluster, so that the report doesn't wait for a handshake.
+type certifier struct {
+	log *slog.Logger
+
+	mu      sync.Mutex
+	clients map[string]*control.Client
+}
+
+func newCertifier(log *slog.Logger) *certifier {
+	return &certifier{log: log, clients: make(map[string]*control.Client)}
+}
+
+// certify reports that the process who, of p's cluster, has exited.
+func (c *certifier) certify(ctx context.Context, p place, who incarnation) {
+	client, err := c.client(p.cluster)
+	if err == nil {
+		err = client.Call(ctx, control.OpExited, &control.ExitedReq{CS: who.CS, Boot: who.Boot}, nil)
+	}
+	log := c.log.With("cluster", p.cluster, "cs", who.CS, "boot", who.Boot)
+	if err != nil {
+		log.Warn("couldn't report the exit to the metadata servers; its lease will run out", "err", err)
+		return
+	}
+	log.Info("exit reported to the metadata servers")
+}
+
+func (c *certifier) client(name string) (*control.Client, error) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if client := c.clients[name]; client != nil {
+		return client, nil
+	}
+	conf, err := cluster.Choose(cluster.EtcDir(), name)
+	if err != nil {
+		return nil, err
+	}
+	cred, err := conf.Credentials(dataplane.RoleSupervisor, 0)
+	if err != nil {
+		return nil, err
+	}
+	client, err := control.Dial(context.Background(), control.Options{
+		Addrs: conf.BSOrNone, Cred: &cred, Log: c.log})
+	if err == nil {
+		c.clients[name] = client
+	}
+	return client, err
+}
+
+func (c *certifier) close() {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	for _, client := range c.clients {
+		client.Close()
+	}
+}

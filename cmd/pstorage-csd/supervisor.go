@@ -1,0 +1,231 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"os/exec"
+	"slices"
+	"sync"
+	"time"
+
+	"pstorage/cmd/cli"
+	"pstorage/dataplane"
+	"pstorage/dataplane/cluster"
+)
+
+// The supervisor, from top to bottom:
+//
+//  1. watch reads the cs.list of every chosen cluster, twice a second;
+//  2. for a new line it starts keep, for a line that is gone it stops that one;
+//  3. keep runs one child after the other for its directory: a crashed one is replaced at once,
+//     one that crashes again soon after waits longer and longer, one that refuses its directory
+//     isn't replaced;
+//  4. when a child has exited, that very process (id and boot counter, as it told us itself) is
+//     certified to the metadata servers, which then needn't wait for its lease to run out.
+const (
+	watchEvery  = 500 * time.Millisecond
+	firstDelay  = 100 * time.Millisecond // before the second restart in a row; the first has none
+	maxDelay    = 5 * time.Second
+	stableAfter = 30 * time.Second // a child that lived this long starts the delays anew
+	stopWithin  = 20 * time.Second // from SIGTERM to SIGKILL
+)
+
+// place is one line of a cs.list.
+type place struct {
+	cluster string
+	daemon  cluster.Daemon
+}
+
+// incarnation is one process of a chunk server, as the metadata servers know it.
+type incarnation struct {
+	CS   dataplane.CSID
+	Boot uint64
+}
+
+// supervisor runs one child per place. Its fields are set once, before run.
+type supervisor struct {
+	log  *slog.Logger
+	list func() ([]place, error) // what should run
+	// command returns the child's command; the child tells by file descriptor 3 who it is.
+	command func(place) *exec.Cmd
+	// certify tells the metadata servers of place's cluster that a process has exited. It returns
+	// when they know, or ctx has ended.
+	certify func(ctx context.Context, p place, who incarnation)
+	ready   func() // called once: every child of the first list is ready, or refused to serve
+	wake    <-chan struct{}
+
+	spawner *cli.Spawner
+	leaving []*keeper // stopped, with a child that may not have exited yet
+	keepers sync.WaitGroup
+	waiting sync.WaitGroup // for the first state of each child of the first list
+}
+
+type keeper struct {
+	dir  string
+	stop context.CancelFunc
+	done chan struct{} // closed when its last child has exited
+}
+
+// run supervises until ctx ends, then stops all children and returns.
+func (s *supervisor) run(ctx context.Context) error {
+	running := make(map[place]*keeper)
+	first := true
+	var lastErr string
+	tick := time.NewTicker(watchEvery)
+	defer tick.Stop()
+	for {
+		places, err := s.list()
+		switch {
+		case err != nil && first:
+			return err
+		case err != nil:
+			if err.Error() != lastErr { // said once, not twice a second
+				s.log.Error("cannot read the list of chunk servers; what runs goes on", "err", err)
+			}
+			lastErr = err.Error()
+		default:
+			lastErr = ""
+			s.follow(ctx, running, places, first)
+		}
+		if first {
+			first = false
+			go func() {
+				s.waiting.Wait()
+				s.ready()
+			}()
+		}
+		select {
+		case <-ctx.Done():
+			s.keepers.Wait()
+			return nil
+		case <-tick.C:
+		case <-s.wake: // look again at what refused to serve
+			for p, k := range running {
+				if k.ended() {
+					delete(running, p)
+				}
+			}
+		}
+	}
+}
+
+func (k *keeper) ended() bool {
+	select {
+	case <-k.done:
+		return true
+	default:
+		return false
+	}
+}
+
+// follow makes running what places says. The children of the first list are waited for.
+func (s *supervisor) follow(ctx context.Context, running map[place]*keeper, places []place,
+	first bool) {
+	for p, k := range running {
+		if !slices.Contains(places, p) {
+			s.log.Info("no longer in the list: stopping", "cluster", p.cluster, "dir", p.daemon.Dir)
+			k.stop()
+			delete(running, p)
+			s.leaving = append(s.leaving, k)
+		}
+	}
+	s.leaving = slices.DeleteFunc(s.leaving, (*keeper).ended)
+	for _, p := range places {
+		if running[p] != nil {
+			continue
+		}
+		keepCtx, stop := context.WithCancel(ctx)
+		k := &keeper{dir: p.daemon.Dir, stop: stop, done: make(chan struct{})}
+		running[p] = k
+		settled := func() {}
+		if first {
+			s.waiting.Add(1)
+			settled = sync.OnceFunc(s.waiting.Done)
+		}
+		before := s.leavers(p.daemon.Dir)
+		s.keepers.Go(func() {
+			defer close(k.done)
+			defer settled()
+			defer stop()
+			for _, other := range before { // one process at a time has a directory
+				<-other.done
+			}
+			s.keep(keepCtx, p, settled)
+		})
+	}
+}
+
+// leavers returns the keepers of dir that have been stopped and may still have a child.
+func (s *supervisor) leavers(dir string) []*keeper {
+	var found []*keeper
+	for _, k := range s.leaving {
+		if k.dir == dir {
+			found = append(found, k)
+		}
+	}
+	return found
+}
+
+// keep has one child running for p until ctx ends or a child refuses. settled is called when the
+// first child is ready.
+func (s *supervisor) keep(ctx context.Context, p place, settled func()) {
+	log := s.log.With("cluster", p.cluster, "dir", p.daemon.Dir)
+	delay := time.Duration(0)
+	for {
+		started := time.Now()
+		who, err := s.runChild(ctx, log, p, settled)
+		lived := time.Since(started)
+		if who.CS != 0 {
+			s.certifySoon(p, who)
+		}
+		if ctx.Err() != nil {
+			log.Info("chunk server stopped", "cs", who.CS)
+			return
+		}
+		if refused(err) {
+			log.Error("the chunk server refuses to serve this directory and is not started again; "+
+				"when the cause is mended send this process SIGHUP, or restart it", "err", err)
+			return
+		}
+		if lived >= stableAfter {
+			delay = 0
+		}
+		log.Warn("the chunk server's process ended; starting it again",
+			"cs", who.CS, "boot", who.Boot, "err", err, "lived", lived.Round(time.Millisecond),
+			"in", delay)
+		select {
+		case <-ctx.Done():
+			return
+		case <-time.After(delay):
+		}
+		delay = nextDelay(delay)
+	}
+}
+
+// nextDelay returns how long to wait before the restart after the one that waited delay.
+func nextDelay(delay time.Duration) time.Duration {
+	if delay == 0 {
+		return firstDelay
+	}
+	return min(2*delay, maxDelay)
+}
+
+// refused says whether a child's exit means that another would only do the same.
+func refused(err error) bool {
+	var exit *exec.ExitError
+	return errors.As(err, &exit) && exit.ExitCode() == cli.ExitRefuse
+}
+
+// certifySoon certifies an exit without holding up the restart.
+func (s *supervisor) certifySoon(p place, who incarnation) {
+	s.keepers.Go(func() {
+		// A lease later the metadata servers know by themselves.
+		ctx, cancel := context.WithTimeout(context.Background(), dataplane.LeaseTime)
+		defer cancel()
+		s.certify(ctx, p, who)
+	})
+}
+
+func (p place) String() string { return fmt.Sprintf("%s (cluster %s)", p.daemon.Dir, p.cluster) }

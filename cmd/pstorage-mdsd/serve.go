@@ -1,0 +1,131 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"sync"
+
+	"pstorage/cmd/cli"
+	"pstorage/dataplane"
+	"pstorage/dataplane/cluster"
+	"pstorage/dataplane/session"
+	"pstorage/mds"
+)
+
+// server is one metadata server to run.
+type server struct {
+	cluster string
+	daemon  cluster.Daemon
+	cred    session.Credentials
+}
+
+// serve runs the chosen metadata servers until ctx ends. If one fails the others go on; the
+// error is returned when all have ended.
+func serve(ctx context.Context, o mdsdOptions, out io.Writer) error {
+	servers, err := chooseServers(cluster.EtcDir(), o)
+	if err != nil {
+		return err
+	}
+	log, err := o.log.Open(os.Stderr)
+	if err != nil {
+		return err
+	}
+	removePID, err := o.log.WritePID()
+	if err != nil {
+		return err
+	}
+	defer removePID()
+	var running, starting sync.WaitGroup
+	errs := make([]error, len(servers))
+	for i, s := range servers {
+		starting.Add(1)
+		started := sync.OnceFunc(starting.Done)
+		running.Go(func() {
+			defer started()
+			errs[i] = runServer(ctx, log, s, func(addr string) {
+				fmt.Fprintf(out, "mds ready on %s\n", addr)
+				started()
+			})
+			if errs[i] != nil && len(servers) > 1 {
+				log.Error("a metadata server has ended", "cluster", s.cluster, "err", errs[i])
+			}
+		})
+	}
+	go func() {
+		starting.Wait()
+		cli.Notify("READY=1")
+	}()
+	running.Wait()
+	cli.Notify("STOPPING=1")
+	for _, err := range errs {
+		if err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func runServer(ctx context.Context, log *slog.Logger, s server, ready func(addr string)) error {
+	err := mds.Run(ctx, mds.Options{Dir: s.daemon.Dir, Cred: &s.cred, Addr: s.daemon.Addr,
+		Log: log.With("cluster", s.cluster), Ready: ready})
+	if err == nil {
+		return nil
+	}
+	e := &cli.Error{What: "serve " + s.daemon.Dir, Why: err}
+	if cli.Refusal(err) {
+		e.Status = cli.ExitRefuse
+	}
+	return e
+}
+
+// chooseServers returns the metadata servers that the options mean, at least one.
+func chooseServers(etc string, o mdsdOptions) ([]server, error) {
+	names := []string{o.cluster}
+	if o.cluster == "" {
+		var err error
+		if names, err = cluster.List(etc); err != nil {
+			return nil, cli.Fail("", err, "")
+		}
+	}
+	dir := o.dir
+	if dir != "" {
+		var err error
+		if dir, err = filepath.Abs(dir); err != nil {
+			return nil, cli.Fail("find "+o.dir, err, "")
+		}
+	}
+	var servers []server
+	for _, name := range names {
+		conf, err := cluster.Choose(etc, name)
+		if err != nil {
+			return nil, cli.Fail("", err, "")
+		}
+		daemons, err := conf.Daemons(cluster.MDS)
+		if err != nil {
+			return nil, cli.Fail("", err, "")
+		}
+		for _, d := range daemons {
+			if dir != "" && d.Dir != dir {
+				continue
+			}
+			cred, err := conf.Credentials(dataplane.RoleMDS, 0)
+			if err != nil {
+				return nil, cli.Fail("", err, "")
+			}
+			servers = append(servers, server{name, d, cred})
+		}
+	}
+	switch {
+	case len(servers) > 0:
+		return servers, nil
+	case dir != "":
+		return nil, cli.Failf("serve "+dir, "no mds.list has it",
+			"make a metadata server there with pstorage make-mds, or check -c and -r")
+	}
+	return nil, cli.Failf("serve metadata servers",
+		"this node has none (looked under "+etc+")", "make one with pstorage make-mds")
+}

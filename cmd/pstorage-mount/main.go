@@ -1,0 +1,57 @@
+// Pstorage-mount mounts a cluster's files on a directory. Like mount(8) it returns when the mount
+// can be used; what serves it runs on in the background until umount, or fusermount3 -u.
+package main
+
+import (
+	"os"
+
+	"github.com/spf13/cobra"
+
+	"pstorage/cmd/cli"
+)
+
+type mountOptions struct {
+	cluster    string
+	mountpoint string
+	foreground bool
+	options    []string // -o
+	log        cli.LogFlags
+}
+
+func main() {
+	os.Exit(cli.Run(cli.Context(), newRoot(), os.Args[1:], os.Stderr))
+}
+
+func newRoot() *cobra.Command {
+	var o mountOptions
+	root := &cobra.Command{
+		Use:   "pstorage-mount MOUNTPOINT",
+		Short: "Mount a pstorage cluster",
+		Long: `Mount a pstorage cluster on a directory. Like mount(8) it returns when the mount can be
+used; what serves it runs on in the background until the directory is unmounted (umount,
+fusermount3 -u) or the process gets SIGTERM.
+
+Options of -o: allow_other (the default for root) and noallow_other: other users may
+(not) use the mount; ro: read-only; fsname=NAME: what the mount table shows. Options of
+mount(8) that change nothing here (defaults, _netdev, noatime, x-systemd.*) are accepted.`,
+		Example: `  mkdir -p /pcs && pstorage-mount -c test_cluster /pcs
+  umount /pcs`,
+		Args: func(_ *cobra.Command, args []string) error {
+			if len(args) != 1 {
+				return cli.Usage("one mount point is needed, %d were given", len(args))
+			}
+			return nil
+		},
+		RunE: func(cmd *cobra.Command, args []string) error {
+			o.mountpoint = args[0]
+			return run(cmd.Context(), o, cmd.OutOrStdout())
+		},
+	}
+	flags := root.Flags()
+	flags.StringVarP(&o.cluster, "cluster", "c", "",
+		"`NAME` of the cluster; may be left out when this node belongs to one only")
+	flags.BoolVarP(&o.foreground, "foreground", "f", false, "stay in the foreground")
+	flags.StringSliceVarP(&o.options, "options", "o", nil, "mount `OPTIONS`, comma-separated")
+	o.log.Add(root)
+	return root
+}

@@ -1,0 +1,49 @@
+package main
+
+import (
+	"encoding/json"
+	"testing"
+
+	"pstorage/cmd/cli"
+)
+
+func TestParseAttrs(t *testing.T) {
+	tests := []struct {
+		pairs []string
+		want  string // JSON; empty: usage error
+	}{
+		{[]string{"replicas=3:2"}, `{"path":"/x","replicas":3,"minimum":2}`},
+		{[]string{"replicas=3"}, `{"path":"/x","replicas":3,"minimum":2}`},
+		{[]string{"replicas=1"}, `{"path":"/x","replicas":1,"minimum":1}`},
+		{[]string{"tier=3", "write-ack=memory", "failure-domain=rack"},
+			`{"path":"/x","failure_domain":"rack","tier":3,"write_ack":"memory"}`},
+		{[]string{"replicas=9"}, ""},
+		{[]string{"replicas=0"}, ""},
+		{[]string{"replicas=2:3"}, ""},
+		{[]string{"replicas=2:0"}, ""},
+		{[]string{"replicas="}, ""},
+		{[]string{"replicas"}, ""},
+		{[]string{"tier=4"}, ""},
+		{[]string{"tier=-1"}, ""},
+		{[]string{"write-ack=tape"}, ""},
+		{[]string{"failure-domain=moon"}, ""},
+		{[]string{"colour=red"}, ""},
+		{[]string{"tier=1", "colour=red"}, ""},
+	}
+	for _, test := range tests {
+		change, err := parseAttrs("/x", test.pairs)
+		if (err != nil) != (test.want == "") {
+			t.Errorf("%v: error %v", test.pairs, err)
+			continue
+		}
+		if err != nil {
+			if cli.Status(err) != cli.ExitUsage {
+				t.Errorf("%v: status %d", test.pairs, cli.Status(err))
+			}
+			continue
+		}
+		if got, _ := json.Marshal(change); string(got) != test.want {
+			t.Errorf("%v: %s, want %s", test.pairs, got, test.want)
+		}
+	}
+}

@@ -1,0 +1,175 @@
+package main
+
+import (
+	"crypto/rand"
+	"fmt"
+	"io"
+	"net"
+	"net/netip"
+	"os"
+
+	"github.com/spf13/cobra"
+
+	"pstorage/cmd/cli"
+	"pstorage/dataplane"
+	"pstorage/dataplane/cluster"
+	"pstorage/dataplane/session"
+	"pstorage/mds"
+)
+
+type makeMDSOptions struct {
+	initialise  bool
+	addr        string
+	dir         string
+	setPassword bool
+	fromStdin   bool
+}
+
+func newMakeMDS(a *app) *cobra.Command {
+	var o makeMDSOptions
+	cmd := &cobra.Command{
+		Use:   "make-mds",
+		Short: "Make a metadata server on this node",
+		Long: `Make a metadata server on this node. With -I it is the first one of a new cluster: the
+cluster gets its id, its key and its password, and this node gets the key.
+
+pstorage-mdsd serves it.`,
+		Example: `  pstorage -c test_cluster make-mds -I -a 10.30.100.1 -r /pstorage/test_cluster-mds -p`,
+		Args:    cli.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			return makeMDS(a, o, passwordInput{o.fromStdin, os.Stdin, cmd.ErrOrStderr()},
+				cmd.OutOrStdout())
+		},
+	}
+	flags := cmd.Flags()
+	flags.BoolVarP(&o.initialise, "init", "I", false, "initialise a new cluster")
+	flags.StringVarP(&o.addr, "addr", "a", "",
+		"`ADDR[:PORT]` that others reach it at (default port 2510)")
+	flags.StringVarP(&o.dir, "dir", "r", "", "`DIR` to keep its data in: new or empty")
+	flags.BoolVarP(&o.setPassword, "password", "p", false,
+		"set the cluster's password, asked for twice on the terminal")
+	flags.BoolVarP(&o.fromStdin, "stdin", "P", false, "read the password from standard input")
+	return cmd
+}
+
+// makeMDS checks everything it can before it changes anything, and takes back what it did when a
+// later step fails.
+func makeMDS(a *app, o makeMDSOptions, in passwordInput, out io.Writer) error {
+	conf, err := a.newConf()
+	if err != nil {
+		return err
+	}
+	if !o.initialise {
+		return cli.Failf("make a metadata server of cluster "+conf.Name(),
+			"joining an existing cluster isn't possible yet",
+			"make the first one of a new cluster with -I")
+	}
+	if !o.setPassword && !o.fromStdin {
+		return cli.Usage("a new cluster needs a password: set it with -p, or -P to read it " +
+			"from standard input")
+	}
+	if conf.HasKey() {
+		return cli.Failf("make cluster "+conf.Name(),
+			"this node has a key of a cluster of that name already ("+conf.KeyPath()+")",
+			"choose another name with -c, or remove "+conf.Path()+" if that cluster is gone")
+	}
+	addr, err := mdsAddr(o.addr)
+	if err != nil {
+		return err
+	}
+	dir, err := checkNewDir(o.dir, "-r")
+	if err != nil {
+		return err
+	}
+	password, err := in.askNew(conf.Name())
+	if err != nil {
+		return err
+	}
+	if err := initCluster(conf, []newServer{{dir, addr}}, password); err != nil {
+		return err
+	}
+	fmt.Fprintf(out, "Cluster %s: metadata server made in %s, address %s.\n"+
+		"Start it with pstorage-mdsd; then make chunk servers with: pstorage -c %s make-cs -r DIR\n",
+		conf.Name(), dir.path, addr, conf.Name())
+	return nil
+}
+
+// mdsAddr checks -a: an address of this machine at which nothing listens yet.
+func mdsAddr(text string) (netip.AddrPort, error) {
+	if text == "" {
+		return netip.AddrPort{}, cli.Usage("at which address? give one of this machine with -a IP")
+	}
+	addr, err := cluster.ParseAddr(text, dataplane.DefaultMDSPort)
+	if err != nil {
+		return addr, cli.Fail("", err, "")
+	}
+	if addr.Addr().IsUnspecified() || addr.Port() == 0 {
+		return addr, cli.Failf("use address "+text, "others can't connect to it",
+			"give an address of this machine with -a IP")
+	}
+	if err := checkListen(addr); err != nil {
+		return addr, err
+	}
+	return addr, nil
+}
+
+// checkListen says whether a daemon could listen at addr now.
+func checkListen(addr netip.AddrPort) error {
+	listener, err := net.Listen("tcp", addr.String())
+	if err != nil {
+		return cli.Fail(fmt.Sprintf("use address %s", addr), cli.Plain(rootCause(err)), advice(err))
+	}
+	listener.Close()
+	return nil
+}
+
+// newServer is a metadata server to be made.
+type newServer struct {
+	dir  *newDir
+	addr netip.AddrPort
+}
+
+// initCluster makes a new cluster with its metadata servers, all on this node, and this node's
+// configuration. When it fails nothing of that is left.
+func initCluster(conf *cluster.Conf, servers []newServer, password string) (err error) {
+	node := session.NodeKey{ClusterName: conf.Name()}
+	rand.Read(node.Cluster[:]) // never fails
+	rand.Read(node.Key[:])
+	verifier, err := session.NewVerifier(password)
+	if err != nil {
+		return cli.Fail("set the password", err, "")
+	}
+	undo := []func(){func() { conf.Remove() }}
+	defer func() {
+		for i := len(undo) - 1; i >= 0 && err != nil; i-- {
+			undo[i]()
+		}
+	}()
+	var peers []mds.Peer
+	var addrs []string
+	for i, s := range servers {
+		peers = append(peers, mds.Peer{Node: uint32(i + 1), Addr: s.addr.String()})
+		addrs = append(addrs, s.addr.String())
+	}
+	for i, s := range servers {
+		if err := s.dir.make(); err != nil {
+			return err
+		}
+		undo = append(undo, s.dir.undo)
+		err := mds.Format(s.dir.path, mds.FormatOptions{Cluster: node.Cluster,
+			ClusterName: conf.Name(), Verifier: verifier, Addr: addrs[i], Node: peers[i].Node,
+			Peers: peers})
+		if err != nil {
+			return cli.Fail("make the metadata server in "+s.dir.path, err, advice(err))
+		}
+		daemon := cluster.Daemon{Dir: s.dir.path, Addr: addrs[i]}
+		if err := conf.AddDaemon(cluster.MDS, daemon); err != nil {
+			return cli.Fail("", err, advice(err))
+		}
+	}
+	if err := conf.SaveBS(addrs); err != nil {
+		return cli.Fail("", err, advice(err))
+	}
+	// The key comes last: with it the cluster exists on this node.
+	return cli.Fail("", conf.SaveKey(node), "")
+}

@@ -1,0 +1,60 @@
+package main
+
+import (
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"pstorage/cmd/cli"
+	"pstorage/dataplane/control"
+)
+
+func newListServices(a *app) *cobra.Command {
+	cmd := &cobra.Command{
+		Use:     "list-services",
+		Short:   "List the cluster's daemons: where they run and whether they are alive",
+		Example: `  pstorage list-services -o json`,
+		Args:    cli.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			conn, err := a.admin(cmd.Context())
+			if err != nil {
+				return err
+			}
+			defer conn.close()
+			var doc control.ServicesDoc
+			err = conn.get(cmd.Context(), "list the services", control.AdminListServices, nil, &doc)
+			if err != nil {
+				return err
+			}
+			return a.print(cmd.OutOrStdout(), doc, func(t *table) { showServices(t, doc) })
+		},
+	}
+	a.addOutput(cmd)
+	return cmd
+}
+
+func showServices(t *table, doc control.ServicesDoc) {
+	t.row("SERVICE", "ID", "ADDRESS", "STATUS", "SEEN", "HOST", "DIRECTORY")
+	for _, m := range doc.MDS {
+		status := "member"
+		if m.Leader {
+			status = "leader"
+		}
+		t.row("mds", m.ID, m.Addr, status, "", "", "")
+	}
+	for _, c := range doc.CS {
+		t.row("cs", c.ID, c.Addr, csStatus(c), ago(c.SilentMs), c.Host, c.Path)
+	}
+}
+
+// ago is how long ago something was, in milliseconds, for people.
+func ago(ms int64) string {
+	d := time.Duration(ms) * time.Millisecond
+	switch {
+	case d < time.Second:
+		return "now"
+	case d < time.Minute:
+		return d.Truncate(time.Second).String() + " ago"
+	}
+	return d.Truncate(time.Minute).String() + " ago"
+}

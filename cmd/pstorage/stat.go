@@ -1,0 +1,119 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"strings"
+
+	"github.com/spf13/cobra"
+
+	"pstorage/cmd/cli"
+	"pstorage/dataplane/control"
+)
+
+func newStat(a *app) *cobra.Command {
+	cmd := &cobra.Command{
+		Use:   "stat",
+		Short: "Show the cluster's health, space, servers and chunks",
+		Example: `  pstorage stat
+  pstorage -c test_cluster stat -o json`,
+		Args: cli.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			return runStat(cmd.Context(), a, cmd.OutOrStdout())
+		},
+	}
+	a.addOutput(cmd)
+	return cmd
+}
+
+func runStat(ctx context.Context, a *app, out io.Writer) error {
+	conn, err := a.admin(ctx)
+	if err != nil {
+		return err
+	}
+	defer conn.close()
+	var doc control.StatDoc
+	if err := conn.get(ctx, "show the state", control.AdminStat, nil, &doc); err != nil {
+		return err
+	}
+	return a.print(out, doc, func(t *table) { showStat(t, doc) })
+}
+
+func showStat(t *table, doc control.StatDoc) {
+	t.line("Cluster %s: %s", clean(doc.Cluster), doc.Health)
+	for _, reason := range doc.Reasons {
+		t.line("  %s", clean(reason))
+	}
+	t.line("Space: %s of %s free for data (%s of %s on disks)",
+		size(doc.Space.LogicalFree), size(doc.Space.LogicalTotal),
+		size(doc.Space.Free), size(doc.Space.Total))
+	t.line("Files: %d", doc.Files)
+	t.line("Chunks: %s", chunkLine(doc.Chunks))
+	t.line("")
+	showMDS(t, doc.MDS)
+	t.line("")
+	showCS(t, doc.CS)
+}
+
+// chunkLine names the number of chunks and what is wrong with how many.
+func chunkLine(c control.ChunksDoc) string {
+	parts := []string{fmt.Sprintf("%d, %d healthy", c.Total, c.Healthy)}
+	for _, state := range []struct {
+		n    uint64
+		name string
+	}{
+		{c.Degraded, "degraded"}, {c.BelowMinimum, "below the minimum (writes wait)"},
+		{c.Urgent, "urgent (one copy left)"}, {c.Offline, "offline"},
+		{c.Fallback, "in a finer failure domain than asked for"},
+	} {
+		if state.n > 0 {
+			parts = append(parts, fmt.Sprintf("%d %s", state.n, state.name))
+		}
+	}
+	return strings.Join(parts, ", ")
+}
+
+func showMDS(t *table, servers []control.MDSDoc) {
+	t.row("MDS", "ADDRESS", "ROLE")
+	for _, m := range servers {
+		role := "follower"
+		switch {
+		case m.Leader:
+			role = "leader"
+		case !m.Voter:
+			role = "joining"
+		}
+		t.row(m.ID, m.Addr, role)
+	}
+}
+
+func showCS(t *table, servers []control.CSDoc) {
+	if len(servers) == 0 {
+		t.line("No chunk server yet: make one with pstorage make-cs.")
+		return
+	}
+	t.row("CS", "STATUS", "ADDRESS", "HOST", "TIER", "USED", "CAPACITY", "CHUNKS", "READ/s",
+		"WRITE/s", "JOURNAL", "DIRECTORY")
+	for _, c := range servers {
+		t.row(c.ID, csStatus(c), c.Addr, c.Host, c.Tier, size(c.Used), size(c.Capacity), c.Chunks,
+			rate(c.ReadRate), rate(c.WriteRate), journalFill(c), c.Path)
+	}
+}
+
+func csStatus(c control.CSDoc) string {
+	if c.Failed != "" {
+		return c.Status + ": " + c.Failed
+	}
+	return c.Status
+}
+
+func rate(perSecond float64) string { return fmt.Sprintf("%.0f", perSecond) }
+
+// journalFill is how full a chunk server's log is.
+func journalFill(c control.CSDoc) string {
+	if c.Stats == nil || c.Stats.LogSize == 0 {
+		return "-"
+	}
+	return fmt.Sprintf("%d%%", 100*c.Stats.LogUsed/c.Stats.LogSize)
+}

@@ -1,0 +1,69 @@
+package client
+
+// This file is Flush. A write of a file with write-ack=disk is durable when it is acknowledged, so
+// there is nothing to do. With write-ack=memory the heads of all chunks that were written since
+// the last Flush are asked to make them durable. One round per file is under way; Flushes that
+// come meanwhile share the next one, because the current may have passed their chunks already.
+
+func (f *File) markDirty(index uint32) {
+	ent, _ := f.entry(index)
+	if !ent.dirty {
+		ent.dirty = true
+		f.dirty = append(f.dirty, index)
+	}
+}
+
+// flush starts a round for op, or makes it wait for the next.
+func (f *File) flush(op *Op) {
+	e := f.eng
+	busy := f.flushNow.head != nil || f.flushOp.state != opIdle
+	if len(f.dirty) == 0 && !busy {
+		op.total = 0
+		e.finish(op)
+		return
+	}
+	op.state = opFlushing
+	f.flushNext.push(op)
+	if !busy {
+		f.flushRound()
+	}
+}
+
+func (f *File) flushRound() {
+	e := f.eng
+	f.flushNow = f.flushNext.take()
+	f.flushList, f.dirty = f.dirty, f.flushList[:0]
+	for _, index := range f.flushList {
+		ent, _ := f.entry(index)
+		ent.dirty = false
+	}
+	f.flushOp.Kind, f.flushOp.File = Flush, f
+	if f.flushOp.Done == nil {
+		f.flushOp.Done = f.flushed
+	}
+	e.Submit(&f.flushOp)
+}
+
+// flushed ends a round.
+func (f *File) flushed(round *Op) {
+	e := f.eng
+	if round.Err != nil {
+		for _, index := range f.flushList {
+			f.markDirty(index)
+		}
+	}
+	for op := f.flushNow.pop(); op != nil; op = f.flushNow.pop() {
+		op.state = opRunning
+		op.Err = round.Err
+		e.finish(op)
+	}
+	if f.flushNext.head != nil && !e.closed {
+		f.flushRound()
+	}
+}
+
+// abortFlush takes op out of the queue it is in.
+func (f *File) abortFlush(op *Op) {
+	f.flushNow.remove(op)
+	f.flushNext.remove(op)
+}

@@ -1,0 +1,221 @@
+package client
+
+import (
+	"pstorage/dataplane"
+	"pstorage/dataplane/control"
+)
+
+// This file is how long a file is. The MDS knows; the engine remembers what it was told last.
+// A write past that end asks for a Grow, beside the data's way, and isn't done before the MDS has
+// agreed. One Grow per file is under way; writes that come meanwhile share the next.
+// A read past that end asks for the size first: another client may have made the file longer.
+
+// clampRead cuts a read at the end of the file. It says false if the read is finished by that, or
+// has to wait for the size.
+func (f *File) clampRead(op *Op) bool {
+	e := f.eng
+	end := uint64(op.Offset) + uint64(op.total)
+	size := f.Size()
+	if end > size && !op.sized && !f.sizeBelieved() {
+		op.state = opSizing
+		f.sizeWait.push(op)
+		f.askSize()
+		return false
+	}
+	if uint64(op.Offset) >= size {
+		op.total = 0
+	} else if end > size {
+		op.total = int64(size - uint64(op.Offset))
+	}
+	if op.total == 0 {
+		e.finish(op)
+		return false
+	}
+	return true
+}
+
+func (f *File) sizeBelieved() bool {
+	ttl := int64(f.eng.opt.HoleTTL)
+	return ttl > 0 && f.sizeAt != 0 && f.eng.env.Now()-f.sizeAt <= ttl
+}
+
+// askSize gets the attributes from the MDS, one request at a time.
+func (f *File) askSize() {
+	e := f.eng
+	if f.sizing || f.sizeTimer.Armed() || f.sizeWait.head == nil {
+		return
+	}
+	e.seq++
+	f.sizing, f.sizeSeq = true, e.seq
+	e.meta.GetAttr(f.id, f.onAttr)
+}
+
+func (f *File) onAttr(a *control.Attr, err error) {
+	e := f.eng
+	f.sizing = false
+	if err != nil {
+		if e.metaRetry(err, "size of a file", f) {
+			f.rearm(&f.sizeTimer, f.askSize, &f.sizeTries)
+			return
+		}
+		for op := f.sizeWait.pop(); op != nil; op = f.sizeWait.pop() {
+			op.state = opRunning
+			e.fail(op, err)
+		}
+		return
+	}
+	f.sizeTries = 0
+	f.learn(a, f.sizeSeq)
+	waiting := f.sizeWait.take()
+	for op := waiting.pop(); op != nil; op = waiting.pop() {
+		if op.begin > f.sizeSeq {
+			f.sizeWait.push(op) // it came after the question
+			continue
+		}
+		op.sized, op.state = true, opReady
+		e.ready.push(op)
+		e.env.AtTurnEnd(&e.turn)
+	}
+	f.askSize()
+}
+
+// learn takes over attributes that were asked for at asked (an e.seq).
+func (f *File) learn(a *control.Attr, asked uint64) {
+	if f.shrunkSeq > asked {
+		return // answered, perhaps, before the truncation
+	}
+	size := a.Size
+	if f.grownSeq > asked {
+		size = max(size, f.Size())
+	}
+	f.size.Store(size)
+	f.sizeAt = f.eng.env.Now()
+	f.ackMemory = f.ackMemory || a.Policy.AckMemory
+}
+
+// growFor makes a write that ends behind the end of the file wait for a Grow.
+func (f *File) growFor(op *Op) {
+	end := uint64(op.Offset) + uint64(op.total)
+	if end <= f.Size() {
+		return
+	}
+	op.growTo = end
+	f.growWait = append(f.growWait, op)
+	f.growSoon()
+}
+
+// growSoon asks for a Grow when all that was submitted in this turn has been started.
+func (f *File) growSoon() {
+	e := f.eng
+	if f.growBusy || f.growQueued || f.growTimer.Armed() {
+		return
+	}
+	f.growQueued = true
+	e.growing = append(e.growing, f)
+	e.env.AtTurnEnd(&e.turn)
+}
+
+func (f *File) grow() {
+	f.growQueued = false
+	var size uint64
+	for _, op := range f.growWait {
+		size = max(size, op.growTo)
+	}
+	if size == 0 || f.growBusy || f.eng.closed {
+		return
+	}
+	f.growBusy = true
+	f.eng.meta.Grow(f.id, size, f.onGrow)
+}
+
+func (f *File) onGrow(a *control.Attr, err error) {
+	e := f.eng
+	f.growBusy = false
+	if err != nil && e.metaRetry(err, "grow a file", f) {
+		f.rearm(&f.growTimer, f.growSoon, &f.growTries)
+		return
+	}
+	f.growTries = 0
+	if err == nil {
+		f.grown(a)
+	}
+	waiting := f.growWait
+	f.growWait = f.growSpare[:0]
+	for i, op := range waiting {
+		waiting[i] = nil
+		if err == nil && op.growTo > a.Size {
+			f.growWait = append(f.growWait, op)
+			continue
+		}
+		op.growTo = 0
+		if op.Err == nil {
+			op.Err = err
+		}
+		e.settle(op)
+	}
+	f.growSpare = waiting
+	if len(f.growWait) > 0 {
+		f.growSoon()
+	}
+}
+
+// grown is told of a Grow that succeeded.
+func (f *File) grown(a *control.Attr) {
+	e := f.eng
+	e.seq++
+	f.grownSeq = e.seq
+	if a.Size > f.Size() {
+		f.size.Store(a.Size)
+	}
+	f.sizeAt = e.env.Now()
+}
+
+// dropGrow: op doesn't wait for a Grow any more.
+func (f *File) dropGrow(op *Op) {
+	op.growTo = 0
+	for i, o := range f.growWait {
+		if o == op {
+			f.growWait = append(f.growWait[:i], f.growWait[i+1:]...)
+			return
+		}
+	}
+}
+
+// setSize is told of a SetAttr of the size that succeeded: chunks behind it are gone, and answers
+// to older questions about the file are void.
+func (f *File) setSize(size uint64) {
+	e := f.eng
+	old := f.Size()
+	f.size.Store(size)
+	f.sizeAt = e.env.Now()
+	e.seq++
+	f.shrunkSeq = e.seq
+	if size >= old {
+		return
+	}
+	f.gen++
+	first := uint32((size + dataplane.ChunkSize - 1) / dataplane.ChunkSize)
+	f.forgetFrom(first)
+}
+
+// metaRetry says whether a failed question to the MDS is asked again, and notes it.
+func (e *Engine) metaRetry(err error, what string, f *File) bool {
+	if e.closed || !dataplane.KindOf(err).Retry() {
+		return false
+	}
+	reason := quietMeta
+	if dataplane.KindOf(err) == dataplane.NoSpace {
+		reason = quietSpace
+	}
+	if e.mayLog(reason) {
+		e.log.Warn("waiting for the metadata servers", "for", what, "file", f.id, "err", err)
+	}
+	return true
+}
+
+// backoff is how long to wait before try number tries+1, in ns: doubled each time, with jitter.
+func (e *Engine) backoff(tries int) int64 {
+	d := int64(e.opt.MinBackoff) << min(max(tries-1, 0), 10)
+	d = min(d, int64(e.opt.MaxBackoff))
+	return d*3/4 + int64(e.env.Rand()%uint64(d/2+1))
+}

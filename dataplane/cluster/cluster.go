@@ -1,0 +1,144 @@
+package cluster
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"strings"
+
+	"pstorage/dataplane"
+)
+
+// DefaultEtc is where a node's configuration is unless PSTORAGE_ETC says otherwise.
+const DefaultEtc = "/etc/pstorage"
+
+// EtcEnv is the environment variable that replaces DefaultEtc.
+const EtcEnv = "PSTORAGE_ETC"
+
+// MaxName is the most bytes in a cluster's name.
+const MaxName = 63
+
+// EtcDir returns the node's configuration directory: $PSTORAGE_ETC, or /etc/pstorage.
+func EtcDir() string {
+	if dir := os.Getenv(EtcEnv); dir != "" {
+		return dir
+	}
+	return DefaultEtc
+}
+
+// CheckName says what is wrong with a cluster's name, if anything (Invalid).
+func CheckName(name string) error {
+	op := fmt.Sprintf("cluster name %q", name)
+	switch {
+	case name == "":
+		return dataplane.E("cluster name", dataplane.Invalid, errors.New("it is empty"))
+	case len(name) > MaxName:
+		return dataplane.E("cluster name", dataplane.Invalid,
+			fmt.Errorf("%d characters, at most %d are allowed", len(name), MaxName))
+	case name[0] == '-':
+		return dataplane.E(op, dataplane.Invalid, errors.New(`it may not begin with "-"`))
+	}
+	for _, c := range name {
+		if !nameChar(c) {
+			return dataplane.E(op, dataplane.Invalid,
+				errors.New("only letters, digits, _ and - are allowed"))
+		}
+	}
+	return nil
+}
+
+func nameChar(c rune) bool {
+	return c >= 'a' && c <= 'z' || c >= 'A' && c <= 'Z' || c >= '0' && c <= '9' || c == '_' || c == '-'
+}
+
+// Conf is the configuration directory of one cluster on this node. It caches nothing.
+type Conf struct {
+	name string
+	path string
+}
+
+// At returns the configuration of the cluster called name under etc, whether it exists or not.
+func At(etc, name string) (*Conf, error) {
+	if err := CheckName(name); err != nil {
+		return nil, err
+	}
+	path, err := filepath.Abs(filepath.Join(etc, "clusters", name))
+	if err != nil {
+		return nil, dataplane.E("configuration of cluster "+name, dataplane.IOError, err)
+	}
+	return &Conf{name: name, path: path}, nil
+}
+
+// List returns the names of the clusters that have a key on this node, in alphabetical order.
+func List(etc string) ([]string, error) {
+	entries, err := os.ReadDir(filepath.Join(etc, "clusters"))
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, dataplane.E("list the local clusters", dataplane.IOError, err)
+	}
+	var names []string
+	for _, entry := range entries {
+		conf, err := At(etc, entry.Name())
+		if err == nil && conf.HasKey() {
+			names = append(names, entry.Name())
+		}
+	}
+	return names, nil
+}
+
+// Choose returns the configuration of the cluster called name, which must have a key on this
+// node. An empty name stands for the only cluster there is. NotFound: none; Invalid: a bad name,
+// or several clusters and no name.
+func Choose(etc, name string) (*Conf, error) {
+	if name != "" {
+		conf, err := At(etc, name)
+		if err != nil {
+			return nil, err
+		}
+		if !conf.HasKey() {
+			return nil, dataplane.E("cluster "+name, dataplane.NotFound,
+				fmt.Errorf("this node has no key for it (%s)", conf.KeyPath()))
+		}
+		return conf, nil
+	}
+	names, err := List(etc)
+	if err != nil {
+		return nil, err
+	}
+	switch len(names) {
+	case 0:
+		return nil, dataplane.E("choose a cluster", dataplane.NotFound,
+			fmt.Errorf("this node belongs to none (looked in %s)", filepath.Join(etc, "clusters")))
+	case 1:
+		return At(etc, names[0])
+	}
+	return nil, dataplane.E("choose a cluster", dataplane.Invalid,
+		fmt.Errorf("this node belongs to several: %s", strings.Join(names, ", ")))
+}
+
+// Name returns the cluster's name.
+func (c *Conf) Name() string { return c.name }
+
+// Path returns the cluster's configuration directory, absolute.
+func (c *Conf) Path() string { return c.path }
+
+// KeyPath returns the path of the key file.
+func (c *Conf) KeyPath() string { return filepath.Join(c.path, "auth.key") }
+
+// HasKey says whether there is a key file, readable or not.
+func (c *Conf) HasKey() bool {
+	_, err := os.Lstat(c.KeyPath())
+	return err == nil
+}
+
+// Remove deletes the cluster's configuration. It is for undoing what has just been made.
+func (c *Conf) Remove() error {
+	if err := os.RemoveAll(c.path); err != nil {
+		return dataplane.E("remove "+c.path, dataplane.IOError, err)
+	}
+	return nil
+}

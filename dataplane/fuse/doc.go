@@ -1,0 +1,22 @@
+// Package fuse mounts a cluster's files in the kernel's file system, by /dev/fuse.
+//
+// An inode number is a FileID. Data never goes through the page cache (FOPEN_DIRECT_IO): what one
+// client wrote is what the next read returns, on this host and on others; O_DIRECT, loop devices
+// with direct I/O and I/O of any alignment work. Permissions are checked by the kernel
+// (default_permissions); file locks are the kernel's too, so they hold among processes of one host.
+//
+// A request of the kernel is a goroutine of go-fuse. For data it fills a pooled request, posts it
+// to the client's loop and sleeps until it is done; for metadata it calls the MDS. When the
+// cluster can't answer, requests wait, as the data path does; a process that waits for longer than
+// Options.Grace can be interrupted.
+//
+// What differs from a local file system:
+//   - There are no hard links, device nodes, sockets or pipes.
+//   - A file that is removed (or replaced by a rename) while a process of this host has it open
+//     moves to a hidden name in the root directory until the last close. If the mount dies before,
+//     that name stays: `.pstorage-deleted.CLIENT.FILE`. Processes on other hosts that have it open
+//     lose it.
+//   - The time of modification is sent at close, and once a while; not with every write.
+//   - fallocate doesn't reserve space.
+//   - A new entry in a directory with the set-group-ID bit doesn't inherit the group.
+package fuse

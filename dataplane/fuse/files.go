@@ -1,0 +1,236 @@
+package fuse
+
+import (
+	"context"
+	"syscall"
+	"time"
+
+	"github.com/hanwen/go-fuse/v2/fuse"
+	"golang.org/x/sys/unix"
+
+	"pstorage/dataplane"
+	"pstorage/dataplane/client"
+	"pstorage/dataplane/control"
+)
+
+// This file is open files, except for their data.
+
+// openFlags of every file: no page cache, writes that don't move the end of the file run in
+// parallel.
+const openFlags = fuse.FOPEN_DIRECT_IO | fuse.FOPEN_PARALLEL_DIRECT_WRITES
+
+// Open implements fuse.RawFileSystem.
+func (fs *fileSystem) Open(cancel <-chan struct{}, in *fuse.OpenIn,
+	out *fuse.OpenOut) fuse.Status {
+	write := in.Flags&syscall.O_ACCMODE != syscall.O_RDONLY
+	if write && fs.o.ReadOnly {
+		return errReadOnly
+	}
+	ctx, stop := fs.context(cancel)
+	defer stop()
+	a, err := fs.b.GetAttr(ctx, dataplane.FileID(in.NodeId))
+	if err != nil {
+		return fs.status("open", err)
+	}
+	h, fh, err := fs.open(a, write)
+	if err == nil && in.Flags&syscall.O_TRUNC != 0 && write {
+		if _, err = fs.b.Truncate(ctx, h.file, 0); err != nil {
+			fs.release(fh)
+		}
+	}
+	if err != nil {
+		return fs.status("open", err)
+	}
+	out.Fh, out.OpenFlags = fh, openFlags
+	return fuse.OK
+}
+
+func (fs *fileSystem) open(a *control.Attr, write bool) (*handle, uint64, error) {
+	f, err := fs.b.OpenAttr(a)
+	if err != nil {
+		return nil, 0, err
+	}
+	fs.mu.Lock()
+	defer fs.mu.Unlock()
+	n := fs.nodes[a.File]
+	if n == nil {
+		n = &node{id: a.File}
+		fs.nodes[a.File] = n
+	}
+	n.opens++
+	fs.lastFh++
+	h := &handle{node: n, file: f, write: write}
+	fs.handles[fs.lastFh] = h
+	return h, fs.lastFh, nil
+}
+
+// Create implements fuse.RawFileSystem: open(2) with O_CREAT of a name that wasn't there.
+func (fs *fileSystem) Create(cancel <-chan struct{}, in *fuse.CreateIn, name string,
+	out *fuse.CreateOut) fuse.Status {
+	parent := dataplane.FileID(in.NodeId)
+	switch {
+	case fs.o.ReadOnly:
+		return errReadOnly
+	case isHidden(parent, name):
+		return fuse.EACCES
+	}
+	ctx, stop := fs.context(cancel)
+	defer stop()
+	a, err := fs.b.Create(ctx, &control.CreateReq{Parent: parent, Name: name,
+		Type: control.TypeFile, Mode: in.Mode & 07777, UID: in.Uid, GID: in.Gid,
+		Exclusive: in.Flags&syscall.O_EXCL != 0})
+	if err != nil {
+		return fs.status("create "+name, err)
+	}
+	h, fh, err := fs.open(a, in.Flags&syscall.O_ACCMODE != syscall.O_RDONLY)
+	if err == nil && a.Size > 0 && in.Flags&syscall.O_TRUNC != 0 {
+		// Another client made it at the same time.
+		if a, err = fs.b.Truncate(ctx, h.file, 0); err != nil {
+			fs.release(fh)
+		}
+	}
+	if err != nil {
+		return fs.status("create "+name, err)
+	}
+	fs.fillEntry(a, &out.EntryOut)
+	out.Fh, out.OpenFlags = fh, openFlags
+	return fuse.OK
+}
+
+// Release implements fuse.RawFileSystem: the last close of an open.
+func (fs *fileSystem) Release(_ <-chan struct{}, in *fuse.ReleaseIn) { fs.release(in.Fh) }
+
+func (fs *fileSystem) release(fh uint64) {
+	fs.mu.Lock()
+	h := fs.handles[fh]
+	if h == nil {
+		fs.mu.Unlock()
+		return
+	}
+	delete(fs.handles, fh)
+	n := h.node
+	n.opens--
+	last := n.opens == 0
+	if last {
+		delete(fs.nodes, n.id)
+	}
+	hidden := n.hidden
+	fs.mu.Unlock()
+	if err := fs.b.CloseFile(h.file); err != nil {
+		fs.log.Warn("close a file", "file", n.id, "err", err)
+	}
+	if !last {
+		return
+	}
+	if hidden != "" {
+		if err := fs.b.Unlink(fs.base, dataplane.RootID, hidden, false); err != nil {
+			fs.log.Warn("remove a file that was deleted while it was open", "name", hidden, "err", err)
+		}
+		return
+	}
+	fs.pushTimes(fs.base, n)
+}
+
+// Flush implements fuse.RawFileSystem: each close(2). Data is safe already.
+func (fs *fileSystem) Flush(cancel <-chan struct{}, in *fuse.FlushIn) fuse.Status {
+	if h := fs.handle(in.Fh); h != nil && h.write && h.node.wrote.Load() != 0 {
+		ctx, stop := fs.context(cancel)
+		defer stop()
+		fs.pushTimes(ctx, h.node)
+	}
+	return fuse.OK
+}
+
+// pushEvery is how often at most an fsync sends the time of modification, too.
+const pushEvery = 30 * time.Second
+
+// pushTimes tells the MDS when the file was written last.
+func (fs *fileSystem) pushTimes(ctx context.Context, n *node) {
+	w := n.wrote.Swap(0)
+	if w == 0 {
+		return
+	}
+	n.pushed.Store(time.Now().UnixNano())
+	_, err := fs.b.SetAttr(ctx, &control.SetAttrReq{File: n.id, Mask: control.SetMTime, MTimeNs: w})
+	if err != nil && dataplane.KindOf(err) != dataplane.NotFound {
+		fs.log.Warn("time of modification lost", "file", n.id, "err", err)
+	}
+}
+
+// Fsync implements fuse.RawFileSystem.
+func (fs *fileSystem) Fsync(cancel <-chan struct{}, in *fuse.FsyncIn) fuse.Status {
+	h := fs.handle(in.Fh)
+	if h == nil {
+		return fuse.EBADF
+	}
+	if h.node.wrote.Load() != 0 &&
+		time.Now().UnixNano()-h.node.pushed.Load() > int64(pushEvery) {
+		ctx, stop := fs.context(cancel)
+		fs.pushTimes(ctx, h.node)
+		stop()
+	}
+	r := newRequest(client.Flush, h.file, 0)
+	_, status := fs.run(r, cancel)
+	return status
+}
+
+// Fallocate implements fuse.RawFileSystem. Space isn't reserved; the file grows, or a range is
+// zeroed.
+func (fs *fileSystem) Fallocate(cancel <-chan struct{}, in *fuse.FallocateIn) fuse.Status {
+	h := fs.handle(in.Fh)
+	switch {
+	case h == nil || !h.write:
+		return fuse.EBADF
+	case in.Offset > client.MaxFileSize || in.Length > client.MaxFileSize ||
+		in.Offset+in.Length > client.MaxFileSize:
+		return fuse.Status(syscall.EFBIG)
+	}
+	keep := in.Mode&unix.FALLOC_FL_KEEP_SIZE != 0
+	zero := false
+	switch in.Mode &^ unix.FALLOC_FL_KEEP_SIZE {
+	case 0:
+	case unix.FALLOC_FL_PUNCH_HOLE:
+		zero = true
+		if !keep {
+			return fuse.ENOTSUP
+		}
+	case unix.FALLOC_FL_ZERO_RANGE:
+		zero = true
+	default:
+		return fuse.ENOTSUP
+	}
+	if zero {
+		r := newRequest(client.Zero, h.file, int64(in.Offset))
+		r.op.Length = int64(in.Length)
+		h.node.wrote.Store(time.Now().UnixNano())
+		if _, status := fs.run(r, cancel); status != fuse.OK {
+			return status
+		}
+	}
+	if keep {
+		return fuse.OK
+	}
+	ctx, stop := fs.context(cancel)
+	defer stop()
+	return fs.status("fallocate", fs.b.Grow(ctx, h.file, in.Offset+in.Length))
+}
+
+// Lseek implements fuse.RawFileSystem: SEEK_DATA and SEEK_HOLE.
+func (fs *fileSystem) Lseek(cancel <-chan struct{}, in *fuse.LseekIn,
+	out *fuse.LseekOut) fuse.Status {
+	h := fs.handle(in.Fh)
+	if h == nil {
+		return fuse.EBADF
+	}
+	if in.Whence != unix.SEEK_DATA && in.Whence != unix.SEEK_HOLE {
+		return fuse.EINVAL
+	}
+	ctx, stop := fs.context(cancel)
+	defer stop()
+	off, err := fs.b.Seek(ctx, h.file, int64(in.Offset), in.Whence == unix.SEEK_HOLE)
+	if dataplane.KindOf(err) == dataplane.NotFound {
+		return fuse.Status(syscall.ENXIO)
+	}
+	out.Offset = uint64(off)
+	return fs.status("lseek", err)
+}

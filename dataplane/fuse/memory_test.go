@@ -1,0 +1,428 @@
+package fuse
+
+import (
+	"cmp"
+	"context"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+
+	"pstorage/dataplane"
+	"pstorage/dataplane/client"
+	"pstorage/dataplane/control"
+)
+
+// memory is a backend in memory: names and data as a cluster has them, without the cluster.
+type memory struct {
+	mu     sync.Mutex
+	nodes  map[dataplane.FileID]*memNode
+	opened map[*client.File]*memNode
+	last   dataplane.FileID
+	hung   map[*client.Op]bool
+	gone   chan struct{}
+}
+
+type memNode struct {
+	attr    control.Attr
+	parent  dataplane.FileID
+	entries map[string]dataplane.FileID
+	blocks  map[int64][]byte // of memBlock bytes
+	xattrs  map[string][]byte
+	opens   int
+}
+
+const memBlock = 64 << 10
+
+var _ backend = (*memory)(nil)
+
+func newMemory() *memory {
+	m := &memory{nodes: map[dataplane.FileID]*memNode{}, opened: map[*client.File]*memNode{},
+		last: dataplane.RootID, hung: map[*client.Op]bool{}, gone: make(chan struct{})}
+	m.nodes[dataplane.RootID] = &memNode{entries: map[string]dataplane.FileID{},
+		attr: control.Attr{File: dataplane.RootID, Type: control.TypeDir, Mode: 0755, Links: 2}}
+	return m
+}
+
+func fail(k dataplane.Kind) error { return dataplane.E("memory", k, nil) }
+
+func (m *memory) dir(id dataplane.FileID) (*memNode, error) {
+	n := m.nodes[id]
+	switch {
+	case n == nil:
+		return nil, fail(dataplane.NotFound)
+	case n.entries == nil:
+		return nil, fail(dataplane.NotDir)
+	}
+	return n, nil
+}
+
+func (m *memory) child(parent dataplane.FileID, name string) (*memNode, error) {
+	d, err := m.dir(parent)
+	if err != nil {
+		return nil, err
+	}
+	id, ok := d.entries[name]
+	if !ok {
+		return nil, fail(dataplane.NotFound)
+	}
+	return m.nodes[id], nil
+}
+
+func (n *memNode) copyAttr() *control.Attr {
+	a := n.attr
+	a.Allocated = 0
+	if len(n.blocks) > 0 {
+		a.Allocated = a.Size/dataplane.ChunkSize + 1
+	}
+	return &a
+}
+
+func (m *memory) Lookup(_ context.Context, parent dataplane.FileID, name string) (*control.Attr,
+	error) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if len(name) > dataplane.MaxNameLen {
+		return nil, fail(dataplane.NameTooLong)
+	}
+	if k, ok := strings.CutPrefix(name, "kind-"); ok { // a way to see what the kernel makes of it
+		for kind := dataplane.Kind(1); kind.Valid(); kind++ {
+			if strings.ReplaceAll(kind.String(), " ", "-") == k {
+				return nil, fail(kind)
+			}
+		}
+	}
+	n, err := m.child(parent, name)
+	if err != nil {
+		return nil, err
+	}
+	return n.copyAttr(), nil
+}
+
+func (m *memory) GetAttr(_ context.Context, id dataplane.FileID) (*control.Attr, error) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	n := m.nodes[id]
+	if n == nil {
+		return nil, fail(dataplane.NotFound)
+	}
+	return n.copyAttr(), nil
+}
+
+func (m *memory) SetAttr(_ context.Context, r *control.SetAttrReq) (*control.Attr, error) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	n := m.nodes[r.File]
+	if n == nil {
+		return nil, fail(dataplane.NotFound)
+	}
+	a := &n.attr
+	for _, s := range []struct {
+		mask uint32
+		do   func()
+	}{
+		{control.SetMode, func() { a.Mode = r.Mode }}, {control.SetUID, func() { a.UID = r.UID }},
+		{control.SetGID, func() { a.GID = r.GID }},
+		{control.SetATime, func() { a.ATimeNs = r.ATimeNs }},
+		{control.SetMTime, func() { a.MTimeNs = r.MTimeNs }},
+	} {
+		if r.Mask&s.mask != 0 {
+			s.do()
+		}
+	}
+	a.CTimeNs = time.Now().UnixNano()
+	return n.copyAttr(), nil
+}
+
+func (m *memory) Create(_ context.Context, r *control.CreateReq) (*control.Attr, error) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	d, err := m.dir(r.Parent)
+	if err != nil {
+		return nil, err
+	}
+	if len(r.Name) > dataplane.MaxNameLen {
+		return nil, fail(dataplane.NameTooLong)
+	}
+	if id, ok := d.entries[r.Name]; ok {
+		if r.Exclusive {
+			return nil, fail(dataplane.Exists)
+		}
+		return m.nodes[id].copyAttr(), nil
+	}
+	m.last++
+	now := time.Now().UnixNano()
+	n := &memNode{parent: r.Parent, attr: control.Attr{File: m.last, Type: r.Type, Mode: r.Mode,
+		UID: r.UID, GID: r.GID, Target: r.Target, Links: 1, ATimeNs: now, MTimeNs: now,
+		CTimeNs: now}}
+	if r.Type == control.TypeDir {
+		n.entries = map[string]dataplane.FileID{}
+	}
+	m.nodes[m.last], d.entries[r.Name] = n, m.last
+	return n.copyAttr(), nil
+}
+
+func (m *memory) Unlink(_ context.Context, parent dataplane.FileID, name string, dir bool) error {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	n, err := m.child(parent, name)
+	switch {
+	case err != nil:
+		return err
+	case dir && n.entries == nil:
+		return fail(dataplane.NotDir)
+	case !dir && n.entries != nil:
+		return fail(dataplane.IsDir)
+	case len(n.entries) > 0:
+		return fail(dataplane.NotEmpty)
+	}
+	delete(m.nodes[parent].entries, name)
+	delete(m.nodes, n.attr.File) // also if it is open: that is what a cluster does
+	return nil
+}
+
+func (m *memory) Rename(_ context.Context, r *control.RenameReq) error {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	n, err := m.child(r.FromParent, r.FromName)
+	if err != nil {
+		return err
+	}
+	to, err := m.dir(r.ToParent)
+	if err != nil {
+		return err
+	}
+	if old, ok := to.entries[r.ToName]; ok {
+		if r.NoReplace {
+			return fail(dataplane.Exists)
+		}
+		if len(m.nodes[old].entries) > 0 {
+			return fail(dataplane.NotEmpty)
+		}
+		if old != n.attr.File {
+			delete(m.nodes, old)
+		}
+	}
+	delete(m.nodes[r.FromParent].entries, r.FromName)
+	to.entries[r.ToName] = n.attr.File
+	return nil
+}
+
+func (m *memory) ReadDir(_ context.Context, id dataplane.FileID, after string,
+	limit int) (*control.ReadDirReply, error) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	d, err := m.dir(id)
+	if err != nil {
+		return nil, err
+	}
+	r := &control.ReadDirReply{}
+	for name, id := range d.entries {
+		if name > after {
+			r.Entries = append(r.Entries, control.DirEntry{Name: name, Attr: *m.nodes[id].copyAttr()})
+		}
+	}
+	slices.SortFunc(r.Entries, func(a, b control.DirEntry) int { return cmp.Compare(a.Name, b.Name) })
+	if len(r.Entries) > limit {
+		r.Entries, r.More = r.Entries[:limit], true
+	}
+	return r, nil
+}
+
+func (m *memory) StatFS(context.Context) (*control.StatFSReply, error) {
+	return &control.StatFSReply{Total: 1 << 40, Free: 1 << 39, Files: 77}, nil
+}
+
+func (m *memory) GetXattr(_ context.Context, id dataplane.FileID, name string) ([]byte, error) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	v, ok := m.nodes[id].xattrs[name]
+	if !ok {
+		return nil, fail(dataplane.NoAttribute)
+	}
+	return v, nil
+}
+
+func (m *memory) SetXattr(_ context.Context, id dataplane.FileID, name string, value []byte,
+	flags uint32) error {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	n := m.nodes[id]
+	_, ok := n.xattrs[name]
+	switch {
+	case flags == 1 && ok:
+		return fail(dataplane.Exists)
+	case flags == 2 && !ok:
+		return fail(dataplane.NoAttribute)
+	}
+	if n.xattrs == nil {
+		n.xattrs = map[string][]byte{}
+	}
+	n.xattrs[name] = value
+	return nil
+}
+
+func (m *memory) RemoveXattr(_ context.Context, id dataplane.FileID, name string) error {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if _, ok := m.nodes[id].xattrs[name]; !ok {
+		return fail(dataplane.NoAttribute)
+	}
+	delete(m.nodes[id].xattrs, name)
+	return nil
+}
+
+func (m *memory) ListXattr(_ context.Context, id dataplane.FileID) ([]byte, error) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	var out []byte
+	for name := range m.nodes[id].xattrs {
+		out = append(append(out, name...), 0)
+	}
+	return out, nil
+}
+
+func (m *memory) OpenAttr(a *control.Attr) (*client.File, error) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	n := m.nodes[a.File]
+	if n == nil {
+		return nil, fail(dataplane.NotFound)
+	}
+	f := new(client.File) // only its address counts
+	m.opened[f] = n
+	n.opens++
+	return f, nil
+}
+
+func (m *memory) CloseFile(f *client.File) error {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.opened[f].opens--
+	delete(m.opened, f)
+	return nil
+}
+
+func (m *memory) Truncate(_ context.Context, f *client.File, size uint64) (*control.Attr, error) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	n := m.opened[f]
+	if size < n.attr.Size {
+		n.zero(int64(size), int64(n.attr.Size-size))
+	}
+	n.attr.Size = size
+	return n.copyAttr(), nil
+}
+
+func (m *memory) Grow(_ context.Context, f *client.File, size uint64) error {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	a := &m.opened[f].attr
+	a.Size = max(a.Size, size)
+	return nil
+}
+
+func (m *memory) Seek(_ context.Context, f *client.File, off int64, hole bool) (int64, error) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	n := m.opened[f]
+	for at := off; at < int64(n.attr.Size); at = (at/memBlock + 1) * memBlock {
+		if _, data := n.blocks[at/memBlock]; data != hole {
+			return at, nil
+		}
+	}
+	if hole && off < int64(n.attr.Size) {
+		return int64(n.attr.Size), nil
+	}
+	return 0, fail(dataplane.NotFound)
+}
+
+func (n *memNode) zero(off, length int64) {
+	for length > 0 {
+		k := min(length, memBlock-off%memBlock)
+		if b := n.blocks[off/memBlock]; b != nil {
+			clear(b[off%memBlock:][:k])
+			if k == memBlock {
+				delete(n.blocks, off/memBlock)
+			}
+		}
+		off, length = off+k, length-k
+	}
+}
+
+// each calls fn with the pieces of memory behind [off, off+len(p)) and of p.
+func (n *memNode) each(off int64, p []byte, fn func(mem *[]byte, from int64, piece []byte)) {
+	if n.blocks == nil {
+		n.blocks = map[int64][]byte{}
+	}
+	for len(p) > 0 {
+		from := off % memBlock
+		k := min(int64(len(p)), memBlock-from)
+		b := n.blocks[off/memBlock]
+		fn(&b, from, p[:k])
+		if b != nil {
+			n.blocks[off/memBlock] = b
+		}
+		off, p = off+k, p[k:]
+	}
+}
+
+func (m *memory) Do(op *client.Op) {
+	go func() {
+		if m.do(op) {
+			op.Done(op)
+		}
+	}()
+}
+
+func (m *memory) do(op *client.Op) bool {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	n := m.opened[op.File]
+	op.N, op.Err = 0, nil
+	if _, ok := n.xattrs["user.hang"]; ok {
+		m.hung[op] = true
+		return false
+	}
+	if _, ok := n.xattrs["user.eio"]; ok {
+		op.Err = fail(dataplane.IOError)
+		return true
+	}
+	switch op.Kind {
+	case client.Read:
+		end := min(int64(n.attr.Size), op.Offset+int64(len(op.Buf)))
+		op.N = int(max(0, end-op.Offset))
+		n.each(op.Offset, op.Buf[:op.N], func(mem *[]byte, from int64, p []byte) {
+			clear(p)
+			if *mem != nil {
+				copy(p, (*mem)[from:])
+			}
+		})
+	case client.Write:
+		op.N = len(op.Buf)
+		n.attr.Size = max(n.attr.Size, uint64(op.Offset)+uint64(op.N))
+		n.each(op.Offset, op.Buf, func(mem *[]byte, from int64, p []byte) {
+			if *mem == nil {
+				*mem = make([]byte, memBlock)
+			}
+			copy((*mem)[from:], p)
+		})
+	case client.Zero:
+		n.zero(op.Offset, op.Length)
+	}
+	return true
+}
+
+func (m *memory) Cancel(op *client.Op) {
+	m.mu.Lock()
+	hung := m.hung[op]
+	delete(m.hung, op)
+	m.mu.Unlock()
+	if hung {
+		op.Err = fail(dataplane.Closed)
+		op.Done(op)
+	}
+}
+
+func (m *memory) Gone() <-chan struct{} { return m.gone }
+func (m *memory) ID() uint64            { return 0xabc }

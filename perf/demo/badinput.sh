@@ -1,0 +1,95 @@
+# Corruption on a disk; garbage and half frames on the ports.
+# shellcheck shell=bash
+
+events() { host admin "$bin/pstorage" -c "$name" get-event -o json; }
+
+# crc_events: how many events of damaged data there are.
+crc_events() { events | jq '[.. | objects | select(.code? // "" | test("crc"))] | length'; }
+
+run_badinput() {
+    step "corrupt one byte in a store file: the read succeeds from another replica"
+    local marker file=$work/mnt2/marked
+    marker="marker-$RANDOM$RANDOM$RANDOM-0123456789abcdef"
+    yes "$marker" | head -c 1M >"$work/marked" || true
+    dd if="$work/marked" of="$file" bs=1M oflag=direct conv=fsync status=none
+    corrupt_one "$marker"
+    local before tries=0
+    before=$(crc_events)
+    until [[ $(crc_events) -gt $before ]]; do
+        # Replicas take turns in serving reads; sooner or later the damaged one is asked.
+        tries=$((tries + 1))
+        [[ $tries -le 200 ]] || die "200 reads and no event of a checksum mismatch"
+        dd if="$file" bs=1M iflag=direct status=none | cmp - "$work/marked" ||
+            die "wrong bytes were read"
+    done
+    note "$tries reads, all right; the event:"
+    events | jq -r '[.. | objects | select(.code? // "" | test("crc"))] | last
+        | "   \(.source): \(.code): \(.message)"'
+
+    step "garbage and half frames on the ports: connections closed, daemons serve on"
+    local addr
+    for addr in "$mds_ip:2510" $(stat_json | jq -r '.cs[].addr'); do
+        assail "$addr"
+    done
+    for addr in mds cs1 cs2 cs3 cs4 mount; do
+        alive "$addr" || die "$addr isn't running any more"
+    done
+    live_cs "$nodes" || die "a chunk server isn't active any more"
+    dd if="$file" bs=1M iflag=direct status=none | cmp - "$work/marked" || die "reads fail"
+}
+
+# in_store_only MARKER: prints the number of a chunk server that has it in its store and no more in
+# its log, so that a read must come from the store.
+in_store_only() {
+    local i
+    for i in $(seq "$nodes"); do
+        if finds "$1" "$i" store && ! finds "$1" "$i" '[!s]*'; then
+            echo "$i"
+            return
+        fi
+    done
+    return 1
+}
+
+finds() { # MARKER NODE FILES
+    "$bin/pstorage-perf" flip --dry-run --dir "$work/node$2/cs" --glob "$3" --pattern "$1" \
+        >/dev/null 2>&1
+}
+
+# corrupt_one MARKER: flips one bit of one replica's copy, its process stopped meanwhile.
+corrupt_one() {
+    local i turn
+    # Fresh data is in the log. Writing more than the log holds pushes it out to the store.
+    for turn in $(seq 40); do
+        i=$(in_store_only "$1") && break
+        dd if=/dev/urandom of="$work/mnt2/filler" bs=1M count=32 oflag=direct conv=notrunc \
+            seek=$((turn * 32)) status=none
+    done
+    [[ -n $i ]] || die "after $turn times 32 MiB the data still isn't in the store alone"
+    note "chunk server $i, after $((turn * 32 - 32)) MiB of other data"
+    kill9 "cs$i"
+    "$bin/pstorage-perf" flip --dir "$work/node$i/cs" --glob store --pattern "$1" --max 1 |
+        sed "s|$work/||; s/^/   /"
+    start_cs "$i"
+    wait_for 30 "all chunk servers are active" live_cs "$nodes"
+}
+
+# assail IP:PORT: garbage; the beginning of a frame and silence; nothing at all. Each connection
+# must be closed by the other side.
+assail() {
+    local ip=${1%:*} port=${1##*:} what
+    for what in garbage half zeros; do
+        exec 9<>"/dev/tcp/$ip/$port"
+        case $what in
+        garbage) head -c 100000 /dev/urandom >&9 2>/dev/null || true ;;
+        half) head -c 20 /dev/zero >&9 ;;
+        zeros) head -c 4096 /dev/zero >&9 2>/dev/null || true ;;
+        esac
+        # Reading ends with the end of the stream or a reset, not by the time limit (124).
+        local status=0
+        timeout 30 cat <&9 >/dev/null 2>&1 || status=$?
+        exec 9>&-
+        [[ $status -ne 124 ]] || die "$1 keeps a connection open after: $what"
+    done
+    note "$1 closed all three"
+}

@@ -1,0 +1,138 @@
+package ssdcache
+
+import (
+	"fmt"
+	"unsafe"
+
+	"golang.org/x/sys/unix"
+
+	"pstorage/dataplane"
+)
+
+// Pos is a block's place in the log: the block number in the file or device.
+type Pos uint32
+
+// index finds a block's newest position in the log. It lives in one mapping outside the Go heap,
+// without pointers: per position 4 bytes of owner and 4 of CRC, and 6 bytes of hash table.
+//
+// The table has open addressing with linear probing; an entry is a position, its key is found by
+// the owner array. Invariant: owner[p] != 0 exactly if the table holds p, and then p is the newest
+// position of that key; what was superseded or dropped has owner 0. So to ask whether a position is
+// still current, and to walk the current blocks of a segment, takes no probing.
+type index struct {
+	mem   []byte
+	table []uint32 // position plus 1; 0: empty
+	owner []uint32 // by position: key plus 1; 0: none
+	crc   []uint32 // by position
+	n     int
+}
+
+// blockKey names a block of the store in 32 bits.
+type blockKey = uint32
+
+func keyOf(slot, block uint32) blockKey {
+	if slot >= MaxSlots || block >= dataplane.BlocksPerChunk {
+		panic(fmt.Sprintf("ssdcache: slot %d block %d", slot, block))
+	}
+	return slot<<14 | block
+}
+
+const _ = uint(dataplane.BlocksPerChunk-1<<14) + uint(1<<14-dataplane.BlocksPerChunk) // 1<<14 blocks
+
+// newIndex returns an index for positions [0, positions).
+func newIndex(positions uint32) (*index, error) {
+	table := uint64(positions) + uint64(positions)/2 + 64
+	size := int(4 * (table + 2*uint64(positions)))
+	mem, err := unix.Mmap(-1, 0, size, unix.PROT_READ|unix.PROT_WRITE,
+		unix.MAP_PRIVATE|unix.MAP_ANONYMOUS|unix.MAP_NORESERVE)
+	if err != nil {
+		return nil, fmt.Errorf("map an index of %d bytes: %w", size, err)
+	}
+	all := unsafe.Slice((*uint32)(unsafe.Pointer(&mem[0])), size/4)
+	return &index{mem: mem, table: all[:table], owner: all[table : table+uint64(positions)],
+		crc: all[table+uint64(positions):]}, nil
+}
+
+func (x *index) close() error { return unix.Munmap(x.mem) }
+
+// home is where the search for a key begins.
+func (x *index) home(key blockKey) int {
+	h := key * 0x9e3779b1
+	h = (h ^ h>>15) * 0x85ebca6b
+	h ^= h >> 13
+	return int(uint64(h) * uint64(len(x.table)) >> 32)
+}
+
+// find returns the table place of key, or the empty place where it would go.
+func (x *index) find(key blockKey) int {
+	for i := x.home(key); ; {
+		e := x.table[i]
+		if e == 0 || x.owner[e-1] == key+1 {
+			return i
+		}
+		if i++; i == len(x.table) {
+			i = 0
+		}
+	}
+}
+
+func (x *index) get(key blockKey) (Pos, bool) {
+	e := x.table[x.find(key)]
+	return Pos(e - 1), e != 0
+}
+
+// put makes p, which must not be in use, the newest position of key.
+func (x *index) put(key blockKey, p Pos, crc uint32) {
+	if x.owner[p] != 0 {
+		panic(fmt.Sprintf("ssdcache: position %d is owned by block %#x", p, x.owner[p]-1))
+	}
+	i := x.find(key)
+	if e := x.table[i]; e != 0 {
+		x.owner[e-1] = 0
+	} else {
+		x.n++
+	}
+	x.table[i], x.owner[p], x.crc[p] = uint32(p)+1, key+1, crc
+}
+
+// current says whether p is the newest position of a block, and of which.
+func (x *index) current(p Pos) (blockKey, bool) { return x.owner[p] - 1, x.owner[p] != 0 }
+
+// drop forgets a block.
+func (x *index) drop(key blockKey) {
+	if i := x.find(key); x.table[i] != 0 {
+		x.remove(i)
+	}
+}
+
+// evict forgets the block at p, if any: its place is to be used again.
+func (x *index) evict(p Pos) {
+	if key, ok := x.current(p); ok {
+		x.remove(x.find(key))
+	}
+}
+
+// remove empties table place i and closes the gap, so that searches still find what lies behind.
+func (x *index) remove(i int) {
+	x.owner[x.table[i]-1] = 0
+	x.n--
+	for j := i; ; {
+		x.table[i] = 0
+		for {
+			if j++; j == len(x.table) {
+				j = 0
+			}
+			e := x.table[j]
+			if e == 0 {
+				return
+			}
+			// The entry at j may move to the gap at i unless its home lies between them.
+			h := x.home(x.owner[e-1] - 1)
+			if between := i < h && h <= j || j < i && (i < h || h <= j); !between {
+				break
+			}
+		}
+		x.table[i] = x.table[j]
+		i = j
+	}
+}

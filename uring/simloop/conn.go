@@ -1,0 +1,263 @@
+package simloop
+
+import (
+	"errors"
+	"fmt"
+	"hash/crc32"
+	"io"
+	"syscall"
+
+	"pstorage/uring"
+)
+
+// Conn is one end of a simulated stream. It implements uring.Conn.
+type Conn struct {
+	net     *Net
+	node    *Node
+	peer    *Conn
+	remote  string
+	handler uring.ConnHandler // nil until attached
+
+	out     []piece // queued by the user
+	queued  int
+	flusher uring.TurnEnder
+
+	wire    []segment // on the way to this end, in order
+	last    int64     // arrival of the wire's last segment
+	credit  int       // bytes on the way to this end or unread here
+	in      []byte    // arrived, not consumed
+	offered int       // length of in that Recv left unconsumed: it is called again with more
+	into    []byte    // being filled, see uring.ConnHandler
+	got     int
+	scratch []byte
+	paused  bool
+	feeding bool
+	end     error // the peer's end was reached, once all of in was offered
+	closed  bool
+}
+
+var _ uring.Conn = (*Conn)(nil)
+
+// piece is a part of the outgoing stream.
+type piece struct {
+	data []byte
+	buf  *uring.Buf // whose memory data is, or nil
+	crc  uint32     // of data when queued, if buf isn't nil
+}
+
+type segment struct {
+	at    int64
+	data  []byte
+	fin   bool
+	reset bool
+}
+
+// errGreedy is why a connection of a broken handler is closed.
+var errGreedy = errors.New("handler consumed nothing of a full receive window")
+
+// Append implements uring.Conn.
+func (c *Conn) Append(p []byte) { copy(c.reserve(len(p)), p) }
+
+// Reserve implements uring.Conn.
+func (c *Conn) Reserve(n int) []byte {
+	if n > 4096 {
+		panic(fmt.Sprintf("simloop: Reserve of %d bytes", n))
+	}
+	return c.reserve(n)
+}
+
+func (c *Conn) reserve(n int) []byte {
+	b := make([]byte, n)
+	c.add(piece{data: b})
+	return b
+}
+
+// AppendBuf implements uring.Conn.
+func (c *Conn) AppendBuf(b *uring.Buf, from, to int) {
+	if c.closed {
+		return
+	}
+	b.Retain()
+	data := b.Bytes()[from:to]
+	c.add(piece{data, b, crc32.ChecksumIEEE(data)})
+}
+
+func (c *Conn) add(p piece) {
+	if c.closed || len(p.data) == 0 {
+		if p.buf != nil {
+			p.buf.Release()
+		}
+		return
+	}
+	c.out = append(c.out, p)
+	c.queued += len(p.data)
+	c.node.env.AtTurnEnd(&c.flusher)
+}
+
+// Queued implements uring.Conn.
+func (c *Conn) Queued() int { return c.queued }
+
+// RemoteAddr implements uring.Conn.
+func (c *Conn) RemoteAddr() string { return c.remote }
+
+// Close implements uring.Conn. The peer gets what was sent before, then sees the end; sometimes a
+// reset, as when bytes arrive at a closed socket.
+func (c *Conn) Close(err error) {
+	if c.closed {
+		return
+	}
+	if len(c.in) > 0 || len(c.wire) > 0 || c.net.rng.IntN(4) == 0 {
+		c.peer.send(segment{reset: true})
+	} else {
+		c.peer.send(segment{fin: true})
+	}
+	c.shut(err)
+}
+
+// fail ends the connection on both sides.
+func (c *Conn) fail(err error) {
+	if !c.closed {
+		c.peer.send(segment{reset: true})
+		c.shut(err)
+	}
+}
+
+// shut ends this side: the handler is told later.
+func (c *Conn) shut(err error) {
+	c.closed = true
+	for _, p := range c.out {
+		if p.buf != nil {
+			p.buf.Release()
+		}
+	}
+	c.out, c.queued, c.wire, c.in, c.into = nil, 0, nil, nil, nil
+	c.net.drop(c)
+	c.node.env.Post(func() {
+		if c.handler != nil {
+			c.handler.Closed(err)
+		}
+	})
+}
+
+// PauseRecv implements uring.Conn.
+func (c *Conn) PauseRecv(pause bool) {
+	if c.paused && !pause {
+		c.node.env.Post(c.feed)
+	}
+	c.paused = pause
+}
+
+// flush moves queued bytes to the wire as far as the peer's socket has room: at the turn's end.
+func (c *Conn) flush() {
+	for len(c.out) > 0 && !c.closed && c.peer.credit < sockBuf {
+		p := &c.out[0]
+		if p.buf != nil && crc32.ChecksumIEEE(p.data) != p.crc {
+			panic("simloop: memory given to AppendBuf changed before it was sent")
+		}
+		n := min(len(p.data), sockBuf-c.peer.credit)
+		if c.net.rng.IntN(4) == 0 {
+			n = 1 + c.net.rng.IntN(n) // streams come in any pieces
+		}
+		c.peer.send(segment{data: append([]byte(nil), p.data[:n]...)})
+		c.queued -= n
+		p.data = p.data[n:]
+		if p.buf != nil {
+			p.crc = crc32.ChecksumIEEE(p.data)
+		}
+		if len(p.data) == 0 {
+			if p.buf != nil {
+				p.buf.Release()
+			}
+			c.out = c.out[1:]
+		}
+	}
+}
+
+// send puts s on the way to this end.
+func (c *Conn) send(s segment) {
+	if c.closed {
+		return
+	}
+	s.at = max(c.last, c.net.sim.now+c.net.delay(len(s.data)))
+	c.last = s.at
+	c.credit += len(s.data)
+	c.wire = append(c.wire, s)
+	c.net.sim.push(s.at, c.node.env, doFunc(c.arrive))
+}
+
+// arrive takes from the wire what is due, unless the way is cut.
+func (c *Conn) arrive() {
+	for len(c.wire) > 0 && c.wire[0].at <= c.net.sim.now && !c.closed {
+		if c.net.isCut(c.peer.node.ip, c.node.ip) {
+			return
+		}
+		s := c.wire[0]
+		c.wire = c.wire[1:]
+		c.net.sim.Note(uint64(len(s.data)))
+		switch {
+		case s.reset:
+			c.shut(syscall.ECONNRESET)
+			return
+		case s.fin:
+			c.end = io.EOF
+		default:
+			c.in = append(c.in, s.data...)
+		}
+	}
+	c.feed()
+}
+
+// feed gives the handler what it is due.
+func (c *Conn) feed() {
+	if c.feeding || c.handler == nil {
+		return
+	}
+	c.feeding = true
+	before := c.credit
+	for !c.closed && !c.paused && c.feedOnce() {
+	}
+	c.feeding = false
+	if c.credit < before && !c.peer.closed {
+		peer := c.peer // window update
+		c.net.sim.push(c.net.sim.now+c.net.delay(0), peer.node.env, doFunc(peer.flush))
+	}
+	if !c.closed && !c.paused && c.end != nil {
+		c.shut(c.end)
+	}
+}
+
+// feedOnce makes one call of the handler and says whether there may be another one.
+func (c *Conn) feedOnce() bool {
+	if c.into != nil {
+		n := copy(c.into[c.got:], c.in)
+		c.in, c.got, c.credit = c.in[n:], c.got+n, c.credit-n
+		if c.got < len(c.into) {
+			return false
+		}
+		c.into = nil
+		c.handler.RecvDone()
+		return true
+	}
+	give := min(len(c.in), uring.RecvWindow)
+	if give <= c.offered {
+		return false
+	}
+	c.scratch = append(c.scratch[:0], c.in[:give]...)
+	n, into := c.handler.Recv(c.scratch)
+	fill(c.scratch, 0xdb) // valid only during the call
+	if c.closed {
+		return false
+	}
+	if n < 0 || n > give || into != nil && (n != give || len(into) == 0) {
+		panic(fmt.Sprintf("simloop: Recv consumed %d of %d and wants %d bytes", n, give, len(into)))
+	}
+	c.in, c.credit, c.offered = c.in[n:], c.credit-n, give-n
+	if n == 0 && give == uring.RecvWindow {
+		c.Close(errGreedy)
+		return false
+	}
+	if into != nil {
+		c.into, c.got, c.offered = into, 0, 0
+	}
+	return true
+}
