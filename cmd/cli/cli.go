@@ -152,7 +152,7 @@ func Plain(err error) error {
 func Refusal(err error) bool {
 	switch dataplane.KindOf(err) {
 	case dataplane.WrongCluster, dataplane.Denied, dataplane.Conflict, dataplane.Malformed,
-		dataplane.Invalid, dataplane.NotSupported:
+		dataplane.Invalid, dataplane.NotSupported, dataplane.BadCRC:
 		return true
 	}
 	return false
