@@ -19,7 +19,7 @@ var actions = [...]struct{ read, write action }{
 	dataplane.OK:           {actFail, actFail}, // not looked up
 	dataplane.StaleEpoch:   {actMap, actMap},
 	dataplane.UnknownChunk: {actMap, actMap},
-	dataplane.NotHead:      {actMap, actMap},
+	dataplane.NotHead:      {actOther, actMap}, // read: a member that waits for the head to settle
 	dataplane.NotReady:     {actOther, actWaitMap},
 	dataplane.NoLease:      {actOther, actWaitMap},
 	dataplane.BadCRC:       {actOtherHard, actWait}, // write: damaged on the way, or memory changed
