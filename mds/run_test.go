@@ -46,7 +46,18 @@ func freeAddrs(t *testing.T, n int) (addrs []string) {
 	return addrs
 }
 
+// newTestCluster makes and starts n servers.
 func newTestCluster(t *testing.T, n int) *testCluster {
+	t.Helper()
+	c := prepareTestCluster(t, n)
+	for i := range c.addrs {
+		c.start(i)
+	}
+	return c
+}
+
+// prepareTestCluster makes n servers.
+func prepareTestCluster(t *testing.T, n int) *testCluster {
 	t.Helper()
 	c := &testCluster{t: t, addrs: freeAddrs(t, n), stops: make([]func() error, n),
 		leads: make([]atomic.Bool, n)}
@@ -71,9 +82,6 @@ func newTestCluster(t *testing.T, n int) *testCluster {
 			c.stop(i)
 		}
 	})
-	for i := range c.addrs {
-		c.start(i)
-	}
 	return c
 }
 

@@ -39,10 +39,11 @@ func (c *call) registerCS(req *control.RegisterCSReq) (any, error) {
 		Capacity: req.Capacity, Used: req.Used}}
 	// It must not be left half done when the connection is lost: see reconfigure.
 	res, err := c.r.propose(c.l.ctx, cmd)
-	if err == nil {
-		err = res.err(c.name())
-	}
 	if err != nil {
+		return nil, err
+	}
+	if err := res.err(c.name()); err != nil {
+		c.registrationRefused(id, instance, res)
 		return nil, err
 	}
 	sameProcess := known != nil && known.Boot == req.Boot
@@ -94,6 +95,19 @@ func (c *call) beginRegistration(req *control.RegisterCSReq, instance uint64) (
 		e = l.leases.at(id)
 	}
 	return id, known, nil
+}
+
+// registrationRefused tells of a copied or rolled-back directory, once per process.
+func (c *call) registrationRefused(id dataplane.CSID, instance uint64, res Result) {
+	if id == 0 || res.Kind != dataplane.Conflict {
+		return
+	}
+	c.l.mu.Lock()
+	defer c.l.mu.Unlock()
+	if k := c.l.link(id); k.refused != instance {
+		k.refused = instance
+		c.l.event(control.Fault, fmt.Sprintf("cs %d", id), "cs-rolled-back", res.Msg)
+	}
 }
 
 func (c *call) endRegistration(id dataplane.CSID) {

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"slices"
 	"sync/atomic"
 
 	"pstorage/dataplane"
@@ -304,7 +305,6 @@ func (c *call) chunkMap(req *control.MapReq) (any, error) {
 	reply := &control.MapReply{}
 	now := l.now()
 	var members []dataplane.CSID // of all chunks, one piece of memory
-	seen := make(map[dataplane.CSID]bool)
 	for i := req.First; i < req.First+req.Count; i++ {
 		slot := file.slots.get(i)
 		if slot == 0 {
@@ -314,8 +314,9 @@ func (c *call) chunkMap(req *control.MapReq) (any, error) {
 		from := len(members)
 		for _, m := range rec.members() {
 			members = append(members, m.CS)
-			if !seen[m.CS] {
-				seen[m.CS] = true
+			if !slices.ContainsFunc(reply.Servers, func(a control.CSAddr) bool {
+				return a.CS == m.CS
+			}) {
 				reply.Servers = append(reply.Servers, l.addr(f.s, m.CS, now))
 			}
 		}
