@@ -219,9 +219,11 @@ type testCS struct {
 
 func (c *testCluster) newCS(n byte) *testCS {
 	c.t.Helper()
-	s := &testCS{settle: make(chan control.SettlePush, 100), forget: make(chan control.ForgetPush, 100)}
-	s.reg = control.RegisterCSReq{Disk: [16]byte{n}, Boot: 1, Addr: fmt.Sprintf("127.0.0.1:%d", 3000+int(n)),
-		Host: fmt.Sprintf("host%d", n), Path: fmt.Sprintf("/cs%d", n), Capacity: 100 * dataplane.ChunkSize,
+	s := &testCS{settle: make(chan control.SettlePush, 100),
+		forget: make(chan control.ForgetPush, 100)}
+	s.reg = control.RegisterCSReq{Disk: [16]byte{n}, Boot: 1,
+		Addr: fmt.Sprintf("127.0.0.1:%d", 3000+int(n)), Host: fmt.Sprintf("host%d", n),
+		Path: fmt.Sprintf("/cs%d", n), Capacity: 100 * dataplane.ChunkSize,
 		Instance: uint64(n)<<8 + 1}
 	s.client = c.client(dataplane.RoleCS, 1000+uint64(n), func(op dataplane.Opcode, p []byte) {
 		switch op {

@@ -14,12 +14,14 @@ import (
 // lease has certainly run out (reconfigure). A registration and an exclusion of the same server
 // never overlap: what the registration's reply says about its chunks is complete.
 
-// instanceOf names the process behind a request: what it says, or else its connection's id.
+// instanceOf names the process behind a request: what it says, or else a mix of its peer id and
+// the upper half of its request ids, which a control.Client draws at random when it is made.
 func (c *call) instanceOf(said uint64) uint64 {
 	if said != 0 {
 		return said
 	}
-	return c.peer.ID
+	const odd = 0x9e3779b97f4a7c15
+	return (c.peer.ID+1)*odd ^ c.from.Req>>32
 }
 
 func (c *call) registerCS(req *control.RegisterCSReq) (any, error) {

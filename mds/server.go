@@ -30,6 +30,10 @@ type call struct {
 	op   dataplane.Opcode
 }
 
+// anonymous is the origin of requests from peers without an id. Their request ids, random in the
+// upper half, tell them apart well enough.
+const anonymous = 1<<64 - 1
+
 // handler is how an op is answered, and for whom.
 type handler struct {
 	roles  uint8 // bits: 1<<role
@@ -95,8 +99,11 @@ func (s *server) Handle(ctx context.Context, peer *control.Peer, reqID uint64,
 	if l == nil {
 		return nil, s.r.notLeader()
 	}
-	return h.handle(&call{server: s, ctx: ctx, l: l, peer: peer, from: origin{peer.ID, reqID},
-		op: op}, payload)
+	from := origin{peer.ID, reqID}
+	if from.Peer == 0 {
+		from.Peer = anonymous
+	}
+	return h.handle(&call{server: s, ctx: ctx, l: l, peer: peer, from: from, op: op}, payload)
 }
 
 // Gone implements control.Handler.

@@ -92,7 +92,8 @@ type fakeStore struct {
 	fail    error
 	hold    bool // keep WriteBacks waiting
 	waiting []func()
-	bad     error // what went wrong, by the tests' rules
+	slowest uint64 // ns
+	bad     error  // what went wrong, by the tests' rules
 	written uint64
 }
 
@@ -107,8 +108,10 @@ func (s *fakeStore) later(f func()) {
 		s.waiting = append(s.waiting, func() { env.Post(f) })
 		return
 	}
-	longest := []uint64{100_000, 300_000, 3_000_000}[env.Rand()%3]
-	env.Arm(&uring.Timer{Fire: f}, int64(env.Rand()%longest))
+	if s.slowest == 0 { // every life has a store of another speed
+		s.slowest = []uint64{1000, 300_000, 3_000_000}[env.Rand()%3]
+	}
+	env.Arm(&uring.Timer{Fire: f}, int64(env.Rand()%s.slowest))
 }
 
 func (s *fakeStore) release() {
