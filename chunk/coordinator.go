@@ -288,6 +288,9 @@ func (s *settler) decided() {
 		s.sh.event(control.Fault, "replica-lost", fmt.Sprintf(
 			"chunk %v: cs %d lost data that it had acknowledged; it is excluded", s.r.id, s.stay[i].CS))
 	}
+	if s.sh.canary.NoPatches {
+		s.verdict.copies = nil
+	}
 	s.nextCopy, s.copyAt, s.copying, s.stepErr = 0, 0, 0, nil
 	s.copyMore()
 }
