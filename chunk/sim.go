@@ -1,10 +1,7 @@
 package chunk
 
 import (
-	"golang.org/x/sys/unix"
-
 	"pstorage/dataplane"
-	"pstorage/uring"
 )
 
 // This file is for simulations of whole clusters: making disks without files, deliberate faults,
@@ -56,21 +53,31 @@ func (sh *Shard) SimReplica(id dataplane.ChunkID) (s SimReplica, ok bool) {
 	return s, true
 }
 
-// SimPeek reads a part (n <= 64 KiB, whole blocks) of a replica as it stands, in any state. done is
-// called once; p is valid during the call.
+// SimPeek reads a part (n <= 64 KiB, whole blocks) of a replica as it stands, in any state, and has
+// damaged blocks repaired. done is called once; p is valid during the call.
 func (sh *Shard) SimPeek(id dataplane.ChunkID, off, n uint32, done func(p []byte, err error)) {
 	r := sh.chunks[id]
 	if r == nil || r.slot == noSlot {
 		done(nil, dataplane.E("peek", dataplane.UnknownChunk, nil))
 		return
 	}
-	sh.readPart(r, off, n, func(_ []byte, b *uring.Buf, err error) {
-		if err != nil {
-			done(nil, err)
-			return
+	buf := sh.pool.Get(int(n))
+	if buf == nil {
+		done(nil, dataplane.E("peek", dataplane.Overloaded, nil))
+		return
+	}
+	b := &blockRead{sh: sh}
+	b.wait.ready = func(*crcPage) { b.round() }
+	b.done = func(b *blockRead) {
+		if b.bad != 0 {
+			sh.damaged(r, b.from, b)
+			done(nil, dataplane.E("peek", dataplane.BadCRC, nil))
+		} else {
+			done(buf.Bytes()[:n], nil)
 		}
-		done(b.Bytes()[:n], nil)
-	})
+		buf.Release()
+	}
+	b.start(r, off/dataplane.BlockSize, int(n/dataplane.BlockSize), buf.Bytes()[:n])
 }
 
 // SimBlockAt is where in the store a block of a chunk lies. It is false if the chunk isn't here, or
@@ -94,5 +101,5 @@ func (sh *Shard) SimAbandon() {
 	if sh.log != nil {
 		sh.log.Abandon()
 	}
-	_ = unix.Munmap(sh.pool.Arena())
+
 }

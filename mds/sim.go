@@ -22,6 +22,10 @@ type SimOptions struct {
 	Commit func(done func())
 	// Push delivers what the leader sends to a chunk server's process by itself.
 	Push func(instance uint64, op dataplane.Opcode, payload []byte)
+	// Wall is the clock that commands are stamped with, ns since 1970.
+	Wall func() int64
+	// Applied is called after each command that was applied.
+	Applied func()
 	// Rand decides about placement and about entries in flight when a leadership ends.
 	Rand *rand.Rand
 	Log  *slog.Logger
@@ -263,7 +267,7 @@ func (s *Sim) committed(t *simTask, cmd command) {
 }
 
 func (s *Sim) apply(t *simTask) {
-	res, err := s.srv.r.fsm.s.Apply(encodeEntry(s.o.Now(), t.cmd))
+	res, err := s.srv.r.fsm.s.Apply(encodeEntry(s.o.Wall(), t.cmd))
 	if err == nil && len(res) != 1 {
 		err = errors.New("no result")
 	}
@@ -271,6 +275,7 @@ func (s *Sim) apply(t *simTask) {
 		panic(err)
 	}
 	t.res = res[0]
+	s.o.Applied()
 }
 
 // background runs f beside the leader's other work.
