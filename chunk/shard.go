@@ -60,6 +60,7 @@ type Shard struct {
 	nextCall    uint64
 	closer      func()
 
+	out      dataplane.Header // being sent: connections copy it, but a local one would escape
 	reqs     []*request
 	freeReqs *request
 	pieces   *readPiece
