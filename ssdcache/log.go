@@ -170,8 +170,17 @@ func (l *Log) Room() bool {
 	return false
 }
 
+// hasRoom counts as ready what prepare will find ready at the end of the turn.
 func (l *Log) hasRoom() bool {
-	return l.waiting <= maxWaiting && l.ready >= l.head+l.reserve
+	if l.waiting > maxWaiting || l.ready <= l.head {
+		return false
+	}
+	for s := l.ready + 1; s <= l.head+l.reserve; s++ {
+		if s >= l.tail+l.segs || l.pins[s%l.segs] != 0 {
+			return false
+		}
+	}
+	return true
 }
 
 // tellRoom calls OnRoom if somebody waits for it and there is room.
