@@ -179,3 +179,102 @@ func TestPowerCutOfAll(t *testing.T) {
 		}
 	}
 }
+
+// settled writes some blocks, waits until they are in the store, and restarts all servers, so that
+// reads come from there.
+func settledInStore(t *testing.T, seed uint64) *world {
+	w := newWorld(t, seed, 3)
+	w.md.add(chunkA, 2, 1, 2, 3)
+	for i := range 8 {
+		w.mustWrite(chunkA, uint32(i)*65536, pattern(uint64(i+1), 65536))
+	}
+	for i := range 4000 { // fill segments, so that the ones before are destaged
+		if i%16 == 0 {
+			w.mustWrite(chunkA, 32<<20+uint32(i)*4096, pattern(uint64(i), 65536))
+		}
+	}
+	w.run(20 * sec)
+	for _, nd := range w.nodes {
+		nd.kill()
+	}
+	for _, nd := range w.nodes {
+		nd.restart(false)
+	}
+	return w
+}
+
+func TestDamagedBlockIsRepaired(t *testing.T) {
+	w := settledInStore(t, 77)
+	nd := w.nodes[1]
+	slot := nd.sh.chunks[chunkA].slot
+	if _, ok := nd.sh.log.Lookup(slot, 3); ok {
+		t.Fatal("the block is still in the log; the test proves nothing")
+	}
+	nd.store.FlipBit(nd.sh.store.sb.block(slot, 3)+100, 3)
+	var st dataplane.Kind
+	answered := false
+	w.read(chunkA, 0, 4096, 0) // settles
+	w.cl.env.Do(func() {
+		w.cl.ask(2, dataplane.Header{Op: dataplane.OpRead, Chunk: chunkA, Epoch: 1, Offset: 3 * 4096,
+			Length: 4096}, nil, func(h *dataplane.Header, _ []byte) { st, answered = h.Status, true })
+	})
+	w.must(func() bool { return answered }, sec, "answer")
+	if st != dataplane.BadCRC {
+		t.Fatalf("a damaged block was answered %v", st)
+	}
+	w.must(func() bool { return w.md.event("block-repaired") == 1 }, 5*sec, "repair")
+	if got := w.read(chunkA, 0, 65536, 1); !bytes.Equal(got, pattern(1, 65536)) {
+		t.Fatal("other content after the repair")
+	}
+	w.equal(chunkA, 8*65536, 0, 1, 2)
+}
+
+func TestDamagedCRCPageIsRepaired(t *testing.T) {
+	w := settledInStore(t, 78)
+	nd := w.nodes[2]
+	slot := nd.sh.chunks[chunkA].slot
+	nd.store.FlipBit(nd.sh.store.sb.crcPage(slot*pagesPerSlot)+5, 1)
+	w.read(chunkA, 0, 4096, 0)
+	for i := range 8 {
+		if got := w.read(chunkA, uint32(i)*65536, 65536, 2); !bytes.Equal(got, pattern(uint64(i+1), 65536)) {
+			t.Fatalf("part %d: other content", i)
+		}
+	}
+	if w.md.event("crc-page-damaged") == 0 {
+		t.Fatal("the damage wasn't seen; the test proves nothing")
+	}
+	w.must(func() bool { return w.md.event("block-repaired") >= 16 }, 20*sec, "repair")
+	for i := range 8 * 16 {
+		w.read(chunkA, uint32(i)*4096, 4096, 2)
+	}
+	w.run(20 * sec)
+	for _, e := range w.md.events {
+		if e.Code == "block-lost" {
+			t.Fatal(e.Message)
+		}
+	}
+	w.equal(chunkA, 8*65536, 0, 1, 2)
+}
+
+func TestDamagedSlotEntryExcludesReplica(t *testing.T) {
+	w := settledInStore(t, 79)
+	nd := w.nodes[2]
+	slot := nd.sh.chunks[chunkA].slot
+	for _, n := range w.nodes {
+		n.kill()
+	}
+	nd.store.FlipBit(nd.sh.store.sb.tablePage(slot)+int64(slot%entriesInPage)*entrySize+9, 1)
+	nd.store.FlipBit(nd.sh.store.sb.stage, 1) // it may have an intact copy
+	for _, n := range w.nodes {
+		n.restart(false)
+	}
+	w.read(chunkA, 0, 4096, 0)
+	if cfg := w.md.chunks[chunkA]; cfg.Epoch != 2 || len(cfg.Members) != 2 {
+		t.Fatalf("epoch %d, %d members", cfg.Epoch, len(cfg.Members))
+	}
+	for i := range 8 {
+		if got := w.read(chunkA, uint32(i)*65536, 65536, i); !bytes.Equal(got, pattern(uint64(i+1), 65536)) {
+			t.Fatalf("part %d: other content", i)
+		}
+	}
+}

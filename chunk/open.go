@@ -52,6 +52,9 @@ func (o *opener) fail(err error) {
 		o.buf.Release()
 		o.buf = nil
 	}
+	if st := o.sh.store; st.cache != nil {
+		st.cache.close()
+	}
 	o.done(nil, err)
 }
 
@@ -166,7 +169,7 @@ func (o *opener) openLog() {
 		OnFail: sh.fail, OnRoom: sh.pumpSoon, Log: sh.slog}, o.record,
 		func(l *ssdcache.Log, err error) {
 			if err != nil {
-				o.fail(dataplane.E("open the log", dataplane.KindOf(err), err))
+				o.fail(err)
 				return
 			}
 			sh.log = l

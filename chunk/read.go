@@ -126,7 +126,8 @@ func (sh *Shard) readDone(q *request) {
 	}
 	sh.stats.Reads++
 	sh.stats.ReadBytes += uint64(q.length)
-	h := q.hdr.Reply(dataplane.OK)
+	h := &sh.out
+	*h = q.hdr.Reply(dataplane.OK)
 	h.Flags |= dataplane.FlagData
 	h.Length = q.length
 	first, _ := blockRange(q.off, q.length)
@@ -142,7 +143,7 @@ func (sh *Shard) readDone(q *request) {
 	}
 	l := q.link
 	q.link = nil
-	l.finishBuf(&h, q.crcs[:q.crcLen], q.buf, from, to)
+	l.finishBuf(h, q.crcs[:q.crcLen], q.buf, from, to)
 	sh.free(q)
 }
 

@@ -60,6 +60,7 @@ type Shard struct {
 	nextCall    uint64
 	closer      func()
 
+	out      dataplane.Header // being sent: connections copy it, but a local one would escape
 	reqs     []*request
 	freeReqs *request
 	pieces   *readPiece
@@ -449,6 +450,14 @@ func (sh *Shard) closeAll(done func(error)) {
 			done(err)
 			return
 		}
-		sh.log.Close(done)
+		sh.log.Close(func(err error) {
+			if e := sh.store.close(); err == nil {
+				err = e
+			}
+			if e := sh.cache.Close(); err == nil {
+				err = e
+			}
+			done(err)
+		})
 	})
 }

@@ -398,7 +398,7 @@ func TestOpenErrors(t *testing.T) {
 }
 
 func TestCloseUnderLoad(t *testing.T) {
-	c := newCluster(t, 1)
+	c := newCluster(t, 3)
 	f := c.create("f")
 	_, err := f.WriteAt(make([]byte, 1<<20), 0)
 	check(t, err)
