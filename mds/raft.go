@@ -15,6 +15,7 @@ import (
 
 	"github.com/hashicorp/raft"
 	wal "github.com/hashicorp/raft-wal"
+	"github.com/hashicorp/raft-wal/metadb"
 
 	"pstorage/dataplane"
 	"pstorage/dataplane/session"
@@ -141,7 +142,8 @@ func (p *fsmSnapshot) Release() {
 
 // store is the durable part of a raft member.
 type store struct {
-	wal   *wal.WAL
+	wal   *guardedLog
+	meta  *metadb.BoltMetaDB // of the log, which doesn't close it
 	logs  *raft.LogCache
 	snaps *raft.FileSnapshotStore
 }
@@ -149,24 +151,38 @@ type store struct {
 // openStore opens the log and the snapshots under dir, which must exist.
 func openStore(dir string, log *raftLog) (*store, error) {
 	op := "open the metadata log in " + dir
+	meta := &metadb.BoltMetaDB{}
 	w, err := wal.Open(filepath.Join(dir, walDir), wal.WithLogger(log.Named("wal")),
-		wal.WithSegmentSize(walSegment))
+		wal.WithSegmentSize(walSegment), wal.WithMetaStore(meta))
 	if err != nil {
+		meta.Close()
 		return nil, dataplane.E(op, dataplane.IOError, err)
 	}
-	logs, err := raft.NewLogCache(1024, w)
-	if err == nil {
-		var snaps *raft.FileSnapshotStore
-		snaps, err = raft.NewFileSnapshotStoreWithLogger(dir, snapshotsKept, log)
-		if err == nil {
-			return &store{w, logs, snaps}, nil
-		}
+	g, err := guard(w, dir)
+	if err != nil {
+		w.Close()
+		meta.Close()
+		return nil, err
 	}
-	w.Close()
-	return nil, dataplane.E(op, dataplane.IOError, err)
+	st := &store{wal: g, meta: meta}
+	st.logs, err = raft.NewLogCache(1024, g)
+	if err == nil {
+		st.snaps, err = raft.NewFileSnapshotStoreWithLogger(dir, snapshotsKept, log)
+	}
+	if err != nil {
+		st.close()
+		return nil, dataplane.E(op, dataplane.IOError, err)
+	}
+	return st, nil
 }
 
-func (s *store) close() error { return s.wal.Close() }
+func (s *store) close() error {
+	err := s.wal.close()
+	if merr := s.meta.Close(); err == nil {
+		err = merr
+	}
+	return err
+}
 
 func serverID(id uint32) raft.ServerID { return raft.ServerID(strconv.FormatUint(uint64(id), 10)) }
 
@@ -183,6 +199,7 @@ func raftConfig(id uint32, log *raftLog) *raft.Config {
 	c.SnapshotThreshold = 65536
 	c.SnapshotInterval = 30 * time.Second
 	c.NoLegacyTelemetry = true
+	c.NoSnapshotRestoreOnStart = true // see loadSnapshot
 	c.Logger = log
 	return c
 }
@@ -293,6 +310,11 @@ func startReplica(dir string, id uint32, addr string, cred *session.Credentials,
 		default:
 		}
 	}}
+	if err := st.loadSnapshot(dir, r.fsm); err != nil {
+		st.close()
+		r.fsm.s.Close()
+		return nil, err
+	}
 	r.stream = newStreamLayer(addr, cred)
 	r.trans = raft.NewNetworkTransportWithConfig(&raft.NetworkTransportConfig{Stream: r.stream,
 		MaxPool: 4, Timeout: raftTimeout, Logger: rlog, MsgpackUseNewTimeFormat: true})
@@ -321,6 +343,41 @@ func startReplica(dir string, id uint32, addr string, cred *session.Credentials,
 		}
 	})
 	return r, nil
+}
+
+// loadSnapshot restores the newest snapshot. Raft would take an older one if that is damaged, and
+// then miss log entries; so a damaged or missing one is an error here.
+func (s *store) loadSnapshot(dir string, f *fsm) error {
+	op := "start the metadata server in " + dir
+	damaged := func(err error) error {
+		return dataplane.E(op, dataplane.BadCRC, fmt.Errorf("its metadata is damaged (%w); this "+
+			"server's directory must be made anew from the others", err))
+	}
+	list, err := s.snaps.List()
+	if err != nil {
+		return dataplane.E(op, dataplane.IOError, err)
+	}
+	index := uint64(0)
+	if len(list) > 0 {
+		index = list[0].Index
+		_, in, err := s.snaps.Open(list[0].ID)
+		if err == nil {
+			err = f.Restore(in)
+			in.Close()
+		}
+		if err != nil {
+			return damaged(fmt.Errorf("snapshot %s: %w", list[0].ID, err))
+		}
+	}
+	first, err := s.wal.FirstIndex()
+	if err != nil {
+		return dataplane.E(op, dataplane.IOError, err)
+	}
+	if first > index+1 {
+		return damaged(fmt.Errorf("the newest snapshot ends at %d, the log begins at %d", index,
+			first))
+	}
+	return nil
 }
 
 // fail ends the server for a reason that can't be mended by going on.

@@ -111,6 +111,7 @@ const (
 	regDropped                     // removed from the cluster
 	regUnknown                     // names an id that this cluster never gave, or of another disk
 	regBehind                      // boot counter behind or equal: a clone, or rolled back
+	regFailed                      // its disk failed under this very process
 )
 
 // registrationCase decides what a registration is (invariants I7 and I8). known is the entry of
@@ -125,6 +126,8 @@ func registrationCase(c *CS, instance uint64, known, named *CS) registration {
 		return regDropped
 	case c.Boot > known.Boot:
 		return regRestart
+	case c.Boot == known.Boot && instance == known.Instance && known.Failed != "":
+		return regFailed
 	case c.Boot == known.Boot && instance == known.Instance:
 		return regAgain
 	}
@@ -137,7 +140,6 @@ func (c *cmdRegisterCS) apply(s *State, r *Result) {
 	if id, ok := s.byDisk[n.Disk]; ok {
 		known = s.server(id)
 	}
-	source := fmt.Sprintf("cs %d", n.ID)
 	switch registrationCase(&n, c.Instance, known, s.server(n.ID)) {
 	case regUnknown:
 		r.fail(dataplane.Denied, "CS %d with disk identity %x isn't of this cluster", n.ID, n.Disk)
@@ -149,7 +151,10 @@ func (c *cmdRegisterCS) apply(s *State, r *Result) {
 		r.fail(dataplane.Conflict, "CS %d at %s: its start counter %d isn't above the recorded %d: "+
 			"the directory %s is a copy or was rolled back and must not serve; drop this CS and "+
 			"make a new one", known.ID, n.Addr, n.Boot, known.Boot, n.Path)
-		s.addEvent(control.Fault, source, "cs-rolled-back", r.Msg)
+		return
+	case regFailed:
+		r.fail(dataplane.Denied, "the disk of CS %d failed (%s): mend it and start it again, or "+
+			"drop it", known.ID, known.Failed)
 		return
 	case regNew:
 		if len(s.cs) > MaxCS {

@@ -317,7 +317,9 @@ func (s *server) run(ctx context.Context, listener net.Listener, id *identity, o
 				Key: o.Cred.Key}}
 	}
 	served := make(chan error, 1)
-	go func() { served <- session.Serve(ctx, listener, so, func(c *session.NetConn) { s.conn(ctx, c) }) }()
+	go func() {
+		served <- session.Serve(ctx, listener, so, func(c *session.NetConn) { s.conn(ctx, c) })
+	}()
 	leading := make(chan struct{})
 	go func() {
 		defer close(leading)

@@ -164,13 +164,22 @@ func (l *Log) roomFor(a *Append) (*batch, error) {
 	}
 	b := l.open
 	if n := len(a.Data); n > len(b.free) && !l.retains(a) {
-		s := l.pool.Get(stagingSize)
+		s := l.memory(stagingSize)
 		if s == nil {
 			return nil, errNoMemory
 		}
 		b.staging, b.free = append(b.staging, s), s.Bytes()[:stagingSize]
 	}
 	return b, nil
+}
+
+// memory returns a buffer for a batch, out of the spill when the pool is used up by others: what
+// was taken in before Room said no must not be refused.
+func (l *Log) memory(n int) *uring.Buf {
+	if b := l.pool.Get(n); b != nil {
+		return b
+	}
+	return l.spill.Get(n)
 }
 
 // retains says whether a's memory is kept instead of copied.
@@ -220,7 +229,7 @@ func (l *Log) openBatch(a *Append) error {
 
 // newBatch returns an empty batch with header memory, or nil.
 func (l *Log) newBatch() *batch {
-	hdr := l.pool.Get(maxHeaderBlocks * blockSize)
+	hdr := l.memory(maxHeaderBlocks * blockSize)
 	if hdr == nil {
 		return nil
 	}

@@ -282,6 +282,9 @@ func TestReuseWaitsForSuperblock(t *testing.T) {
 			return f
 		}
 		for i := 0; r.log.destage.phase != marking || r.log.Room(); i++ {
+			if i > 100_000 {
+				t.Fatal("never full while the superblock is written", r.log)
+			}
 			if r.log.Room() {
 				r.do(change{Data, 0, uint32(i) % 80, 16})
 			} else {

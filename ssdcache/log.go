@@ -1,6 +1,7 @@
 package ssdcache
 
 import (
+	"errors"
 	"fmt"
 	"log/slog"
 
@@ -84,6 +85,7 @@ type Log struct {
 	disk      uring.Disk
 	env       uring.Env
 	pool      *uring.Pool
+	spill     *uring.Pool // memory of batches when pool has none; touched only then
 	sb        super
 	idx       *index
 	segBlocks uint32
@@ -125,8 +127,11 @@ type Log struct {
 	stats   Stats
 }
 
-// maxBatches bounds the batches in memory.
-const maxBatches = 64
+// maxBatches bounds the batches in memory; spillSize is the address space of the spill, in bytes.
+const (
+	maxBatches = 64
+	spillSize  = maxBatches*maxHeaderBlocks*blockSize + 48<<20
+)
 
 // Err is why the log failed, or nil.
 func (l *Log) Err() error { return l.err }
@@ -267,7 +272,7 @@ func (l *Log) tryClose() {
 	finish := func(err error) {
 		l.destage.release()
 		l.sbBuf.Release()
-		if e := l.idx.close(); err == nil {
+		if e := errors.Join(l.idx.close(), l.spill.Close()); err == nil {
 			err = e
 		}
 		l.closing(err)

@@ -230,10 +230,15 @@ func (r *opener) fail(err error) {
 		l.sbBuf.Release()
 	}
 	l.destage.release()
+	var unmap error
 	if l.idx != nil {
-		if e := l.idx.close(); e != nil {
-			l.o.Log.Warn("unmap the index", "err", e)
-		}
+		unmap = l.idx.close()
+	}
+	if l.spill != nil {
+		unmap = errors.Join(unmap, l.spill.Close())
+	}
+	if unmap != nil {
+		l.o.Log.Warn("give back memory of the log", "err", unmap)
 	}
 	r.done(nil, err)
 }
@@ -284,7 +289,10 @@ func (r *opener) gotSuper(op *uring.DiskOp) {
 	l.reserve = min(max(l.segs/16, 2), 8)
 	l.first, l.pins = make([]uint64, l.segs), make([]uint32, l.segs)
 	var err error
-	if l.idx, err = newIndex(uint32(firstBlock + l.segs*uint64(l.segBlocks))); err == nil {
+	if l.spill, err = uring.NewPool(spillSize); err == nil {
+		l.idx, err = newIndex(uint32(firstBlock + l.segs*uint64(l.segBlocks)))
+	}
+	if err == nil {
 		err = l.destage.init(l, max(l.o.DestageMemory, 2*int(l.sb.segSize)))
 	}
 	if err != nil {

@@ -1,6 +1,7 @@
 package uring
 
 import (
+	"fmt"
 	"testing"
 
 	"golang.org/x/sys/unix"
@@ -119,10 +120,16 @@ func BenchmarkConn(b *testing.B) {
 }
 
 func benchConn(b *testing.B, o LoopOptions, payload, depth int) {
-	server, client := startLoop(b, o), startLoop(b, o)
-	addr := listen(b, server, func(c Conn) ConnHandler {
+	server := startLoop(b, o)
+	benchAsk(b, server, o, payload, depth, func(c Conn) ConnHandler {
 		return &answerer{l: server, c: c, payload: payload}
 	})
+}
+
+func benchAsk(b *testing.B, server *Loop, o LoopOptions, payload, depth int,
+	attach func(Conn) ConnHandler) {
+	client := startLoop(b, o)
+	addr := listen(b, server, attach)
 	a := &asker{payload: payload, direct: 16 << 10, done: make(chan struct{}, 1)}
 	connected := make(chan error, 1)
 	client.Post(func() {
@@ -145,4 +152,76 @@ func benchConn(b *testing.B, o LoopOptions, payload, depth int) {
 	b.ReportMetric(float64(b.N)/b.Elapsed().Seconds(), "op/s")
 	b.ReportMetric(float64(after.Enters-before.Enters)/float64(b.N), "srv-enters/op")
 	on(b, client, func() { a.buf.Release() })
+}
+
+// diskAnswerer answers each request with 4 KiB read from a random place of a disk: the skeleton of
+// a chunk server's read path.
+type diskAnswerer struct {
+	l    *Loop
+	c    Conn
+	d    Disk
+	free *diskAnswer
+	t    testing.TB
+}
+
+type diskAnswer struct {
+	a    *diskAnswerer
+	op   DiskOp
+	bufs [1][]byte
+	buf  *Buf
+	next *diskAnswer
+}
+
+func (a *diskAnswerer) Recv(p []byte) (int, []byte) {
+	n := 0
+	for ; len(p)-n >= benchRequest; n += benchRequest {
+		r := a.free
+		if r == nil {
+			r = &diskAnswer{a: a}
+			r.op.Done = r.done
+		} else {
+			a.free = r.next
+		}
+		r.buf = a.l.Pool().Get(4096)
+		r.bufs[0] = r.buf.Bytes()
+		r.op.Bufs = r.bufs[:]
+		r.op.Offset = int64(a.l.Rand()%uint64(a.d.Size()/4096)) * 4096
+		a.d.Submit(&r.op)
+	}
+	return n, nil
+}
+
+func (r *diskAnswer) done(op *DiskOp) {
+	a := r.a
+	if op.Err != nil {
+		a.t.Error(op.Err)
+	}
+	clear(a.c.Reserve(benchRequest))
+	a.c.AppendBuf(r.buf, 0, 4096)
+	r.buf.Release()
+	r.next, a.free = a.free, r
+}
+
+func (a *diskAnswerer) RecvDone()    {}
+func (a *diskAnswerer) Closed(error) {}
+
+// BenchmarkReadServer is 4 KiB random reads over one loopback connection: network and disk in one
+// loop on the server's side.
+func BenchmarkReadServer(b *testing.B) {
+	path := benchDisk(b)
+	for _, depth := range []int{1, 32, 128} {
+		for _, v := range connVariants {
+			b.Run(fmt.Sprintf("QD%d/%s", depth, v.name), func(b *testing.B) {
+				server := startLoop(b, v.o)
+				a := &diskAnswerer{l: server, t: b}
+				on(b, server, func() {
+					var err error
+					if a.d, err = server.OpenDisk(path, DiskOptions{}); err != nil {
+						b.Fatal(err)
+					}
+				})
+				benchAsk(b, server, v.o, 4096, depth, func(c Conn) ConnHandler { a.c = c; return a })
+			})
+		}
+	}
 }

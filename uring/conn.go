@@ -215,7 +215,7 @@ func (c *conn) adapt(n int) {
 		c.small = 0
 	case size > recvFirst:
 		if c.small++; c.small >= recvShrinkAfter {
-			c.want = max(size/4, recvFirst)
+			c.want = max(size/4&^(recvFirst-1), recvFirst) // the pool rounds up
 			c.small = 0
 		}
 	}

@@ -2,7 +2,6 @@ package uring
 
 import (
 	"bytes"
-	"encoding/binary"
 	"errors"
 	"fmt"
 	"io"
@@ -145,73 +144,6 @@ func testEcho(t *testing.T, addr string) {
 	})
 }
 
-// framed receives frames of a 4-byte length and a payload straight into pool buffers.
-type framed struct {
-	t      testing.TB
-	l      *Loop
-	c      Conn
-	buf    *Buf
-	n      int
-	frames int
-	done   chan struct{}
-	want   int
-}
-
-func (f *framed) Recv(p []byte) (int, []byte) {
-	consumed := 0
-	for len(p) >= 4 {
-		n := int(binary.LittleEndian.Uint32(p))
-		f.buf, f.n = f.l.Pool().Get(n), n
-		k := copy(f.buf.Bytes()[:n], p[4:])
-		consumed += 4 + k
-		if p = p[4+k:]; k < n {
-			return consumed, f.buf.Bytes()[k:n]
-		}
-		f.frame()
-	}
-	return consumed, nil
-}
-
-func (f *framed) RecvDone() { f.frame() }
-
-func (f *framed) frame() {
-	for i, v := range f.buf.Bytes()[:f.n] {
-		if v != byte(f.frames+i) {
-			f.t.Fatalf("frame %d of %d bytes: byte %d is %d", f.frames, f.n, i, v)
-		}
-	}
-	f.buf.Release()
-	f.buf = nil
-	if f.frames++; f.frames == f.want {
-		close(f.done)
-	}
-}
-
-func (f *framed) Closed(error) {
-	if f.buf != nil {
-		f.buf.Release()
-	}
-}
-
-func TestConnDirectReceive(t *testing.T) {
-	server, client := startLoop(t, LoopOptions{}), startLoop(t, LoopOptions{})
-	const frames = 300
-	f := &framed{t: t, l: server, done: make(chan struct{}), want: frames}
-	addr := listen(t, server, func(c Conn) ConnHandler { f.c = c; return f })
-	p := dialTo(t, client, addr, &peer{})
-	rng := rand.New(rand.NewSource(3))
-	for i := range frames {
-		n := 1 + rng.Intn(70000)
-		b := make([]byte, 4+n)
-		binary.LittleEndian.PutUint32(b, uint32(n))
-		for j := range n {
-			b[4+j] = byte(i + j)
-		}
-		client.Post(func() { p.c.Append(b) })
-	}
-	await(t, f.done, "last frame")
-}
-
 // TestConnPartialSends makes the peer read slowly from a small socket buffer.
 func TestConnPartialSends(t *testing.T) {
 	l := startLoop(t, LoopOptions{})
@@ -257,68 +189,6 @@ func TestConnPartialSends(t *testing.T) {
 			t.Errorf("%d bytes of buffers held after sending", l.Pool().InUse())
 		}
 	})
-}
-
-func TestConnPauseRecvPushesBack(t *testing.T) {
-	l := startLoop(t, LoopOptions{})
-	received := 0
-	var p *peer
-	more := make(chan int, 1000)
-	addr := listen(t, l, func(c Conn) ConnHandler {
-		p = &peer{c: c}
-		p.recv = func(b []byte) (int, []byte) {
-			received += len(b)
-			more <- received
-			c.PauseRecv(true)
-			return len(b) - len(b)/4, nil
-		}
-		return p
-	})
-	nc, err := net.Dial("tcp", addr)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer nc.Close()
-	_ = nc.(*net.TCPConn).SetWriteBuffer(64 << 10)
-	_ = nc.SetWriteDeadline(time.Now().Add(300 * time.Millisecond))
-	sent, err := nc.Write(make([]byte, 64<<20))
-	if err == nil {
-		t.Fatalf("all %d bytes were taken from a paused connection's peer", sent)
-	}
-	await(t, more, "first bytes")
-	on(t, l, func() {
-		if len(more) != 0 {
-			t.Error("Recv of a paused connection")
-		}
-		p.c.PauseRecv(false) // the quarter that was left comes at once
-	})
-	await(t, more, "bytes after the pause")
-	on(t, l, func() {
-		p.recv = func(b []byte) (int, []byte) { received += len(b); return len(b), nil }
-		p.c.PauseRecv(false)
-	})
-	_ = nc.SetWriteDeadline(time.Now().Add(10 * time.Second))
-	if _, err := nc.Write(make([]byte, 4<<20)); err != nil {
-		t.Error(err)
-	}
-}
-
-func TestConnStuckHandlerIsClosed(t *testing.T) {
-	l := startLoop(t, LoopOptions{})
-	closed := make(chan error, 1)
-	addr := listen(t, l, func(c Conn) ConnHandler {
-		return &peer{recv: func(b []byte) (int, []byte) { return 0, nil },
-			closed: func(err error) { closed <- err }}
-	})
-	nc, err := net.Dial("tcp", addr)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer nc.Close()
-	_, _ = nc.Write(make([]byte, RecvWindow+100))
-	if err := await(t, closed, "close"); !errors.Is(err, errRecvStuck) {
-		t.Errorf("closed with %v", err)
-	}
 }
 
 func TestConnCloseInFlight(t *testing.T) {

@@ -518,8 +518,8 @@ func (l *Loop) addFile(fd int) File {
 }
 
 func (l *Loop) closeFile(f File) error {
-	if f.index >= 0 {
-		l.files.remove(f)
+	if f.index >= 0 && l.state != loopStopped && l.state != loopFailed {
+		l.files.remove(f) // afterwards the whole table goes, with the ring
 	}
 	return unix.Close(int(f.fd))
 }
@@ -540,6 +540,7 @@ func (l *Loop) Close() error {
 func (l *Loop) release() {
 	for _, d := range l.disks {
 		_ = unix.Close(int(d.file.fd)) // not closed by its owner
+		d.l = nil
 	}
 	for s := range l.socks {
 		s.abandon() // Run was never called

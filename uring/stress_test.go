@@ -21,8 +21,9 @@ func oldKernels() map[string]LoopOptions {
 	deny := SetupNoSQArray | SetupSingleIssuer | SetupDeferTaskrun | SetupCoopTaskrun |
 		SetupTaskrunFlag
 	return map[string]LoopOptions{
-		"5.19": {Ring: RingOptions{denyFlags: deny &^ (SetupCoopTaskrun | SetupTaskrunFlag)}},
-		"5.11": {Ring: RingOptions{denyFlags: deny | SetupSubmitAll, denyOps519: true}},
+		"waiting for 8": {WaitFor: 8, WaitTime: 50 * time.Microsecond},
+		"5.19":          {Ring: RingOptions{denyFlags: deny &^ (SetupCoopTaskrun | SetupTaskrunFlag)}},
+		"5.11":          {Ring: RingOptions{denyFlags: deny | SetupSubmitAll, denyOps519: true}},
 		"5.6": {NoRegister: true, Ring: RingOptions{denyFlags: deny | SetupSubmitAll | SetupDisabled,
 			denyFeat: featExtArg | featMinTimeout, denyOps519: true}},
 	}
@@ -141,6 +142,40 @@ func TestLoopBeforeRun(t *testing.T) {
 	}
 	if err := l.Close(); err != nil {
 		t.Error(err)
+	}
+}
+
+// TestDiskCloseAfterRun closes disks when the loop has ended, by the owner and by Loop.Close.
+func TestDiskCloseAfterRun(t *testing.T) {
+	l, err := NewLoop(LoopOptions{PoolSize: 1 << 20, Log: quiet})
+	if err != nil {
+		t.Fatal(err)
+	}
+	var disks []Disk
+	for _, name := range []string{"a", "b"} {
+		d, err := l.OpenDisk(filepath.Join(t.TempDir(), name), DiskOptions{Create: true})
+		if err != nil {
+			t.Fatal(err)
+		}
+		disks = append(disks, d)
+	}
+	ran := make(chan error)
+	go func() { ran <- l.Run() }()
+	on(t, l, func() {})
+	l.Stop()
+	if err := await(t, ran, "end of Run"); err != nil {
+		t.Fatal(err)
+	}
+	if err := disks[0].Close(); err != nil {
+		t.Error(err)
+	}
+	if err := l.Close(); err != nil {
+		t.Error(err)
+	}
+	for _, d := range disks {
+		if err := d.Close(); err == nil {
+			t.Error("a second Close closed something")
+		}
 	}
 }
 

@@ -104,6 +104,31 @@ func TestStaleMap(t *testing.T) {
 	}
 }
 
+// TestUnsettled: after a start of the servers only the head answers, once it was asked.
+func TestUnsettled(t *testing.T) {
+	w, f, data, ch := with(t)
+	settled := false
+	for _, cs := range w.cs {
+		cs.refuse = func(h *dataplane.Header) dataplane.Kind {
+			switch {
+			case h.Op == dataplane.OpPing || settled:
+				return dataplane.OK
+			case cs.id != ch.members[0]:
+				return dataplane.NotHead
+			}
+			w.sim.After(5e6, func() { settled = true })
+			return dataplane.NotReady
+		}
+	}
+	begin := w.sim.Now()
+	if got := w.read(f, 0, len(data)); !bytes.Equal(got, data) {
+		t.Error("wrong data")
+	}
+	if took := w.sim.Now() - begin; took > 100e6 {
+		t.Errorf("took %d ms", took/1e6)
+	}
+}
+
 // TestHeadDies: writes wait until the MDS excludes the head, reads go on at once.
 func TestHeadDies(t *testing.T) {
 	w, f, data, ch := with(t)

@@ -12,6 +12,7 @@ const (
 	actWaitMap                 // the same, with a new map
 	actOther                   // read: ask another member
 	actOtherHard               // read: the same; this member's data is damaged or its disk failed
+	actHead                    // read: ask the head, which settles the chunk; if it is that: actMap
 )
 
 // actions is the one table of what is done about an answer of each kind.
@@ -19,7 +20,7 @@ var actions = [...]struct{ read, write action }{
 	dataplane.OK:           {actFail, actFail}, // not looked up
 	dataplane.StaleEpoch:   {actMap, actMap},
 	dataplane.UnknownChunk: {actMap, actMap},
-	dataplane.NotHead:      {actMap, actMap},
+	dataplane.NotHead:      {actHead, actMap},
 	dataplane.NotReady:     {actOther, actWaitMap},
 	dataplane.NoLease:      {actOther, actWaitMap},
 	dataplane.BadCRC:       {actOtherHard, actWait}, // write: damaged on the way, or memory changed
@@ -67,23 +68,36 @@ func (e *Engine) refused(p *part, kind dataplane.Kind) {
 	case actFail:
 		e.partDone(p, e.partError(p, kind, nil))
 	case actMap:
-		e.refresh(p)
-		if p.retries > 0 {
-			e.later(p)
-			return
-		}
-		p.retries = 1
-		e.dispatch(p)
+		e.stale(p)
 	case actWait:
 		e.later(p)
 	case actWaitMap:
 		e.refresh(p)
 		e.later(p)
+	case actHead:
+		if p.member != 0 && !p.toHead {
+			p.toHead = true
+			e.otherMember(p, false)
+			return
+		}
+		e.stale(p)
 	case actOther:
 		e.otherMember(p, false)
 	case actOtherHard:
 		e.otherMember(p, true)
 	}
+}
+
+// stale tries p again with a new map: at once the first time, then after a pause.
+func (e *Engine) stale(p *part) {
+	p.tried, p.hard, p.toHead = 0, 0, false
+	e.refresh(p)
+	if p.retries > 0 {
+		e.later(p)
+		return
+	}
+	p.retries = 1
+	e.dispatch(p)
 }
 
 // otherMember sends a read to another member.

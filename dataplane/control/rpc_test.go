@@ -436,7 +436,7 @@ func TestCallLeavesSilentServer(t *testing.T) {
 	}()
 	s := serve(t, "127.0.0.1:0", echoName)
 	c := client(t, Options{Addrs: FixedAddrs(l.Addr().String(), s.addr),
-		silence: 100 * time.Millisecond})
+		silence: 500 * time.Millisecond})
 	if err := c.Call(within(t, 10*time.Second), OpLookup, LookupReq{}, nil); err != nil {
 		t.Fatal(err)
 	}
@@ -445,10 +445,11 @@ func TestCallLeavesSilentServer(t *testing.T) {
 	}
 	// A living one is not left, however long a call takes.
 	s2 := serve(t, "127.0.0.1:0", func(context.Context, request) (any, error) {
-		time.Sleep(400 * time.Millisecond)
+		time.Sleep(1500 * time.Millisecond)
 		return nil, nil
 	})
-	c = client(t, Options{Addrs: FixedAddrs(s2.addr), silence: 100 * time.Millisecond})
+	// Long enough that a busy machine answers pings within it.
+	c = client(t, Options{Addrs: FixedAddrs(s2.addr), silence: 500 * time.Millisecond})
 	if err := c.CallOnce(within(t, 10*time.Second), OpLookup, LookupReq{}, nil); err != nil {
 		t.Error(err)
 	}

@@ -6,6 +6,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"math/rand/v2"
 	"os"
 	"os/exec"
@@ -27,12 +28,36 @@ import (
 // use a mount that it serves.
 
 func TestMain(m *testing.M) {
+	if os.Getenv("PSTORAGE_FUSE_SERVE")+os.Getenv("PSTORAGE_FUSE_ROLE") != "" {
+		go endWithParent()
+	}
 	if dir := os.Getenv("PSTORAGE_FUSE_SERVE"); dir != "" {
 		serve(dir, os.Getenv("PSTORAGE_FUSE_OPTIONS"))
 		return
 	}
+	if role := os.Getenv("PSTORAGE_FUSE_ROLE"); role != "" {
+		if err := runRole(strings.Split(role, "\n")); err != nil {
+			fmt.Fprintln(os.Stderr, err)
+			os.Exit(1)
+		}
+		return
+	}
 	os.Exit(m.Run())
 }
+
+// endWithParent ends this process when the test that started it has ended, however that was.
+func endWithParent() {
+	io.Copy(io.Discard, os.Stdin)
+	for _, dir := range []string{os.Getenv("PSTORAGE_FUSE_SERVE"), mountedOn} {
+		if dir != "" {
+			unix.Unmount(dir, unix.MNT_DETACH)
+		}
+	}
+	os.Exit(3)
+}
+
+// mountedOn is where this process has mounted a real cluster.
+var mountedOn string
 
 // serve mounts a backend in memory and says so.
 func serve(dir, options string) {
@@ -84,9 +109,10 @@ func mounted(t *testing.T, options string) string {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if err := cmd.Start(); err != nil {
-		t.Fatal(err)
-	}
+	stdin, err := cmd.StdinPipe()
+	must(t, err)
+	t.Cleanup(func() { stdin.Close() })
+	must(t, cmd.Start())
 	lines := bufio.NewScanner(out)
 	if !lines.Scan() || lines.Text() != "mounted" {
 		cmd.Process.Kill()
