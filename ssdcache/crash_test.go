@@ -303,8 +303,8 @@ func TestReuseWaitsForSuperblock(t *testing.T) {
 	}
 }
 
-// TestCrashEverywhere cuts one short run, which goes round the ring with write-back under way, after
-// every single event, each in two ways.
+// TestCrashEverywhere cuts one short run, which goes round the ring with write-back under way,
+// after every single event, each in two ways.
 func TestCrashEverywhere(t *testing.T) {
 	r := newRig(t, 21, 6, MinSegment)
 	defer r.dispose()

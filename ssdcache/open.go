@@ -42,8 +42,8 @@ type formatter struct {
 	done func(error)
 }
 
-// Format makes an empty log of as many segments as the disk holds and calls done. Whatever was there
-// is lost: all of the space is written once, so that later appends don't change file-system
+// Format makes an empty log of as many segments as the disk holds and calls done. Whatever was
+// there is lost: all of the space is written once, so that later appends don't change file-system
 // metadata. The superblock is written last.
 func Format(o FormatOptions, done func(error)) {
 	if o.SegmentSize == 0 {
