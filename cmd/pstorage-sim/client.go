@@ -117,7 +117,7 @@ func (c *client) one() bool {
 	if !f.free(off, n) {
 		return false
 	}
-	c.write(f, off, n, sc.zeros > 0 && c.rng.IntN(100) < sc.zeros)
+	c.write(f, off, n, sc.zeros > 0 && !f.whole && c.rng.IntN(100) < sc.zeros)
 	return true
 }
 

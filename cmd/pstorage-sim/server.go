@@ -53,7 +53,7 @@ type deadProcess struct {
 	pool  *uring.Pool
 }
 
-const slots = 6
+const slots = 12
 
 func newCS(w *world, index int) *csNode {
 	n := &csNode{w: w, index: index, ip: fmt.Sprintf("10.0.0.%d", index+1),

@@ -140,10 +140,11 @@ func (w *world) wait(until func() bool, within int64, what string) bool {
 func (w *world) run() {
 	w.mds = newMetaServers(w)
 	for i := range w.sc.servers {
-		w.cs = append(w.cs, newCS(w, i))
-	}
-	if !w.wait(w.allRegistered, 20*sec, "all chunk servers registered") {
-		return
+		n := newCS(w, i)
+		w.cs = append(w.cs, n)
+		if !w.wait(func() bool { return n.registered }, 20*sec, "chunk server registered") {
+			return
+		}
 	}
 	for i := range w.sc.clients {
 		w.makeFile(i)
@@ -157,15 +158,6 @@ func (w *world) run() {
 	if len(w.violations) == 0 {
 		w.heal()
 	}
-}
-
-func (w *world) allRegistered() bool {
-	for _, n := range w.cs {
-		if !n.registered {
-			return false
-		}
-	}
-	return true
 }
 
 // free gives memory outside the Go heap back.
@@ -308,6 +300,15 @@ func (c *rpc) again(wait int64, err error) {
 	})
 }
 
+// retransmit is what TCP does while the way is cut.
+func (c *rpc) retransmit() {
+	c.w.sim.After(200*ms, func() {
+		if !c.ended && !c.env.Dead() {
+			c.send()
+		}
+	})
+}
+
 func (c *rpc) send() {
 	w, m := c.w, c.w.mds
 	to := m.leader
@@ -315,7 +316,7 @@ func (c *rpc) send() {
 		switch {
 		case c.ended || c.env.Dead():
 		case w.net.IsCut(c.ip, m.ips[to]):
-			c.again(200*ms, nil)
+			c.retransmit()
 		case !m.sim.Leading() || m.leader != to:
 			c.again(20*ms, dataplane.E(control.OpName(c.op), dataplane.NotLeader, nil))
 		default:
@@ -330,8 +331,9 @@ func (c *rpc) answered(from int, payload []byte, err error) {
 	w := c.w
 	w.sim.After(w.delay(), func() {
 		switch kind := dataplane.KindOf(err); {
+		case c.ended || c.env.Dead():
 		case w.net.IsCut(w.mds.ips[from], c.ip):
-			c.again(500*ms, nil)
+			c.w.sim.After(200*ms, func() { c.answered(from, payload, err) })
 		case kind == dataplane.NotLeader || kind == dataplane.Closed || err != nil && kind == dataplane.Internal:
 			c.again(20*ms, dataplane.E(control.OpName(c.op), dataplane.NotLeader, nil))
 		default:
