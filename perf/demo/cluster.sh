@@ -53,7 +53,8 @@ run_cluster() {
     auth client
     auth admin
     wait_for 30 "all chunk servers are active" live_cs "$nodes"
-    start_mount mount "$work/mnt"
+    mnt=$work/mnt
+    start_mount mount "$mnt"
     host admin "$bin/pstorage" -c "$name" stat | sed 's/^/   /'
 
     step "a wrong password changes nothing"
