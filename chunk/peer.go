@@ -19,6 +19,7 @@ type peer struct {
 	c       *session.Conn // nil: not connected
 	open    bool
 	dialing bool
+	gen     uint32 // counts connections
 	backoff int64
 	redial  uring.Timer
 	heard   int64   // when it said something last
@@ -152,6 +153,7 @@ func (p *peer) Open(c *session.Conn) {
 			fmt.Errorf("%v answers there", who)))
 		return
 	}
+	p.gen++
 	p.open, p.dialing, p.backoff, p.err = true, false, int64(redialFirst), nil
 	p.heard = p.sh.env.Now()
 	for _, k := range p.calls {

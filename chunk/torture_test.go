@@ -239,7 +239,7 @@ func TestTorture(t *testing.T) {
 		runTorture(t, *seedFlag)
 		return
 	}
-	seeds := uint64(8)
+	seeds := uint64(6)
 	if testing.Short() {
 		seeds = 2
 	}

@@ -89,6 +89,18 @@ func findInFile(path string, pattern []byte) ([]int64, error) {
 	}
 }
 
+// Sparse returns those of the places that lie at least apart bytes behind the one before, in their
+// file.
+func Sparse(places []Found, apart int64) []Found {
+	var out []Found
+	for _, p := range places {
+		if n := len(out); n == 0 || out[n-1].Path != p.Path || p.Offset-out[n-1].Offset >= apart {
+			out = append(out, p)
+		}
+	}
+	return out
+}
+
 // Flip inverts the lowest bit of the byte at each place, and makes that durable. The process that
 // owns the files should be stopped: it would hardly expect it.
 func Flip(places []Found) error {

@@ -48,6 +48,9 @@ func TestFindAndFlip(t *testing.T) {
 			t.Errorf("place %d: %v, want offset %d", i, found[i], at)
 		}
 	}
+	if few := Sparse(found, flipWindow); len(few) != 3 || few[1] != found[2] {
+		t.Errorf("at least %d bytes apart: %v of %v", flipWindow, few, found)
+	}
 	if err := Flip(found[1:2]); err != nil {
 		t.Fatal(err)
 	}

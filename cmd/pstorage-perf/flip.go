@@ -5,6 +5,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"pstorage/cmd/cli"
 	"pstorage/perf"
 )
 
@@ -12,6 +13,7 @@ func newFlip() *cobra.Command {
 	var dir, glob, pattern string
 	var dryRun bool
 	var most int
+	var spread cli.Size
 	cmd := &cobra.Command{
 		Use:   "flip",
 		Short: "Damage stored data on purpose: flip one bit of a pattern in files below a directory",
@@ -27,6 +29,7 @@ there.`,
 			if len(places) == 0 {
 				return fmt.Errorf("no %q in the files below %s", pattern, dir)
 			}
+			places = perf.Sparse(places, int64(spread))
 			if most > 0 && len(places) > most {
 				places = places[:most]
 			}
@@ -49,6 +52,7 @@ there.`,
 	flags.StringVar(&pattern, "pattern", "", "`TEXT` to find, at least 8 bytes")
 	flags.BoolVar(&dryRun, "dry-run", false, "only say where it is")
 	flags.IntVar(&most, "max", 0, "at most this many places; 0: all")
+	flags.Var(&spread, "spread", "only places at least this many bytes behind the one before")
 	_ = cmd.MarkFlagRequired("dir")
 	_ = cmd.MarkFlagRequired("pattern")
 	return cmd
