@@ -300,6 +300,10 @@ func (sh *Shard) fail(err error) {
 			sh.answer(q, dataplane.IOError)
 		}
 	}
+	for _, r := range sh.all() {
+		sh.refuseWaiting(r, dataplane.IOError)
+	}
+	sh.pumpNow() // paused connections get their answers, too
 	sh.event(control.Fault, "disk-failed", "the disk failed and is not used any more: "+err.Error())
 	if sh.onFail != nil {
 		sh.onFail(err)
