@@ -47,10 +47,21 @@ type flusher struct {
 	left    int
 	err     error
 	next    func()
+	steps   struct{ synced, place, placed, finish func() } // of next, made once
 }
 
 func (f *flusher) init(st *store) {
 	f.st = st
+	f.steps.finish, f.steps.place = f.finish, f.place
+	f.steps.synced = func() {
+		f.st.unsynced = false
+		f.sync(f.steps.place)
+	}
+	f.steps.placed = func() {
+		f.unpin()
+		f.st.cache.feed()
+		f.stage()
+	}
 	f.op.Done = func(op *uring.DiskOp) {
 		if op.Err != nil {
 			f.fail(fmt.Errorf("checkpoint: %w", op.Err))
@@ -129,7 +140,7 @@ func (f *flusher) stage() {
 			return
 		}
 		f.st.unsynced = false
-		f.sync(f.finish)
+		f.sync(f.steps.finish)
 		return
 	}
 	f.round++
@@ -137,10 +148,7 @@ func (f *flusher) stage() {
 	putStage(b, f.round, f.staged)
 	f.one[0] = b[:stageHeadSize+len(f.staged)*dataplane.BlockSize]
 	f.op.Kind, f.op.Offset, f.op.Bufs = uring.DiskWrite, f.st.sb.stage, f.one
-	f.next = func() {
-		f.st.unsynced = false
-		f.sync(f.place)
-	}
+	f.next = f.steps.synced
 	f.st.disk.Submit(&f.op)
 }
 
@@ -239,11 +247,7 @@ func (f *flusher) placed(op *uring.DiskOp) {
 		f.fail(fmt.Errorf("checkpoint: write tables: %w", f.err))
 		return
 	}
-	f.sync(func() {
-		f.unpin()
-		f.st.cache.feed()
-		f.stage()
-	})
+	f.sync(f.steps.placed)
 }
 
 func (f *flusher) unpin() {

@@ -159,9 +159,10 @@ func (l *link) mustBe(h *dataplane.Header, role dataplane.Role) bool {
 // reply answers a request that never became one of the slab.
 func (l *link) reply(h *dataplane.Header, status dataplane.Kind) {
 	if l.open {
-		r := h.Reply(status)
+		r := &l.sh.out
+		*r = h.Reply(status)
 		r.Seq = h.Seq
-		l.c.Send(&r, nil, nil)
+		l.c.Send(r, nil, nil)
 	}
 }
 
@@ -170,14 +171,15 @@ func (l *link) refuse(h *dataplane.Header, status dataplane.Kind) {
 	if !l.open {
 		return
 	}
-	r := h.Reply(status)
+	r := &l.sh.out
+	*r = h.Reply(status)
 	r.Seq = h.Seq
 	if status == dataplane.StaleEpoch {
 		if c := l.sh.chunks[h.Chunk]; c != nil {
 			r.Epoch = c.epoch
 		}
 	}
-	l.c.Send(&r, nil, nil)
+	l.c.Send(r, nil, nil)
 }
 
 // finish answers a request of the slab.
@@ -214,7 +216,7 @@ func (l *link) throttle() {
 	if l.paused {
 		div = 2
 	}
-	want := !l.sh.log.Room()
+	want := l.sh.dead == nil && !l.sh.log.Room()
 	if l.role != dataplane.RoleCS {
 		want = want || l.inflight > maxConnInflight/div || l.c.Queued() > maxConnQueued/div
 	}

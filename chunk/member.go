@@ -84,11 +84,12 @@ func (sh *Shard) take(q *request, buf *uring.Buf) {
 	q.phase = phaseMember
 	r.accept(q.seq, q.off, q.length)
 	if q.hdr.Flags&dataplane.FlagChain != 0 && r.self+1 < len(r.members) {
-		h := q.hdr
+		h := &sh.out
+		*h = q.hdr
 		h.ReqID = q.id()
 		if next := r.members[r.self+1].peer; next.open {
 			q.waiting = 1
-			next.send(&h, q.crcs[:q.crcLen], q.data, buf)
+			next.send(h, q.crcs[:q.crcLen], q.data, buf)
 		} else {
 			q.status = dataplane.Unreachable // answered when durable here
 		}

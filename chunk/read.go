@@ -99,6 +99,9 @@ func (sh *Shard) readDone(q *request) {
 	r := q.r
 	recovery := q.hdr.Flags&dataplane.FlagRecovery != 0
 	switch {
+	case q.link == nil:
+		sh.free(q) // answered when the disk failed
+		return
 	case q.rd.bad != 0:
 		sh.damaged(r, q.rd.from, &q.rd)
 		sh.drop(q, dataplane.BadCRC)
@@ -126,7 +129,8 @@ func (sh *Shard) readDone(q *request) {
 	}
 	sh.stats.Reads++
 	sh.stats.ReadBytes += uint64(q.length)
-	h := q.hdr.Reply(dataplane.OK)
+	h := &sh.out
+	*h = q.hdr.Reply(dataplane.OK)
 	h.Flags |= dataplane.FlagData
 	h.Length = q.length
 	first, _ := blockRange(q.off, q.length)
@@ -142,7 +146,7 @@ func (sh *Shard) readDone(q *request) {
 	}
 	l := q.link
 	q.link = nil
-	l.finishBuf(&h, q.crcs[:q.crcLen], q.buf, from, to)
+	l.finishBuf(h, q.crcs[:q.crcLen], q.buf, from, to)
 	sh.free(q)
 }
 

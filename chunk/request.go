@@ -100,12 +100,13 @@ func (sh *Shard) answer(q *request, status dataplane.Kind) {
 		return
 	}
 	q.link = nil
-	h := q.hdr.Reply(status)
+	h := &sh.out
+	*h = q.hdr.Reply(status)
 	h.Seq = q.seq
 	if r := q.r; r != nil && r.state == active {
 		h.Epoch = r.epoch
 	}
-	l.finish(&h)
+	l.finish(h)
 }
 
 // drop answers and frees a request that has not been started.

@@ -274,7 +274,8 @@ func (sh *Shard) issue(q *request, buf *uring.Buf) {
 // replicate sends a write to the other members: small ones to all, large ones along the chain.
 func (sh *Shard) replicate(q *request, buf *uring.Buf, zero bool) {
 	r := q.r
-	h := dataplane.Header{Op: dataplane.OpReplicate, ReqID: q.id(), Chunk: r.id, Epoch: r.epoch,
+	h := &sh.out
+	*h = dataplane.Header{Op: dataplane.OpReplicate, ReqID: q.id(), Chunk: r.id, Epoch: r.epoch,
 		Offset: q.off, Length: q.length, Seq: q.seq,
 		Aux: uint32(r.term)<<16 | uint32(q.seq-r.commit)}
 	h.Flags = dataplane.FlagData
@@ -289,7 +290,7 @@ func (sh *Shard) replicate(q *request, buf *uring.Buf, zero bool) {
 	}
 	for i := range to {
 		q.waiting |= 1 << (i + 1)
-		to[i].peer.send(&h, q.crcs[:q.crcLen], q.data, buf)
+		to[i].peer.send(h, q.crcs[:q.crcLen], q.data, buf)
 	}
 }
 
@@ -482,9 +483,10 @@ func (sh *Shard) tellCommit() {
 		case r.toldAt > silent:
 			sh.tellSoon(r)
 		default:
-			h := dataplane.Header{Op: dataplane.OpCommit, Chunk: r.id, Epoch: r.epoch, Seq: r.commit}
+			h := &sh.out
+			*h = dataplane.Header{Op: dataplane.OpCommit, Chunk: r.id, Epoch: r.epoch, Seq: r.commit}
 			for _, m := range r.members[1:] {
-				m.peer.send(&h, nil, nil, nil)
+				m.peer.send(h, nil, nil, nil)
 			}
 			r.told, r.toldAt = r.commit, sh.env.Now()
 		}

@@ -111,7 +111,8 @@ func TestWipedSegments(t *testing.T) {
 
 // TestLyingDisk: a batch that the disk acknowledged and lost, or put somewhere else, is noticed.
 func TestLyingDisk(t *testing.T) {
-	for _, f := range []simloop.Fault{{Lost: true}, {Misplace: MinSegment}, {Misplace: -8 * blockSize}} {
+	for _, f := range []simloop.Fault{{Lost: true}, {Misplace: MinSegment},
+		{Misplace: -8 * blockSize}} {
 		r := openRig(t, 10, 12)
 		for i := range uint32(10) {
 			if i == 5 {

@@ -1,6 +1,7 @@
 package ssdcache
 
 import (
+	"errors"
 	"fmt"
 	"io"
 	"log/slog"
@@ -92,7 +93,8 @@ type fakeStore struct {
 	fail    error
 	hold    bool // keep WriteBacks waiting
 	waiting []func()
-	bad     error // what went wrong, by the tests' rules
+	slowest uint64 // ns
+	bad     error  // what went wrong, by the tests' rules
 	written uint64
 }
 
@@ -107,8 +109,10 @@ func (s *fakeStore) later(f func()) {
 		s.waiting = append(s.waiting, func() { env.Post(f) })
 		return
 	}
-	longest := []uint64{100_000, 300_000, 3_000_000}[env.Rand()%3]
-	env.Arm(&uring.Timer{Fire: f}, int64(env.Rand()%longest))
+	if s.slowest == 0 { // every life has a store of another speed
+		s.slowest = []uint64{1000, 300_000, 3_000_000}[env.Rand()%3]
+	}
+	env.Arm(&uring.Timer{Fire: f}, int64(env.Rand()%s.slowest))
 }
 
 func (s *fakeStore) release() {
@@ -424,7 +428,7 @@ func (r *rig) restart(s *fakeStore) {
 // dispose gives back memory outside the Go heap, whatever state the log is in.
 func (r *rig) dispose() {
 	if r.log != nil && !r.log.closed {
-		if err := r.log.idx.close(); err != nil {
+		if err := errors.Join(r.log.idx.close(), unix.Munmap(r.log.spill.Arena())); err != nil {
 			r.t.Fatal(err)
 		}
 	}

@@ -37,7 +37,8 @@ func keyOf(slot, block uint32) blockKey {
 	return slot<<14 | block
 }
 
-const _ = uint(dataplane.BlocksPerChunk-1<<14) + uint(1<<14-dataplane.BlocksPerChunk) // 1<<14 blocks
+// Compiles only if a chunk has 1<<14 blocks.
+const _ = uint(dataplane.BlocksPerChunk-1<<14) + uint(1<<14-dataplane.BlocksPerChunk)
 
 // newIndex returns an index for positions [0, positions).
 func newIndex(positions uint32) (*index, error) {

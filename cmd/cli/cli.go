@@ -44,7 +44,7 @@ type Error struct {
 
 func (e *Error) Error() string {
 	line := e.Why.Error()
-	if e.What != "" {
+	if e.What != "" && !strings.HasPrefix(line, e.What+":") { // said already
 		line = e.What + ": " + line
 	}
 	if e.Advice != "" {
@@ -152,7 +152,7 @@ func Plain(err error) error {
 func Refusal(err error) bool {
 	switch dataplane.KindOf(err) {
 	case dataplane.WrongCluster, dataplane.Denied, dataplane.Conflict, dataplane.Malformed,
-		dataplane.Invalid, dataplane.NotSupported:
+		dataplane.Invalid, dataplane.NotSupported, dataplane.BadCRC:
 		return true
 	}
 	return false

@@ -22,8 +22,9 @@ import (
 //  3. keep runs one child after the other for its directory: a crashed one is replaced at once,
 //     one that crashes again soon after waits longer and longer, one that refuses its directory
 //     isn't replaced;
-//  4. when a child has exited, that very process (id and boot counter, as it told us itself) is
-//     certified to the metadata servers, which then needn't wait for its lease to run out.
+//  4. when a child has crashed, the exit of that very process (id and boot counter, as it told us
+//     itself) is certified to the metadata servers, which then needn't wait for its lease to run
+//     out. A planned stop isn't certified: who comes back within the lease loses no membership.
 const (
 	watchEvery  = 500 * time.Millisecond
 	firstDelay  = 100 * time.Millisecond // before the second restart in a row; the first has none
@@ -177,12 +178,12 @@ func (s *supervisor) keep(ctx context.Context, p place, settled func()) {
 		started := time.Now()
 		who, err := s.runChild(ctx, log, p, settled)
 		lived := time.Since(started)
-		if who.CS != 0 {
-			s.certifySoon(p, who)
-		}
 		if ctx.Err() != nil {
 			log.Info("chunk server stopped", "cs", who.CS)
 			return
+		}
+		if who.CS != 0 {
+			s.certifySoon(p, who)
 		}
 		if refused(err) {
 			log.Error("the chunk server refuses to serve this directory and is not started again; "+

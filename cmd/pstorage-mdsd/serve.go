@@ -50,7 +50,7 @@ func serve(ctx context.Context, o mdsdOptions, out io.Writer) error {
 				fmt.Fprintf(out, "mds ready on %s\n", addr)
 				started()
 			})
-			if errs[i] != nil && len(servers) > 1 {
+			if errs[i] != nil && (len(servers) > 1 || o.log.File != "") {
 				log.Error("a metadata server has ended", "cluster", s.cluster, "err", errs[i])
 			}
 		})

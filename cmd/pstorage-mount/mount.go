@@ -91,7 +91,6 @@ func mount(ctx context.Context, o mountOptions, background bool, ready func(stri
 	if err != nil {
 		return cli.Fail("mount on "+mountpoint, err, mountAdvice())
 	}
-	log.Info("mounted", "cluster", conf.Name(), "on", mountpoint)
 	ready(mountpoint)
 	wait(ctx, log, server, mountpoint)
 	log.Info("unmounted", "cluster", conf.Name(), "from", mountpoint)

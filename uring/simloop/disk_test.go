@@ -25,7 +25,8 @@ func newBench(t testing.TB, seed uint64) *bench {
 	return &bench{s, e, NewDisk(e, 1<<20, 512, DiskOptions{}), p}
 }
 
-func (b *bench) op(kind uring.OpKind, off int64, n int, v byte, done func(*uring.DiskOp)) *uring.DiskOp {
+func (b *bench) op(kind uring.OpKind, off int64, n int, v byte,
+	done func(*uring.DiskOp)) *uring.DiskOp {
 	op := &uring.DiskOp{Kind: kind, Offset: off, Done: done}
 	if done == nil {
 		op.Done = func(*uring.DiskOp) {}

@@ -1,0 +1,79 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"os"
+
+	"pstorage/chunk"
+	"pstorage/cmd/cli"
+	"pstorage/dataplane"
+	"pstorage/dataplane/cluster"
+)
+
+// serveChild serves one directory: this process is a child of the supervisor.
+func serveChild(ctx context.Context, o csdOptions, out io.Writer) error {
+	if len(o.dirs) != 1 || o.cluster == "" {
+		return cli.Usage("--child needs one -r and -c")
+	}
+	dir := o.dirs[0]
+	log, err := o.log.Open(os.Stderr)
+	if err != nil {
+		return err
+	}
+	conf, err := cluster.Choose(cluster.EtcDir(), o.cluster)
+	if err != nil {
+		return cli.Fail("", err, "")
+	}
+	cred, err := conf.Credentials(dataplane.RoleCS, 0)
+	if err != nil {
+		return refusal(dir, err)
+	}
+	addr, err := listenAddr(conf, dir)
+	if err != nil {
+		return refusal(dir, err)
+	}
+	status := os.NewFile(statusFD, "status")
+	err = chunk.Run(ctx, chunk.Options{
+		Dir: dir, ListenAddr: addr, Cred: &cred, MDS: conf.BSOrNone,
+		Log: log.With("dir", dir),
+		OnIdentity: func(id dataplane.CSID, boot uint64) {
+			fmt.Fprintf(status, "id %d %d\n", id, boot)
+		},
+		OnReady: func(id dataplane.CSID, addr string) {
+			fmt.Fprintf(out, "cs %d ready on %s\n", id, addr)
+			fmt.Fprintf(status, "ready %s\n", addr)
+		},
+	})
+	if err != nil && o.log.File != "" {
+		log.Error("the chunk server has ended", "dir", dir, "err", err) // stderr may go nowhere
+	}
+	return refusal(dir, err)
+}
+
+// refusal gives errors that another start wouldn't mend the exit status that says so.
+func refusal(dir string, err error) error {
+	if err == nil {
+		return nil
+	}
+	e := &cli.Error{What: "serve " + dir, Why: err}
+	if cli.Refusal(err) {
+		e.Status = cli.ExitRefuse
+	}
+	return e
+}
+
+// listenAddr returns the address that cs.list has for dir; empty if it has none.
+func listenAddr(conf *cluster.Conf, dir string) (string, error) {
+	daemons, err := conf.Daemons(cluster.CS)
+	if err != nil {
+		return "", err
+	}
+	for _, d := range daemons {
+		if d.Dir == dir {
+			return d.Addr, nil
+		}
+	}
+	return "", nil
+}

@@ -1,0 +1,249 @@
+package main
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/netip"
+	"os"
+
+	"github.com/spf13/cobra"
+	"golang.org/x/sys/unix"
+
+	"pstorage/chunk"
+	"pstorage/cmd/cli"
+	"pstorage/dataplane/cluster"
+	"pstorage/dataplane/session"
+)
+
+// firstCSPort is where make-cs begins to look for a port that is free.
+const firstCSPort = 2520
+
+type makeCSOptions struct {
+	dir      string
+	addr     string
+	journal  string
+	logSize  cli.Size
+	tier     uint8
+	capacity cli.Size
+	location string
+}
+
+func newMakeCS(a *app) *cobra.Command {
+	var o makeCSOptions
+	cmd := &cobra.Command{
+		Use:   "make-cs",
+		Short: "Make a chunk server on this node",
+		Long: `Make a chunk server on this node: one per disk, in a directory on that disk. Its journal
+(the log in which every write becomes durable first) lies in the same directory, or on
+an SSD with -j.
+
+pstorage-csd serves it; a running one starts it within a second.`,
+		Example: `  pstorage -c test_cluster make-cs -r /pstorage/test_cluster-cs
+  pstorage -c test_cluster make-cs -r /disk2/cs -a 10.30.100.17 -j /ssd/journals -s 20G -t 1`,
+		Args: cli.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			return makeCS(a, o, cmd.OutOrStdout(), cmd.ErrOrStderr())
+		},
+	}
+	flags := cmd.Flags()
+	flags.StringVarP(&o.dir, "dir", "r", "", "`DIR` to keep chunks in: new or empty")
+	flags.StringVarP(&o.addr, "addr", "a", "",
+		"`IP[:PORT]` that others reach it at (default: as seen from the metadata servers; "+
+			"a port from 2520 on)")
+	flags.StringVarP(&o.journal, "journal", "j", "",
+		"`PATH` of the journal: a new file, a directory for it, or an empty block device "+
+			"(default: in DIR)")
+	flags.VarP(&o.logSize, "size", "s",
+		"size of the journal file, for example 20G (default: 1G, or less on a small disk)")
+	flags.Uint8VarP(&o.tier, "tier", "t", 0, "storage tier, 0 to 3")
+	flags.Var(&o.capacity, "capacity", "most bytes for chunks (default: what is free on the disk)")
+	flags.StringVar(&o.location, "location", "", "`ROOM/ROW/RACK` of this node")
+	return cmd
+}
+
+func makeCS(a *app, o makeCSOptions, out, warnings io.Writer) error {
+	conf, err := a.conf()
+	if err != nil {
+		return err
+	}
+	key, err := conf.LoadKey()
+	if err != nil {
+		return cli.Fail("", err, "")
+	}
+	if o.tier > 3 {
+		return cli.Usage("-t %d: tiers are 0 to 3", o.tier)
+	}
+	if err := refuseUsedDir(conf, key, o.dir); err != nil {
+		return err
+	}
+	dir, err := checkNewDir(o.dir, "-r")
+	if err != nil {
+		return err
+	}
+	journal, err := journalPath(conf, dir.path, o.journal)
+	if err != nil {
+		return err
+	}
+	addr, err := csAddr(conf, o.addr)
+	if err != nil {
+		return err
+	}
+	if err := formatCS(conf, dir, chunk.FormatOptions{
+		Cluster: key.Cluster, ClusterName: conf.Name(), Addr: addr.String(), LogPath: journal,
+		LogSize: int64(o.logSize), Capacity: uint64(o.capacity), Tier: o.tier, Location: o.location,
+	}); err != nil {
+		return err
+	}
+	if n := neighbours(dir.path); o.capacity == 0 && n > 0 {
+		fmt.Fprintf(warnings, "warning: it shares its file system with other chunk servers of this "+
+			"node (%d), and each counts on all of what is free: use --capacity\n", n)
+	}
+	fmt.Fprintf(out, "Cluster %s: chunk server made in %s, address %s.\n"+
+		"A running pstorage-csd starts it within a second; otherwise start pstorage-csd.\n",
+		conf.Name(), dir.path, addr)
+	return nil
+}
+
+// refuseUsedDir says whose a directory is that already holds a chunk server.
+func refuseUsedDir(conf *cluster.Conf, key session.NodeKey, dir string) error {
+	if dir == "" {
+		return nil // checkNewDir says so
+	}
+	id, err := chunk.ReadIdentity(dir)
+	if err != nil {
+		return nil // not a chunk server's; checkNewDir says what else it may be
+	}
+	what := "make a chunk server in " + dir
+	if id.Cluster == key.Cluster.String() {
+		return cli.Failf(what, fmt.Sprintf("one of cluster %s lives there already", conf.Name()),
+			"choose another directory with -r")
+	}
+	return cli.Failf(what, fmt.Sprintf("it holds a chunk server of another cluster, %q (id %s)",
+		clean(id.ClusterName), id.Cluster), "choose another directory with -r")
+}
+
+// csAddr returns the address for a new chunk server.
+func csAddr(conf *cluster.Conf, given string) (netip.AddrPort, error) {
+	var addr netip.AddrPort
+	var err error
+	if given != "" {
+		addr, err = cluster.ParseAddr(given, 0)
+	} else {
+		addr, err = ownAddr(conf)
+	}
+	if err != nil {
+		return addr, cli.Fail("", err, "give an address of this machine with -a IP")
+	}
+	if addr.Addr().IsUnspecified() {
+		return addr, cli.Failf("use address "+given, "others can't connect to it",
+			"give an address of this machine with -a IP")
+	}
+	if addr.Port() != 0 {
+		return addr, checkListen(addr)
+	}
+	taken := localPorts()
+	for port := uint16(firstCSPort); port < firstCSPort+10000; port++ {
+		addr = netip.AddrPortFrom(addr.Addr(), port)
+		if taken[addr] {
+			continue
+		}
+		err = checkListen(addr)
+		if err == nil {
+			return addr, nil
+		}
+		if advice(err) != addrInUseAdvice {
+			return addr, err // not an address of this machine: other ports won't help
+		}
+	}
+	return addr, err
+}
+
+// ownAddr returns the address that this node has on the way to the metadata servers, port 0.
+func ownAddr(conf *cluster.Conf) (netip.AddrPort, error) {
+	addrs, err := conf.LoadBS()
+	if err != nil {
+		return netip.AddrPort{}, err
+	}
+	for _, addr := range addrs {
+		// Connecting a UDP socket sends nothing; it asks the kernel for the route.
+		conn, dialErr := net.Dial("udp", addr)
+		if dialErr != nil {
+			err = dialErr
+			continue
+		}
+		local := conn.LocalAddr().(*net.UDPAddr).AddrPort()
+		conn.Close()
+		return netip.AddrPortFrom(local.Addr().Unmap(), 0), nil
+	}
+	return netip.AddrPort{}, fmt.Errorf("find this node's address: no way to %v: %w", addrs,
+		rootCause(err))
+}
+
+// localPorts returns the addresses of all chunk servers of this node, running or not.
+func localPorts() map[netip.AddrPort]bool {
+	taken := make(map[netip.AddrPort]bool)
+	for _, d := range localCS() {
+		if addr, err := netip.ParseAddrPort(d.Addr); err == nil {
+			taken[addr] = true
+		}
+	}
+	return taken
+}
+
+// neighbours counts this node's other chunk servers on the file system of dir.
+func neighbours(dir string) int {
+	var own unix.Stat_t
+	if unix.Stat(dir, &own) != nil {
+		return 0
+	}
+	n := 0
+	for _, d := range localCS() {
+		var other unix.Stat_t
+		if d.Dir != dir && unix.Stat(d.Dir, &other) == nil && other.Dev == own.Dev {
+			n++
+		}
+	}
+	return n
+}
+
+// localCS returns all chunk servers of this node, of all clusters. It is for advice and guesses:
+// what can't be read is left out.
+func localCS() []cluster.Daemon {
+	var all []cluster.Daemon
+	names, _ := cluster.List(cluster.EtcDir())
+	for _, name := range names {
+		conf, err := cluster.At(cluster.EtcDir(), name)
+		if err != nil {
+			continue
+		}
+		daemons, _ := conf.Daemons(cluster.CS)
+		all = append(all, daemons...)
+	}
+	return all
+}
+
+// formatCS makes the chunk server and puts it on cs.list. When that fails nothing is left.
+func formatCS(conf *cluster.Conf, dir *newDir, o chunk.FormatOptions) (err error) {
+	if err := dir.make(); err != nil {
+		return err
+	}
+	defer func() {
+		if err == nil {
+			return
+		}
+		dir.undo()
+		if info, err := os.Stat(o.LogPath); err == nil && info.Mode().IsRegular() {
+			os.Remove(o.LogPath) // a file wasn't there before
+		}
+	}()
+	if err := chunk.Format(dir.path, o); err != nil {
+		return cli.Fail("make a chunk server in "+dir.path, err, advice(err))
+	}
+	err = conf.AddDaemon(cluster.CS, cluster.Daemon{Dir: dir.path, Addr: o.Addr})
+	if err != nil {
+		return cli.Fail("", err, advice(errors.Unwrap(err)))
+	}
+	return nil
+}
