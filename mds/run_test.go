@@ -451,6 +451,7 @@ func TestRunRefuses(t *testing.T) {
 func TestLeaderChange(t *testing.T) {
 	c := newTestCluster(t, 3)
 	k := c.client(dataplane.RoleClient, 7, nil)
+	defer c.newCS(1).keepAlive()() // its heartbeats go on, without a new registration
 	for i := range 20 {
 		k.create(dataplane.RootID, fmt.Sprint("before", i), control.TypeFile)
 	}
