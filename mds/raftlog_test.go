@@ -246,7 +246,8 @@ func TestRaftLogDamage(t *testing.T) {
 		}
 	}
 	// A segment that was just being made is no damage.
-	if err := os.WriteFile(filepath.Join(dir, segmentName(41)), make([]byte, 4096), 0o600); err != nil {
+	half := filepath.Join(dir, segmentName(41))
+	if err := os.WriteFile(half, make([]byte, 4096), 0o600); err != nil {
 		t.Fatal(err)
 	}
 	l = mustOpen(t, dir)
