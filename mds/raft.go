@@ -35,7 +35,7 @@ type fsm struct {
 	onFail   func(error)
 	onConfig func()
 
-	mu     sync.RWMutex // guards what follows; apply holds it for one log entry at a time
+	mu     sync.RWMutex // guards what follows; apply holds it for a few commands at a time
 	s      *State
 	failed error // set for ever when an entry can't be applied
 }
@@ -66,17 +66,27 @@ func (f *fsm) ApplyBatch(logs []*raft.Log) []any {
 	return out
 }
 
+// commandsPerLock is how many commands are applied before readers get their turn.
+const commandsPerLock = 8
+
 func (f *fsm) applyEntry(l *raft.Log) applied {
+	nowNs, commands, err := decodeEntry(l.Data)
 	f.mu.Lock()
 	defer f.mu.Unlock()
+	if f.failed == nil && err != nil {
+		f.failed = fmt.Errorf("log entry %d can't be applied; this server stops: %w", l.Index, err)
+		f.onFail(f.failed)
+	}
 	if f.failed != nil {
 		return applied{err: f.failed}
 	}
-	results, err := f.s.Apply(l.Data)
-	if err != nil {
-		f.failed = fmt.Errorf("log entry %d can't be applied; this server stops: %w", l.Index, err)
-		f.onFail(f.failed)
-		return applied{err: f.failed}
+	results := make([]Result, len(commands))
+	for i, c := range commands {
+		if i%commandsPerLock == commandsPerLock-1 {
+			f.mu.Unlock()
+			f.mu.Lock()
+		}
+		f.s.applyOne(nowNs, c, &results[i])
 	}
 	return applied{results: results}
 }
