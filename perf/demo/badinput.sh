@@ -42,7 +42,7 @@ run_badinput() {
 in_store_only() {
     local i
     for i in $(seq "$nodes"); do
-        if finds "$1" "$i" store && ! finds "$1" "$i" '[!s]*'; then
+        if finds "$1" "$i" store && ! finds "$1" "$i" '[^s]*'; then
             echo "$i"
             return
         fi
