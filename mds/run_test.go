@@ -91,7 +91,7 @@ func (c *testCluster) cred(role dataplane.Role, id uint64) *session.Credentials 
 }
 
 func testLog() *slog.Logger {
-	if testing.Verbose() && os.Getenv("MDS_LOG") != "" {
+	if os.Getenv("MDS_LOG") != "" {
 		return slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: slog.LevelDebug}))
 	}
 	return slog.New(slog.DiscardHandler)
