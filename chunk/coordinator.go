@@ -60,9 +60,17 @@ func (sh *Shard) settle(r *replica, lost []dataplane.CSID) {
 		if lost != nil {
 			s.lost = slices.Clone(lost)
 		}
-		sh.settleQueue = append(sh.settleQueue, s)
+		if lost != nil || r.queue.n > 0 || r.reads.n > 0 || r.flight.n > 0 {
+			sh.settleQueue = append(sh.settleQueue, s)
+		} else {
+			sh.settleIdle = append(sh.settleIdle, s)
+		}
 		sh.nextSettler()
 		return
+	}
+	if !s.running {
+		sh.settleQueue = append(sh.settleQueue, s) // now somebody waits for it
+		sh.nextSettler()
 	}
 	for _, cs := range lost {
 		if !slices.Contains(s.lost, cs) {
@@ -74,11 +82,18 @@ func (sh *Shard) settle(r *replica, lost []dataplane.CSID) {
 	}
 }
 
-// nextSettler starts settlers that wait for their turn.
+// nextSettler starts settlers that wait for their turn: first those that somebody waits for.
 func (sh *Shard) nextSettler() {
-	for sh.settling < maxSettling && len(sh.settleQueue) > 0 {
-		s := sh.settleQueue[0]
-		sh.settleQueue = sh.settleQueue[1:]
+	for sh.settling < maxSettling && len(sh.settleQueue)+len(sh.settleIdle) > 0 {
+		from := &sh.settleQueue
+		if len(*from) == 0 {
+			from = &sh.settleIdle
+		}
+		s := (*from)[0]
+		*from = (*from)[1:]
+		if s.running || s.r.settler != s {
+			continue // promoted, or ended meanwhile
+		}
 		s.running = true
 		sh.settling++
 		sh.env.Arm(&s.retry, 0)
@@ -133,6 +148,11 @@ func (sh *Shard) refuseAll(r *replica, status dataplane.Kind) {
 	if r.isHead() {
 		sh.abandonFlight(r, status)
 	}
+	sh.refuseWaiting(r, status)
+}
+
+// refuseWaiting answers what waits and was not started.
+func (sh *Shard) refuseWaiting(r *replica, status dataplane.Kind) {
 	sh.refuseReads(r, status)
 	var keep requestList
 	for q := r.queue.cut(); q != nil; {

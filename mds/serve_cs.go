@@ -193,7 +193,7 @@ func (c *call) grantLease(cs dataplane.CSID, req *control.RegisterCSReq, instanc
 	l.plan.registered(cs)
 	k := l.connect(cs, c.peer, instance)
 	k.capacity, k.used, k.stats, k.statsNs = req.Capacity, req.Used, control.CSStats{}, 0
-	k.forget = nil // the inventory says it all
+	k.forget, k.pushed = nil, false // the inventory says it all
 	if len(forget) > maxForgetReply {
 		k.forget = append(k.forget, forget[maxForgetReply:]...)
 		forget = forget[:maxForgetReply]
