@@ -25,6 +25,11 @@ func (sh *Shard) seal(r *replica, epoch dataplane.Epoch, by any, then func()) da
 	if epoch < r.epoch || r.state == sealed && epoch < r.sealEpoch {
 		return dataplane.StaleEpoch
 	}
+	if r.slot == noSlot && sh.lease.Load() == 0 {
+		// The list of chunks with which this process registers may be on its way. A new chunk that
+		// isn't on it, and is written to by then, would be taken for lost and be taken from us.
+		return dataplane.NotReady
+	}
 	own := r.settler != nil && by == any(r.settler)
 	if r.isHead() {
 		if !own {
