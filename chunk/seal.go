@@ -31,6 +31,7 @@ func (sh *Shard) seal(r *replica, epoch dataplane.Epoch, by any, then func()) da
 		return dataplane.NotReady
 	}
 	own := r.settler != nil && by == any(r.settler)
+	sh.slog.Debug("sealed", "chunk", r.id, "epoch", epoch, "own", own)
 	if r.isHead() {
 		if !own {
 			sh.abandonFlight(r, dataplane.NotReady)
