@@ -83,10 +83,18 @@ func (l *leader) end() {
 }
 
 // now is the monotonic clock in ns, never zero.
-func (l *leader) now() int64 { return int64(time.Since(l.base)) + 1 }
+func (l *leader) now() int64 {
+	if l.r.sim != nil {
+		return l.r.sim.o.Now()
+	}
+	return int64(time.Since(l.base)) + 1
+}
 
 // valid says whether this is still the confirmed leadership, at some moment after the call.
 func (l *leader) valid(ctx context.Context) error {
+	if l.r.sim != nil {
+		return l.r.sim.valid(l)
+	}
 	if err := l.r.verifyLeader(ctx); err != nil {
 		return err
 	}

@@ -283,6 +283,7 @@ type replica struct {
 	running   sync.WaitGroup
 	verify    verifier
 	alone     atomic.Bool // the short times of a server that is alone are set
+	sim       *Sim        // nil but in simulations: stands for raft, the clock and threads
 }
 
 // startReplica opens what is under dir and joins the group.
@@ -458,6 +459,9 @@ func (e *notLeader) LeaderAddr() string { return e.addr }
 
 // notLeader returns the error for requests that only the leader answers.
 func (r *replica) notLeader() error {
+	if r.sim != nil {
+		return &notLeader{}
+	}
 	addr, id := r.raft.LeaderWithID()
 	if id == r.self {
 		addr = "" // elected, and not ready yet

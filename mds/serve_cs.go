@@ -217,13 +217,13 @@ func (c *call) grantLease(cs dataplane.CSID, req *control.RegisterCSReq, instanc
 // event adds to the event log, without waiting for it.
 func (l *leader) event(sev control.Severity, source, code, message string) {
 	l.log.Warn(message, "source", source, "code", code)
-	go func() {
+	l.background(func() {
 		ctx, cancel := context.WithTimeout(l.ctx, raftTimeout)
 		defer cancel()
 		// Without a majority there is no event log; the line above is all there can be.
 		_, _ = l.r.propose(ctx, &cmdAddEvent{Severity: sev, Source: source, Code: code,
 			Message: message})
-	}()
+	})
 }
 
 // heartbeatCase is what a heartbeat means.
@@ -317,7 +317,7 @@ func (l *leader) diskFailed(cs dataplane.CSID, how string) {
 	l.leases.at(cs).failed = true
 	l.viewNs = 0
 	l.log.Error("the disk of a chunk server failed", "cs", cs, "reason", how)
-	go func() {
+	l.background(func() {
 		ctx, cancel := context.WithTimeout(l.ctx, raftTimeout)
 		defer cancel()
 		if _, err := l.r.propose(ctx, &cmdMarkCS{CS: cs, Failed: how}); err != nil {
@@ -327,7 +327,7 @@ func (l *leader) diskFailed(cs dataplane.CSID, how string) {
 			l.leases.at(cs).failed = false
 			l.mu.Unlock()
 		}
-	}()
+	})
 }
 
 // report takes the figures of a heartbeat.
