@@ -7,6 +7,7 @@ import (
 	"os"
 	"path/filepath"
 	"regexp"
+	"strconv"
 	"strings"
 	"time"
 
@@ -227,4 +228,23 @@ func (d *Disk) Mount(dir string) error {
 // String describes the disk for people.
 func (d *Disk) String() string {
 	return d.loop.device + " over " + strings.TrimPrefix(filepath.Base(d.loop.file), prefix)
+}
+
+// Operations returns how many operations the disk has done since it was made.
+func (d *Disk) Operations() (uint64, error) {
+	text, err := os.ReadFile(d.loop.sys("stat"))
+	if err != nil {
+		return 0, err
+	}
+	// Fields of the kernel's block device statistics: the first is reads, the fifth writes.
+	fields := strings.Fields(string(text))
+	if len(fields) < 5 {
+		return 0, fmt.Errorf("statistics of %s: %q", d.loop.device, text)
+	}
+	reads, err := strconv.ParseUint(fields[0], 10, 64)
+	if err != nil {
+		return 0, err
+	}
+	writes, err := strconv.ParseUint(fields[4], 10, 64)
+	return reads + writes, err
 }
