@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"log/slog"
 	"os"
 	"path/filepath"
 	"slices"
@@ -75,8 +76,8 @@ func (r *EngineReport) WriteJSON(out io.Writer) error {
 func (r *EngineReport) WriteTable(out io.Writer) error {
 	var b strings.Builder
 	fmt.Fprintf(&b, "%s, commit %s, %s\n\n", r.Time.Format("2006-01-02 15:04"), r.Commit, r.Machine)
-	const line = "%-22s %10s %-6s %10s  %-4s %12s %12s  %s\n"
-	fmt.Fprintf(&b, line, "figure", "value", "", "goal", "", "ours", "yardstick", "")
+	const line = "%-20s %8s %-3s %8s  %-4s %22s %10s  %s\n"
+	fmt.Fprintf(&b, line, "figure", "value", "", "goal", "", "ours (low-high)", "yardstick", "")
 	for _, f := range r.Figures {
 		sign, verdict := "<=", "MISS"
 		if f.AtLeast {
@@ -90,8 +91,8 @@ func (r *EngineReport) WriteTable(out io.Writer) error {
 			raw = fmt.Sprintf("%.4g", Median(f.Raw))
 		}
 		fmt.Fprintf(&b, line, f.Name, fmt.Sprintf("%.3g", f.Value), f.Unit,
-			fmt.Sprintf("%s %.3g", sign, f.Goal), verdict, fmt.Sprintf("%.4g", Median(f.Ours)), raw,
-			f.Note)
+			fmt.Sprintf("%s %.3g", sign, f.Goal), verdict, fmt.Sprintf("%.4g (%.3g-%.3g)",
+				Median(f.Ours), slices.Min(f.Ours), slices.Max(f.Ours)), raw, f.Note)
 	}
 	_, err := io.WriteString(out, b.String())
 	return err
@@ -278,6 +279,6 @@ func (r *engineRun) start(ctx context.Context, disk ServerDisk) (err error) {
 		return err
 	}
 	r.native, err = OpenNative(ctx, NativeOptions{Etc: r.servers.Etc(), Cluster: serversCluster,
-		Path: "/bench", PIDs: r.servers.CSPIDs})
+		Path: "/bench", PIDs: r.servers.CSPIDs, Log: slog.New(slog.DiscardHandler)})
 	return err
 }
