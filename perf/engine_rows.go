@@ -204,7 +204,7 @@ func (r *engineRun) hddWrite(ctx context.Context) error {
 		return err
 	}
 	const depth = 128
-	filled, slowest, err := r.fill(ctx, r.random("randwrite", depth, 5*time.Second), r.o.Log)
+	filled, slowest, err := r.fill(ctx, r.random("randwrite", depth, 5*time.Second), r.o.Log, false)
 	if err != nil {
 		return err
 	}
@@ -231,11 +231,12 @@ func (r *engineRun) hddWrite(ctx context.Context) error {
 	return nil
 }
 
-// fill writes at least size bytes, or as long as it may take, and returns how many it were and the
-// slowest write in microseconds.
-func (r *engineRun) fill(ctx context.Context, w Workload, size int64) (written int64,
-	slowest float64, err error) {
+// fill writes at least size bytes, or as long as it may take, or (with untilSlow) until the server
+// takes little more; it returns how many it were and the slowest write in microseconds.
+func (r *engineRun) fill(ctx context.Context, w Workload, size int64, untilSlow bool) (
+	written int64, slowest float64, err error) {
 	r.say("filling the log of %d MiB", size>>20)
+	best := 0.0
 	for begun := time.Now(); written < size && time.Since(begun) < r.o.Fill; {
 		res, _, err := r.ours(ctx, w)
 		if err != nil {
@@ -243,6 +244,10 @@ func (r *engineRun) fill(ctx context.Context, w Workload, size int64) (written i
 		}
 		written += int64(res.Ops) * int64(w.BlockSize)
 		slowest = max(slowest, res.Latency.Max)
+		best = max(best, res.IOPS)
+		if untilSlow && res.IOPS < best/20 {
+			break
+		}
 	}
 	return written, slowest, nil
 }
@@ -429,7 +434,7 @@ func (r *engineRun) replay(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	written, _, err := r.fill(ctx, r.random("randwrite", 128, 2*time.Second), r.o.Replay/16*15)
+	written, _, err := r.fill(ctx, r.random("randwrite", 128, 2*time.Second), r.o.Replay/16*15, true)
 	if err != nil {
 		return err
 	}
