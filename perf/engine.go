@@ -212,6 +212,7 @@ func runEngineRow(ctx context.Context, o EngineOptions, name string, needsRig bo
 	defer func() {
 		if err != nil {
 			err = errors.Join(err, logTails(r.home()))
+			r.abort()
 		}
 		err = errors.Join(err, r.close(), os.RemoveAll(dir))
 	}()
@@ -229,6 +230,14 @@ func (r *engineRun) home() string { return filepath.Join(r.dir, "home") }
 func (r *engineRun) say(format string, args ...any) {
 	fmt.Fprintf(r.o.Progress, "[%s, %3.0f s] %s\n", r.name, time.Since(r.begun).Seconds(),
 		fmt.Sprintf(format, args...))
+}
+
+// abort fails what is under way: an orderly end would wait for servers that are stuck.
+func (r *engineRun) abort() {
+	if r.native != nil {
+		_ = r.native.client.Close() // it has failed already
+		r.native = nil
+	}
 }
 
 func (r *engineRun) close() error {

@@ -8,7 +8,6 @@ import (
 	"os/exec"
 	"path/filepath"
 	"strings"
-	"sync"
 	"sync/atomic"
 	"time"
 
@@ -376,25 +375,7 @@ func (r *engineRun) rss(ctx context.Context) error {
 		return err
 	}
 	chunks := r.o.Store / dataplane.ChunkSize
-	r.say("touching %d chunks", chunks)
-	var next atomic.Int64
-	var wg sync.WaitGroup
-	errs := make([]error, 32)
-	for i := range errs {
-		wg.Go(func() {
-			block := make([]byte, dataplane.BlockSize)
-			fill(block)
-			for errs[i] == nil && ctx.Err() == nil {
-				c := next.Add(1) - 1
-				if c >= chunks {
-					return
-				}
-				_, errs[i] = r.native.file.WriteAt(block, c*dataplane.ChunkSize)
-			}
-		})
-	}
-	wg.Wait()
-	if err := errors.Join(append(errs, ctx.Err())...); err != nil {
+	if err := r.touch(ctx, chunks); err != nil {
 		return err
 	}
 	if err := r.native.file.Grow(ctx, uint64(r.o.Store)); err != nil {
@@ -414,6 +395,53 @@ func (r *engineRun) rss(ctx context.Context) error {
 		Note: fmt.Sprintf("resident in all with %d chunks and a log of %d MiB", chunks, r.o.Log>>20)})
 	return nil
 }
+
+// touch writes one block to each chunk of the file.
+func (r *engineRun) touch(ctx context.Context, chunks int64) error {
+	r.say("touching %d chunks", chunks)
+	var next, done atomic.Int64
+	file := r.native.file
+	errs := make(chan error, 32)
+	for range cap(errs) {
+		go func() {
+			block := make([]byte, dataplane.BlockSize)
+			fill(block)
+			var err error
+			for c := next.Add(1) - 1; c < chunks && err == nil && ctx.Err() == nil; {
+				_, err = file.WriteAt(block, c*dataplane.ChunkSize)
+				done.Add(1)
+				c = next.Add(1) - 1
+			}
+			errs <- err
+		}()
+	}
+	alive := time.NewTicker(stuckTouch)
+	defer alive.Stop()
+	before := int64(0)
+	for running := cap(errs); running > 0; {
+		select {
+		case err := <-errs:
+			if err != nil {
+				return err // the others end with the client
+			}
+			running--
+		case <-alive.C:
+			now := done.Load()
+			if now == before {
+				return fmt.Errorf("stuck after %d of %d chunks: none was made in %v", now, chunks,
+					stuckTouch)
+			}
+			r.say("%d chunks", now)
+			before = now
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+	}
+	return ctx.Err()
+}
+
+// stuckTouch is how long it may take until at least one chunk of many is made.
+const stuckTouch = 15 * time.Second
 
 // replay: the log is filled before a store so slow that little is written back, then the chunk
 // server is killed and started again.
