@@ -174,6 +174,7 @@ func (sh *Shard) makeSlot(r *replica) bool {
 		return false
 	}
 	r.slot = slot
+	delete(sh.strangers, r.id)
 	if sh.store.residue[slot] {
 		// The log may still have blocks of an earlier owner whose entry was damaged.
 		delete(sh.store.residue, slot)
