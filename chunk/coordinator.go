@@ -29,6 +29,7 @@ type settler struct {
 	cfg      *control.ChunkConfig
 	stay     []control.CSAddr // members that stay, in order
 	tails    []memberTail
+	gens     []uint32 // the connections over which members were sealed
 	verdict  verdict
 	term     uint16
 	pending  int
@@ -59,9 +60,17 @@ func (sh *Shard) settle(r *replica, lost []dataplane.CSID) {
 		if lost != nil {
 			s.lost = slices.Clone(lost)
 		}
-		sh.settleQueue = append(sh.settleQueue, s)
+		if lost != nil || r.queue.n > 0 || r.reads.n > 0 || r.flight.n > 0 {
+			sh.settleQueue = append(sh.settleQueue, s)
+		} else {
+			sh.settleIdle = append(sh.settleIdle, s)
+		}
 		sh.nextSettler()
 		return
+	}
+	if !s.running {
+		sh.settleQueue = append(sh.settleQueue, s) // now somebody waits for it
+		sh.nextSettler()
 	}
 	for _, cs := range lost {
 		if !slices.Contains(s.lost, cs) {
@@ -73,11 +82,18 @@ func (sh *Shard) settle(r *replica, lost []dataplane.CSID) {
 	}
 }
 
-// nextSettler starts settlers that wait for their turn.
+// nextSettler starts settlers that wait for their turn: first those that somebody waits for.
 func (sh *Shard) nextSettler() {
-	for sh.settling < maxSettling && len(sh.settleQueue) > 0 {
-		s := sh.settleQueue[0]
-		sh.settleQueue = sh.settleQueue[1:]
+	for sh.settling < maxSettling && len(sh.settleQueue)+len(sh.settleIdle) > 0 {
+		from := &sh.settleQueue
+		if len(*from) == 0 {
+			from = &sh.settleIdle
+		}
+		s := (*from)[0]
+		*from = (*from)[1:]
+		if s.running || s.r.settler != s {
+			continue // promoted, or ended meanwhile
+		}
 		s.running = true
 		sh.settling++
 		sh.env.Arm(&s.retry, 0)
@@ -94,6 +110,7 @@ func (s *settler) end() {
 		sh.settling--
 	}
 	r.settler = nil
+	r.broken = true // unless it ended with success
 	if r.sealer == any(s) {
 		r.sealer = nil
 	}
@@ -131,6 +148,11 @@ func (sh *Shard) refuseAll(r *replica, status dataplane.Kind) {
 	if r.isHead() {
 		sh.abandonFlight(r, status)
 	}
+	sh.refuseWaiting(r, status)
+}
+
+// refuseWaiting answers what waits and was not started.
+func (sh *Shard) refuseWaiting(r *replica, status dataplane.Kind) {
 	sh.refuseReads(r, status)
 	var keep requestList
 	for q := r.queue.cut(); q != nil; {
@@ -252,6 +274,7 @@ func (s *settler) reachAll() {
 // sealAll stops all members and learns what they have.
 func (s *settler) sealAll() {
 	s.tails = make([]memberTail, len(s.stay))
+	s.gens = make([]uint32, len(s.stay))
 	h := dataplane.Header{Op: dataplane.OpSeal, Chunk: s.r.id, Epoch: s.cfg.Epoch,
 		Aux: dataplane.PartSize}
 	s.each("seal", s.stay, func(i int, p *peer, done func(error)) {
@@ -260,7 +283,7 @@ func (s *settler) sealAll() {
 				if err == nil {
 					var t memberTail
 					if t, err = parseSeal(a, crcs, payload); err == nil {
-						s.tails[i] = t
+						s.tails[i], s.gens[i] = t, p.gen
 					}
 				}
 				done(err)
@@ -382,13 +405,13 @@ func (s *settler) sendPart(at, to int, off uint32, crcs, payload []byte, buf *ur
 func (s *settler) exclude() {
 	var stay []control.CSAddr
 	var ids []dataplane.CSID
+	var gens []uint32
 	for i, m := range s.stay {
 		if !slices.Contains(s.verdict.lost, i) {
-			stay = append(stay, m)
-			ids = append(ids, m.CS)
+			stay, ids, gens = append(stay, m), append(ids, m.CS), append(gens, s.gens[i])
 		}
 	}
-	s.stay = stay
+	s.stay, s.gens = stay, gens
 	if len(ids) == len(s.cfg.Members) {
 		s.activateOthers()
 		return
@@ -470,7 +493,17 @@ func (s *settler) markCreated(next func()) {
 // succeed: all members have one history. Writes that were in flight are part of it.
 func (s *settler) succeed() {
 	sh, r := s.sh, s.r
+	for i, m := range s.stay {
+		if m.CS == sh.id {
+			continue
+		}
+		if p := sh.peer(m.CS, m.Addr); !p.open || p.gen != s.gens[i] {
+			s.again("keep all members", fmt.Errorf("the connection to %v was lost", p))
+			return
+		}
+	}
 	s.end()
+	r.broken = false
 	for r.flight.n > 0 {
 		before := r.flight.n
 		for _, q := range r.flight.slots {

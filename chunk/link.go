@@ -216,7 +216,7 @@ func (l *link) throttle() {
 	if l.paused {
 		div = 2
 	}
-	want := !l.sh.log.Room()
+	want := l.sh.dead == nil && !l.sh.log.Room()
 	if l.role != dataplane.RoleCS {
 		want = want || l.inflight > maxConnInflight/div || l.c.Queued() > maxConnQueued/div
 	}

@@ -19,6 +19,7 @@ type peer struct {
 	c       *session.Conn // nil: not connected
 	open    bool
 	dialing bool
+	gen     uint32 // counts connections
 	backoff int64
 	redial  uring.Timer
 	heard   int64   // when it said something last
@@ -152,11 +153,13 @@ func (p *peer) Open(c *session.Conn) {
 			fmt.Errorf("%v answers there", who)))
 		return
 	}
+	p.gen++
 	p.open, p.dialing, p.backoff, p.err = true, false, int64(redialFirst), nil
 	p.heard = p.sh.env.Now()
 	for _, k := range p.calls {
 		k.send()
 	}
+	p.sh.peerBack(p)
 }
 
 // Closed implements session.FrameHandler.
@@ -235,6 +238,22 @@ func (sh *Shard) peerLost(p *peer) {
 				if r.last != r.commit || r.queue.n > 0 {
 					sh.settle(r, nil)
 				}
+				break
+			}
+		}
+	}
+}
+
+// peerBack settles the chunks that were left alone while p was away: until then it can't serve
+// reads of them.
+func (sh *Shard) peerBack(p *peer) {
+	for _, r := range sh.store.owners {
+		if r == nil || !r.broken || !r.isHead() || r.state != active || r.settler != nil {
+			continue
+		}
+		for _, m := range r.members {
+			if m.peer == p {
+				sh.settle(r, nil)
 				break
 			}
 		}

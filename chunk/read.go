@@ -99,6 +99,9 @@ func (sh *Shard) readDone(q *request) {
 	r := q.r
 	recovery := q.hdr.Flags&dataplane.FlagRecovery != 0
 	switch {
+	case q.link == nil:
+		sh.free(q) // answered when the disk failed
+		return
 	case q.rd.bad != 0:
 		sh.damaged(r, q.rd.from, &q.rd)
 		sh.drop(q, dataplane.BadCRC)

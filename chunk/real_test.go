@@ -38,7 +38,7 @@ func realCred(role dataplane.Role, id uint64) *session.Credentials {
 	return &session.Credentials{Cluster: realCluster, ClusterName: "t", Key: simKey, Role: role, ID: id}
 }
 
-func startTableMDS(t *testing.T) *tableMDS {
+func startTableMDS(t testing.TB) *tableMDS {
 	m := &tableMDS{addrs: map[dataplane.CSID]string{}, boots: map[dataplane.CSID]uint64{},
 		chunks: map[dataplane.ChunkID]*control.ChunkConfig{}}
 	ln, err := net.Listen("tcp", "127.0.0.1:0")

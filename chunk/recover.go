@@ -12,10 +12,14 @@ import (
 //	what a member said          | created or some commit mark > 0 | otherwise
 //	----------------------------+---------------------------------+--------------------------
 //	has the chunk, last >= mark | takes part                      | takes part
-//	has the chunk, last <  mark | lost data: excluded             | (impossible)
+//	last < mark, but patched    | takes part                      | (impossible)
+//	last < mark, not patched    | lost data: excluded             | (impossible)
 //	doesn't have the chunk      | lost data: excluded             | takes part with seq 0
 //
-// where mark is the winner's commit mark and the winner is the member with the highest epoch, then
+// Patched: an earlier settling gave it what it missed, and was interrupted before this member, but
+// after the winner was activated. Otherwise the mark says that the member had acknowledged more.
+//
+// Here mark is the winner's commit mark and the winner is the member with the highest epoch, then
 // the highest last seq, then the first place. If nobody has the chunk and it was created, all data
 // is lost: nothing is done, ever.
 
@@ -32,6 +36,11 @@ type memberTail struct {
 type tailCopy struct {
 	to          int // index of the member
 	off, length uint32
+}
+
+// patched says whether something was touched outside of the order of seqs.
+func (t *memberTail) patched() bool {
+	return slices.ContainsFunc(t.ext, func(e extent) bool { return e.seq == 0 })
 }
 
 // verdict is what settling comes to.
@@ -70,7 +79,7 @@ func decide(created bool, tails []memberTail) verdict {
 		t := &tails[i]
 		switch {
 		case i == v.winner:
-		case t.unknown && created, !t.unknown && t.last < w.commit:
+		case t.unknown && created, !t.unknown && t.last < w.commit && !t.patched():
 			v.lost = append(v.lost, i)
 		default:
 			v.copies = appendCopies(v.copies, i, missing(w, t))
@@ -82,12 +91,13 @@ func decide(created bool, tails []memberTail) verdict {
 // missing returns what a member must get from the winner:
 //   - what the winner wrote above the member's last seq;
 //   - what either touched outside of the order of seqs;
-//   - what the member wrote above its commit mark in an older epoch, or beyond the winner: such
-//     writes were never acknowledged, and may not be in the winner's history.
+//   - what the member wrote beyond the winner: it was never acknowledged;
+//   - if the member is of an older epoch, where equal seqs may be other writes: all that either
+//     wrote above its commit mark.
 func missing(w, m *memberTail) []extent {
 	var need []extent
 	for _, e := range w.ext {
-		if e.seq == 0 || e.seq > m.last {
+		if e.seq == 0 || e.seq > m.last || m.epoch < w.epoch {
 			need = append(need, e)
 		}
 	}

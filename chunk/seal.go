@@ -259,6 +259,9 @@ func (sh *Shard) activate(r *replica, cfg *control.ChunkConfig, seq dataplane.Se
 			return
 		}
 		r.state, r.sealer = active, nil
+		// A head that others activated settles once more before it writes: over its own
+		// connections, of which it then knows that each member was sealed over it.
+		r.broken = r.isHead() && (r.settler == nil || by != any(r.settler))
 		r.told, r.toldAt = seq, sh.env.Now()
 		done(nil)
 		sh.activated(r)

@@ -1,9 +1,12 @@
 package chunk
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"log/slog"
+	"maps"
+	"slices"
 	"sync/atomic"
 
 	"pstorage/dataplane"
@@ -65,7 +68,8 @@ type Shard struct {
 	freeReqs *request
 	pieces   *readPiece
 
-	settleQueue []*settler
+	settleQueue []*settler // requests wait for them
+	settleIdle  []*settler // nobody waits yet
 	settling    int
 	repairs     []*repairing
 
@@ -78,6 +82,7 @@ type Shard struct {
 	stalled             []*replica // whose writes wait for space
 	watched             []*replica // whose reads wait for a commit mark
 	leaving             []*replica // forgotten, their slots still in use
+	pumping             bool       // pumpTimer is armed for the next millisecond
 	nextWrite           int64      // smooth back-pressure: no write before this time
 
 	lease    atomic.Int64 // env time until which this server may serve
@@ -152,6 +157,13 @@ func (sh *Shard) find(id dataplane.ChunkID) *replica {
 	return r
 }
 
+// all returns the replicas in the order of their ids.
+func (sh *Shard) all() []*replica {
+	list := slices.Collect(maps.Values(sh.chunks))
+	slices.SortFunc(list, func(a, b *replica) int { return cmp.Compare(a.id, b.id) })
+	return list
+}
+
 // forgetStranger drops a replica that has nothing and that nobody waits for.
 func (sh *Shard) forgetStranger(r *replica) {
 	if r.slot == noSlot && r.settler == nil && r.queue.n == 0 && r.reads.n == 0 && r.refs == 0 &&
@@ -222,10 +234,18 @@ func (sh *Shard) watch(r *replica) {
 	}
 }
 
-func (sh *Shard) pumpSoon() { sh.env.Arm(&sh.pumpTimer, int64(pumpEvery)) }
+func (sh *Shard) pumpSoon() {
+	if !sh.pumpTimer.Armed() || !sh.pumping {
+		sh.pumping = true
+		sh.env.Arm(&sh.pumpTimer, int64(pumpEvery))
+	}
+}
+
+func (sh *Shard) pumpNow() { sh.env.Arm(&sh.pumpTimer, 0) }
 
 // pump looks again at everything that waits for space or time.
 func (sh *Shard) pump() {
+	sh.pumping = false
 	stalled := sh.stalled
 	sh.stalled = nil
 	for _, r := range stalled {
@@ -280,6 +300,10 @@ func (sh *Shard) fail(err error) {
 			sh.answer(q, dataplane.IOError)
 		}
 	}
+	for _, r := range sh.all() {
+		sh.refuseWaiting(r, dataplane.IOError)
+	}
+	sh.pumpNow() // paused connections get their answers, too
 	sh.event(control.Fault, "disk-failed", "the disk failed and is not used any more: "+err.Error())
 	if sh.onFail != nil {
 		sh.onFail(err)
@@ -402,21 +426,45 @@ func (sh *Shard) Stop(done func(error)) {
 	if sh.closer != nil {
 		sh.closer()
 	}
+	for _, l := range sh.links {
+		l.c.PauseRecv(true)
+	}
+	for _, r := range sh.all() {
+		if r.settler != nil {
+			r.settler.end()
+		}
+		sh.refuseWaiting(r, dataplane.NotReady)
+	}
+	for len(sh.repairs) > 0 {
+		sh.repairs[0].end("stopping")
+	}
 	tries := 0
 	var t uring.Timer
 	t.Fire = func() {
-		tries++
-		if sh.idle() || sh.dead != nil || tries > 2000 {
+		if tries++; tries == stopPatience {
+			// Members that don't answer: the writes may or may not survive, and aren't acknowledged.
+			for _, r := range sh.all() {
+				if r.isHead() {
+					sh.abandonFlight(r, dataplane.NotReady)
+				} else {
+					sh.abandonHeld(r)
+				}
+			}
+			for _, p := range sh.peerList {
+				sh.linkLost(p)
+			}
+		}
+		if sh.idle() || sh.dead != nil {
 			sh.closeAll(done)
 			return
 		}
 		sh.env.Arm(&t, int64(pumpEvery))
 	}
-	for _, l := range sh.links {
-		l.c.PauseRecv(true)
-	}
 	sh.env.Arm(&t, int64(pumpEvery))
 }
+
+// stopPatience is how many rounds of a millisecond a stop waits for other members.
+const stopPatience = 500
 
 // idle says whether no request is being worked on.
 func (sh *Shard) idle() bool {
@@ -438,8 +486,15 @@ func (sh *Shard) closeAll(done func(error)) {
 			p.c.Close(errStopping)
 		}
 	}
-	for _, t := range []*uring.Timer{&sh.tellTimer, &sh.pumpTimer, &sh.secondTimer} {
+	timers := []*uring.Timer{&sh.tellTimer, &sh.pumpTimer, &sh.secondTimer, &sh.laterTimer}
+	for _, t := range timers {
 		sh.env.Disarm(t)
+	}
+	for _, p := range sh.peerList {
+		for _, c := range p.calls {
+			sh.env.Disarm(&c.timer)
+		}
+		p.calls = nil
 	}
 	if sh.dead != nil {
 		done(sh.dead)

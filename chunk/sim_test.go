@@ -86,7 +86,34 @@ func newWorld(t testing.TB, seed uint64, n int) *world {
 func (w *world) must(until func() bool, within int64, what string) {
 	w.t.Helper()
 	if !w.sim.Run(until, w.sim.Now()+within) {
+		w.dump()
 		w.t.Fatalf("%s: not reached within %d ms (now %d ms)", what, within/ms, w.sim.Now()/ms)
+	}
+}
+
+// dump says where everything stands, for a test that got stuck.
+func (w *world) dump() {
+	for _, nd := range w.nodes {
+		if nd.sh == nil {
+			continue
+		}
+		for _, id := range w.md.order {
+			r := nd.sh.chunks[id]
+			if r == nil {
+				continue
+			}
+			w.t.Logf("cs %d chunk %v: %v epoch %d seq %d/%d/%d queue %d reads %d flight %d busy %d broken %v",
+				nd.cs, id, r.state, r.epoch, r.commit, r.durable, r.last, r.queue.n, r.reads.n, r.flight.n,
+				r.busy, r.broken)
+			if s := r.settler; s != nil {
+				w.t.Logf("  settling: attempt %d tries %d pending %d copying %d err %v armed %v lost %v",
+					s.attempt, s.tries, s.pending, s.copying, s.stepErr, s.retry.Armed(), s.lost)
+			}
+		}
+		for _, p := range nd.sh.peerList {
+			w.t.Logf("  peer %d: open %v dialing %v calls %d redial %v", p.cs, p.open, p.dialing,
+				len(p.calls), p.redial.Armed())
+		}
 	}
 }
 

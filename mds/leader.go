@@ -47,6 +47,7 @@ type leader struct {
 type csLink struct {
 	peer           *control.Peer // nil: not connected
 	instance       uint64
+	refused        uint64 // instance that was refused last
 	capacity, used uint64 // bytes, as last reported; zero capacity: not yet
 	stats          control.CSStats
 	statsNs        int64

@@ -28,6 +28,10 @@ func testNodes(specs ...string) []node {
 	return nodes
 }
 
+func pol(replicas, minimum, domain uint8) control.Policy {
+	return control.Policy{Replicas: replicas, Minimum: minimum, Domain: domain}
+}
+
 func TestPlace(t *testing.T) {
 	oneHost := []string{"h a b c 0 9", "h a b c 0 9", "h a b c 0 9", "h a b c 0 9"}
 	threeHosts := []string{"h1 a b c 0 9", "h1 a b c 0 9", "h2 a b c 0 9", "h3 a b c 0 9"}
@@ -41,19 +45,19 @@ func TestPlace(t *testing.T) {
 		fallback bool
 		tier     int // -1: any
 	}{
-		"no servers":     {nil, control.Policy{Replicas: 1, Minimum: 1}, 0, 0, 0, false, -1},
-		"disks":          {oneHost, control.Policy{Replicas: 3, Minimum: 2}, 3, DomainDisk, 3, false, -1},
-		"one host":       {oneHost, control.Policy{Replicas: 3, Minimum: 2, Domain: 1}, 3, DomainDisk, 3, true, -1},
-		"hosts":          {threeHosts, control.Policy{Replicas: 3, Minimum: 2, Domain: 1}, 3, DomainHost, 3, false, -1},
-		"too few hosts":  {threeHosts, control.Policy{Replicas: 4, Minimum: 2, Domain: 1}, 4, DomainHost, 3, true, -1},
-		"racks":          {racks, control.Policy{Replicas: 2, Minimum: 1, Domain: 2}, 2, DomainRack, 2, false, -1},
-		"rack then host": {racks, control.Policy{Replicas: 3, Minimum: 1, Domain: 2}, 3, DomainHost, 3, true, -1},
-		"rooms":          {racks, control.Policy{Replicas: 3, Minimum: 1, Domain: 4}, 3, DomainHost, 3, true, -1},
-		"degraded":       {oneHost[:2], control.Policy{Replicas: 3, Minimum: 2}, 2, DomainDisk, 2, false, -1},
-		"below minimum":  {oneHost[:1], control.Policy{Replicas: 3, Minimum: 2}, 0, 0, 0, false, -1},
-		"eight":          {append(oneHost, oneHost...), control.Policy{Replicas: 8, Minimum: 8}, 8, DomainDisk, 8, false, -1},
+		"no servers":     {nil, pol(1, 1, 0), 0, 0, 0, false, -1},
+		"disks":          {oneHost, pol(3, 2, 0), 3, DomainDisk, 3, false, -1},
+		"one host":       {oneHost, pol(3, 2, 1), 3, DomainDisk, 3, true, -1},
+		"hosts":          {threeHosts, pol(3, 2, 1), 3, DomainHost, 3, false, -1},
+		"too few hosts":  {threeHosts, pol(4, 2, 1), 4, DomainHost, 3, true, -1},
+		"racks":          {racks, pol(2, 1, 2), 2, DomainRack, 2, false, -1},
+		"rack then host": {racks, pol(3, 1, 2), 3, DomainHost, 3, true, -1},
+		"rooms":          {racks, pol(3, 1, 4), 3, DomainHost, 3, true, -1},
+		"degraded":       {oneHost[:2], pol(3, 2, 0), 2, DomainDisk, 2, false, -1},
+		"below minimum":  {oneHost[:1], pol(3, 2, 0), 0, 0, 0, false, -1},
+		"eight":          {append(oneHost, oneHost...), pol(8, 8, 0), 8, DomainDisk, 8, false, -1},
 		"full": {[]string{"h1 a b c 0 0", "h2 a b c 0 9", "h3 a b c 0 0"},
-			control.Policy{Replicas: 2, Minimum: 1}, 1, DomainDisk, 1, false, -1},
+			pol(2, 1, 0), 1, DomainDisk, 1, false, -1},
 		"tier": {[]string{"h1 a b c 0 9", "h2 a b c 1 9", "h3 a b c 1 9", "h4 a b c 0 9"},
 			control.Policy{Replicas: 2, Minimum: 1, Domain: 1, Tier: 1}, 2, DomainHost, 2, false, 1},
 		"tier spills over": {[]string{"h1 a b c 0 9", "h2 a b c 1 9", "h2 a b c 1 9"},
@@ -100,9 +104,9 @@ func TestPlaceBalance(t *testing.T) {
 	nodes := testNodes(specs...)
 	p := placer{nodes: nodes, rng: rng}
 	heads := make([]int, 20)
-	pol := control.Policy{Replicas: 3, Minimum: 2, Domain: DomainHost}
+	p32 := pol(3, 2, DomainHost)
 	for i := range 200 {
-		got, err := p.place(pol, 0)
+		got, err := p.place(p32, 0)
 		if err != nil {
 			t.Fatalf("chunk %d: %v", i, err)
 		}
@@ -125,7 +129,7 @@ func TestPlaceBalance(t *testing.T) {
 	}
 	// Until the very end: 900 left.
 	for i := 0; ; i++ {
-		if _, err := p.place(pol, 0); err != nil {
+		if _, err := p.place(p32, 0); err != nil {
 			if i < 290 {
 				t.Errorf("full after %d more chunks: %v", i, err)
 			}
@@ -140,9 +144,9 @@ func TestPlaceAllocs(t *testing.T) {
 		specs = append(specs, fmt.Sprintf("h%d a b c 0 1000000", i))
 	}
 	p := placer{nodes: testNodes(specs...), rng: rand.New(rand.NewPCG(1, 1))}
-	pol := control.Policy{Replicas: 3, Minimum: 2, Domain: DomainHost}
+	p32 := pol(3, 2, DomainHost)
 	n := testing.AllocsPerRun(1000, func() {
-		if _, err := p.place(pol, 0); err != nil {
+		if _, err := p.place(p32, 0); err != nil {
 			t.Fatal(err)
 		}
 	})

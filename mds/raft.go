@@ -14,8 +14,6 @@ import (
 	"time"
 
 	"github.com/hashicorp/raft"
-	wal "github.com/hashicorp/raft-wal"
-	"github.com/hashicorp/raft-wal/metadb"
 
 	"pstorage/dataplane"
 	"pstorage/dataplane/session"
@@ -24,11 +22,11 @@ import (
 // Raft's times. With three servers a new leader serves within about 2 s of the old one's death; a
 // server that is alone needs no patience.
 const (
-	electionTime  = 600 * time.Millisecond
-	leaderLease   = 400 * time.Millisecond
+	electionTime  = 450 * time.Millisecond
+	leaderLease   = 350 * time.Millisecond
 	raftTimeout   = 5 * time.Second
-	walSegment    = 16 << 20 // bytes
 	snapshotsKept = 2
+	logCache      = 1024 // entries kept in memory for followers
 )
 
 // fsm is the state machine as raft sees it.
@@ -142,46 +140,36 @@ func (p *fsmSnapshot) Release() {
 
 // store is the durable part of a raft member.
 type store struct {
-	wal   *wal.WAL
-	meta  *metadb.BoltMetaDB // of the log, which doesn't close it
-	logs  *raft.LogCache
-	snaps *raft.FileSnapshotStore
+	log    *raftLog
+	stable *stableStore
+	snaps  *raft.FileSnapshotStore
 }
 
-// openStore opens the log and the snapshots under dir, which must exist.
-func openStore(dir string, log *raftLog) (*store, error) {
-	op := "open the metadata log in " + dir
-	meta := &metadb.BoltMetaDB{}
-	w, err := wal.Open(filepath.Join(dir, walDir), wal.WithLogger(log.Named("wal")),
-		wal.WithSegmentSize(walSegment), wal.WithMetaStore(meta))
+// openStore opens the log and the snapshots under dir, which must exist. onFail is told when the
+// log can't be written any more.
+func openStore(dir string, log *hcLog, onFail func(error)) (*store, error) {
+	st := &store{}
+	var err error
+	if st.stable, err = openStable(dir); err != nil {
+		return nil, err
+	}
+	if st.log, err = openRaftLog(filepath.Join(dir, logDir), segmentSize,
+		onFail); err != nil {
+		return nil, err
+	}
+	st.snaps, err = raft.NewFileSnapshotStoreWithLogger(dir, snapshotsKept, log)
 	if err != nil {
-		meta.Close()
-		return nil, dataplane.E(op, dataplane.IOError, err)
+		st.close()
+		return nil, dataplane.E("open the snapshots in "+dir, dataplane.IOError, err)
 	}
-	logs, err := raft.NewLogCache(1024, w)
-	if err == nil {
-		var snaps *raft.FileSnapshotStore
-		snaps, err = raft.NewFileSnapshotStoreWithLogger(dir, snapshotsKept, log)
-		if err == nil {
-			return &store{w, meta, logs, snaps}, nil
-		}
-	}
-	w.Close()
-	meta.Close()
-	return nil, dataplane.E(op, dataplane.IOError, err)
+	return st, nil
 }
 
-func (s *store) close() error {
-	err := s.wal.Close()
-	if merr := s.meta.Close(); err == nil {
-		err = merr
-	}
-	return err
-}
+func (s *store) close() error { return s.log.close() }
 
 func serverID(id uint32) raft.ServerID { return raft.ServerID(strconv.FormatUint(uint64(id), 10)) }
 
-func raftConfig(id uint32, log *raftLog) *raft.Config {
+func raftConfig(id uint32, log *hcLog) *raft.Config {
 	c := raft.DefaultConfig()
 	c.LocalID = serverID(id)
 	c.HeartbeatTimeout, c.ElectionTimeout = electionTime, electionTime
@@ -194,6 +182,7 @@ func raftConfig(id uint32, log *raftLog) *raft.Config {
 	c.SnapshotThreshold = 65536
 	c.SnapshotInterval = 30 * time.Second
 	c.NoLegacyTelemetry = true
+	c.NoSnapshotRestoreOnStart = true // see loadSnapshot
 	c.Logger = log
 	return c
 }
@@ -289,14 +278,15 @@ type replica struct {
 // startReplica opens what is under dir and joins the group.
 func startReplica(dir string, id uint32, addr string, cred *session.Credentials,
 	logger *slog.Logger, tune func(*raft.Config)) (*replica, error) {
-	rlog := newRaftLog(logger)
-	st, err := openStore(dir, rlog)
+	rlog := newHCLog(logger)
+	r := &replica{log: logger, self: serverID(id), failure: make(chan error, 1),
+		proposals: make(chan *proposal, 4096), entries: make(chan *entryInFlight, entriesInFlight),
+		stopped: make(chan struct{})}
+	st, err := openStore(dir, rlog, r.fail)
 	if err != nil {
 		return nil, err
 	}
-	r := &replica{log: logger, store: st, self: serverID(id), failure: make(chan error, 1),
-		proposals: make(chan *proposal, 4096), entries: make(chan *entryInFlight, entriesInFlight),
-		stopped: make(chan struct{})}
+	r.store = st
 	reconfigured := make(chan struct{}, 1)
 	r.fsm = &fsm{log: logger, s: NewState(), onFail: r.fail, onConfig: func() {
 		select {
@@ -304,6 +294,11 @@ func startReplica(dir string, id uint32, addr string, cred *session.Credentials,
 		default:
 		}
 	}}
+	if err := st.loadSnapshot(dir, r.fsm); err != nil {
+		st.close()
+		r.fsm.s.Close()
+		return nil, err
+	}
 	r.stream = newStreamLayer(addr, cred)
 	r.trans = raft.NewNetworkTransportWithConfig(&raft.NetworkTransportConfig{Stream: r.stream,
 		MaxPool: 4, Timeout: raftTimeout, Logger: rlog, MsgpackUseNewTimeFormat: true})
@@ -311,7 +306,10 @@ func startReplica(dir string, id uint32, addr string, cred *session.Credentials,
 	if tune != nil {
 		tune(conf)
 	}
-	r.raft, err = raft.NewRaft(conf, r.fsm, st.logs, st.wal, st.snaps, r.trans)
+	var logs *raft.LogCache
+	if logs, err = raft.NewLogCache(logCache, st.log); err == nil {
+		r.raft, err = raft.NewRaft(conf, r.fsm, logs, st.stable, st.snaps, r.trans)
+	}
 	if err != nil {
 		r.trans.Close()
 		st.close()
@@ -332,6 +330,41 @@ func startReplica(dir string, id uint32, addr string, cred *session.Credentials,
 		}
 	})
 	return r, nil
+}
+
+// loadSnapshot restores the newest snapshot. Raft would take an older one if that is damaged, and
+// then miss log entries; so a damaged or missing one is an error here.
+func (s *store) loadSnapshot(dir string, f *fsm) error {
+	op := "start the metadata server in " + dir
+	damaged := func(err error) error {
+		return dataplane.E(op, dataplane.BadCRC, fmt.Errorf("its metadata is damaged (%w); this "+
+			"server's directory must be made anew from the others", err))
+	}
+	list, err := s.snaps.List()
+	if err != nil {
+		return dataplane.E(op, dataplane.IOError, err)
+	}
+	index := uint64(0)
+	if len(list) > 0 {
+		index = list[0].Index
+		_, in, err := s.snaps.Open(list[0].ID)
+		if err == nil {
+			err = f.Restore(in)
+			in.Close()
+		}
+		if err != nil {
+			return damaged(fmt.Errorf("snapshot %s: %w", list[0].ID, err))
+		}
+	}
+	first, err := s.log.FirstIndex()
+	if err != nil {
+		return dataplane.E(op, dataplane.IOError, err)
+	}
+	if first > index+1 {
+		return damaged(fmt.Errorf("the newest snapshot ends at %d, the log begins at %d", index,
+			first))
+	}
+	return nil
 }
 
 // fail ends the server for a reason that can't be mended by going on.

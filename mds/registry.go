@@ -140,7 +140,6 @@ func (c *cmdRegisterCS) apply(s *State, r *Result) {
 	if id, ok := s.byDisk[n.Disk]; ok {
 		known = s.server(id)
 	}
-	source := fmt.Sprintf("cs %d", n.ID)
 	switch registrationCase(&n, c.Instance, known, s.server(n.ID)) {
 	case regUnknown:
 		r.fail(dataplane.Denied, "CS %d with disk identity %x isn't of this cluster", n.ID, n.Disk)
@@ -152,7 +151,6 @@ func (c *cmdRegisterCS) apply(s *State, r *Result) {
 		r.fail(dataplane.Conflict, "CS %d at %s: its start counter %d isn't above the recorded %d: "+
 			"the directory %s is a copy or was rolled back and must not serve; drop this CS and "+
 			"make a new one", known.ID, n.Addr, n.Boot, known.Boot, n.Path)
-		s.addEvent(control.Fault, source, "cs-rolled-back", r.Msg)
 		return
 	case regFailed:
 		r.fail(dataplane.Denied, "the disk of CS %d failed (%s): mend it and start it again, or "+

@@ -46,7 +46,18 @@ func freeAddrs(t *testing.T, n int) (addrs []string) {
 	return addrs
 }
 
+// newTestCluster makes and starts n servers.
 func newTestCluster(t *testing.T, n int) *testCluster {
+	t.Helper()
+	c := prepareTestCluster(t, n)
+	for i := range c.addrs {
+		c.start(i)
+	}
+	return c
+}
+
+// prepareTestCluster makes n servers.
+func prepareTestCluster(t *testing.T, n int) *testCluster {
 	t.Helper()
 	c := &testCluster{t: t, addrs: freeAddrs(t, n), stops: make([]func() error, n),
 		leads: make([]atomic.Bool, n)}
@@ -71,9 +82,6 @@ func newTestCluster(t *testing.T, n int) *testCluster {
 			c.stop(i)
 		}
 	})
-	for i := range c.addrs {
-		c.start(i)
-	}
 	return c
 }
 
@@ -83,7 +91,7 @@ func (c *testCluster) cred(role dataplane.Role, id uint64) *session.Credentials 
 }
 
 func testLog() *slog.Logger {
-	if testing.Verbose() && os.Getenv("MDS_LOG") != "" {
+	if os.Getenv("MDS_LOG") != "" {
 		return slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: slog.LevelDebug}))
 	}
 	return slog.New(slog.DiscardHandler)
@@ -219,9 +227,11 @@ type testCS struct {
 
 func (c *testCluster) newCS(n byte) *testCS {
 	c.t.Helper()
-	s := &testCS{settle: make(chan control.SettlePush, 100), forget: make(chan control.ForgetPush, 100)}
-	s.reg = control.RegisterCSReq{Disk: [16]byte{n}, Boot: 1, Addr: fmt.Sprintf("127.0.0.1:%d", 3000+int(n)),
-		Host: fmt.Sprintf("host%d", n), Path: fmt.Sprintf("/cs%d", n), Capacity: 100 * dataplane.ChunkSize,
+	s := &testCS{settle: make(chan control.SettlePush, 100),
+		forget: make(chan control.ForgetPush, 100)}
+	s.reg = control.RegisterCSReq{Disk: [16]byte{n}, Boot: 1,
+		Addr: fmt.Sprintf("127.0.0.1:%d", 3000+int(n)), Host: fmt.Sprintf("host%d", n),
+		Path: fmt.Sprintf("/cs%d", n), Capacity: 100 * dataplane.ChunkSize,
 		Instance: uint64(n)<<8 + 1}
 	s.client = c.client(dataplane.RoleCS, 1000+uint64(n), func(op dataplane.Opcode, p []byte) {
 		switch op {

@@ -14,12 +14,14 @@ import (
 // lease has certainly run out (reconfigure). A registration and an exclusion of the same server
 // never overlap: what the registration's reply says about its chunks is complete.
 
-// instanceOf names the process behind a request: what it says, or else its connection's id.
+// instanceOf names the process behind a request: what it says, or else a mix of its peer id and
+// the upper half of its request ids, which a control.Client draws at random when it is made.
 func (c *call) instanceOf(said uint64) uint64 {
 	if said != 0 {
 		return said
 	}
-	return c.peer.ID
+	const odd = 0x9e3779b97f4a7c15
+	return (c.peer.ID+1)*odd ^ c.from.Req>>32
 }
 
 func (c *call) registerCS(req *control.RegisterCSReq) (any, error) {
@@ -37,10 +39,11 @@ func (c *call) registerCS(req *control.RegisterCSReq) (any, error) {
 		Capacity: req.Capacity, Used: req.Used}}
 	// It must not be left half done when the connection is lost: see reconfigure.
 	res, err := c.r.propose(c.l.ctx, cmd)
-	if err == nil {
-		err = res.err(c.name())
-	}
 	if err != nil {
+		return nil, err
+	}
+	if err := res.err(c.name()); err != nil {
+		c.registrationRefused(id, instance, res)
 		return nil, err
 	}
 	sameProcess := known != nil && known.Boot == req.Boot
@@ -92,6 +95,19 @@ func (c *call) beginRegistration(req *control.RegisterCSReq, instance uint64) (
 		e = l.leases.at(id)
 	}
 	return id, known, nil
+}
+
+// registrationRefused tells of a copied or rolled-back directory, once per process.
+func (c *call) registrationRefused(id dataplane.CSID, instance uint64, res Result) {
+	if id == 0 || res.Kind != dataplane.Conflict {
+		return
+	}
+	c.l.mu.Lock()
+	defer c.l.mu.Unlock()
+	if k := c.l.link(id); k.refused != instance {
+		k.refused = instance
+		c.l.event(control.Fault, fmt.Sprintf("cs %d", id), "cs-rolled-back", res.Msg)
+	}
 }
 
 func (c *call) endRegistration(id dataplane.CSID) {

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"slices"
 	"sync/atomic"
 
 	"pstorage/dataplane"
@@ -29,6 +30,10 @@ type call struct {
 	from origin
 	op   dataplane.Opcode
 }
+
+// anonymous is the origin of requests from peers without an id. Their request ids, random in the
+// upper half, tell them apart well enough.
+const anonymous = 1<<64 - 1
 
 // handler is how an op is answered, and for whom.
 type handler struct {
@@ -95,8 +100,11 @@ func (s *server) Handle(ctx context.Context, peer *control.Peer, reqID uint64,
 	if l == nil {
 		return nil, s.r.notLeader()
 	}
-	return h.handle(&call{server: s, ctx: ctx, l: l, peer: peer, from: origin{peer.ID, reqID},
-		op: op}, payload)
+	from := origin{peer.ID, reqID}
+	if from.Peer == 0 {
+		from.Peer = anonymous
+	}
+	return h.handle(&call{server: s, ctx: ctx, l: l, peer: peer, from: from, op: op}, payload)
 }
 
 // Gone implements control.Handler.
@@ -297,7 +305,6 @@ func (c *call) chunkMap(req *control.MapReq) (any, error) {
 	reply := &control.MapReply{}
 	now := l.now()
 	var members []dataplane.CSID // of all chunks, one piece of memory
-	seen := make(map[dataplane.CSID]bool)
 	for i := req.First; i < req.First+req.Count; i++ {
 		slot := file.slots.get(i)
 		if slot == 0 {
@@ -307,8 +314,9 @@ func (c *call) chunkMap(req *control.MapReq) (any, error) {
 		from := len(members)
 		for _, m := range rec.members() {
 			members = append(members, m.CS)
-			if !seen[m.CS] {
-				seen[m.CS] = true
+			if !slices.ContainsFunc(reply.Servers, func(a control.CSAddr) bool {
+				return a.CS == m.CS
+			}) {
 				reply.Servers = append(reply.Servers, l.addr(f.s, m.CS, now))
 			}
 		}

@@ -28,7 +28,8 @@ func richState(t testing.TB) *State {
 	l := createReq("link")
 	l.Parent, l.Type, l.Target = dir, control.TypeSymlink, "../small"
 	do(t, s, 3, &cmdCreate{origin{3, 5}, l})
-	do(t, s, 3, &cmdSetXattr{XattrReq: control.XattrReq{File: dir, Name: "user.a", Value: []byte("b")}})
+	do(t, s, 3, &cmdSetXattr{XattrReq: control.XattrReq{File: dir, Name: "user.a",
+		Value: []byte("b")}})
 	do(t, s, 4, &cmdUnlink{UnlinkReq: control.UnlinkReq{Parent: 1, Name: "big"}})
 	do(t, s, 4, &cmdReap{})
 	do(t, s, 5, &cmdSetConfig{Key: "k", Value: "v"})
@@ -117,7 +118,8 @@ func TestSnapshotRoundTrip(t *testing.T) {
 	// A retry across the snapshot is answered as before.
 	d := createReq("dir")
 	d.Type = control.TypeDir
-	if res := do(t, r, 9, &cmdCreate{origin{3, 4}, d}); res.Kind != dataplane.OK || res.Attr.File != 4 {
+	res := do(t, r, 9, &cmdCreate{origin{3, 4}, d})
+	if res.Kind != dataplane.OK || res.Attr.File != 4 {
 		t.Errorf("retry: %+v", res)
 	}
 	if f, err := r.lookupPath("/dir/link"); err != nil || f.target != "../small" {

@@ -164,13 +164,22 @@ func (l *Log) roomFor(a *Append) (*batch, error) {
 	}
 	b := l.open
 	if n := len(a.Data); n > len(b.free) && !l.retains(a) {
-		s := l.pool.Get(stagingSize)
+		s := l.memory(stagingSize)
 		if s == nil {
 			return nil, errNoMemory
 		}
 		b.staging, b.free = append(b.staging, s), s.Bytes()[:stagingSize]
 	}
 	return b, nil
+}
+
+// memory returns a buffer for a batch, out of the spill when the pool is used up by others: what
+// was taken in before Room said no must not be refused.
+func (l *Log) memory(n int) *uring.Buf {
+	if b := l.pool.Get(n); b != nil {
+		return b
+	}
+	return l.spill.Get(n)
 }
 
 // retains says whether a's memory is kept instead of copied.
@@ -189,13 +198,9 @@ func (l *Log) openBatch(a *Append) error {
 	hb := l.headBlocks
 	if int(l.segBlocks-l.at) < hb+a.blocks() {
 		if l.ready <= l.head {
-			l.prepare()
-		}
-		if l.ready <= l.head {
 			return errNoSpace
 		}
 		l.head, l.at = l.head+1, 0
-		l.prepare()
 	}
 	b := l.newBatch()
 	if b == nil {
@@ -220,7 +225,7 @@ func (l *Log) openBatch(a *Append) error {
 
 // newBatch returns an empty batch with header memory, or nil.
 func (l *Log) newBatch() *batch {
-	hdr := l.pool.Get(maxHeaderBlocks * blockSize)
+	hdr := l.memory(maxHeaderBlocks * blockSize)
 	if hdr == nil {
 		return nil
 	}

@@ -1,6 +1,7 @@
 package ssdcache
 
 import (
+	"math/rand/v2"
 	"testing"
 
 	"pstorage/uring"
@@ -300,4 +301,39 @@ func TestReuseWaitsForSuperblock(t *testing.T) {
 		r.check()
 		r.dispose()
 	}
+}
+
+// TestCrashEverywhere cuts one short run, which goes round the ring with write-back under way,
+// after every single event, each in two ways.
+func TestCrashEverywhere(t *testing.T) {
+	r := newRig(t, 21, 6, MinSegment)
+	defer r.dispose()
+	r.opt.DestageAt = 0.05
+	r.mustOpen()
+	cuts := 0
+	for step := uint64(0); r.log.head < 9 && step < 5000; step++ {
+		if step%9 == 0 && r.log.Room() {
+			r.env.Do(func() {
+				r.append(r.randomChange())
+				r.append(r.randomChange())
+			})
+		}
+		r.sim.Step()
+		for way := range uint64(2) {
+			c := &rig{t: t, rng: rand.New(rand.NewPCG(step, way)), sim: simloop.New(step)}
+			c.env = c.sim.NewEnv("cs")
+			c.disk = r.disk.CrashClone(c.env, step*2+way)
+			c.dev, c.store = c.disk, r.store.crash(c.rng)
+			c.history, c.acked = append([]change(nil), r.history...), r.acked
+			c.newPool()
+			c.mustOpen()
+			c.check()
+			c.dispose()
+			cuts++
+		}
+	}
+	if r.log.head < 9 || r.log.stats.Rounds == 0 {
+		t.Fatal("the run didn't go round:", r.log)
+	}
+	t.Logf("%d cuts, %d appends", cuts, len(r.history))
 }

@@ -1,6 +1,7 @@
 package ssdcache
 
 import (
+	"errors"
 	"fmt"
 	"io"
 	"log/slog"
@@ -427,7 +428,7 @@ func (r *rig) restart(s *fakeStore) {
 // dispose gives back memory outside the Go heap, whatever state the log is in.
 func (r *rig) dispose() {
 	if r.log != nil && !r.log.closed {
-		if err := r.log.idx.close(); err != nil {
+		if err := errors.Join(r.log.idx.close(), unix.Munmap(r.log.spill.Arena())); err != nil {
 			r.t.Fatal(err)
 		}
 	}

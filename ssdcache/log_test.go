@@ -369,3 +369,31 @@ func (r *rig) super(f func(*super)) {
 		}
 	}
 }
+
+// TestPoolUsedUp: appends go on when others hold all of the pool.
+func TestPoolUsedUp(t *testing.T) {
+	r := openRig(t, 11, 32)
+	r.do(change{Data, 0, 0, 4})
+	kept := r.pool.Get(4 * blockSize) // for the appends' own data
+	var held []*uring.Buf
+	for _, n := range []int{1 << 20, 1 << 18, 1 << 16, 1 << 14, 1 << 12} {
+		for b := r.pool.Get(n); b != nil; b = r.pool.Get(n) {
+			held = append(held, b)
+		}
+	}
+	kept.Release()
+	for i := range uint32(20) {
+		if a := r.do(change{Data, 0, i, 4}, change{Data, 1, i, 4})[1]; a.Err != nil {
+			t.Fatal(a.Err)
+		}
+	}
+	for _, b := range held {
+		b.Release()
+	}
+	if r.log.spill.InUse() != 0 {
+		t.Errorf("%d bytes of the spill are still in use", r.log.spill.InUse())
+	}
+	r.powerCut()
+	r.mustOpen()
+	r.check()
+}

@@ -44,7 +44,7 @@ type Error struct {
 
 func (e *Error) Error() string {
 	line := e.Why.Error()
-	if e.What != "" {
+	if e.What != "" && !strings.HasPrefix(line, e.What+":") { // said already
 		line = e.What + ": " + line
 	}
 	if e.Advice != "" {

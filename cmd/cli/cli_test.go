@@ -61,6 +61,9 @@ func TestFailKeepsInnermostAdvice(t *testing.T) {
 		strings.Contains(err.Error(), "other") {
 		t.Errorf("got %v", err)
 	}
+	if err := Fail("open x", errors.New("open x: locked"), ""); err.Error() != "open x: locked" {
+		t.Errorf("said twice: %v", err)
+	}
 	if Fail("x", nil, "y") != nil {
 		t.Error("an error out of nothing")
 	}

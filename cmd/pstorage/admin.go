@@ -4,7 +4,10 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
+	"fmt"
 	"log/slog"
+	"strings"
+	"syscall"
 	"time"
 
 	"pstorage/cmd/cli"
@@ -13,7 +16,7 @@ import (
 	"pstorage/dataplane/control"
 )
 
-const adminTimeout = 10 * time.Second // for an answer, leader elections included
+const adminTimeout = 5 * time.Second // for an answer, leader elections included
 
 // adminConn asks the metadata servers for documents.
 type adminConn struct {
@@ -68,21 +71,48 @@ func (c *adminConn) get(ctx context.Context, what, command string, args, doc any
 	return nil
 }
 
-// explain makes an error for people out of one that may be wrapped several times.
+// explain makes an error for people out of what a call returned: the reason may lie several
+// layers down, in what became of the attempts to connect.
 func (c *adminConn) explain(what string, err error) error {
-	todo := ""
-	for e := err; e != nil && todo == ""; e = errors.Unwrap(e) {
-		var ours *dataplane.Error
-		if errors.As(e, &ours) {
-			todo = advice(ours)
+	var refused *dataplane.Error // by a server that we did reach
+	var errno syscall.Errno      // of a server that we didn't
+	walk(err, func(e error) {
+		if ours, ok := e.(*dataplane.Error); ok && refused == nil &&
+			(ours.Kind == dataplane.Denied || ours.Kind == dataplane.WrongCluster) {
+			refused = ours
 		}
-	}
+		if number, ok := e.(syscall.Errno); ok && errno == 0 {
+			errno = number
+		}
+	})
 	switch dataplane.KindOf(err) {
-	case dataplane.Unreachable, dataplane.TimedOut:
-		if todo == "" {
-			todo = "check that pstorage-mdsd runs"
-		}
-		what += " of cluster " + c.conf.Name()
+	case dataplane.Unreachable, dataplane.TimedOut, dataplane.Closed:
+	default:
+		return cli.Fail(what, err, advice(err))
 	}
-	return cli.Fail(what, err, todo)
+	switch {
+	case refused != nil:
+		return cli.Fail(what, refused, advice(refused))
+	case errno != 0:
+		err = fmt.Errorf("no metadata server answers at %s: %w",
+			strings.Join(c.conf.BSOrNone(), ", "), errno)
+	}
+	return cli.Fail(what, err, "check that pstorage-mdsd runs and that "+c.conf.BSPath()+
+		" has its address")
+}
+
+// walk calls f for err and everything it wraps, the outermost first.
+func walk(err error, f func(error)) {
+	if err == nil {
+		return
+	}
+	f(err)
+	switch e := err.(type) {
+	case interface{ Unwrap() error }:
+		walk(e.Unwrap(), f)
+	case interface{ Unwrap() []error }:
+		for _, inner := range e.Unwrap() {
+			walk(inner, f)
+		}
+	}
 }

@@ -131,7 +131,7 @@ func TestUnreachableCluster(t *testing.T) {
 	n := newNode(t)
 	conf := n.addKey("c1", "127.0.0.1:1")
 	n.refusedAll([]refusedCase{
-		{1, "pstorage-mdsd|127.0.0.1:1", "stat", ""},
+		{1, "pstorage-mdsd|127.0.0.1:1: connection refused", "stat", ""},
 		{1, "already|" + conf.KeyPath(), "-c c1 make-mds -I -a FREE -r DIR -P", "secret123\n"},
 	}, "DIR", n.path("mds"), "FREE", freePort(t))
 	n.addKey("c2", "")

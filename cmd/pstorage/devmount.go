@@ -56,7 +56,8 @@ func cannotMount() string {
 // clearMountpoint makes the directory, and takes away a mount whose process was killed.
 func clearMountpoint(path string) error {
 	what := "mount on " + path
-	if _, err := os.Stat(path); errors.Is(err, syscall.ENOTCONN) {
+	// Not stat(2): the kernel may answer that out of its cache, of a dead mount too.
+	if err := unix.Statfs(path, new(unix.Statfs_t)); errors.Is(err, syscall.ENOTCONN) {
 		if err := detachMount(path); err != nil {
 			return cli.Fail(what+": remove the dead mount there", err, "umount -l "+path)
 		}

@@ -9,6 +9,7 @@ import (
 	"os"
 
 	"github.com/spf13/cobra"
+	"golang.org/x/sys/unix"
 
 	"pstorage/chunk"
 	"pstorage/cmd/cli"
@@ -43,7 +44,7 @@ pstorage-csd serves it; a running one starts it within a second.`,
   pstorage -c test_cluster make-cs -r /disk2/cs -a 10.30.100.17 -j /ssd/journals -s 20G -t 1`,
 		Args: cli.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			return makeCS(a, o, cmd.OutOrStdout())
+			return makeCS(a, o, cmd.OutOrStdout(), cmd.ErrOrStderr())
 		},
 	}
 	flags := cmd.Flags()
@@ -62,7 +63,7 @@ pstorage-csd serves it; a running one starts it within a second.`,
 	return cmd
 }
 
-func makeCS(a *app, o makeCSOptions, out io.Writer) error {
+func makeCS(a *app, o makeCSOptions, out, warnings io.Writer) error {
 	conf, err := a.conf()
 	if err != nil {
 		return err
@@ -94,6 +95,10 @@ func makeCS(a *app, o makeCSOptions, out io.Writer) error {
 		LogSize: int64(o.logSize), Capacity: uint64(o.capacity), Tier: o.tier, Location: o.location,
 	}); err != nil {
 		return err
+	}
+	if n := neighbours(dir.path); o.capacity == 0 && n > 0 {
+		fmt.Fprintf(warnings, "warning: it shares its file system with other chunk servers of this "+
+			"node (%d), and each counts on all of what is free: use --capacity\n", n)
 	}
 	fmt.Fprintf(out, "Cluster %s: chunk server made in %s, address %s.\n"+
 		"A running pstorage-csd starts it within a second; otherwise start pstorage-csd.\n",
@@ -179,23 +184,44 @@ func ownAddr(conf *cluster.Conf) (netip.AddrPort, error) {
 // localPorts returns the addresses of all chunk servers of this node, running or not.
 func localPorts() map[netip.AddrPort]bool {
 	taken := make(map[netip.AddrPort]bool)
-	names, err := cluster.List(cluster.EtcDir())
-	if err != nil {
-		return taken // the check that the port is free remains
+	for _, d := range localCS() {
+		if addr, err := netip.ParseAddrPort(d.Addr); err == nil {
+			taken[addr] = true
+		}
 	}
+	return taken
+}
+
+// neighbours counts this node's other chunk servers on the file system of dir.
+func neighbours(dir string) int {
+	var own unix.Stat_t
+	if unix.Stat(dir, &own) != nil {
+		return 0
+	}
+	n := 0
+	for _, d := range localCS() {
+		var other unix.Stat_t
+		if d.Dir != dir && unix.Stat(d.Dir, &other) == nil && other.Dev == own.Dev {
+			n++
+		}
+	}
+	return n
+}
+
+// localCS returns all chunk servers of this node, of all clusters. It is for advice and guesses:
+// what can't be read is left out.
+func localCS() []cluster.Daemon {
+	var all []cluster.Daemon
+	names, _ := cluster.List(cluster.EtcDir())
 	for _, name := range names {
 		conf, err := cluster.At(cluster.EtcDir(), name)
 		if err != nil {
 			continue
 		}
 		daemons, _ := conf.Daemons(cluster.CS)
-		for _, d := range daemons {
-			if addr, err := netip.ParseAddrPort(d.Addr); err == nil {
-				taken[addr] = true
-			}
-		}
+		all = append(all, daemons...)
 	}
-	return taken
+	return all
 }
 
 // formatCS makes the chunk server and puts it on cs.list. When that fails nothing is left.

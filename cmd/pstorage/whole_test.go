@@ -77,6 +77,7 @@ func TestIssueLines(t *testing.T) {
 		t.Error("the second node can't ask for the state")
 	}
 
+	other.wrongKey()
 	if err := os.Mkdir(n.path("ssd"), 0o755); err != nil {
 		t.Fatal(err)
 	}
@@ -122,6 +123,24 @@ func TestIssueLines(t *testing.T) {
 			t.Errorf("a daemon panicked:\n%s", text)
 		}
 	}
+}
+
+// wrongKey: a node whose key isn't the cluster's is told so, and what to do.
+func (n *node) wrongKey() {
+	n.t.Helper()
+	conf, err := cluster.Choose(n.etc, "c1")
+	if err != nil {
+		n.t.Fatal(err)
+	}
+	key, err := conf.LoadKey()
+	if err != nil {
+		n.t.Fatal(err)
+	}
+	key.Key[0] ^= 1
+	if err := conf.SaveKey(key); err != nil {
+		n.t.Fatal(err)
+	}
+	n.refused("", 1, []string{"key", "auth-node"}, "stat")
 }
 
 // csBadInput: make-cs on a running node with three chunk servers.

@@ -19,7 +19,7 @@ var actions = [...]struct{ read, write action }{
 	dataplane.OK:           {actFail, actFail}, // not looked up
 	dataplane.StaleEpoch:   {actMap, actMap},
 	dataplane.UnknownChunk: {actMap, actMap},
-	dataplane.NotHead:      {actMap, actMap},
+	dataplane.NotHead:      {actOther, actMap}, // read: a member that waits for the head to settle
 	dataplane.NotReady:     {actOther, actWaitMap},
 	dataplane.NoLease:      {actOther, actWaitMap},
 	dataplane.BadCRC:       {actOtherHard, actWait}, // write: damaged on the way, or memory changed
@@ -67,13 +67,7 @@ func (e *Engine) refused(p *part, kind dataplane.Kind) {
 	case actFail:
 		e.partDone(p, e.partError(p, kind, nil))
 	case actMap:
-		e.refresh(p)
-		if p.retries > 0 {
-			e.later(p)
-			return
-		}
-		p.retries = 1
-		e.dispatch(p)
+		e.stale(p)
 	case actWait:
 		e.later(p)
 	case actWaitMap:
@@ -84,6 +78,18 @@ func (e *Engine) refused(p *part, kind dataplane.Kind) {
 	case actOtherHard:
 		e.otherMember(p, true)
 	}
+}
+
+// stale tries p again with a new map: at once the first time, then after a pause.
+func (e *Engine) stale(p *part) {
+	p.tried, p.hard = 0, 0
+	e.refresh(p)
+	if p.retries > 0 {
+		e.later(p)
+		return
+	}
+	p.retries = 1
+	e.dispatch(p)
 }
 
 // otherMember sends a read to another member.

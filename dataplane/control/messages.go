@@ -253,7 +253,8 @@ type RegisterCSReq struct {
 	Location string // "room/row/rack", may be empty
 	Chunks   []HeldChunk
 	// Instance is random and the same for as long as the process lives, so that a process that
-	// registers again isn't taken for a copy of its directory. Zero: the connection's peer id.
+	// registers again isn't taken for a copy of its directory. Zero: the process is known by its
+	// control.Client, so it must use one and the same for registrations and heartbeats.
 	Instance uint64
 }
 

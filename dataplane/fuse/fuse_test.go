@@ -6,6 +6,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"math/rand/v2"
 	"os"
 	"os/exec"
@@ -27,12 +28,36 @@ import (
 // use a mount that it serves.
 
 func TestMain(m *testing.M) {
+	if os.Getenv("PSTORAGE_FUSE_SERVE")+os.Getenv("PSTORAGE_FUSE_ROLE") != "" {
+		go endWithParent()
+	}
 	if dir := os.Getenv("PSTORAGE_FUSE_SERVE"); dir != "" {
 		serve(dir, os.Getenv("PSTORAGE_FUSE_OPTIONS"))
 		return
 	}
+	if role := os.Getenv("PSTORAGE_FUSE_ROLE"); role != "" {
+		if err := runRole(strings.Split(role, "\n")); err != nil {
+			fmt.Fprintln(os.Stderr, err)
+			os.Exit(1)
+		}
+		return
+	}
 	os.Exit(m.Run())
 }
+
+// endWithParent ends this process when the test that started it has ended, however that was.
+func endWithParent() {
+	io.Copy(io.Discard, os.Stdin)
+	for _, dir := range []string{os.Getenv("PSTORAGE_FUSE_SERVE"), mountedOn} {
+		if dir != "" {
+			unix.Unmount(dir, unix.MNT_DETACH)
+		}
+	}
+	os.Exit(3)
+}
+
+// mountedOn is where this process has mounted a real cluster.
+var mountedOn string
 
 // serve mounts a backend in memory and says so.
 func serve(dir, options string) {
@@ -84,9 +109,10 @@ func mounted(t *testing.T, options string) string {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if err := cmd.Start(); err != nil {
-		t.Fatal(err)
-	}
+	stdin, err := cmd.StdinPipe()
+	must(t, err)
+	t.Cleanup(func() { stdin.Close() })
+	must(t, cmd.Start())
 	lines := bufio.NewScanner(out)
 	if !lines.Scan() || lines.Text() != "mounted" {
 		cmd.Process.Kill()
@@ -141,6 +167,8 @@ func TestNames(t *testing.T) {
 	must(t, unix.Mknod(p("node"), unix.S_IFREG|0600, 0))
 	_, err = os.Stat(p(strings.Repeat("x", 300)))
 	is(t, "long name", err, syscall.ENAMETOOLONG)
+	is(t, "rename to a long name", os.Rename(p("a/f"), p(strings.Repeat("x", 300))),
+		syscall.ENAMETOOLONG)
 	_, err = os.Stat(p("a/f/g"))
 	is(t, "path through a file", err, syscall.ENOTDIR)
 	_, err = os.OpenFile(p("a/f"), os.O_CREATE|os.O_EXCL|os.O_RDWR, 0600)
@@ -485,6 +513,10 @@ func TestErrno(t *testing.T) {
 	defer f.Close()
 	_, err = f.Write([]byte("x"))
 	is(t, "write", err, syscall.EIO)
+	must(t, unix.Removexattr(name, "user.eio"))
+	must(t, unix.Setxattr(name, "user.gone", nil, 0))
+	_, err = os.ReadFile(name)
+	is(t, "read of a file that another host removed", err, syscall.ESTALE)
 }
 
 // TestKilledWhileWaiting: a process whose I/O hangs can be killed, after the grace.

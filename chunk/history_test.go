@@ -1,0 +1,113 @@
+package chunk
+
+import (
+	"math/rand/v2"
+	"testing"
+
+	"pstorage/dataplane"
+)
+
+// history is compared with a naive list of writes.
+func TestHistoryAgainstNaive(t *testing.T) {
+	rng := rand.New(rand.NewPCG(1, 2))
+	for range 200 {
+		h := history{epoch: 1}
+		type write struct {
+			off, length uint32
+		}
+		var all []write
+		durable, commit := 0, 0
+		for range 500 {
+			switch rng.IntN(4) {
+			case 0, 1:
+				w := write{uint32(rng.IntN(64)) * 4096, uint32(1+rng.IntN(4)) * 4096}
+				all = append(all, w)
+				h.accept(dataplane.Seq(len(all)), w.off, w.length)
+			case 2:
+				durable += rng.IntN(len(all) - durable + 1)
+				h.durableTo(dataplane.Seq(durable))
+			case 3:
+				to := rng.IntN(len(all) + 1)
+				h.commitTo(dataplane.Seq(to))
+				commit = max(commit, min(to, durable))
+			}
+			if int(h.commit) != commit || int(h.durable) != durable || int(h.last) != len(all) {
+				t.Fatalf("marks %d %d %d, want %d %d %d", h.commit, h.durable, h.last, commit, durable,
+					len(all))
+			}
+			if n := len(h.uncommitted()); n != len(all)-commit {
+				t.Fatalf("%d uncommitted, want %d", n, len(all)-commit)
+			}
+			off, length := uint32(rng.IntN(64))*4096, uint32(1+rng.IntN(4))*4096
+			want, lo, hi := 0, uint32(1<<31), uint32(0)
+			for i := commit; i < len(all); i++ {
+				w := all[i]
+				if w.off < off+length && off < w.off+w.length {
+					want = i + 1
+				}
+				if i < durable {
+					lo, hi = min(lo, w.off), max(hi, w.off+w.length)
+				}
+			}
+			if got := h.barrier(off, length); int(got) != want {
+				t.Fatalf("barrier %d, want %d", got, want)
+			}
+			gotOff, gotLen := h.tail()
+			if hi == 0 && gotLen != 0 || hi > 0 && (gotOff != lo || gotLen != hi-lo) {
+				t.Fatalf("tail [%d +%d], want [%d, %d)", gotOff, gotLen, lo, hi)
+			}
+		}
+	}
+}
+
+// Whatever the log's records replay to, after whatever checkpoint, covers what was uncommitted.
+func TestHistoryReplay(t *testing.T) {
+	rng := rand.New(rand.NewPCG(3, 4))
+	for range 300 {
+		live := history{}
+		live.activate(1, 0)
+		type rec struct {
+			seq, commit dataplane.Seq
+			off         uint32
+		}
+		var log []rec
+		var entry slotEntry
+		from := 0
+		for range 60 {
+			off := uint32(rng.IntN(32)) * 4096
+			live.accept(live.last+1, off, 4096)
+			log = append(log, rec{live.last, live.commit, off})
+			live.durableTo(live.last)
+			if rng.IntN(3) == 0 {
+				live.commitTo(live.commit + dataplane.Seq(rng.IntN(5)))
+			}
+			if rng.IntN(20) == 0 { // checkpoint: older records may go
+				entry = slotEntry{epoch: live.epoch, last: live.durable, commit: live.commit}
+				entry.tailOff, entry.tailLen = live.tail()
+				from = rng.IntN(len(log) + 1)
+			}
+		}
+		var back history
+		if entry.epoch == 0 {
+			back.activate(1, 0)
+			from = 0
+		} else {
+			back.load(&entry)
+		}
+		for _, r := range log[from:] {
+			back.replay(1, r.seq, r.commit, r.off, 4096)
+		}
+		if back.last != live.last || back.commit > live.commit {
+			t.Fatalf("last %d commit %d, live %d %d", back.last, back.commit, live.last, live.commit)
+		}
+		for _, e := range live.uncommitted() {
+			covered := back.barrier(e.off, e.length) != 0
+			for _, p := range back.patched {
+				covered = covered || p.overlaps(e.off, e.length)
+			}
+			if !covered {
+				t.Fatalf("extent %v was forgotten", e)
+			}
+		}
+	}
+}

@@ -1,0 +1,171 @@
+package chunk
+
+import (
+	"fmt"
+	"testing"
+
+	"pstorage/dataplane"
+)
+
+// The chunk of this test has 3 blocks; a write touches one of them. A history is a list of blocks
+// written, in the order of seqs. The content of a block is the last seq that wrote it, by the
+// history that wrote it: what a copy must reproduce.
+
+type simReplica struct {
+	tail    memberTail
+	content [3]int
+}
+
+// replicaOf is a member that has the first n writes of the history, with the given commit mark.
+func replicaOf(epoch dataplane.Epoch, history []int, n, commit int) simReplica {
+	r := simReplica{tail: memberTail{epoch: epoch, last: dataplane.Seq(n),
+		commit: dataplane.Seq(commit)}}
+	for i := range n {
+		r.content[history[i]] = int(epoch)*100 + i + 1
+		if i >= commit {
+			r.tail.ext = append(r.tail.ext, extent{dataplane.Seq(i + 1), uint32(history[i]) * 4096, 4096})
+		}
+	}
+	return r
+}
+
+// settleSim does what a coordinator does with a verdict.
+func settleSim(v verdict, members []simReplica) {
+	for _, c := range v.copies {
+		for b := range uint32(3) {
+			if b*4096 >= c.off && b*4096 < c.off+c.length {
+				members[c.to].content[b] = members[v.winner].content[b]
+			}
+		}
+	}
+}
+
+// All histories of up to 3 writes on 3 blocks, all lengths of three members, all commit marks that
+// the rules allow: afterwards all members are equal, and nothing acknowledged is missing.
+func TestDecideSameEpoch(t *testing.T) {
+	cases := 0
+	for n := range 4 {
+		for code := range 27 {
+			h := []int{code % 3, code / 3 % 3, code / 9}[:n]
+			for lens := range (n + 1) * (n + 1) * (n + 1) {
+				l := []int{lens % (n + 1), lens / (n + 1) % (n + 1), lens / (n + 1) / (n + 1)}
+				committed := min(l[0], l[1], l[2])
+				for marks := range (committed + 1) * (committed + 1) {
+					c := []int{marks % (committed + 1), marks / (committed + 1), committed}
+					var ms []simReplica
+					var tails []memberTail
+					for i := range 3 {
+						m := replicaOf(1, h, l[i], c[i])
+						ms = append(ms, m)
+						tails = append(tails, m.tail)
+					}
+					v := decide(true, tails)
+					cases++
+					name := fmt.Sprintf("history %v lengths %v marks %v", h, l, c)
+					if v.dataLost || len(v.lost) > 0 {
+						t.Fatalf("%s: %+v", name, v)
+					}
+					if int(v.last) != max(l[0], l[1], l[2]) {
+						t.Fatalf("%s: starts at %d", name, v.last)
+					}
+					settleSim(v, ms)
+					want := replicaOf(1, h, int(v.last), 0).content
+					for i := range ms {
+						if ms[i].content != want {
+							t.Fatalf("%s: member %d has %v, not %v: %+v", name, i, ms[i].content, want, v)
+						}
+					}
+				}
+			}
+		}
+	}
+	if cases < 1000 {
+		t.Fatalf("%d cases", cases)
+	}
+}
+
+// A member of an older epoch may have writes that the newer epoch's history doesn't: they go.
+func TestDecideOlderEpoch(t *testing.T) {
+	for a := range 27 {
+		for b := range 27 {
+			old := []int{a % 3, a / 3 % 3, a / 9}
+			cur := []int{b % 3, b / 3 % 3, b / 9}
+			cur[0] = old[0] // committed in the old epoch
+			for n := 1; n <= 3; n++ {
+				m := replicaOf(1, old, 3, 1)
+				w := replicaOf(1, old, 1, 1)
+				w.tail.epoch = 2
+				for i := 1; i < n; i++ {
+					w.content[cur[i]] = 200 + i + 1
+					w.tail.last = dataplane.Seq(i + 1)
+					w.tail.ext = append(w.tail.ext, extent{dataplane.Seq(i + 1), uint32(cur[i]) * 4096, 4096})
+				}
+				ms := []simReplica{m, w}
+				v := decide(true, []memberTail{m.tail, w.tail})
+				if v.winner != 1 || len(v.lost) > 0 {
+					t.Fatalf("verdict %+v", v)
+				}
+				settleSim(v, ms)
+				if ms[0].content != ms[1].content {
+					t.Fatalf("old %v cur %v n %d: %v and %v", old, cur, n, ms[0].content, ms[1].content)
+				}
+			}
+		}
+	}
+}
+
+func TestDecideLoss(t *testing.T) {
+	has := func(last, commit int) memberTail {
+		return memberTail{epoch: 1, last: dataplane.Seq(last), commit: dataplane.Seq(commit)}
+	}
+	none := memberTail{unknown: true}
+	for _, c := range []struct {
+		name    string
+		created bool
+		tails   []memberTail
+		lost    string
+		gone    bool
+		winner  int
+	}{
+		{"new chunk", false, []memberTail{none, none, none}, "[]", false, 0},
+		{"created, all gone", true, []memberTail{none, none}, "[]", true, 0},
+		{"created, one gone", true, []memberTail{has(3, 3), none, has(3, 2)}, "[1]", false, 0},
+		{"created but never written, one gone", true, []memberTail{none, has(0, 0)}, "[0]", false, 1},
+		{"committed, though not marked created", false, []memberTail{has(2, 1), none}, "[1]", false, 0},
+		{"half made", false, []memberTail{none, has(0, 0), none}, "[]", false, 1},
+		{"uncommitted only", false, []memberTail{has(2, 0), none}, "[]", false, 0},
+		{"rolled back", true, []memberTail{has(9, 8), has(5, 5)}, "[1]", false, 0},
+		{"behind, not rolled back", true, []memberTail{has(9, 5), has(5, 5)}, "[]", false, 0},
+		{"patched, then interrupted", true, []memberTail{has(9, 9), {epoch: 1, last: 5, commit: 5,
+			ext: []extent{{0, 0, 4096}}}}, "[]", false, 0},
+		{"newest epoch wins", true, []memberTail{has(9, 2), {epoch: 2, last: 4, commit: 4}}, "[]", false, 1},
+	} {
+		v := decide(c.created, c.tails)
+		lost := fmt.Sprint(append([]int{}, v.lost...))
+		if v.dataLost != c.gone || lost != c.lost || !c.gone && v.winner != c.winner {
+			t.Errorf("%s: %+v", c.name, v)
+		}
+	}
+}
+
+// What was touched outside of the order of seqs is copied, whoever has it.
+func TestDecidePatched(t *testing.T) {
+	p := extent{0, 4096, 4096}
+	for who := range 2 {
+		tails := []memberTail{{epoch: 1, last: 3, commit: 3}, {epoch: 1, last: 3, commit: 3}}
+		tails[who].ext = []extent{p}
+		v := decide(true, tails)
+		if len(v.copies) != 1 || v.copies[0] != (tailCopy{1, 4096, 4096}) {
+			t.Errorf("patched at %d: %+v", who, v)
+		}
+	}
+}
+
+func TestAppendCopiesMerges(t *testing.T) {
+	got := appendCopies(nil, 1, []extent{{3, 8192, 4096}, {1, 0, 4096}, {2, 4096, 4096}, {9, 65536, 8192},
+		{8, 69632, 4096}})
+	want := "[{1 0 12288} {1 65536 8192}]"
+	if fmt.Sprint(got) != want {
+		t.Fatalf("%v, want %s", got, want)
+	}
+}
