@@ -66,10 +66,23 @@ func (r *engineRun) profile(ctx context.Context, w Workload, pids []int) (stop f
 		return func() error { return nil }, nil
 	}
 	file := filepath.Join(r.o.Profile, fmt.Sprintf("%s-%s-q%d.perf", r.name, w.RW, w.Depth))
-	cmd := exec.CommandContext(ctx, "perf", "record", "-q", "-g", "-F", "999", "-o", file, "-p",
-		strings.Trim(strings.Join(strings.Fields(fmt.Sprint(pids)), ","), "[]"))
+	if err := os.RemoveAll(file); err != nil {
+		return nil, err
+	}
+	list := strings.Trim(strings.ReplaceAll(fmt.Sprint(pids), " ", ","), "[]")
+	cmd := exec.CommandContext(ctx, "perf", "record", "-q", "-g", "-F", "1999", "-o", file, "-p", list)
 	if err := cmd.Start(); err != nil {
 		return nil, fmt.Errorf("profile the chunk server: %w", err)
+	}
+	for begun := time.Now(); ; { // it makes the file when it is about to begin
+		if _, err := os.Stat(file); err == nil {
+			break
+		}
+		if time.Since(begun) > 10*time.Second {
+			_ = cmd.Process.Kill()
+			return nil, fmt.Errorf("perf record hasn't begun after 10 s: %v", cmd.Wait())
+		}
+		time.Sleep(10 * time.Millisecond) // nothing tells when
 	}
 	return func() error {
 		if err := cmd.Process.Signal(os.Interrupt); err != nil {
