@@ -41,6 +41,7 @@ type leader struct {
 	byPeer map[*control.Peer]dataplane.CSID
 	view   placer
 	viewNs int64 // when the view was made; 0: make it anew
+	full   fullness
 }
 
 // csLink is the leader's view of a chunk server's process.
@@ -398,6 +399,7 @@ func (l *leader) placeMissing(req control.MapReq, op string) (*cmdAllocate, erro
 				break
 			}
 			l.viewNs = 0
+			l.noSpace(err)
 			return nil, err
 		}
 		c.Chunks = append(c.Chunks, p)
