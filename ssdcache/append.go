@@ -198,13 +198,9 @@ func (l *Log) openBatch(a *Append) error {
 	hb := l.headBlocks
 	if int(l.segBlocks-l.at) < hb+a.blocks() {
 		if l.ready <= l.head {
-			l.prepare()
-		}
-		if l.ready <= l.head {
 			return errNoSpace
 		}
 		l.head, l.at = l.head+1, 0
-		l.prepare()
 	}
 	b := l.newBatch()
 	if b == nil {

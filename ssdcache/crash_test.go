@@ -1,6 +1,8 @@
 package ssdcache
 
 import (
+	"math/rand/v2"
+	"os"
 	"testing"
 
 	"pstorage/uring"
@@ -41,6 +43,11 @@ type tally struct{ crashes, acked, lostTail, wraps, destaged, killed, clean int 
 func lives(t testing.TB, seed uint64, n int, wrap func(uring.Disk) uring.Disk) (sum tally) {
 	r := newRig(t, seed, 6+int(seed%5), MinSegment)
 	defer r.dispose()
+	defer func() {
+		if t.Failed() {
+			t.Logf("it was seed %d", seed)
+		}
+	}()
 	if wrap != nil {
 		r.dev = wrap(r.disk)
 	}
@@ -84,18 +91,19 @@ func lives(t testing.TB, seed uint64, n int, wrap func(uring.Disk) uring.Disk) (
 }
 
 // TestCrash cuts the power, or kills the process, at random moments of random workloads: every
-// acknowledged write is there afterwards, of the others a prefix, and nothing else changed.
+// acknowledged write is there afterwards, of the others a prefix, and nothing else changed. With
+// PSTORAGE_LONG=1 there are 10,000 such moments.
 func TestCrash(t *testing.T) {
-	seeds := 260
-	if testing.Short() {
+	seeds := 100
+	switch {
+	case os.Getenv("PSTORAGE_LONG") != "":
+		seeds = 2000
+	case testing.Short():
 		seeds = 30
 	}
 	var sum tally
 	for seed := range uint64(seeds) {
 		s := lives(t, seed, 5, nil)
-		if t.Failed() {
-			t.Fatalf("seed %d", seed)
-		}
 		sum.crashes += s.crashes
 		sum.acked += s.acked
 		sum.lostTail += s.lostTail
@@ -300,4 +308,39 @@ func TestReuseWaitsForSuperblock(t *testing.T) {
 		r.check()
 		r.dispose()
 	}
+}
+
+// TestCrashEverywhere cuts one short run, which goes round the ring with write-back under way,
+// after every single event, each in two ways.
+func TestCrashEverywhere(t *testing.T) {
+	r := newRig(t, 21, 6, MinSegment)
+	defer r.dispose()
+	r.opt.DestageAt = 0.05
+	r.mustOpen()
+	cuts := 0
+	for step := uint64(0); r.log.head < 9 && step < 5000; step++ {
+		if step%9 == 0 && r.log.Room() {
+			r.env.Do(func() {
+				r.append(r.randomChange())
+				r.append(r.randomChange())
+			})
+		}
+		r.sim.Step()
+		for way := range uint64(2) {
+			c := &rig{t: t, rng: rand.New(rand.NewPCG(step, way)), sim: simloop.New(step)}
+			c.env = c.sim.NewEnv("cs")
+			c.disk = r.disk.CrashClone(c.env, step*2+way)
+			c.dev, c.store = c.disk, r.store.crash(c.rng)
+			c.history, c.acked = append([]change(nil), r.history...), r.acked
+			c.newPool()
+			c.mustOpen()
+			c.check()
+			c.dispose()
+			cuts++
+		}
+	}
+	if r.log.head < 9 || r.log.stats.Rounds == 0 {
+		t.Fatal("the run didn't go round:", r.log)
+	}
+	t.Logf("%d cuts, %d appends", cuts, len(r.history))
 }

@@ -170,12 +170,17 @@ func (l *Log) Room() bool {
 	return false
 }
 
+// hasRoom counts as ready what prepare will find ready at the end of the turn.
 func (l *Log) hasRoom() bool {
-	if l.waiting > maxWaiting {
+	if l.waiting > maxWaiting || l.ready <= l.head {
 		return false
 	}
-	l.prepare()
-	return l.ready >= l.head+l.reserve
+	for s := l.ready + 1; s <= l.head+l.reserve; s++ {
+		if s >= l.tail+l.segs || l.pins[s%l.segs] != 0 {
+			return false
+		}
+	}
+	return true
 }
 
 // tellRoom calls OnRoom if somebody waits for it and there is room.
@@ -189,7 +194,8 @@ func (l *Log) tellRoom() {
 }
 
 // prepare takes old contents out of the index, up to the reserve ahead of the head, as far as
-// segments are checkpointed and nobody reads them any more. New reads can't start on them then.
+// segments are checkpointed and nobody reads them any more. It runs at the end of a turn, so that
+// what Lookup returned in a turn is good until its end, and a Read begun in it is waited for.
 func (l *Log) prepare() {
 	for l.ready < l.head+l.reserve {
 		next := l.ready + 1
@@ -243,6 +249,7 @@ func (l *Log) turnEnd() {
 		l.submitBatches()
 	}
 	l.retire()
+	l.prepare()
 	l.destage.trySettle()
 	if l.err == nil {
 		l.startDestage()

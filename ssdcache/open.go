@@ -42,9 +42,9 @@ type formatter struct {
 	done func(error)
 }
 
-// Format makes an empty log of the whole disk and calls done. Whatever was there is lost: all of
-// the space is written once, so that later appends don't change file-system metadata. The
-// superblock is written last.
+// Format makes an empty log of as many segments as the disk holds and calls done. Whatever was
+// there is lost: all of the space is written once, so that later appends don't change file-system
+// metadata. The superblock is written last.
 func Format(o FormatOptions, done func(error)) {
 	if o.SegmentSize == 0 {
 		o.SegmentSize = int(segmentFor(o.Disk.Size()))
@@ -89,7 +89,7 @@ func (f *formatter) allocate(op *uring.DiskOp) {
 		f.finish(ioError("write zeros to the new log", op.Err))
 		return
 	}
-	size := f.o.Disk.Size()
+	size := firstBlock*blockSize + int64(f.sb.segments)*int64(f.sb.segSize)
 	if f.off == size {
 		f.op = uring.DiskOp{Kind: uring.DiskSync, Done: f.synced}
 	} else {
@@ -286,7 +286,7 @@ func (r *opener) gotSuper(op *uring.DiskOp) {
 		return
 	}
 	l := r.l
-	l.reserve = min(max(l.segs/16, 2), 8)
+	l.reserve = min(max(l.segs/8, 2), 8)
 	l.first, l.pins = make([]uint64, l.segs), make([]uint32, l.segs)
 	var err error
 	if l.spill, err = uring.NewPool(spillSize); err == nil {

@@ -95,7 +95,7 @@ func (r *ReadOp) finish() {
 		r.Err = ioError(fmt.Sprintf("read block %d of the log", r.Pos), r.op.Err)
 	}
 	r.iov[0] = nil
-	if l.wantRoom || l.closing != nil {
+	if l.ready < l.head+l.reserve || l.wantRoom || l.closing != nil {
 		l.env.AtTurnEnd(&l.turn)
 	}
 	r.Done(r)

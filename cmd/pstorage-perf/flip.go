@@ -5,6 +5,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"pstorage/cmd/cli"
 	"pstorage/perf"
 )
 
@@ -12,6 +13,7 @@ func newFlip() *cobra.Command {
 	var dir, glob, pattern string
 	var dryRun bool
 	var most int
+	var spread cli.Size
 	cmd := &cobra.Command{
 		Use:   "flip",
 		Short: "Damage stored data on purpose: flip one bit of a pattern in files below a directory",
@@ -20,13 +22,18 @@ byte, as a bad disk would. Stop the process that owns the files first. It fails 
 there.`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			places, err := perf.FindPattern(dir, glob, []byte(pattern))
+			limit := most
+			if spread > 0 {
+				limit = 0 // the first ones may be too close to each other
+			}
+			places, err := perf.FindPattern(dir, glob, []byte(pattern), limit)
 			if err != nil {
 				return err
 			}
 			if len(places) == 0 {
 				return fmt.Errorf("no %q in the files below %s", pattern, dir)
 			}
+			places = perf.Sparse(places, int64(spread))
 			if most > 0 && len(places) > most {
 				places = places[:most]
 			}
@@ -49,6 +56,7 @@ there.`,
 	flags.StringVar(&pattern, "pattern", "", "`TEXT` to find, at least 8 bytes")
 	flags.BoolVar(&dryRun, "dry-run", false, "only say where it is")
 	flags.IntVar(&most, "max", 0, "at most this many places; 0: all")
+	flags.Var(&spread, "spread", "only places at least this many bytes behind the one before")
 	_ = cmd.MarkFlagRequired("dir")
 	_ = cmd.MarkFlagRequired("pattern")
 	return cmd

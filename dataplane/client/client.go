@@ -191,13 +191,6 @@ func (c *Client) OpenAttr(a *control.Attr) (*File, error) {
 	return f, nil
 }
 
-// Opened returns the File of this id if it is open. It isn't to be closed by the caller.
-func (c *Client) Opened(id dataplane.FileID) *File {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	return c.files[id]
-}
-
 // rpcMeta is the Metadata of a real cluster: each question is asked by a goroutine, its answer
 // posted to the loop.
 type rpcMeta struct {

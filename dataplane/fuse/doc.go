@@ -16,7 +16,8 @@
 //     moves to a hidden name in the root directory until the last close. If the mount dies before,
 //     that name stays: `.pstorage-deleted.CLIENT.FILE`. Processes on other hosts that have it open
 //     lose it.
-//   - The time of modification is sent at close, and once a while; not with every write.
+//   - The time of modification is sent at close, and once a while; not with every write. The time
+//     of access changes only when it is set.
 //   - fallocate doesn't reserve space.
 //   - A new entry in a directory with the set-group-ID bit doesn't inherit the group.
 package fuse

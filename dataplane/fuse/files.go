@@ -73,6 +73,8 @@ func (fs *fileSystem) Create(cancel <-chan struct{}, in *fuse.CreateIn, name str
 		return errReadOnly
 	case isHidden(parent, name):
 		return fuse.EACCES
+	case checkName(name) != fuse.OK:
+		return checkName(name)
 	}
 	ctx, stop := fs.context(cancel)
 	defer stop()

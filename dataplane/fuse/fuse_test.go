@@ -167,6 +167,8 @@ func TestNames(t *testing.T) {
 	must(t, unix.Mknod(p("node"), unix.S_IFREG|0600, 0))
 	_, err = os.Stat(p(strings.Repeat("x", 300)))
 	is(t, "long name", err, syscall.ENAMETOOLONG)
+	is(t, "rename to a long name", os.Rename(p("a/f"), p(strings.Repeat("x", 300))),
+		syscall.ENAMETOOLONG)
 	_, err = os.Stat(p("a/f/g"))
 	is(t, "path through a file", err, syscall.ENOTDIR)
 	_, err = os.OpenFile(p("a/f"), os.O_CREATE|os.O_EXCL|os.O_RDWR, 0600)
@@ -511,6 +513,10 @@ func TestErrno(t *testing.T) {
 	defer f.Close()
 	_, err = f.Write([]byte("x"))
 	is(t, "write", err, syscall.EIO)
+	must(t, unix.Removexattr(name, "user.eio"))
+	must(t, unix.Setxattr(name, "user.gone", nil, 0))
+	_, err = os.ReadFile(name)
+	is(t, "read of a file that another host removed", err, syscall.ESTALE)
 }
 
 // TestKilledWhileWaiting: a process whose I/O hangs can be killed, after the grace.

@@ -117,8 +117,13 @@ func (fs *fileSystem) outcome(r *request) fuse.Status {
 	if err == nil {
 		return fuse.OK
 	}
-	status := fuse.EINTR
-	if !r.once || dataplane.KindOf(err) != dataplane.Closed {
+	var status fuse.Status
+	switch kind := dataplane.KindOf(err); {
+	case kind == dataplane.NotFound: // removed by another host
+		status = fuse.Status(syscall.ESTALE)
+	case kind == dataplane.Closed && r.once:
+		status = fuse.EINTR
+	default:
 		status = fs.status(r.op.Kind.String(), err)
 	}
 	r.free()

@@ -82,9 +82,6 @@ func (m *memory) Lookup(_ context.Context, parent dataplane.FileID, name string)
 	error) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	if len(name) > dataplane.MaxNameLen {
-		return nil, fail(dataplane.NameTooLong)
-	}
 	if k, ok := strings.CutPrefix(name, "kind-"); ok { // a way to see what the kernel makes of it
 		for kind := dataplane.Kind(1); kind.Valid(); kind++ {
 			if strings.ReplaceAll(kind.String(), " ", "-") == k {
@@ -140,9 +137,6 @@ func (m *memory) Create(_ context.Context, r *control.CreateReq) (*control.Attr,
 	d, err := m.dir(r.Parent)
 	if err != nil {
 		return nil, err
-	}
-	if len(r.Name) > dataplane.MaxNameLen {
-		return nil, fail(dataplane.NameTooLong)
 	}
 	if id, ok := d.entries[r.Name]; ok {
 		if r.Exclusive {
@@ -384,9 +378,12 @@ func (m *memory) do(op *client.Op) bool {
 		m.hung[op] = true
 		return false
 	}
-	if _, ok := n.xattrs["user.eio"]; ok {
-		op.Err = fail(dataplane.IOError)
-		return true
+	for name, kind := range map[string]dataplane.Kind{"user.eio": dataplane.IOError,
+		"user.gone": dataplane.NotFound} {
+		if _, ok := n.xattrs[name]; ok {
+			op.Err = fail(kind)
+			return true
+		}
 	}
 	switch op.Kind {
 	case client.Read:

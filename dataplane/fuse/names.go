@@ -20,6 +20,9 @@ import (
 func (fs *fileSystem) Lookup(cancel <-chan struct{}, in *fuse.InHeader, name string,
 	out *fuse.EntryOut) fuse.Status {
 	parent := dataplane.FileID(in.NodeId)
+	if status := checkName(name); status != fuse.OK {
+		return status
+	}
 	if isHidden(parent, name) {
 		return fuse.ENOENT
 	}
@@ -30,6 +33,14 @@ func (fs *fileSystem) Lookup(cancel <-chan struct{}, in *fuse.InHeader, name str
 		return fs.status("lookup "+name, err)
 	}
 	fs.fillEntry(a, out)
+	return fuse.OK
+}
+
+// checkName refuses what no entry can be called.
+func checkName(name string) fuse.Status {
+	if len(name) > dataplane.MaxNameLen {
+		return fuse.Status(syscall.ENAMETOOLONG)
+	}
 	return fuse.OK
 }
 
@@ -147,6 +158,9 @@ func (fs *fileSystem) make(cancel <-chan struct{}, in *fuse.InHeader, req *contr
 	req.Parent = dataplane.FileID(in.NodeId)
 	req.UID, req.GID = in.Uid, in.Gid
 	req.Exclusive = true
+	if status := checkName(req.Name); status != fuse.OK {
+		return status
+	}
 	if isHidden(req.Parent, req.Name) {
 		return fuse.EACCES
 	}
@@ -278,6 +292,8 @@ func (fs *fileSystem) Rename(cancel <-chan struct{}, in *fuse.RenameIn, oldName 
 		return fuse.ENOENT
 	case isHidden(to, newName):
 		return fuse.EACCES
+	case checkName(newName) != fuse.OK:
+		return checkName(newName)
 	}
 	ctx, stop := fs.context(cancel)
 	defer stop()

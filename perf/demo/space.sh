@@ -7,12 +7,12 @@ run_space() {
     step "out of space: three small chunk servers, and more data than they hold"
     local i
     mkdir -p "$work/small/etc"
-    host small "$bin/pstorage" -c small make-mds -I -a 127.77.2.1 -r "$work/small/mds" -P \
+    host small "$bin/pstorage" -c small make-mds -I -a "$net.201" -r "$work/small/mds" -P \
         <<<"$password" >/dev/null
     start small-mds small "$bin/pstorage-mdsd"
     wait_for 15 "the small cluster answers" small_cs
     for i in 1 2 3; do
-        host small "$bin/pstorage" -c small make-cs -r "$work/small/cs$i" -a "127.77.2.1$i" \
+        host small "$bin/pstorage" -c small make-cs -r "$work/small/cs$i" -a "$net.21$i" \
             -s 256M --capacity 256M >/dev/null
     done
     start small-cs small "$bin/pstorage-csd"
@@ -38,7 +38,7 @@ run_space() {
     step "more space is added: the writer goes on by itself, nothing is lost"
     kill -0 "$writer" || { cat "$work/small/writer.out"; die "the writer failed, it should wait"; }
     for i in 4 5 6; do
-        host small "$bin/pstorage" -c small make-cs -r "$work/small/cs$i" -a "127.77.2.1$i" \
+        host small "$bin/pstorage" -c small make-cs -r "$work/small/cs$i" -a "$net.21$i" \
             -s 256M --capacity 512M >/dev/null
     done
     wait_for 30 "the running pstorage-csd has started them" small_live 6

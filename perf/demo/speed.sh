@@ -4,7 +4,7 @@
 run_speed() {
     step "speed beside raw fio on the same disk"
     # The demo's cluster would compete for the CPUs.
-    umount "$work/mnt2"
+    umount "$mnt"
     kill9 "${!daemon[@]}"
     if $short; then
         "$bin/pstorage-perf" quick --dir "$work" --rounds 1 --seconds 0.5 --size 256M |
