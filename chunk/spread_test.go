@@ -111,9 +111,7 @@ func TestSpreadWrites(t *testing.T) {
 				if _, ok := x.acked[n]; !ok && b%1000 != 0 {
 					continue
 				}
-				for reads > 64 { // not too many at a time
-					w.sim.Step()
-				}
+				w.must(func() bool { return reads < 64 }, 10*sec, "reads") // not too many at a time
 				reads++
 				w.cl.env.Do(func() { x.read(n, func() { reads-- }) })
 			}

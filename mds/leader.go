@@ -45,6 +45,7 @@ type leader struct {
 	viewNs int64 // when the view was made; 0: make it anew
 
 	relistNs int64 // not before then is the next inventory asked for
+	full     fullness
 }
 
 // csLink is the leader's view of a chunk server's process.
@@ -436,6 +437,7 @@ func (l *leader) placeMissing(req control.MapReq, op string) (*cmdAllocate, erro
 				break
 			}
 			l.viewNs = 0
+			l.noSpace(err)
 			return nil, err
 		}
 		c.Chunks = append(c.Chunks, p)

@@ -387,8 +387,8 @@ func testAdmin(t *testing.T, c *testCluster) {
 		t.Errorf("file-info: %+v", info)
 	}
 	var events control.EventsDoc
-	k.admin(control.AdminEvents, control.EventsArgs{Limit: 2, After: 1}, &events)
-	if len(events.Events) != 2 || events.Events[0].ID != 2 || events.Events[0].Code != "cs-new" {
+	k.admin(control.AdminEvents, control.EventsArgs{Limit: 2, After: 2}, &events)
+	if len(events.Events) != 2 || events.Events[0].ID != 3 || events.Events[0].Code != "cs-new" {
 		t.Errorf("events: %+v", events)
 	}
 	var conf control.ConfigDoc
