@@ -26,12 +26,14 @@ const (
 	faultRot
 	faultDeadDisk
 	faultClient
+	faultPartial
+	faultStorm
 	faultKinds
 )
 
 var faultNames = [faultKinds]string{"crash", "power", "site", "cut", "cut-client", "isolate",
 	"cut-mds", "slow-net", "reset", "pause", "leader", "slow-disk", "read-error", "rot", "dead-disk",
-	"client"}
+	"client", "partial", "storm"}
 
 // faults does damage at random, within the budget that keeps what is asked for possible: only the
 // victims may be away for so long, all in all, that they lose their lease.
@@ -174,6 +176,55 @@ func (f *faults) one(kind int) {
 		f.deadDisk()
 	case faultClient:
 		f.client()
+	case faultPartial:
+		f.partial()
+	case faultStorm:
+		f.storm()
+	}
+}
+
+// partial cuts a server off from its peers, perhaps from the metadata servers, not from clients.
+func (f *faults) partial() {
+	n, d := f.outage(800 * ms)
+	if n == nil {
+		return
+	}
+	for _, o := range f.w.cs {
+		if o != n {
+			f.cut(n.ip, o.ip, d)
+		}
+	}
+	if f.rng.IntN(4) > 0 {
+		for _, ip := range f.w.mds.ips {
+			f.cut(n.ip, ip, d)
+		}
+	}
+}
+
+// storm restarts servers in quick succession, so that one fault meets the repair of another.
+func (f *faults) storm() {
+	w := f.w
+	at := int64(0)
+	for range 2 + f.rng.IntN(5) {
+		at += f.between(us, 15*ms)
+		n := w.cs[f.rng.IntN(len(w.cs))]
+		if !f.victim(n) && w.sim.Now() < f.until[n.index]+rest && f.until[n.index] > 0 {
+			continue
+		}
+		cut, down := f.rng.IntN(2) == 0, f.between(us, 30*ms)
+		reset := f.rng.IntN(3) == 0
+		w.sim.After(at, func() {
+			switch {
+			case n.gone || n.env.Dead() || w.calm:
+			case reset:
+				w.net.Reset(n.ip, w.cs[f.rng.IntN(len(w.cs))].ip)
+			default:
+				w.trace("storm: cs %d down for %d us, power %v", n.index+1, down/us, cut)
+				n.kill(false)
+				w.sim.After(down, func() { n.start(cut) })
+				f.until[n.index] = max(f.until[n.index], w.sim.Now()+down)
+			}
+		})
 	}
 }
 
