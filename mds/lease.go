@@ -31,9 +31,10 @@ type csLease struct {
 // leases is the table of leases. It is soft state of a leader: it begins empty with the term.
 // Not safe for concurrent use.
 type leases struct {
-	sinceNs int64 // when this leader began: nothing is excluded for one lease time after it
-	cs      []csLease
-	hasty   bool // a canary of simulations: nobody's lease is waited for
+	sinceNs  int64 // when this leader began: nothing is excluded for one lease time after it
+	cs       []csLease
+	unfenced bool // a canary of simulations: who was excluded may go on without registering
+	hasty    bool // a canary of simulations: nobody's lease is waited for
 }
 
 func newLeases(nowNs int64) *leases { return &leases{sinceNs: nowNs} }

@@ -292,7 +292,7 @@ func (c *call) heartbeat(req *control.HeartbeatReq) (any, error) {
 	instance := c.instanceOf(req.Instance)
 	switch judgeBeat(beatFacts{known: true, dropped: known.Dropped,
 		samePro: known.Boot == req.Boot && known.Instance == instance,
-		fenced:  known.Fenced, failed: e.failed || known.Failed != "",
+		fenced:  known.Fenced && !l.leases.unfenced, failed: e.failed || known.Failed != "",
 		excluding: e.excluding > 0, registering: e.registering > 0,
 		exited: e.exitedBoot != 0, relist: e.relist}) {
 	case beatDropped:

@@ -57,6 +57,13 @@ func newFaults(w *world) *faults {
 }
 
 func (f *faults) start() {
+	if f.w.sc.partialFirst {
+		f.w.sim.After(sec, func() {
+			if !f.w.calm {
+				f.partial()
+			}
+		})
+	}
 	if len(f.kinds) > 0 {
 		f.next()
 	}
@@ -189,13 +196,33 @@ func (f *faults) partial() {
 	if n == nil {
 		return
 	}
-	for _, o := range f.w.cs {
+	w := f.w
+	if f.victim(n) && f.rng.IntN(3) > 0 {
+		// Long enough to be excluded, and to be asked by clients that don't know it.
+		d = f.between(3*sec, 7*sec)
+		f.until[n.index] = max(f.until[n.index], w.sim.Now()+d)
+		w.trace("cs %d sees only clients for %d ms", n.index+1, d/ms)
+		all := func(cut bool) {
+			for _, o := range w.cs {
+				w.net.Cut(n.ip, o.ip, cut)
+				w.net.Cut(o.ip, n.ip, cut)
+			}
+			for _, ip := range w.mds.ips {
+				w.net.Cut(n.ip, ip, cut)
+				w.net.Cut(ip, n.ip, cut)
+			}
+		}
+		all(true)
+		w.sim.After(d, func() { all(false) })
+		return
+	}
+	for _, o := range w.cs {
 		if o != n {
 			f.cut(n.ip, o.ip, d)
 		}
 	}
 	if f.rng.IntN(4) > 0 {
-		for _, ip := range f.w.mds.ips {
+		for _, ip := range w.mds.ips {
 			f.cut(n.ip, ip, d)
 		}
 	}
