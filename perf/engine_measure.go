@@ -183,34 +183,6 @@ func (r *engineRun) fill(ctx context.Context, w Workload, size int64, untilSlow 
 	return written, slowest, nil
 }
 
-// idle waits until the chunk servers use hardly any CPU: then everything is written back.
-func (r *engineRun) idle(ctx context.Context) error {
-	pids, err := r.servers.CSPIDs()
-	if err != nil {
-		return err
-	}
-	for begun := time.Now(); time.Since(begun) < quietWithin; {
-		before, err := SampleCPU(pids)
-		if err != nil {
-			return err
-		}
-		select {
-		case <-ctx.Done():
-			return ctx.Err()
-		case <-time.After(quietFor):
-		}
-		after, err := SampleCPU(pids)
-		if err != nil {
-			return err
-		}
-		if time.Duration(after.Since(before)) < quietFor/50 {
-			return nil
-		}
-	}
-	r.say("the chunk server is still busy after %v; measuring all the same", quietWithin)
-	return nil
-}
-
 // touch does something at the start of each chunk of the file, for many at a time.
 func (r *engineRun) touch(ctx context.Context, chunks int64, do func(off int64) error) error {
 	r.say("touching %d chunks", chunks)
