@@ -38,7 +38,7 @@ func (sh *Shard) seal(r *replica, epoch dataplane.Epoch, by any, then func()) da
 		sh.refuseReads(r, dataplane.NotReady)
 	}
 	r.sealWait = nil
-	if r.busy == 0 {
+	if r.busy == 0 || sh.canary.SealEarly {
 		then()
 		return dataplane.OK
 	}
@@ -174,6 +174,7 @@ func (sh *Shard) makeSlot(r *replica) bool {
 		return false
 	}
 	r.slot = slot
+	delete(sh.strangers, r.id)
 	if sh.store.residue[slot] {
 		// The log may still have blocks of an earlier owner whose entry was damaged.
 		delete(sh.store.residue, slot)
@@ -213,6 +214,10 @@ func (sh *Shard) activateFrame(l *link, h *dataplane.Header, crcs, payload []byt
 	})
 }
 
+// maxSeq keeps arithmetic on seqs far from wrapping around: at a million writes a second a chunk
+// would get there in 100 000 years.
+const maxSeq = 1 << 62
+
 // Bytes of a Meta record: its type, nothing else so far.
 const metaActivate = 1
 
@@ -231,6 +236,9 @@ func (sh *Shard) activate(r *replica, cfg *control.ChunkConfig, seq dataplane.Se
 		return
 	case r.state != sealed || r.sealer != by:
 		fail(dataplane.NotReady, errors.New("not sealed by this coordinator"))
+		return
+	case seq > maxSeq:
+		fail(dataplane.Malformed, fmt.Errorf("seq %d", seq))
 		return
 	case cfg.Epoch < r.sealEpoch || cfg.Epoch < r.epoch:
 		fail(dataplane.StaleEpoch, nil)
