@@ -185,7 +185,7 @@ func quickPlan(ctx context.Context, o QuickOptions, native *Native, c *Cluster,
 const (
 	quietBelow = 20e6 // bytes per second of all processes
 	quietStep  = 100 * time.Millisecond
-	quietLimit = 5 * time.Second
+	quietLimit = 3 * time.Second
 )
 
 // quiet waits until the processes leave the disk alone, quietLimit at most.
