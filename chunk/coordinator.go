@@ -435,6 +435,9 @@ func (s *settler) exclude() {
 			switch {
 			case s.attempt != at:
 			case err != nil:
+				if dataplane.KindOf(err) == dataplane.NotReady {
+					s.lost = nil // they are back; or we are told again
+				}
 				s.again("exclude lost members", err)
 			case !sameMembers(cfg, ids):
 				s.again("exclude lost members", fmt.Errorf("the answer has other members"))

@@ -25,7 +25,13 @@ func (sh *Shard) seal(r *replica, epoch dataplane.Epoch, by any, then func()) da
 	if epoch < r.epoch || r.state == sealed && epoch < r.sealEpoch {
 		return dataplane.StaleEpoch
 	}
+	if r.slot == noSlot && sh.lease.Load() == 0 {
+		// The list of chunks with which this process registers may be on its way. A new chunk that
+		// isn't on it, and is written to by then, would be taken for lost and be taken from us.
+		return dataplane.NotReady
+	}
 	own := r.settler != nil && by == any(r.settler)
+	sh.slog.Debug("sealed", "chunk", r.id, "epoch", epoch, "own", own)
 	if r.isHead() {
 		if !own {
 			sh.abandonFlight(r, dataplane.NotReady)
