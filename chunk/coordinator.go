@@ -262,13 +262,20 @@ func (s *settler) reachAll() {
 	s.each("reach all members", s.stay, func(i int, p *peer, done func(error)) {
 		p.call(dataplane.Header{Op: dataplane.OpPing}, nil, nil,
 			func(_ *dataplane.Header, _, _ []byte, _ *uring.Buf, err error) {
-				if err != nil {
-					s.sh.md.Unreachable(&control.UnreachableReq{CS: p.cs,
-						Chunks: []control.HeldChunk{{Chunk: s.r.id, Epoch: s.cfg.Epoch}}})
-				}
+				s.unreachable(p, err)
 				done(err)
 			})
 	}, func(i int, done func(error)) { done(nil) }, s.sealAll)
+}
+
+// unreachable reports a member that can't be asked, or whose disk failed: one that answers pings
+// may have to be excluded, too.
+func (s *settler) unreachable(p *peer, err error) {
+	switch dataplane.KindOf(err) {
+	case dataplane.IOError, dataplane.Unreachable, dataplane.TimedOut, dataplane.Closed:
+		s.sh.md.Unreachable(&control.UnreachableReq{CS: p.cs,
+			Chunks: []control.HeldChunk{{Chunk: s.r.id, Epoch: s.cfg.Epoch}}})
+	}
 }
 
 // sealAll stops all members and learns what they have.
@@ -286,6 +293,7 @@ func (s *settler) sealAll() {
 						s.tails[i], s.gens[i] = t, p.gen
 					}
 				}
+				s.unreachable(p, err)
 				done(err)
 			})
 	}, func(i int, done func(error)) {
@@ -301,6 +309,8 @@ func (s *settler) sealAll() {
 
 func (s *settler) decided() {
 	s.verdict = decide(s.cfg.Created, s.tails)
+	s.sh.slog.Debug("settling", "chunk", s.r.id, "epoch", s.cfg.Epoch, "tails", s.tails,
+		"verdict", s.verdict)
 	if s.verdict.dataLost {
 		s.sh.event(control.Fault, "chunk-lost", fmt.Sprintf(
 			"chunk %v: none of the members that are left has its data", s.r.id))
@@ -310,6 +320,9 @@ func (s *settler) decided() {
 	for _, i := range s.verdict.lost {
 		s.sh.event(control.Fault, "replica-lost", fmt.Sprintf(
 			"chunk %v: cs %d lost data that it had acknowledged; it is excluded", s.r.id, s.stay[i].CS))
+	}
+	if s.sh.canary.NoPatches {
+		s.verdict.copies = nil
 	}
 	s.nextCopy, s.copyAt, s.copying, s.stepErr = 0, 0, 0, nil
 	s.copyMore()
@@ -422,6 +435,9 @@ func (s *settler) exclude() {
 			switch {
 			case s.attempt != at:
 			case err != nil:
+				if dataplane.KindOf(err) == dataplane.NotReady {
+					s.lost = nil // they are back; or we are told again
+				}
 				s.again("exclude lost members", err)
 			case !sameMembers(cfg, ids):
 				s.again("exclude lost members", fmt.Errorf("the answer has other members"))

@@ -35,11 +35,15 @@ func (sh *Shard) clientRead(l *link, h *dataplane.Header) {
 		l.refuse(h, dataplane.Overloaded)
 		return
 	}
+	if sh.canary.OldEpoch {
+		h.Epoch = min(h.Epoch, r.epoch)
+	}
 	if r.state == active && h.Epoch != r.epoch {
 		l.refuse(h, epochStatus(h.Epoch, r.epoch))
 		return
 	}
-	if r.state == active && (r.commit == r.last || r.barrier(h.Offset, h.Length) == 0) {
+	if r.state == active && (r.commit == r.last || r.barrier(h.Offset, h.Length) == 0 ||
+		sh.canary.ReadAbove) {
 		sh.startRead(sh.newRequest(l, h, r))
 		return
 	}

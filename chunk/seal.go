@@ -16,8 +16,8 @@ import (
 // coordinator whose seal was taken over by another one, or whose member restarted in between, is
 // refused, and starts anew.
 
-// seal stops the chunk in every epoch up to the given one. then is called, unless another seal comes
-// before, once everything that was accepted is durable: only then what it says stays true.
+// seal stops the chunk in every epoch up to the given one. then is called, unless another seal
+// comes before, once everything that was accepted is durable: only then what it says stays true.
 func (sh *Shard) seal(r *replica, epoch dataplane.Epoch, by any, then func()) dataplane.Kind {
 	if sh.dead != nil {
 		return dataplane.IOError
@@ -25,7 +25,13 @@ func (sh *Shard) seal(r *replica, epoch dataplane.Epoch, by any, then func()) da
 	if epoch < r.epoch || r.state == sealed && epoch < r.sealEpoch {
 		return dataplane.StaleEpoch
 	}
+	if r.slot == noSlot && sh.lease.Load() == 0 {
+		// The list of chunks with which this process registers may be on its way. A new chunk that
+		// isn't on it, and is written to by then, would be taken for lost and be taken from us.
+		return dataplane.NotReady
+	}
 	own := r.settler != nil && by == any(r.settler)
+	sh.slog.Debug("sealed", "chunk", r.id, "epoch", epoch, "own", own)
 	if r.isHead() {
 		if !own {
 			sh.abandonFlight(r, dataplane.NotReady)
@@ -38,7 +44,7 @@ func (sh *Shard) seal(r *replica, epoch dataplane.Epoch, by any, then func()) da
 		sh.refuseReads(r, dataplane.NotReady)
 	}
 	r.sealWait = nil
-	if r.busy == 0 {
+	if r.busy == 0 || sh.canary.SealEarly {
 		then()
 		return dataplane.OK
 	}
@@ -214,6 +220,10 @@ func (sh *Shard) activateFrame(l *link, h *dataplane.Header, crcs, payload []byt
 	})
 }
 
+// maxSeq keeps arithmetic on seqs far from wrapping around: at a million writes a second a chunk
+// would get there in 100 000 years.
+const maxSeq = 1 << 62
+
 // Bytes of a Meta record: its type, nothing else so far.
 const metaActivate = 1
 
@@ -232,6 +242,9 @@ func (sh *Shard) activate(r *replica, cfg *control.ChunkConfig, seq dataplane.Se
 		return
 	case r.state != sealed || r.sealer != by:
 		fail(dataplane.NotReady, errors.New("not sealed by this coordinator"))
+		return
+	case seq > maxSeq:
+		fail(dataplane.Malformed, fmt.Errorf("seq %d", seq))
 		return
 	case cfg.Epoch < r.sealEpoch || cfg.Epoch < r.epoch:
 		fail(dataplane.StaleEpoch, nil)

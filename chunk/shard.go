@@ -34,6 +34,8 @@ type ShardOptions struct {
 	CRCBudget int
 	// OnFail is told once that the disk or the log failed: nothing is served any more.
 	OnFail func(error)
+	// Canary breaks promises on purpose, for testing simulations.
+	Canary Canary
 }
 
 // Shard is a chunk server: all of it that happens on one thread. Its methods are called on that
@@ -91,6 +93,7 @@ type Shard struct {
 	onFail   func(error)
 	stopping bool
 	stats    control.CSStats
+	canary   Canary
 }
 
 // Open reads the store and replays the log, and calls done with the shard, which isn't serving yet,
@@ -105,7 +108,7 @@ func Open(o ShardOptions, done func(*Shard, error)) {
 	cred := *o.Cred
 	cred.ID = uint64(o.ID)
 	sh := &Shard{env: o.Env, net: o.Net, pool: o.Pool, cred: &cred, md: o.Metadata, id: o.ID,
-		slog: o.Log, cache: o.Cache, onFail: o.OnFail,
+		slog: o.Log, cache: o.Cache, onFail: o.OnFail, canary: o.Canary,
 		chunks:    map[dataplane.ChunkID]*replica{},
 		strangers: map[dataplane.ChunkID]*replica{},
 		links:     map[linkKey]*link{},
@@ -140,7 +143,9 @@ func (sh *Shard) Listen(addr string) (string, error) {
 	return bound, nil
 }
 
-func (sh *Shard) leased() bool { return sh.env.Now() < sh.lease.Load() && sh.dead == nil }
+func (sh *Shard) leased() bool {
+	return (sh.env.Now() < sh.lease.Load() || sh.canary.NoLease) && sh.dead == nil
+}
 
 // find returns the replica of a chunk; for one that isn't here a stranger, which a settling may
 // give a slot. nil: there are too many of those.

@@ -18,8 +18,8 @@ import (
 //     seqs, and answers the client.
 //  5. The commit mark reaches the other members with the next write, or by itself: tellCommit.
 //
-// ZERO walks the same path without data. FLUSH only needs the chunk to be ready: everything that was
-// acknowledged is durable on all members already.
+// ZERO walks the same path without data. FLUSH only needs the chunk to be ready: everything that
+// was acknowledged is durable on all members already.
 
 // clientWrite takes OpWrite, OpZero and OpFlush.
 func (sh *Shard) clientWrite(l *link, h *dataplane.Header, crcs, payload []byte, buf *uring.Buf) {
@@ -86,7 +86,7 @@ func (sh *Shard) writeStatus(r *replica, h *dataplane.Header) dataplane.Kind {
 	switch {
 	case !r.isHead():
 		return dataplane.NotHead
-	case h.Epoch < r.epoch:
+	case h.Epoch < r.epoch && !sh.canary.OldEpoch:
 		return dataplane.StaleEpoch
 	case h.Epoch > r.epoch:
 		return dataplane.NotReady
@@ -289,7 +289,9 @@ func (sh *Shard) replicate(q *request, buf *uring.Buf, zero bool) {
 		to = to[:1]
 	}
 	for i := range to {
-		q.waiting |= 1 << (i + 1)
+		if !sh.canary.AckEarly {
+			q.waiting |= 1 << (i + 1)
+		}
 		to[i].peer.send(h, q.crcs[:q.crcLen], q.data, buf)
 	}
 }

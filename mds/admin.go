@@ -163,10 +163,14 @@ func (l *leader) stat() *control.StatDoc {
 	for id := range live {
 		live[id] = l.leases.live(dataplane.CSID(id), l.now())
 	}
+	full := l.fullReason()
 	f.mu.RUnlock()
 	l.mu.Unlock()
 	l.scan(slots, func(_ *State, rec *Record) { countChunk(&d.Chunks, rec, live) })
 	d.Health, d.Reasons = health(d)
+	if full != "" {
+		d.Health, d.Reasons = "critical", append([]string{full}, d.Reasons...)
+	}
 	return d
 }
 

@@ -135,7 +135,7 @@ func TestKillLeader(t *testing.T) {
 			}
 		})
 	}
-	const kills = 4
+	const kills = 3
 	for range kills {
 		was := count.Load()
 		eventually(t, "progress", func() bool { return count.Load() > was+50 })

@@ -17,7 +17,9 @@ import (
 const (
 	leaderTick     = 25 * time.Millisecond
 	placeViewLife  = 100 * time.Millisecond // free space and load in placement are that old at most
-	maxForget      = 1 << 18                // chunks to be forgotten that wait for one server
+	relistAfter    = 30 * time.Second
+	relistEvery    = 100 * time.Millisecond
+	maxForget      = 1 << 18 // chunks to be forgotten that wait for one server
 	forgetPerPush  = 32 << 10
 	settledChanged = 10 * time.Second // see inventory
 )
@@ -41,6 +43,9 @@ type leader struct {
 	byPeer map[*control.Peer]dataplane.CSID
 	view   placer
 	viewNs int64 // when the view was made; 0: make it anew
+
+	relistNs int64 // not before then is the next inventory asked for
+	full     fullness
 }
 
 // csLink is the leader's view of a chunk server's process.
@@ -53,6 +58,7 @@ type csLink struct {
 	statsNs        int64
 	rates          csRates
 	forget         []dataplane.ChunkID // freed, and not pushed yet
+	pushed         bool                // it was told to forget some since it registered
 }
 
 // csRates are per second, over the last few heartbeats.
@@ -78,10 +84,18 @@ func (l *leader) end() {
 }
 
 // now is the monotonic clock in ns, never zero.
-func (l *leader) now() int64 { return int64(time.Since(l.base)) + 1 }
+func (l *leader) now() int64 {
+	if l.r.sim != nil {
+		return l.r.sim.o.Now()
+	}
+	return int64(time.Since(l.base)) + 1
+}
 
 // valid says whether this is still the confirmed leadership, at some moment after the call.
 func (l *leader) valid(ctx context.Context) error {
+	if l.r.sim != nil {
+		return l.r.sim.valid(l)
+	}
 	if err := l.r.verifyLeader(ctx); err != nil {
 		return err
 	}
@@ -121,8 +135,14 @@ func (l *leader) gone(peer *control.Peer) {
 		return
 	}
 	delete(l.byPeer, peer)
-	if c := l.cs[cs]; c.peer == peer {
-		c.peer = nil
+	c := l.cs[cs]
+	if c.peer != peer {
+		return
+	}
+	c.peer = nil
+	if c.pushed {
+		// A push may have been lost with the connection.
+		l.leases.at(cs).relist = true
 	}
 }
 
@@ -139,7 +159,26 @@ func (l *leader) run() {
 		}
 		l.pushSettles()
 		l.pushForgets()
+		l.relistOne()
 		l.reap()
+	}
+}
+
+// relistOne asks a server that has not registered with this leader for its inventory: the leader
+// before may have freed chunks and not have told it. There is no hurry, and one goes at a time.
+func (l *leader) relistOne() {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	now := l.now()
+	if now < l.relistNs || now-l.leases.sinceNs < int64(relistAfter) {
+		return
+	}
+	l.relistNs = now + int64(relistEvery)
+	for cs, c := range l.cs {
+		if e := l.leases.at(cs); c.peer != nil && !e.registered && !e.relist {
+			e.relist = true
+			return
+		}
 	}
 }
 
@@ -279,7 +318,7 @@ func (l *leader) pushForgets() {
 			if !l.push(cs, control.OpForget, &control.ForgetPush{Chunks: c.forget[:n]}) {
 				break
 			}
-			c.forget = c.forget[n:]
+			c.forget, c.pushed = c.forget[n:], true
 		}
 		if len(c.forget) == 0 {
 			c.forget = nil
@@ -398,6 +437,7 @@ func (l *leader) placeMissing(req control.MapReq, op string) (*cmdAllocate, erro
 				break
 			}
 			l.viewNs = 0
+			l.noSpace(err)
 			return nil, err
 		}
 		c.Chunks = append(c.Chunks, p)

@@ -35,7 +35,7 @@ type fsm struct {
 	onFail   func(error)
 	onConfig func()
 
-	mu     sync.RWMutex // guards what follows; apply holds it for one log entry at a time
+	mu     sync.RWMutex // guards what follows; apply holds it for a few commands at a time
 	s      *State
 	failed error // set for ever when an entry can't be applied
 }
@@ -66,17 +66,27 @@ func (f *fsm) ApplyBatch(logs []*raft.Log) []any {
 	return out
 }
 
+// commandsPerLock is how many commands are applied before readers get their turn.
+const commandsPerLock = 8
+
 func (f *fsm) applyEntry(l *raft.Log) applied {
+	nowNs, commands, err := decodeEntry(l.Data)
 	f.mu.Lock()
 	defer f.mu.Unlock()
+	if f.failed == nil && err != nil {
+		f.failed = fmt.Errorf("log entry %d can't be applied; this server stops: %w", l.Index, err)
+		f.onFail(f.failed)
+	}
 	if f.failed != nil {
 		return applied{err: f.failed}
 	}
-	results, err := f.s.Apply(l.Data)
-	if err != nil {
-		f.failed = fmt.Errorf("log entry %d can't be applied; this server stops: %w", l.Index, err)
-		f.onFail(f.failed)
-		return applied{err: f.failed}
+	results := make([]Result, len(commands))
+	for i, c := range commands {
+		if i%commandsPerLock == commandsPerLock-1 {
+			f.mu.Unlock()
+			f.mu.Lock()
+		}
+		f.s.applyOne(nowNs, c, &results[i])
 	}
 	return applied{results: results}
 }
@@ -273,6 +283,7 @@ type replica struct {
 	running   sync.WaitGroup
 	verify    verifier
 	alone     atomic.Bool // the short times of a server that is alone are set
+	sim       *Sim        // nil but in simulations: stands for raft, the clock and threads
 }
 
 // startReplica opens what is under dir and joins the group.
@@ -448,6 +459,9 @@ func (e *notLeader) LeaderAddr() string { return e.addr }
 
 // notLeader returns the error for requests that only the leader answers.
 func (r *replica) notLeader() error {
+	if r.sim != nil {
+		return &notLeader{}
+	}
 	addr, id := r.raft.LeaderWithID()
 	if id == r.self {
 		addr = "" // elected, and not ready yet

@@ -133,7 +133,14 @@ func openSegment(path string, size int64, newest bool) (*segment, error) {
 	if err != nil {
 		return nil, err
 	}
-	s, torn, err := readSegment(f, path)
+	var s *segment
+	var torn bool
+	b, err := os.ReadFile(path)
+	if err == nil {
+		if s, torn, err = scanSegment(b, path); err == nil {
+			s.f, s.size = f, size
+		}
+	}
 	switch {
 	case err == errNoHeader && newest:
 		f.Close()
@@ -141,7 +148,6 @@ func openSegment(path string, size int64, newest bool) (*segment, error) {
 	case err == nil && torn && !newest:
 		err = errCorrupt("segment %s is cut off, and is not the newest", path)
 	case err == nil && torn:
-		s.size = size
 		err = s.cut()
 	}
 	if err != nil {
@@ -153,12 +159,8 @@ func openSegment(path string, size int64, newest bool) (*segment, error) {
 
 var errNoHeader = errors.New("the segment has no header")
 
-// readSegment finds the records of a segment; torn says that something is behind them.
-func readSegment(f *os.File, path string) (s *segment, torn bool, err error) {
-	b, err := os.ReadFile(path)
-	if err != nil {
-		return nil, false, err
-	}
+// scanSegment finds the records in the bytes of a segment; torn says that something is behind them.
+func scanSegment(b []byte, path string) (s *segment, torn bool, err error) {
 	le := binary.LittleEndian
 	switch {
 	case len(b) < segHeader || allZero(b[:segHeader]):
@@ -169,7 +171,7 @@ func readSegment(f *os.File, path string) (s *segment, torn bool, err error) {
 		return nil, false, dataplane.E("", dataplane.NotSupported, fmt.Errorf(
 			"version %d of %s is newer than this program", le.Uint32(b[8:]), path))
 	}
-	s = &segment{f: f, path: path, first: le.Uint64(b[12:])}
+	s = &segment{path: path, first: le.Uint64(b[12:])}
 	if filepath.Base(path) != segmentName(s.first) {
 		return nil, false, errCorrupt("%s begins at %d", path, s.first)
 	}
@@ -518,7 +520,6 @@ func (l *raftLog) removeEnd(from uint64) error {
 		return nil
 	}
 	s.ends = s.ends[:from-s.first]
-	s.size = l.size
 	return s.cut()
 }
 

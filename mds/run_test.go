@@ -343,6 +343,17 @@ func TestSingleServer(t *testing.T) {
 			t.Errorf("cs %d was told to forget %v", s.id, got.Chunks)
 		}
 	}
+	// The connection over which that was said is lost: the inventory is asked for.
+	s := servers[0]
+	s.Close()
+	s.client = c.client(dataplane.RoleCS, 1001, nil)
+	eventually(t, "a heartbeat that is told to register again", func() bool {
+		return dataplane.KindOf(s.beat()) == dataplane.NotFound
+	})
+	s.register()
+	if err := s.beat(); err != nil {
+		t.Error(err)
+	}
 	testAdmin(t, c)
 }
 
@@ -376,8 +387,8 @@ func testAdmin(t *testing.T, c *testCluster) {
 		t.Errorf("file-info: %+v", info)
 	}
 	var events control.EventsDoc
-	k.admin(control.AdminEvents, control.EventsArgs{Limit: 2, After: 1}, &events)
-	if len(events.Events) != 2 || events.Events[0].ID != 2 || events.Events[0].Code != "cs-new" {
+	k.admin(control.AdminEvents, control.EventsArgs{Limit: 2, After: 2}, &events)
+	if len(events.Events) != 2 || events.Events[0].ID != 3 || events.Events[0].Code != "cs-new" {
 		t.Errorf("events: %+v", events)
 	}
 	var conf control.ConfigDoc
@@ -440,6 +451,7 @@ func TestRunRefuses(t *testing.T) {
 func TestLeaderChange(t *testing.T) {
 	c := newTestCluster(t, 3)
 	k := c.client(dataplane.RoleClient, 7, nil)
+	defer c.newCS(1).keepAlive()() // its heartbeats go on, without a new registration
 	for i := range 20 {
 		k.create(dataplane.RootID, fmt.Sprint("before", i), control.TypeFile)
 	}

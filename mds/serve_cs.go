@@ -193,7 +193,7 @@ func (c *call) grantLease(cs dataplane.CSID, req *control.RegisterCSReq, instanc
 	l.plan.registered(cs)
 	k := l.connect(cs, c.peer, instance)
 	k.capacity, k.used, k.stats, k.statsNs = req.Capacity, req.Used, control.CSStats{}, 0
-	k.forget = nil // the inventory says it all
+	k.forget, k.pushed = nil, false // the inventory says it all
 	if len(forget) > maxForgetReply {
 		k.forget = append(k.forget, forget[maxForgetReply:]...)
 		forget = forget[:maxForgetReply]
@@ -217,7 +217,7 @@ func (c *call) grantLease(cs dataplane.CSID, req *control.RegisterCSReq, instanc
 // event adds to the event log, without waiting for it.
 func (l *leader) event(sev control.Severity, source, code, message string) {
 	l.log.Warn(message, "source", source, "code", code)
-	l.idle.Go(func() {
+	l.background(func() {
 		ctx, cancel := context.WithTimeout(l.ctx, raftTimeout)
 		defer cancel()
 		// Without a majority there is no event log; the line above is all there can be.
@@ -317,7 +317,7 @@ func (l *leader) diskFailed(cs dataplane.CSID, how string) {
 	l.leases.at(cs).failed = true
 	l.viewNs = 0
 	l.log.Error("the disk of a chunk server failed", "cs", cs, "reason", how)
-	l.idle.Go(func() {
+	l.background(func() {
 		ctx, cancel := context.WithTimeout(l.ctx, raftTimeout)
 		defer cancel()
 		if _, err := l.r.propose(ctx, &cmdMarkCS{CS: cs, Failed: how}); err != nil {

@@ -2,6 +2,7 @@ package ssdcache
 
 import (
 	"math/rand/v2"
+	"os"
 	"testing"
 
 	"pstorage/uring"
@@ -42,6 +43,11 @@ type tally struct{ crashes, acked, lostTail, wraps, destaged, killed, clean int 
 func lives(t testing.TB, seed uint64, n int, wrap func(uring.Disk) uring.Disk) (sum tally) {
 	r := newRig(t, seed, 6+int(seed%5), MinSegment)
 	defer r.dispose()
+	defer func() {
+		if t.Failed() {
+			t.Logf("it was seed %d", seed)
+		}
+	}()
 	if wrap != nil {
 		r.dev = wrap(r.disk)
 	}
@@ -85,18 +91,19 @@ func lives(t testing.TB, seed uint64, n int, wrap func(uring.Disk) uring.Disk) (
 }
 
 // TestCrash cuts the power, or kills the process, at random moments of random workloads: every
-// acknowledged write is there afterwards, of the others a prefix, and nothing else changed.
+// acknowledged write is there afterwards, of the others a prefix, and nothing else changed. With
+// PSTORAGE_LONG=1 there are 10,000 such moments.
 func TestCrash(t *testing.T) {
-	seeds := 260
-	if testing.Short() {
+	seeds := 100
+	switch {
+	case os.Getenv("PSTORAGE_LONG") != "":
+		seeds = 2000
+	case testing.Short():
 		seeds = 30
 	}
 	var sum tally
 	for seed := range uint64(seeds) {
 		s := lives(t, seed, 5, nil)
-		if t.Failed() {
-			t.Fatalf("seed %d", seed)
-		}
 		sum.crashes += s.crashes
 		sum.acked += s.acked
 		sum.lostTail += s.lostTail

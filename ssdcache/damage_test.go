@@ -91,6 +91,26 @@ func TestDamage(t *testing.T) {
 	}
 }
 
+// TestDamageGoesOn: damaged data of an old batch, which replay doesn't read, is written back with
+// the checksum of what should be there, so that it is found in the store as it was in the log.
+func TestDamageGoesOn(t *testing.T) {
+	r := openRig(t, 12, 16)
+	for i := range uint32(40) {
+		r.do(change{Data, 0, i, 8})
+	}
+	at := r.batchPlace(0, 3)
+	r.powerCut()
+	r.disk.FlipBit(at+blockSize+5, 3)
+	r.mustOpen()
+	if _, in, err := r.readBack(0, 3); !in || dataplane.KindOf(err) != dataplane.BadCRC {
+		t.Fatalf("read: in the log %v, %v", in, err)
+	}
+	r.sim.Run(func() bool { return r.log.tail == r.log.head }, r.sim.Now()+100e9)
+	if bad := r.store.bad; bad == nil || !strings.Contains(bad.Error(), "torn block") {
+		t.Fatalf("the store got: %v", bad)
+	}
+}
+
 // TestWipedSegments: acknowledged batches are missed even if whole segments of them are gone.
 func TestWipedSegments(t *testing.T) {
 	for _, wiped := range []int64{1, 2, 4} {

@@ -10,6 +10,7 @@
 //	read.go     Lookup and Read
 //	destage.go  oldest segments to the Backing, then free
 //	open.go     Format, Open: superblock, replay, ready
+//	walk.go     which parts of the log replay reads
 //	replay.go   what to do with what replay finds: the decision table
 //	format.go   bytes on disk
 //	index.go    block -> position, outside the Go heap

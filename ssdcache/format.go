@@ -79,6 +79,7 @@ const (
 	maxHeaderBlocks = 4
 	headCRCAt       = 92
 	flagClean       = 1
+	maxInFlight     = 8 // batches sent and not durable: a header's number is at most so far ahead
 )
 
 // Limits of a Record.
@@ -298,7 +299,7 @@ func (h *header) decode(b []byte) error {
 		return formatError("unknown version of a batch")
 	case h.used < headSize || h.used > len(b):
 		return formatError("batch header runs over its blocks")
-	case h.nr == 0 || h.durable >= h.nr:
+	case h.nr == 0 || h.durable >= h.nr || h.nr-h.durable > maxInFlight:
 		return formatError("impossible batch number")
 	}
 	at, data := headSize, 0

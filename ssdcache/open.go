@@ -119,68 +119,12 @@ func (f *formatter) marked(op *uring.DiskOp) {
 	f.finish(nil)
 }
 
-// segImage is a segment in memory.
-type segImage struct {
-	seq  uint64 // 0: none
-	bufs []*uring.Buf
-	ops  []uring.DiskOp
-	left int
-	err  error
-	then func(error)
-}
-
-func (img *segImage) block(at uint32) []byte {
-	per := uint32(len(img.ops[0].Bufs[0]) / blockSize)
-	return img.bufs[at/per].Bytes()[at%per*blockSize:][:blockSize]
-}
-
-// load reads segment seq, unless it is there already; then(err) is called later or, if nothing had
-// to be read, at once. A load in progress is joined.
-func (img *segImage) load(l *Log, seq uint64, then func(error)) {
-	if img.left > 0 && img.seq != seq {
-		panic("ssdcache: two loads of one image")
-	}
-	img.then = then
-	if img.seq == seq {
-		if img.left == 0 && then != nil {
-			img.then = nil
-			then(img.err)
-		}
-		return
-	}
-	img.seq, img.err, img.left = seq, nil, len(img.bufs)
-	off := int64(l.place(seq, 0)) * blockSize
-	for i := range img.ops {
-		op := &img.ops[i]
-		op.Kind, op.Offset = uring.DiskRead, off
-		op.Done = img.loaded
-		off += int64(len(op.Bufs[0]))
-		l.disk.Submit(op)
-	}
-}
-
-func (img *segImage) loaded(op *uring.DiskOp) {
-	if op.Err != nil {
-		img.err = ioError(fmt.Sprintf("read the log at byte %d", op.Offset), op.Err)
-	}
-	if img.left--; img.left == 0 && img.then != nil {
-		then := img.then
-		img.then = nil
-		then(img.err)
-	}
-}
-
 // opener is the state of Open.
 type opener struct {
 	replayer
-	images [2]segImage
-	op     uring.DiskOp
-	ops    []uring.DiskOp
-	left   int
-	found  bool
-	probe  uint64 // next segment whose first header is looked at
-	seen   sight
-	done   func(*Log, error)
+	walker
+	op   uring.DiskOp
+	done func(*Log, error)
 }
 
 // Open reads the log and calls done with it, or with an error; then nothing on the disk was
@@ -205,7 +149,7 @@ func Open(o Options, record func(*Record), done func(*Log, error)) {
 	l.sbBuf = o.Pool.Get(2 * superSize)
 	var err error
 	switch {
-	case o.BatchesInFlight < 1 || o.BatchesInFlight > 8:
+	case o.BatchesInFlight < 1 || o.BatchesInFlight > maxInFlight:
 		err = fmt.Errorf("%d batches in flight", o.BatchesInFlight)
 	case o.MaxSlots < 1 || o.MaxSlots > MaxSlots:
 		err = fmt.Errorf("%d slots, at most %d are possible", o.MaxSlots, MaxSlots)
@@ -223,16 +167,22 @@ func Open(o Options, record func(*Record), done func(*Log, error)) {
 	o.Disk.Submit(&r.op)
 }
 
-// fail gives everything back and reports err.
+// fail gives everything back, when nothing is in flight any more, and reports err.
 func (r *opener) fail(err error) {
-	l := r.l
+	if r.failed == nil {
+		r.failed = err
+	}
+	if r.flying > 0 {
+		return // scanned calls again
+	}
+	l, err := r.l, r.failed
 	if l.sbBuf != nil {
 		l.sbBuf.Release()
 	}
 	l.destage.release()
-	var unmap error
+	unmap := r.freeScans()
 	if l.idx != nil {
-		unmap = l.idx.close()
+		unmap = errors.Join(unmap, l.idx.close())
 	}
 	if l.spill != nil {
 		unmap = errors.Join(unmap, l.spill.Close())
@@ -293,139 +243,17 @@ func (r *opener) gotSuper(op *uring.DiskOp) {
 		l.idx, err = newIndex(uint32(firstBlock + l.segs*uint64(l.segBlocks)))
 	}
 	if err == nil {
+		err = r.makeScans()
+	}
+	if err == nil {
 		err = l.destage.init(l, max(l.o.DestageMemory, 2*int(l.sb.segSize)))
 	}
 	if err != nil {
 		r.fail(dataplane.E("open the log", dataplane.Overloaded, err))
 		return
 	}
-	size := min(int(l.sb.segSize), pieceSize)
-	per := int(l.sb.segSize) / size
-	for i := range r.images {
-		img := &r.images[i]
-		img.bufs = l.destage.bufs[i*per : (i+1)*per]
-		img.ops = make([]uring.DiskOp, per)
-		for j := range img.ops {
-			img.ops[j].Bufs = [][]byte{img.bufs[j].Bytes()[:size]}
-		}
-	}
-	r.now, r.ahead = &r.images[0], &r.images[1]
-	r.seg, r.nr = l.sb.tail, l.sb.tailBatch
-	r.walk()
-}
-
-// walk takes what the segment has, then looks at what comes after it.
-func (r *opener) walk() {
-	r.now.load(r.l, r.seg, func(err error) {
-		if err == nil {
-			r.ahead.load(r.l, r.seg+1, nil) // while this one is looked at
-			r.seen, err = r.step()
-		}
-		if err != nil {
-			r.abandon(err)
-			return
-		}
-		r.ahead.load(r.l, r.seg+1, r.lookAhead)
-	})
-}
-
-// abandon waits for the read-ahead, whose memory is to be given back, then fails.
-func (r *opener) abandon(err error) {
-	if r.ahead.left > 0 {
-		r.ahead.then = func(error) { r.fail(err) }
-		return
-	}
-	r.fail(err)
-}
-
-func (r *opener) lookAhead(err error) {
-	if err != nil {
-		r.fail(err)
-		return
-	}
-	h := r.h
-	r.seen.next = r.expected(r.ahead, 0)
-	r.h = h
-	if r.seen.decide() == goOn {
-		r.seg, r.at = r.seg+1, 0
-		r.now, r.ahead = r.ahead, r.now
-		r.walk()
-		return
-	}
-	// The end, or damage. What comes later decides.
-	r.seen.durable = r.l.sb.durable >= r.nr || r.proofIn(r.now, r.at) || r.proofIn(r.ahead, 0)
-	if r.seen.durable {
-		r.conclude()
-		return
-	}
-	r.ahead.load(r.l, r.seg+2, func(err error) {
-		if err != nil {
-			r.fail(err)
-			return
-		}
-		r.seen.durable = r.proofIn(r.ahead, 0)
-		r.ahead.seq = 0 // its memory is used for the headers
-		r.probe = 0
-		r.probeSome()
-	})
-}
-
-// probeSome looks at the first header of segments all over the log, many at a time, for a proof
-// that the batch expected was durable even if several segments are damaged.
-func (r *opener) probeSome() {
-	l, size := r.l, maxHeaderBlocks*blockSize
-	mem := r.ahead.bufs[0].Bytes()
-	if r.probe == l.segs || r.seen.durable {
-		r.conclude()
-		return
-	}
-	n := int(min(l.segs-r.probe, uint64(len(mem)/size), 32))
-	r.ops = make([]uring.DiskOp, n)
-	r.left = n
-	var failed error
-	for i := range r.ops {
-		p := l.segStart(r.probe + uint64(i))
-		b := mem[i*size : (i+1)*size]
-		r.ops[i] = uring.DiskOp{Kind: uring.DiskRead, Offset: int64(p) * blockSize,
-			Bufs: [][]byte{b}, Done: func(op *uring.DiskOp) {
-				var h header
-				if op.Err != nil {
-					failed = op.Err
-				} else if r.ours(b, p, &h) && r.proof(&h) {
-					r.seen.durable = true
-				}
-				if r.left--; r.left > 0 {
-					return
-				}
-				if failed != nil {
-					r.fail(ioError("read the log", failed))
-					return
-				}
-				r.probe += uint64(n)
-				r.probeSome()
-			}}
-		l.disk.Submit(&r.ops[i])
-	}
-}
-
-// conclude does what the table says.
-func (r *opener) conclude() {
-	switch d := r.seen.decide(); d {
-	case cut:
-		r.sync()
-	case takeBad:
-		r.l.o.Log.Error("an acknowledged batch of the log has damaged data; its blocks will be "+
-			"repaired from other replicas when they are read", "batch", r.nr, "segment", r.seg)
-		r.expected(r.now, r.at) // decodes it again
-		if err := r.take(); err != nil {
-			r.fail(err)
-			return
-		}
-		r.walk()
-	default:
-		r.fail(dataplane.E("open the log", dataplane.BadCRC,
-			r.corrupt("an acknowledged batch is missing or damaged, later ones are intact")))
-	}
+	r.seg, r.nr, r.known = l.sb.tail, l.sb.tailBatch, l.sb.durable
+	r.startWalk()
 }
 
 // sync makes what was replayed durable: the process before may have been killed in between.
@@ -458,6 +286,9 @@ func (r *opener) erase() {
 // finish begins a new incarnation.
 func (r *opener) finish(op *uring.DiskOp) {
 	l := r.l
+	if err := r.freeScans(); err != nil {
+		l.o.Log.Warn("give back memory of the replay", "err", err)
+	}
 	if op != nil && op.Err != nil {
 		r.fail(ioError("erase the torn end of the log", op.Err))
 		return

@@ -6,18 +6,21 @@ import (
 	"pstorage/dataplane"
 )
 
-// Replay walks the batches from the tail on, by number. At each number it looks at the place where
-// the batch should be, here (behind the one before), and at the beginning of the next segment, and
-// decides by this table. A batch header is accepted only if owner, format id, segment, number, own
-// place and checksum are right, its incarnation isn't older than the one before it, and it names
+// Replay walks the batch headers from the tail on, by number. At each number it looks at the place
+// where the batch should be, here (behind the one before), and at the beginning of the next segment,
+// and decides by this table. A batch header is accepted only if owner, format id, segment, number,
+// own place and checksum are right, its incarnation isn't older than the one before it, and it names
 // the checksum of the header before it. So neither an earlier use of the segment, nor what was cut
 // off after an earlier crash, nor a misplaced write is taken for the next batch.
+//
+// Data is read only of the last few batches, which no later header calls durable: there a mismatch
+// is a torn tail. In older batches it is damage, which readers find by the checksums in the header.
 
 // sight is what replay sees of batch number n.
 type sight struct {
 	here    bool // its header is where it should be, in this segment
-	data    bool // its data matches the checksums (meaningful if here)
-	next    bool // its header begins the next segment
+	data    bool // its data matches the checksums (meaningful if here, and looked at if not durable)
+	next    bool // its header begins the next segment (meaningful if not here)
 	durable bool // it was durable: a later intact batch, or the superblock, says so
 }
 
@@ -26,7 +29,6 @@ type decision uint8
 const (
 	undecided decision = iota
 	take               // a batch of the log
-	takeBad            // it was acknowledged, its data is damaged: readers see the checksum mismatch
 	goOn               // the log goes on in the next segment
 	cut                // the log ends here; what is torn was never acknowledged
 	corrupt            // an acknowledged batch is gone
@@ -47,10 +49,9 @@ var replayTable = [...]struct {
 	here, data, next, durable fact
 	do                        decision
 }{
-	{yes, yes, either, either, take},
-	{yes, no, no, yes, takeBad},
-	{yes, no, no, no, cut},          // torn tail: the header made it, the data didn't
-	{yes, no, yes, either, corrupt}, // the same batch twice: never written so
+	{yes, either, either, yes, take}, // its data is the readers' to check
+	{yes, yes, either, no, take},     // complete, maybe acknowledged
+	{yes, no, either, no, cut},       // torn tail: the header made it, the data didn't
 	{no, either, yes, either, goOn},
 	{no, either, no, no, cut}, // torn tail, or simply the end
 	{no, either, no, yes, corrupt},
@@ -80,6 +81,16 @@ func (e *CorruptError) Error() string {
 		e.Segment, e.Batch, e.Why)
 }
 
+// found is a batch whose header was accepted and that isn't known to be durable yet.
+type found struct {
+	h    header
+	seg  uint64
+	at   uint32
+	prev uint32 // as they were before it: where the log goes on if it is cut off
+	inc  uint32
+	head [maxHeaderBlocks * blockSize]byte
+}
+
 // replayer is the state of a walk.
 type replayer struct {
 	l      *Log
@@ -90,26 +101,28 @@ type replayer struct {
 	prev   uint32 // CRC of the header before
 	chain  bool   // prev is known
 	inc    uint32 // of the batch before
-	now    *segImage
-	ahead  *segImage // of seg+1
-	head   [maxHeaderBlocks * blockSize]byte
-	h      header
-	bad    int // damaged batches taken
+	known  uint64 // batches up to this one were durable
+	h      header // decoded last
+
+	// Accepted and not applied: a header names all but the last maxInFlight as durable.
+	queue  [maxInFlight]found
+	queued int
 }
 
-// headerAt decodes the header at a block of a segment image; r.head holds its bytes afterwards.
-func (r *replayer) headerAt(img *segImage, at uint32, h *header) bool {
+// headerAt returns the bytes of the header at a block of a segment image, decoded to h, or nil.
+func (r *replayer) headerAt(img *segScan, at uint32, h *header) []byte {
 	if at >= r.l.segBlocks {
-		return false
+		return nil
 	}
-	n := headerBlocks(img.block(at))
-	if n == 0 || int(r.l.segBlocks-at) < n {
-		return false
+	n := uint32(headerBlocks(img.block(at)))
+	if n == 0 || r.l.segBlocks-at < n {
+		return nil
 	}
-	for i := range n {
-		copy(r.head[i*blockSize:], img.block(at+uint32(i)))
+	b := img.mem[at*blockSize : (at+n)*blockSize]
+	if !r.ours(b, r.l.place(img.seq, at), h) {
+		return nil
 	}
-	return r.ours(r.head[:n*blockSize], r.l.place(img.seq, at), h)
+	return b
 }
 
 // ours decodes the header in b, read from p, and says whether it was written there by this log.
@@ -117,54 +130,78 @@ func (r *replayer) ours(b []byte, p Pos, h *header) bool {
 	return h.decode(b) == nil && h.owner == r.l.sb.owner && h.id == r.l.sb.id && h.pos == uint32(p)
 }
 
-// expected says whether the batch expected begins at a block of a segment image.
-func (r *replayer) expected(img *segImage, at uint32) bool {
+// expected returns the header bytes, decoded to r.h, if the batch expected begins at a block of a
+// segment image.
+func (r *replayer) expected(img *segScan, at uint32) []byte {
 	h := &r.h
-	return r.headerAt(img, at, h) && h.seg == img.seq && h.nr == r.nr && h.inc >= r.inc &&
-		h.inc <= r.l.sb.inc && (!r.chain || h.prev == r.prev) &&
-		h.headBlocks+h.dataBlocks <= int(r.l.segBlocks-at)
+	b := r.headerAt(img, at, h)
+	if b == nil || h.seg != img.seq || h.nr != r.nr || h.inc < r.inc || h.inc > r.l.sb.inc ||
+		r.chain && h.prev != r.prev || h.headBlocks+h.dataBlocks > int(r.l.segBlocks-at) {
+		return nil
+	}
+	return b
 }
 
-// dataIntact checks the data of the batch just decoded.
-func (r *replayer) dataIntact(img *segImage, at uint32) bool {
-	at += uint32(r.h.headBlocks)
+// accept queues the batch in r.h, whose header is b, and applies those that it proves durable.
+func (r *replayer) accept(b []byte) error {
+	r.known = max(r.known, r.h.durable)
+	if err := r.applyKnown(); err != nil {
+		return err
+	}
+	f := &r.queue[r.queued]
+	r.queued++
+	f.h, f.seg, f.at, f.prev, f.inc = r.h, r.seg, r.at, r.prev, r.inc
+	copy(f.head[:], b)
+	r.at += uint32(r.h.headBlocks + r.h.dataBlocks)
+	r.prev, r.chain, r.inc = r.h.crc, true, r.h.inc
+	r.nr++
+	return r.applyKnown()
+}
+
+// applyKnown applies the batches at the head of the queue that were durable.
+func (r *replayer) applyKnown() error {
+	n := 0
+	for n < r.queued && r.queue[n].h.nr <= r.known {
+		if err := r.apply(&r.queue[n]); err != nil {
+			return err
+		}
+		n++
+	}
+	r.dequeue(n)
+	return nil
+}
+
+func (r *replayer) dequeue(n int) {
+	if n > 0 {
+		copy(r.queue[:], r.queue[n:r.queued])
+		r.queued -= n
+	}
+}
+
+// dataIntact checks the data of a batch, which is in mem.
+func (f *found) dataIntact(mem []byte) bool {
 	ok := true
-	r.h.walk(r.head[:], func(rec *Record, crcs []byte, data int) bool {
+	f.h.walk(f.head[:], func(rec *Record, crcs []byte, data int) bool {
 		for i := range rec.blocks() {
-			ok = ok && le.Uint32(crcs[4*i:]) == dataplane.CRC(img.block(at+uint32(data+i)))
+			b := mem[(data+i)*blockSize:][:blockSize]
+			ok = ok && le.Uint32(crcs[4*i:]) == dataplane.CRC(b)
 		}
 		return ok
 	})
 	return ok
 }
 
-// step takes as many batches of the segment as are fine, and returns what is seen where that
-// ended.
-func (r *replayer) step() (sight, error) {
-	for {
-		s := sight{here: r.expected(r.now, r.at)}
-		if s.here {
-			s.data = r.dataIntact(r.now, r.at)
-		}
-		if !s.here || !s.data {
-			return s, nil
-		}
-		if err := r.take(); err != nil {
-			return s, err
-		}
-	}
-}
-
-// take applies the batch just decoded, which is in r.head, to the index and tells the owner.
-func (r *replayer) take() error {
-	l, base := r.l, r.l.place(r.seg, r.at)+Pos(r.h.headBlocks)
-	if r.at == 0 {
-		l.first[r.seg%l.segs] = r.nr
+// apply puts a batch in the index and tells the owner.
+func (r *replayer) apply(f *found) error {
+	l, base := r.l, r.l.place(f.seg, f.at)+Pos(f.h.headBlocks)
+	if f.at == 0 {
+		l.first[f.seg%l.segs] = f.h.nr
 	}
 	var wrong error
-	r.h.walk(r.head[:], func(rec *Record, crcs []byte, data int) bool {
+	f.h.walk(f.head[:], func(rec *Record, crcs []byte, data int) bool {
 		if rec.Slot >= l.o.MaxSlots {
-			wrong = r.corrupt(fmt.Sprintf("slot %d, the store has %d", rec.Slot, l.o.MaxSlots))
+			wrong = &CorruptError{Batch: f.h.nr, Segment: f.seg, Offset: int64(base) * blockSize,
+				Why: fmt.Sprintf("slot %d, the store has %d", rec.Slot, l.o.MaxSlots)}
 			return false
 		}
 		switch rec.Kind {
@@ -183,9 +220,6 @@ func (r *replayer) take() error {
 		}
 		return true
 	})
-	r.at += uint32(r.h.headBlocks + r.h.dataBlocks)
-	r.prev, r.chain, r.inc = r.h.crc, true, r.h.inc
-	r.nr++
 	return wrong
 }
 
@@ -194,17 +228,13 @@ func (r *replayer) corrupt(why string) error {
 		Offset: int64(r.l.place(r.seg, 0)+Pos(r.at)) * blockSize, Why: why}
 }
 
-// proof says whether the intact header h proves that the batch expected was durable: a later one
-// that was written when it was.
-func (r *replayer) proof(h *header) bool { return h.nr > r.nr && h.durable >= r.nr }
-
-// proofIn looks for a proof in a segment image, from the given block on.
-func (r *replayer) proofIn(img *segImage, at uint32) bool {
+// learn takes from the intact headers in a segment image, from the given block on, which batches
+// were durable. What a header says of that stays true for ever, even if it was cut off later.
+func (r *replayer) learn(img *segScan, at uint32) {
 	var h header
 	for ; at < r.l.segBlocks; at++ {
-		if r.headerAt(img, at, &h) && r.proof(&h) {
-			return true
+		if r.headerAt(img, at, &h) != nil {
+			r.known = max(r.known, h.durable)
 		}
 	}
-	return false
 }

@@ -26,9 +26,13 @@ run_badinput() {
         | "   \(.source): \(.code): \(.message)"'
 
     step "garbage and half frames on the ports: connections closed, daemons serve on"
-    local addr
+    local addr pids=()
     for addr in "$mds_ip:2510" $(stat_json | jq -r '.cs[].addr'); do
-        assail "$addr"
+        assail "$addr" &
+        pids+=($!)
+    done
+    for addr in "${pids[@]}"; do
+        wait "$addr" || die "a port held a bad connection open"
     done
     for addr in mds cs1 cs2 cs3 cs4 mount; do
         alive "$addr" || die "$addr isn't running any more"
@@ -42,7 +46,7 @@ run_badinput() {
 in_store_only() {
     local i
     for i in $(seq "$nodes"); do
-        if finds "$1" "$i" store && ! finds "$1" "$i" '[!s]*'; then
+        if finds "$1" "$i" store && ! finds "$1" "$i" '[^s]*'; then
             echo "$i"
             return
         fi
@@ -69,20 +73,21 @@ corrupt_one() {
     note "chunk server $i, after $((turn * 32)) MiB of other data"
     kill9 "cs$i"
     "$bin/pstorage-perf" flip --dir "$work/node$i/cs" --glob store --spread 1M \
-        --pattern "$1" | sed "s|$work/||; s/^/   /"
+        --pattern "$1" >"$work/flipped"
+    note "$(wc -l <"$work/flipped") times $(sed "s|$work/||; q" "$work/flipped"), and so on"
     start_cs "$i"
     wait_for 30 "all chunk servers are active" live_cs "$nodes"
 }
 
-# assail IP:PORT: garbage; the beginning of a frame and silence; nothing at all. Each connection
-# must be closed by the other side.
+# assail IP:PORT: garbage; the first half of a good frame and silence; zeros. Each connection must be
+# closed by the other side.
 assail() {
     local ip=${1%:*} port=${1##*:} what
     for what in garbage half zeros; do
         exec 9<>"/dev/tcp/$ip/$port"
         case $what in
         garbage) head -c 100000 /dev/urandom >&9 2>/dev/null || true ;;
-        half) head -c 20 /dev/zero >&9 ;;
+        half) printf 'PSHK\001\001\100\000half of a hello' >&9 ;;
         zeros) head -c 4096 /dev/zero >&9 2>/dev/null || true ;;
         esac
         # Reading ends with the end of the stream or a reset, not by the time limit (124).

@@ -47,7 +47,7 @@ run_cluster() {
     for i in $(seq "$nodes"); do
         auth "node$i"
         host "node$i" "$bin/pstorage" -c "$name" make-cs -r "$work/node$i/cs" \
-            -a "$net.10$i" -s 128M >/dev/null
+            -a "$net.10$i" -s 64M >/dev/null
         start_cs "$i"
     done
     auth client
