@@ -16,8 +16,8 @@ import (
 // coordinator whose seal was taken over by another one, or whose member restarted in between, is
 // refused, and starts anew.
 
-// seal stops the chunk in every epoch up to the given one. then is called, unless another seal comes
-// before, once everything that was accepted is durable: only then what it says stays true.
+// seal stops the chunk in every epoch up to the given one. then is called, unless another seal
+// comes before, once everything that was accepted is durable: only then what it says stays true.
 func (sh *Shard) seal(r *replica, epoch dataplane.Epoch, by any, then func()) dataplane.Kind {
 	if sh.dead != nil {
 		return dataplane.IOError
