@@ -219,6 +219,7 @@ type fakeMD struct {
 	reported []dataplane.CSID
 	events   []control.Event
 	rng      *rand.Rand // of a test
+	refuse   bool       // exclusions
 }
 
 func (m *fakeMD) add(id dataplane.ChunkID, minimum uint8, members ...dataplane.CSID) {
@@ -248,6 +249,9 @@ func (m *fakeMD) reconfigure(req *control.ReconfigureReq) (*control.ChunkConfig,
 	if req.SetCreated {
 		c.Created = true
 		return m.get(req.Chunk)
+	}
+	if m.refuse {
+		return nil, dataplane.E("reconfigure", dataplane.NotReady, nil)
 	}
 	var stay []control.CSAddr
 	for _, have := range c.Members {
