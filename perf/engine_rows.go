@@ -160,7 +160,7 @@ func (r *engineRun) ssd(ctx context.Context) error {
 }
 
 // fast: one chunk server, one copy, the disk as it is. The log is so large that hardly anything
-// must be written back meanwhile: it is the log that is measured. The row sustain is about the rest.
+// must be written back meanwhile: it is the log that is measured. The row sustain has the rest.
 func (r *engineRun) fast(ctx context.Context) error {
 	raw := filepath.Join(r.dir, "raw")
 	r.o.Set = min(r.o.Set, r.o.Log/2)

@@ -52,7 +52,8 @@ func TestEngineOptions(t *testing.T) {
 }
 
 func TestSyncP50(t *testing.T) {
-	out := []byte(`fio: warning {"jobs": [{"sync": {"lat_ns": {"percentile": {"50.000000": 84000}}}}]}`)
+	out := []byte(`fio: warning {"jobs": [{"sync": {"lat_ns":
+		{"percentile": {"50.000000": 84000}}}}]}`)
 	if got := syncP50(out); got != 84 {
 		t.Errorf("%v µs, want 84", got)
 	}
