@@ -239,7 +239,8 @@ func TestDamagedCRCPageIsRepaired(t *testing.T) {
 	nd.store.FlipBit(nd.sh.store.sb.crcPage(slot*pagesPerSlot)+5, 1)
 	w.read(chunkA, 0, 4096, 0)
 	for i := range 8 {
-		if got := w.read(chunkA, uint32(i)*65536, 65536, 2); !bytes.Equal(got, pattern(uint64(i+1), 65536)) {
+		got := w.read(chunkA, uint32(i)*65536, 65536, 2)
+		if !bytes.Equal(got, pattern(uint64(i+1), 65536)) {
 			t.Fatalf("part %d: other content", i)
 		}
 	}
@@ -276,7 +277,8 @@ func TestDamagedSlotEntryExcludesReplica(t *testing.T) {
 		t.Fatalf("epoch %d, %d members", cfg.Epoch, len(cfg.Members))
 	}
 	for i := range 8 {
-		if got := w.read(chunkA, uint32(i)*65536, 65536, i); !bytes.Equal(got, pattern(uint64(i+1), 65536)) {
+		got := w.read(chunkA, uint32(i)*65536, 65536, i)
+		if !bytes.Equal(got, pattern(uint64(i+1), 65536)) {
 			t.Fatalf("part %d: other content", i)
 		}
 	}
@@ -308,8 +310,8 @@ func TestDiskFailureIsReportedAndServiceGoesOn(t *testing.T) {
 		l.check(1)
 		var st dataplane.Kind
 		w.cl.env.Do(func() {
-			w.cl.ask(nd.cs, dataplane.Header{Op: dataplane.OpRead, Chunk: chunkA, Epoch: 1, Length: 4096}, nil,
-				func(h *dataplane.Header, _ []byte) { st = h.Status })
+			h := dataplane.Header{Op: dataplane.OpRead, Chunk: chunkA, Epoch: 1, Length: 4096}
+			w.cl.ask(nd.cs, h, nil, func(h *dataplane.Header, _ []byte) { st = h.Status })
 		})
 		w.must(func() bool { return st != 0 }, sec, "answer")
 		if st != dataplane.IOError && st != dataplane.NoLease {

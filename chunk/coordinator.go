@@ -478,6 +478,9 @@ func (s *settler) exclude() {
 			switch {
 			case s.attempt != at:
 			case err != nil:
+				if dataplane.KindOf(err) == dataplane.NotReady {
+					s.lost = nil // they are back; or we are told again
+				}
 				s.again("change the members", err)
 			case !sameMembers(cfg, ids):
 				s.again("change the members", fmt.Errorf("the answer has other members"))

@@ -334,6 +334,9 @@ func (sh *Shard) sealTarget(l *link, h *dataplane.Header) {
 	case r != nil && (h.Epoch <= r.epoch || h.Epoch < r.sealEpoch):
 		l.refuse(h, dataplane.StaleEpoch)
 		return
+	case sh.lease.Load() == 0:
+		l.refuse(h, dataplane.NotReady) // see seal: the inventory of its registration is on its way
+		return
 	case !sh.log.Room():
 		l.refuse(h, dataplane.Overloaded)
 		return

@@ -43,7 +43,8 @@ func (sh *Shard) memberWrite(l *link, h *dataplane.Header, crcs, payload []byte,
 	}
 }
 
-func (sh *Shard) checkReplicate(r *replica, h *dataplane.Header, crcs, payload []byte) dataplane.Kind {
+func (sh *Shard) checkReplicate(r *replica, h *dataplane.Header,
+	crcs, payload []byte) dataplane.Kind {
 	switch {
 	case sh.dead != nil:
 		return dataplane.IOError

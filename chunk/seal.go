@@ -16,8 +16,8 @@ import (
 // coordinator whose seal was taken over by another one, or whose member restarted in between, is
 // refused, and starts anew.
 
-// seal stops the chunk in every epoch up to the given one. then is called, unless another seal comes
-// before, once everything that was accepted is durable: only then what it says stays true.
+// seal stops the chunk in every epoch up to the given one. then is called, unless another seal
+// comes before, once everything that was accepted is durable: only then what it says stays true.
 func (sh *Shard) seal(r *replica, epoch dataplane.Epoch, by any, then func()) dataplane.Kind {
 	if sh.dead != nil {
 		return dataplane.IOError
@@ -25,10 +25,16 @@ func (sh *Shard) seal(r *replica, epoch dataplane.Epoch, by any, then func()) da
 	if epoch < r.epoch || r.state == sealed && epoch < r.sealEpoch {
 		return dataplane.StaleEpoch
 	}
+	if r.slot == noSlot && sh.lease.Load() == 0 {
+		// The list of chunks with which this process registers may be on its way. A new chunk that
+		// isn't on it, and is written to by then, would be taken for lost and be taken from us.
+		return dataplane.NotReady
+	}
 	own := r.settler != nil && by == any(r.settler)
 	if c := r.copier; c != nil && c.started && !(own && r.settler.join == c) {
 		c.end("the chunk is being settled")
 	}
+	sh.slog.Debug("sealed", "chunk", r.id, "epoch", epoch, "own", own)
 	if r.isHead() {
 		if !own {
 			sh.abandonFlight(r, dataplane.NotReady)

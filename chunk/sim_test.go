@@ -109,7 +109,8 @@ func (w *world) dump() {
 			if r == nil {
 				continue
 			}
-			w.t.Logf("cs %d chunk %v: %v epoch %d seq %d/%d/%d queue %d reads %d flight %d busy %d broken %v",
+			w.t.Logf("cs %d chunk %v: %v epoch %d seq %d/%d/%d "+
+				"queue %d reads %d flight %d busy %d broken %v",
 				nd.cs, id, r.state, r.epoch, r.commit, r.durable, r.last, r.queue.n, r.reads.n, r.flight.n,
 				r.busy, r.broken)
 			if s := r.settler; s != nil {
@@ -405,7 +406,8 @@ func (k *clientConn) Open(*session.Conn) {
 	k.waiting = nil
 }
 
-func (k *clientConn) Frame(_ *session.Conn, h *dataplane.Header, crcs, payload []byte, _ *uring.Buf) {
+func (k *clientConn) Frame(_ *session.Conn, h *dataplane.Header, crcs, payload []byte,
+	_ *uring.Buf) {
 	if f := k.calls[h.ReqID]; f != nil {
 		delete(k.calls, h.ReqID)
 		if h.Flags&dataplane.FlagData != 0 && dataplane.CheckCRCs(crcs, h.Offset, payload) >= 0 {

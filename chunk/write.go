@@ -18,8 +18,8 @@ import (
 //     seqs, and answers the client.
 //  5. The commit mark reaches the other members with the next write, or by itself: tellCommit.
 //
-// ZERO walks the same path without data. FLUSH only needs the chunk to be ready: everything that was
-// acknowledged is durable on all members already.
+// ZERO walks the same path without data. FLUSH only needs the chunk to be ready: everything that
+// was acknowledged is durable on all members already.
 
 // clientWrite takes OpWrite, OpZero and OpFlush.
 func (sh *Shard) clientWrite(l *link, h *dataplane.Header, crcs, payload []byte, buf *uring.Buf) {

@@ -284,7 +284,7 @@ func (l *leader) background(f func()) {
 		s.spawned = append(s.spawned, f)
 		return
 	}
-	l.idle.Go(f)
+	go f()
 }
 
 // Chunks lists all chunks as committed.

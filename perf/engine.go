@@ -109,6 +109,8 @@ var engineRows = []struct {
 	{"hddwrite", "sustained 4K random writes, log on the same HDD", true, (*engineRun).hddWrite},
 	{"ssd", "4K random reads and writes in the log on an SSD before an HDD", true, (*engineRun).ssd},
 	{"fast", "one chunk server on the disk as it is: writes, latency, CPU", false, (*engineRun).fast},
+	{"sustain", "ten times what the log holds is written to the disk as it is", false,
+		(*engineRun).sustain},
 	{"rss", "memory of a chunk server with a sparse store", true, (*engineRun).rss},
 	{"replay", "start with a full log after a kill", true, (*engineRun).replay},
 }

@@ -93,8 +93,8 @@ func (c *client) more() {
 	if c.w.stopLoad {
 		return
 	}
-	for c.running < c.w.sc.depth {
-		if !c.one() {
+	for range 1 + c.rng.IntN(c.w.sc.depth) {
+		if c.running >= c.w.sc.depth || !c.one() {
 			break
 		}
 	}
@@ -159,9 +159,6 @@ func (c *client) submit(op *dpclient.Op, done func()) {
 				len(op.Buf), op.Err)
 		} else {
 			done()
-		}
-		if c.running < c.w.sc.depth && c.rng.IntN(4) == 0 {
-			c.more()
 		}
 	}
 	c.eng.Submit(op)

@@ -7,6 +7,7 @@ import (
 	"flag"
 	"fmt"
 	"os"
+	"runtime/debug"
 	"sort"
 	"strings"
 	"sync"
@@ -24,6 +25,7 @@ func main() {
 	flag.IntVar(&o.twice, "twice", 50, "run every n-th seed twice and compare; 0: none")
 	flag.BoolVar(&o.trace, "trace", false, "print what happens (for one seed)")
 	flag.Usage = usage
+	debug.SetGCPercent(400)
 	flag.Parse()
 	if flag.NArg() > 0 || o.seeds < 1 || o.jobs < 1 {
 		usage()

@@ -37,7 +37,6 @@ func newScenario(rng *rand.Rand) scenario {
 	s.logSize = []int64{6 << 20, 10 << 20, 32 << 20}[rng.IntN(3)]
 	s.align = []int{512, 4096}[rng.IntN(2)]
 	s.depth = []int{1, 2, 4, 8}[rng.IntN(4)]
-	s.think = []int64{2 * ms, 5 * ms, 20 * ms}[rng.IntN(3)]
 	s.reads = []int{20, 50, 80}[rng.IntN(3)]
 	s.zeros = []int{0, 5, 20}[rng.IntN(3)]
 	s.sizes = [][]int{{4096}, {512, 4096, 12 << 10}, {4096, 32 << 10}, {4096, 64 << 10, 256 << 10},
@@ -46,6 +45,8 @@ func newScenario(rng *rand.Rand) scenario {
 		s.mortal = 1 + rng.IntN(s.clients)
 	}
 	s.length = 2*sec + rng.Int64N(5*sec)
+	ops := []int64{150, 500, 1500}[rng.IntN(3)]
+	s.think = s.length * int64(s.clients) * int64(s.depth+1) / 2 / ops
 	s.every = []int64{60 * ms, 200 * ms, 600 * ms}[rng.IntN(3)]
 	s.driftPPM = []int64{0, 1000, 40_000}[rng.IntN(3)]
 	// A few kinds of faults per run, so that each comes up by itself and with others.

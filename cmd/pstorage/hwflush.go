@@ -119,10 +119,12 @@ func hwflushServe(ctx context.Context, addr string, out io.Writer) error {
 	if err != nil {
 		return cli.Fail("listen at "+addr, cli.Plain(rootCause(err)), advice(err))
 	}
-	fmt.Fprintf(out, "waiting for clients at %s; Ctrl-C ends it, and forgets what it knows\n", l.Addr())
+	fmt.Fprintf(out, "waiting for clients at %s; Ctrl-C ends it, and forgets what it knows\n",
+		l.Addr())
 	s := hwflush.NewServer(func(format string, args ...any) {
 		// Names come from the network.
-		fmt.Fprintf(out, "%s %s\n", time.Now().Format(time.TimeOnly), clean(fmt.Sprintf(format, args...)))
+		line := clean(fmt.Sprintf(format, args...))
+		fmt.Fprintf(out, "%s %s\n", time.Now().Format(time.TimeOnly), line)
 	})
 	return cli.Fail("serve at "+addr, s.Serve(ctx, l), "")
 }
@@ -132,7 +134,8 @@ func hwflushWrite(ctx context.Context, o hwflush.Options, out io.Writer) error {
 		fmt.Fprintf(out, "%6.0f s: %d records acknowledged by the disk, %.0f/s\n", s.Seconds,
 			s.Acknowledged, s.Rate)
 	}
-	fmt.Fprintf(out, "writing to %s as %q; cut the power at any time, Ctrl-C ends it\n", o.Path, o.Name)
+	fmt.Fprintf(out, "writing to %s as %q; cut the power at any time, Ctrl-C ends it\n", o.Path,
+		o.Name)
 	stats, err := hwflush.Run(ctx, o)
 	if err != nil {
 		return cli.Fail("check "+o.Path, err, "")

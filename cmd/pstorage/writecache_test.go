@@ -98,7 +98,8 @@ func TestFlushDoubts(t *testing.T) {
 		}
 	}
 	disks, m := s.disks("8:1")
-	if got := flushDoubts(disks, m, func() (float64, error) { return 0, errors.New("EIO") }); got != "" {
+	broken := func() (float64, error) { return 0, errors.New("EIO") }
+	if got := flushDoubts(disks, m, broken); got != "" {
 		t.Errorf("an error while measuring gives %q", got)
 	}
 }
