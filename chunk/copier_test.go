@@ -266,3 +266,37 @@ func TestRecoverDelayedAddition(t *testing.T) {
 		})
 	}
 }
+
+// An addition is committed late, when the chunk has taken more writes without the new member. What
+// it got before isn't believed.
+func TestRecoverLateAdditionGetsAll(t *testing.T) {
+	w := newWorld(t, 4000, 4)
+	w.md.add(chunkA, 2, 1, 2)
+	w.mustWrite(chunkA, 0, pattern(1, 4096))
+	var held *control.ReconfigureReq
+	w.md.hold = func(req *control.ReconfigureReq, cb func(*control.ChunkConfig, error)) bool {
+		if held != nil || !slices.Contains(req.Members, 4) {
+			return false
+		}
+		r := *req
+		r.Members = slices.Clone(req.Members)
+		held = &r
+		return true
+	}
+	w.recover(chunkA, 4)
+	w.must(func() bool { return held != nil }, 20*sec, "addition")
+	w.nodes[0].restart(false)
+	const far = 20 * dataplane.PartSize
+	w.mustWrite(chunkA, far, pattern(2, 4096))
+	if _, err := w.md.reconfigure(held); err != nil {
+		t.Fatal(err)
+	}
+	w.mustWrite(chunkA, 2*far, pattern(3, 4096))
+	w.must(func() bool { return w.full(chunkA, 3) }, 20*sec, "the new member")
+	for i, at := range []uint32{0, far, 2 * far} {
+		if got := w.nodes[3].contents(chunkA, at, dataplane.PartSize)[:4096]; !bytes.Equal(got,
+			pattern(uint64(i+1), 4096)) {
+			t.Errorf("the new member has something else at %d", at)
+		}
+	}
+}

@@ -151,3 +151,21 @@ func (r *Record) changeMembers(members []dataplane.CSID) {
 		n++
 	}
 }
+
+// Degraded lists the chunks that have fewer members than wanted.
+func (s *Sim) Degraded() (list []control.ChunkConfig) {
+	for _, c := range s.Chunks() {
+		if len(c.Members) < int(s.Wanted(c.Chunk)) {
+			list = append(list, c)
+		}
+	}
+	return list
+}
+
+// Wanted is how many members a chunk should have.
+func (s *Sim) Wanted(id dataplane.ChunkID) uint8 {
+	if rec := s.srv.r.fsm.s.table.Lookup(id); rec != nil {
+		return rec.Wanted
+	}
+	return 0
+}
