@@ -74,6 +74,7 @@ type Shard struct {
 	settleIdle  []*settler // nobody waits yet
 	settling    int
 	repairs     []*repairing
+	copiers     []*copier
 
 	tellFirst, tellLast *replica
 	tellTimer           uring.Timer
@@ -350,6 +351,9 @@ func (sh *Shard) Forget(ids []dataplane.ChunkID) {
 		if r.settler != nil {
 			r.settler.end()
 		}
+		if r.copier != nil {
+			r.copier.end("the chunk is deleted")
+		}
 		sh.refuseAll(r, dataplane.UnknownChunk)
 		if !r.isHead() {
 			sh.abandonHeld(r)
@@ -442,6 +446,9 @@ func (sh *Shard) Stop(done func(error)) {
 	}
 	for len(sh.repairs) > 0 {
 		sh.repairs[0].end("stopping")
+	}
+	for len(sh.copiers) > 0 {
+		sh.copiers[0].end("stopping")
 	}
 	tries := 0
 	var t uring.Timer

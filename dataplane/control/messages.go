@@ -32,6 +32,8 @@ const (
 	// Pushes, from the metadata server to a chunk server, FlagPush, no reply.
 	OpSettle = dataplane.OpControlBase + 48 // SettlePush: be the coordinator for these chunks
 	OpForget = dataplane.OpControlBase + 49 // ForgetPush: delete these chunks
+	// OpRecover: RecoverPush, to the heads of chunks that have too few members.
+	OpRecover = dataplane.OpControlBase + 50
 
 	// Administration.
 	OpAdmin = dataplane.OpControlBase + 64 // AdminReq -> AdminReply
@@ -316,6 +318,13 @@ type SettlePush struct {
 
 // ForgetPush asks the receiver to delete chunks.
 type ForgetPush struct{ Chunks []dataplane.ChunkID }
+
+// RecoverPush asks the receiver, the head of each chunk, to copy Chunks[i] to Targets[i], which isn't
+// a member, and to add it as the last one. Who can't do that now does nothing; it is asked again.
+type RecoverPush struct {
+	Chunks  []ChunkConfig
+	Targets []CSAddr
+}
 
 // Severity of an event.
 type Severity uint8
