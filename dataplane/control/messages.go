@@ -289,6 +289,15 @@ type CSStats struct {
 	LogUsed, LogSize      uint64 // bytes
 	Chunks                uint64
 	Clients               uint32
+
+	// The scrubber's pass that is under way, or the last one. All but the times are of that pass.
+	ScrubRunning, ScrubManual       bool   // Manual: somebody asked for it
+	ScrubDone, ScrubTotal           uint64 // bytes of chunks, holes included
+	ScrubRead                       uint64 // bytes
+	ScrubBad                        uint64 // blocks that didn't match their checksums
+	ScrubRepaired, ScrubLost        uint64 // of them; Lost: no other member had a good copy
+	ScrubMismatches                 uint64 // parts of 64 KiB in which replicas differed
+	ScrubStartedNs, ScrubFinishedNs int64  // since 1970; Finished: the last complete pass; 0: never
 }
 
 // HeartbeatReply: status NotFound or Conflict means register again.
