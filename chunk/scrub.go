@@ -103,7 +103,7 @@ func (s *scrubber) init(sh *Shard, o *ShardOptions) {
 	s.wait.ready = s.gotPage
 	s.op.Kind, s.op.Low, s.op.Bufs = uring.DiskRead, true, s.mem[:]
 	s.op.Done = s.readDone
-	s.saveOp.Kind, s.saveOp.Low, s.saveOp.Offset = uring.DiskWrite, true, scrubOffset
+	s.saveOp.Kind, s.saveOp.Low, s.saveOp.Offset = uring.DiskWriteSync, true, scrubOffset
 	s.saveOp.Bufs, s.saveOp.Done = s.saveMem[:], s.saved
 }
 

@@ -32,6 +32,7 @@ const (
 	// Pushes, from the metadata server to a chunk server, FlagPush, no reply.
 	OpSettle = dataplane.OpControlBase + 48 // SettlePush: be the coordinator for these chunks
 	OpForget = dataplane.OpControlBase + 49 // ForgetPush: delete these chunks
+	OpScrub  = dataplane.OpControlBase + 51 // ScrubPush: compare the whole store with its checksums
 
 	// Administration.
 	OpAdmin = dataplane.OpControlBase + 64 // AdminReq -> AdminReply
@@ -325,6 +326,9 @@ type SettlePush struct {
 
 // ForgetPush asks the receiver to delete chunks.
 type ForgetPush struct{ Chunks []dataplane.ChunkID }
+
+// ScrubPush asks the receiver to begin a pass of its scrubber now.
+type ScrubPush struct{}
 
 // Severity of an event.
 type Severity uint8

@@ -40,6 +40,7 @@ var ops = [...]opRow{
 
 	{OpSettle, "settle", SettlePush{}, nil},
 	{OpForget, "forget", ForgetPush{}, nil},
+	{OpScrub, "scrub", ScrubPush{}, nil},
 
 	{OpAdmin, "admin command", AdminReq{}, AdminReply{}},
 }
