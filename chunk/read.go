@@ -36,6 +36,9 @@ func (sh *Shard) clientRead(l *link, h *dataplane.Header) {
 		return
 	}
 	if r.state == active && h.Epoch != r.epoch {
+		if h.Epoch > r.epoch {
+			sh.ahead(r, h.Epoch)
+		}
 		l.refuse(h, epochStatus(h.Epoch, r.epoch))
 		return
 	}

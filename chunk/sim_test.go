@@ -173,7 +173,7 @@ func (nd *node) open() {
 		Open(ShardOptions{Env: nd.env, Net: w.net.Node(nd.env, nd.ip), Pool: nd.pool,
 			Store: nd.store, Cache: nd.cache, Cred: simCred(dataplane.RoleCS, uint64(nd.cs)),
 			Metadata: &nodeMD{nd, nd.env}, ID: nd.cs, Log: w.log.With("cs", nd.cs),
-			CRCBudget: w.crcs, OnFail: func(err error) { nd.failed = err }},
+			CRCBudget: w.crcs, WallClock: w.sim.Now, OnFail: func(err error) { nd.failed = err }},
 			func(sh *Shard, err error) {
 				if err != nil {
 					w.t.Fatalf("cs %d: %v", nd.cs, err)
@@ -220,6 +220,8 @@ type fakeMD struct {
 	events   []control.Event
 	rng      *rand.Rand // of a test
 	refuse   bool       // exclusions
+	// hold, if set, may keep a Reconfigure from being taken: it is called instead.
+	hold func(req *control.ReconfigureReq, cb func(*control.ChunkConfig, error)) bool
 }
 
 func (m *fakeMD) add(id dataplane.ChunkID, minimum uint8, members ...dataplane.CSID) {
@@ -259,6 +261,11 @@ func (m *fakeMD) reconfigure(req *control.ReconfigureReq) (*control.ChunkConfig,
 			if have.CS == cs {
 				stay = append(stay, have)
 			}
+		}
+	}
+	for _, cs := range req.Members {
+		if !slices.ContainsFunc(c.Members, func(h control.CSAddr) bool { return h.CS == cs }) {
+			stay = append(stay, control.CSAddr{CS: cs, Addr: m.w.nodes[cs-1].addr()})
 		}
 	}
 	c.Members = stay
@@ -327,6 +334,11 @@ func (m *nodeMD) GetChunk(id dataplane.ChunkID, cb func(*control.ChunkConfig, er
 }
 
 func (m *nodeMD) Reconfigure(r *control.ReconfigureReq, cb func(*control.ChunkConfig, error)) {
+	if h := m.nd.w.md.hold; h != nil && h(r, func(c *control.ChunkConfig, err error) {
+		m.after(func() { cb(c, err) })
+	}) {
+		return
+	}
 	m.after(func() { cb(m.nd.w.md.reconfigure(r)) })
 }
 

@@ -23,6 +23,7 @@ type csLease struct {
 	knockedNs   int64  // when a new process was told to wait for the old one's lease
 	registering int    // registrations being handled: no exclusion may start
 	excluding   int    // exclusions being committed: a registration must wait for them
+	adding      int    // chunks being given to it: likewise
 	registered  bool   // with this leader: its inventory has been seen
 	failed      bool   // says that its disk failed: no more leases for this process
 	relist      bool   // ask for its inventory at the next heartbeat

@@ -201,7 +201,7 @@ func newMetaServers(w *world) *metaServers {
 		Wall:    func() int64 { return 1e18 + w.sim.Now() },
 		Commit:  m.replicate,
 		Push:    m.push,
-		Applied: w.applied})
+		Applied: w.applied, Offline: 5 * time.Second})
 	m.sim.Lead()
 	m.tick()
 	return m
@@ -334,7 +334,8 @@ func (c *rpc) answered(from int, payload []byte, err error) {
 		case c.ended || c.env.Dead():
 		case w.net.IsCut(w.mds.ips[from], c.ip):
 			c.w.sim.After(200*ms, func() { c.answered(from, payload, err) })
-		case kind == dataplane.NotLeader || kind == dataplane.Closed || err != nil && kind == dataplane.Internal:
+		case kind == dataplane.NotLeader || kind == dataplane.Closed ||
+			err != nil && kind == dataplane.Internal:
 			c.again(20*ms, dataplane.E(control.OpName(c.op), dataplane.NotLeader, nil))
 		default:
 			c.end(payload, err)
