@@ -82,6 +82,7 @@ type Shard struct {
 	settling    int
 	repairs     []*repairing
 	scrub       scrubber
+	digests     int // being computed
 
 	tellFirst, tellLast *replica
 	tellTimer           uring.Timer
@@ -490,7 +491,7 @@ func (sh *Shard) idle() bool {
 			return false
 		}
 	}
-	return sh.scrub.idle()
+	return sh.scrub.idle() && sh.digests == 0
 }
 
 func (sh *Shard) closeAll(done func(error)) {
