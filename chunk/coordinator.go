@@ -1,6 +1,7 @@
 package chunk
 
 import (
+	"errors"
 	"fmt"
 	"slices"
 
@@ -38,7 +39,8 @@ type settler struct {
 	copyAt   uint32 // bytes of the copy nextCopy that are under way
 	stepErr  error
 	retry    uring.Timer
-	running  bool // counts for maxSettling
+	join     *copier // with the member that is to be added
+	running  bool    // counts for maxSettling
 	tries    int
 }
 
@@ -109,6 +111,7 @@ func (s *settler) end() {
 		s.running = false
 		sh.settling--
 	}
+	s.dropJoin("settle", errors.New("ended"))
 	r.settler = nil
 	r.broken = true // unless it ended with success
 	if r.sealer == any(s) {
@@ -120,6 +123,7 @@ func (s *settler) end() {
 // again ends the attempt; another one begins soon, if anybody still needs it.
 func (s *settler) again(why string, err error) {
 	sh := s.sh
+	s.dropJoin(why, err)
 	s.attempt++
 	s.tries++
 	if s.tries == 1 || s.tries%50 == 0 {
@@ -215,6 +219,7 @@ func (s *settler) haveConfig(cfg *control.ChunkConfig, err error) {
 		func(m control.CSAddr) bool { return m.CS == sh.id }):
 		s.giveUp(dataplane.NotReady)
 	default:
+		s.checkJoin()
 		s.reachAll()
 	}
 }
@@ -324,6 +329,13 @@ func (s *settler) decided() {
 	if s.sh.canary.NoPatches {
 		s.verdict.copies = nil
 	}
+	if c := s.join; c != nil {
+		if len(s.verdict.lost) > 0 {
+			s.dropJoin("settle", errors.New("a member lost data"))
+		} else {
+			s.verdict.copies = appendCopies(s.verdict.copies, len(s.stay), c.rest(s.tails))
+		}
+	}
 	s.nextCopy, s.copyAt, s.copying, s.stepErr = 0, 0, 0, nil
 	s.copyMore()
 }
@@ -397,7 +409,16 @@ func (s *settler) copyPart(to int, off, n uint32) {
 
 // sendPart patches a member.
 func (s *settler) sendPart(at, to int, off uint32, crcs, payload []byte, buf *uring.Buf) {
-	m := s.stay[to]
+	var m control.CSAddr
+	switch c := s.join; {
+	case to < len(s.stay):
+		m = s.stay[to]
+	case c == nil || !c.connected():
+		s.copied(at, dataplane.E("patch the new member", dataplane.Closed, nil))
+		return
+	default:
+		m = c.target
+	}
 	if m.CS == s.sh.id {
 		s.sh.patchHere(s.r, s, off, crcs, payload, buf, func(err error) { s.copied(at, err) })
 		return
@@ -405,16 +426,30 @@ func (s *settler) sendPart(at, to int, off uint32, crcs, payload []byte, buf *ur
 	h := dataplane.Header{Op: dataplane.OpPatch, Flags: dataplane.FlagData, Chunk: s.r.id,
 		Epoch: s.cfg.Epoch, Offset: off, Length: uint32(len(payload))}
 	// The call may be sent later than now, and more than what is here: it keeps copies.
-	s.sh.peer(m.CS, m.Addr).call(h, slices.Clone(crcs), slices.Clone(payload),
-		func(a *dataplane.Header, _, _ []byte, _ *uring.Buf, err error) {
-			if err == nil && a.Status != dataplane.OK {
-				err = dataplane.E("patch", a.Status, nil)
-			}
-			s.copied(at, err)
-		})
+	s.patch(at, s.sh.peer(m.CS, m.Addr), h, slices.Clone(crcs), slices.Clone(payload), 0)
 }
 
-// exclude takes lost members out of the configuration.
+// patch sends a part, again and again if the member's log is full.
+func (s *settler) patch(at int, p *peer, h dataplane.Header, crcs, payload []byte, tries int) {
+	p.call(h, crcs, payload, func(a *dataplane.Header, _, _ []byte, _ *uring.Buf, err error) {
+		if err == nil && a.Status == dataplane.Overloaded && tries < patchTries && s.attempt == at {
+			t := &uring.Timer{}
+			t.Fire = func() {
+				if s.attempt == at {
+					s.patch(at, p, h, crcs, payload, tries+1)
+				}
+			}
+			s.sh.env.Arm(t, int64(copyPause))
+			return
+		}
+		if err == nil && a.Status != dataplane.OK {
+			err = dataplane.E("patch", a.Status, nil)
+		}
+		s.copied(at, err)
+	})
+}
+
+// exclude takes lost members out of the configuration, or adds the new one.
 func (s *settler) exclude() {
 	var stay []control.CSAddr
 	var ids []dataplane.CSID
@@ -424,8 +459,16 @@ func (s *settler) exclude() {
 			stay, ids, gens = append(stay, m), append(ids, m.CS), append(gens, s.gens[i])
 		}
 	}
+	join := s.join != nil
+	if join {
+		stay, ids, gens = append(stay, s.join.target), append(ids, s.join.target.CS),
+			append(gens, s.join.gen)
+		s.r.unsure = s.cfg.Epoch
+	}
 	s.stay, s.gens = stay, gens
-	if len(ids) == len(s.cfg.Members) {
+	// An addition that failed may have been only delayed. It must not be committed once the chunk
+	// takes writes without the new member: an epoch in between makes sure of that.
+	if len(ids) == len(s.cfg.Members) && s.r.unsure != s.cfg.Epoch {
 		s.activateOthers()
 		return
 	}
@@ -438,11 +481,11 @@ func (s *settler) exclude() {
 				if dataplane.KindOf(err) == dataplane.NotReady {
 					s.lost = nil // they are back; or we are told again
 				}
-				s.again("exclude lost members", err)
+				s.again("change the members", err)
 			case !sameMembers(cfg, ids):
-				s.again("exclude lost members", fmt.Errorf("the answer has other members"))
+				s.again("change the members", fmt.Errorf("the answer has other members"))
 			default:
-				s.sh.slog.Info("members excluded", "chunk", s.r.id, "epoch", cfg.Epoch, "members", ids)
+				s.sh.slog.Info("members changed", "chunk", s.r.id, "epoch", cfg.Epoch, "members", ids)
 				s.lost = nil
 				s.cfg = cfg
 				s.activateOthers()
@@ -517,6 +560,9 @@ func (s *settler) succeed() {
 			s.again("keep all members", fmt.Errorf("the connection to %v was lost", p))
 			return
 		}
+	}
+	if s.join != nil {
+		s.join.end("")
 	}
 	s.end()
 	r.broken = false

@@ -35,10 +35,10 @@ func (sh *Shard) clientRead(l *link, h *dataplane.Header) {
 		l.refuse(h, dataplane.Overloaded)
 		return
 	}
-	if sh.canary.OldEpoch {
-		h.Epoch = min(h.Epoch, r.epoch)
-	}
 	if r.state == active && h.Epoch != r.epoch {
+		if h.Epoch > r.epoch {
+			sh.ahead(r, h.Epoch)
+		}
 		l.refuse(h, epochStatus(h.Epoch, r.epoch))
 		return
 	}

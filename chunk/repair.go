@@ -186,7 +186,10 @@ func (sh *Shard) readPart(r *replica, off, n uint32, done func(crcs []byte, buf 
 		if b.bad != 0 {
 			sh.stats.CRCErrors++
 			sh.event(control.Fault, "crc-mismatch", fmt.Sprintf(
-				"cs %d: chunk %v is damaged at byte %d, while it was being settled", sh.id, r.id, off))
+				"cs %d: chunk %v is damaged at byte %d, while it was being copied", sh.id, r.id, off))
+			if r.state == active {
+				sh.damaged(r, b.from, b)
+			}
 			err = dataplane.E("read for settling", dataplane.BadCRC, nil)
 		}
 		for i := range b.n {

@@ -31,6 +31,9 @@ func (sh *Shard) seal(r *replica, epoch dataplane.Epoch, by any, then func()) da
 		return dataplane.NotReady
 	}
 	own := r.settler != nil && by == any(r.settler)
+	if c := r.copier; c != nil && c.started && !(own && r.settler.join == c) {
+		c.end("the chunk is being settled")
+	}
 	sh.slog.Debug("sealed", "chunk", r.id, "epoch", epoch, "own", own)
 	if r.isHead() {
 		if !own {
@@ -44,7 +47,7 @@ func (sh *Shard) seal(r *replica, epoch dataplane.Epoch, by any, then func()) da
 		sh.refuseReads(r, dataplane.NotReady)
 	}
 	r.sealWait = nil
-	if r.busy == 0 || sh.canary.SealEarly {
+	if r.busy == 0 {
 		then()
 		return dataplane.OK
 	}
@@ -57,6 +60,9 @@ func tailOf(r *replica) memberTail {
 	if r.slot == noSlot {
 		return memberTail{unknown: true}
 	}
+	if r.target() {
+		return memberTail{ext: []extent{{0, 0, dataplane.ChunkSize}}} // anything may be missing
+	}
 	t := memberTail{epoch: r.epoch, last: r.last, commit: r.commit}
 	t.ext = append(t.ext, r.patched...)
 	t.ext = append(t.ext, r.uncommitted()...)
@@ -67,6 +73,10 @@ const sealExtentSize = 16
 
 // sealFrame takes OpSeal.
 func (sh *Shard) sealFrame(l *link, h *dataplane.Header) {
+	if h.Flags&dataplane.FlagRecovery != 0 {
+		sh.sealTarget(l, h)
+		return
+	}
 	r := sh.find(h.Chunk)
 	if r == nil {
 		l.refuse(h, dataplane.Overloaded)
@@ -154,6 +164,9 @@ func (sh *Shard) patchFrame(l *link, h *dataplane.Header, crcs, payload []byte, 
 	case dataplane.CheckCRCs(crcs, h.Offset, payload) >= 0:
 		l.refuse(h, dataplane.BadCRC)
 		return
+	case sh.choked(r):
+		l.refuse(h, dataplane.Overloaded)
+		return
 	case !sh.makeSlot(r):
 		l.refuse(h, dataplane.NoSpace)
 		return
@@ -180,7 +193,9 @@ func (sh *Shard) makeSlot(r *replica) bool {
 		return false
 	}
 	r.slot = slot
-	delete(sh.strangers, r.id)
+	if !sh.canary.ForgetSealed {
+		delete(sh.strangers, r.id)
+	}
 	if sh.store.residue[slot] {
 		// The log may still have blocks of an earlier owner whose entry was damaged.
 		delete(sh.store.residue, slot)
@@ -278,6 +293,10 @@ func (sh *Shard) activate(r *replica, cfg *control.ChunkConfig, seq dataplane.Se
 		r.told, r.toldAt = seq, sh.env.Now()
 		done(nil)
 		sh.activated(r)
+	}
+	if sh.canary.VolatileActivate {
+		finish()
+		return
 	}
 	sh.appendRecord(rec, func(err error) {
 		if err != nil {

@@ -289,6 +289,13 @@ func (s *server) push(op dataplane.Opcode, payload []byte) {
 			return
 		}
 		s.loop.Post(func() { sh.SettlePush(p) })
+	case control.OpRecover:
+		p := &control.RecoverPush{}
+		if err := control.Unmarshal(payload, p); err != nil {
+			s.log.Error("message of the metadata server", "err", err)
+			return
+		}
+		s.loop.Post(func() { sh.RecoverPush(p) })
 	case control.OpForget:
 		p := &control.ForgetPush{}
 		if err := control.Unmarshal(payload, p); err != nil {
@@ -380,7 +387,7 @@ func (s *server) register(ctx context.Context) error {
 	s.md.setSource(fmt.Sprintf("cs %d", s.id.CS))
 	if err := s.onLoop(func(done func(error)) {
 		s.shard.SetID(s.id.CS)
-		s.shard.Forget(reply.Forget)
+		s.shard.ForgetHeld(reply.Forget, req.Chunks)
 		done(nil)
 	}); err != nil {
 		return err

@@ -81,6 +81,7 @@ type Shard struct {
 	settleIdle  []*settler // nobody waits yet
 	settling    int
 	repairs     []*repairing
+	copiers     []*copier
 	scrub       scrubber
 	digests     int // being computed
 
@@ -361,6 +362,9 @@ func (sh *Shard) Forget(ids []dataplane.ChunkID) {
 		if r.settler != nil {
 			r.settler.end()
 		}
+		if r.copier != nil {
+			r.copier.end("the chunk is deleted")
+		}
 		sh.refuseAll(r, dataplane.UnknownChunk)
 		if !r.isHead() {
 			sh.abandonHeld(r)
@@ -454,6 +458,9 @@ func (sh *Shard) Stop(done func(error)) {
 	}
 	for len(sh.repairs) > 0 {
 		sh.repairs[0].end("stopping")
+	}
+	for len(sh.copiers) > 0 {
+		sh.copiers[0].end("stopping")
 	}
 	sh.scrub.stop()
 	tries := 0

@@ -219,6 +219,8 @@ type fakeMD struct {
 	reported []dataplane.CSID
 	events   []control.Event
 	rng      *rand.Rand // of a test
+	// hold, if set, may keep a Reconfigure from being taken: it is called instead.
+	hold func(req *control.ReconfigureReq, cb func(*control.ChunkConfig, error)) bool
 }
 
 func (m *fakeMD) add(id dataplane.ChunkID, minimum uint8, members ...dataplane.CSID) {
@@ -255,6 +257,11 @@ func (m *fakeMD) reconfigure(req *control.ReconfigureReq) (*control.ChunkConfig,
 			if have.CS == cs {
 				stay = append(stay, have)
 			}
+		}
+	}
+	for _, cs := range req.Members {
+		if !slices.ContainsFunc(c.Members, func(h control.CSAddr) bool { return h.CS == cs }) {
+			stay = append(stay, control.CSAddr{CS: cs, Addr: m.w.nodes[cs-1].addr()})
 		}
 	}
 	c.Members = stay
@@ -323,6 +330,11 @@ func (m *nodeMD) GetChunk(id dataplane.ChunkID, cb func(*control.ChunkConfig, er
 }
 
 func (m *nodeMD) Reconfigure(r *control.ReconfigureReq, cb func(*control.ChunkConfig, error)) {
+	if h := m.nd.w.md.hold; h != nil && h(r, func(c *control.ChunkConfig, err error) {
+		m.after(func() { cb(c, err) })
+	}) {
+		return
+	}
 	m.after(func() { cb(m.nd.w.md.reconfigure(r)) })
 }
 

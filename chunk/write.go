@@ -86,9 +86,10 @@ func (sh *Shard) writeStatus(r *replica, h *dataplane.Header) dataplane.Kind {
 	switch {
 	case !r.isHead():
 		return dataplane.NotHead
-	case h.Epoch < r.epoch && !sh.canary.OldEpoch:
+	case h.Epoch < r.epoch:
 		return dataplane.StaleEpoch
 	case h.Epoch > r.epoch:
+		sh.ahead(r, h.Epoch)
 		return dataplane.NotReady
 	case len(r.members) < r.minimum:
 		return dataplane.BelowMinimum
@@ -259,6 +260,9 @@ func (sh *Shard) issue(q *request, buf *uring.Buf) {
 	q.seq = r.last + 1
 	q.phase = phaseFlight
 	r.accept(q.seq, q.off, q.length)
+	if r.copier != nil {
+		r.copier.wrote(q.off, q.length)
+	}
 	if !r.flight.put(q) {
 		panic("chunk: more writes in flight than the window")
 	}

@@ -11,8 +11,16 @@ import (
 	"pstorage/dataplane/control"
 )
 
-// offlineTimeout is how long a chunk server may be silent before it counts as offline.
-const offlineTimeout = 300 * time.Second
+// defaultOffline is how long a chunk server may be silent before it counts as offline and its chunks
+// are copied to others.
+const defaultOffline = 300 * time.Second
+
+func (r *replica) offlineTimeout() time.Duration {
+	if r.offline > 0 {
+		return r.offline
+	}
+	return defaultOffline
+}
 
 // admin answers a command with a JSON document.
 func (c *call) admin(req *control.AdminReq) (any, error) {
@@ -115,7 +123,7 @@ func (l *leader) csDoc(s *State, c *CS, nowNs int64) control.CSDoc {
 		d.Status = control.CSFailed
 	case l.leases.live(c.ID, nowNs):
 		d.Status = control.CSActive
-	case silent < offlineTimeout:
+	case silent < l.recover.offline:
 		d.Status = control.CSInactive
 	default:
 		d.Status = control.CSOffline
@@ -170,6 +178,7 @@ func (l *leader) stat() *control.StatDoc {
 	l.mu.Unlock()
 	l.scan(slots, func(_ *State, rec *Record) { countChunk(&d.Chunks, rec, live) })
 	d.Health, d.Reasons = health(d)
+	l.recoveryReasons(d)
 	if full != "" {
 		d.Health, d.Reasons = "critical", append([]string{full}, d.Reasons...)
 	}

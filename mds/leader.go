@@ -39,10 +39,12 @@ type leader struct {
 	free   sync.Cond  // an exclusion has been committed or given up
 	leases *leases
 	plan   *planner
-	cs     map[dataplane.CSID]*csLink
-	byPeer map[*control.Peer]dataplane.CSID
-	view   placer
-	viewNs int64 // when the view was made; 0: make it anew
+	// recover finds and has copied what has too few members.
+	recover *recoverer
+	cs      map[dataplane.CSID]*csLink
+	byPeer  map[*control.Peer]dataplane.CSID
+	view    placer
+	viewNs  int64 // when the view was made; 0: make it anew
 
 	relistNs int64 // not before then is the next inventory asked for
 	full     fullness
@@ -67,8 +69,9 @@ type csRates struct{ reads, writes, readBytes, writeBytes float64 }
 // lead begins a leadership. The caller has confirmed the term by a barrier.
 func lead(r *replica, term uint64) *leader {
 	l := &leader{term: term, r: r, log: r.log, base: time.Now(), plan: newPlanner(),
-		cs:     make(map[dataplane.CSID]*csLink),
-		byPeer: make(map[*control.Peer]dataplane.CSID)}
+		recover: newRecoverer(r.offlineTimeout()),
+		cs:      make(map[dataplane.CSID]*csLink),
+		byPeer:  make(map[*control.Peer]dataplane.CSID)}
 	l.free.L = &l.mu
 	l.leases = newLeases(l.now())
 	l.view.rng = rand.New(rand.NewPCG(rand.Uint64(), rand.Uint64()))
@@ -158,6 +161,7 @@ func (l *leader) run() {
 		case <-tick.C:
 		}
 		l.pushSettles()
+		l.pushRecoveries()
 		l.pushForgets()
 		l.relistOne()
 		l.reap()

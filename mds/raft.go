@@ -275,6 +275,8 @@ type replica struct {
 	trans  *raft.NetworkTransport
 	stream *streamLayer
 	self   raft.ServerID
+	// offline: see Options.Offline.
+	offline time.Duration
 
 	failure   chan error // gets the reason when the server can't go on
 	proposals chan *proposal

@@ -262,6 +262,9 @@ type Options struct {
 	Ready func(addr string)
 	// Leading is called when the server begins (true) and ceases to lead. It must not block.
 	Leading func(bool)
+	// Offline is how long a silent chunk server has to come back before its chunks are copied to
+	// others; 0: 300 s. One whose disk failed has no time.
+	Offline time.Duration
 
 	tune func(*raft.Config) // tests
 }
@@ -302,6 +305,7 @@ func Run(ctx context.Context, o Options) (err error) {
 	if err != nil {
 		return err
 	}
+	r.offline = o.Offline
 	s := &server{r: r, log: o.Log}
 	return s.run(ctx, listener, id, &o)
 }

@@ -219,16 +219,18 @@ func (c *client) admin(command string, args, doc any) {
 // testCS plays a chunk server.
 type testCS struct {
 	*client
-	reg    control.RegisterCSReq
-	id     dataplane.CSID
-	settle chan control.SettlePush
-	forget chan control.ForgetPush
+	reg     control.RegisterCSReq
+	id      dataplane.CSID
+	settle  chan control.SettlePush
+	recover chan control.RecoverPush
+	forget  chan control.ForgetPush
 }
 
 func (c *testCluster) newCS(n byte) *testCS {
 	c.t.Helper()
 	s := &testCS{settle: make(chan control.SettlePush, 100),
-		forget: make(chan control.ForgetPush, 100)}
+		forget:  make(chan control.ForgetPush, 100),
+		recover: make(chan control.RecoverPush, 100)}
 	s.reg = control.RegisterCSReq{Disk: [16]byte{n}, Boot: 1,
 		Addr: fmt.Sprintf("127.0.0.1:%d", 3000+int(n)), Host: fmt.Sprintf("host%d", n),
 		Path: fmt.Sprintf("/cs%d", n), Capacity: 100 * dataplane.ChunkSize,
@@ -241,6 +243,12 @@ func (c *testCluster) newCS(n byte) *testCS {
 				c.t.Error(err)
 			}
 			s.settle <- m
+		case control.OpRecover:
+			var m control.RecoverPush
+			if err := control.Unmarshal(p, &m); err != nil {
+				c.t.Error(err)
+			}
+			s.recover <- m
 		case control.OpForget:
 			var m control.ForgetPush
 			if err := control.Unmarshal(p, &m); err != nil {

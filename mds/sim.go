@@ -8,6 +8,7 @@ import (
 	"log/slog"
 	"math/rand/v2"
 	"slices"
+	"time"
 
 	"pstorage/dataplane"
 	"pstorage/dataplane/control"
@@ -29,6 +30,9 @@ type SimOptions struct {
 	// Rand decides about placement and about entries in flight when a leadership ends.
 	Rand *rand.Rand
 	Log  *slog.Logger
+	// Offline is how long a silent server has to come back before its chunks are copied to others;
+	// 0: 300 s.
+	Offline time.Duration
 	// Canary is a deliberate fault, for testing tests.
 	Canary SimCanary
 }
@@ -36,6 +40,7 @@ type SimOptions struct {
 // SimCanary are deliberate faults of a leader. Each breaks a promise that a simulation checks.
 type SimCanary struct {
 	NoLeaseWait bool // members are excluded though their lease may be valid
+	NoFence     bool // an excluded member's lease goes on
 	NoTermWait  bool // a new leader doesn't wait for the leases that the one before gave
 }
 
@@ -75,7 +80,7 @@ type simPush struct {
 // NewSim returns metadata servers with an empty state and no leader.
 func NewSim(o SimOptions) *Sim {
 	s := &Sim{o: o, peers: make(map[uint64]*control.Peer)}
-	r := &replica{log: o.Log, sim: s}
+	r := &replica{log: o.Log, sim: s, offline: o.Offline}
 	r.fsm = &fsm{log: o.Log, s: NewState(), onFail: func(err error) { panic(err) }}
 	s.srv = &server{r: r, log: o.Log}
 	return s
@@ -94,13 +99,15 @@ func (s *Sim) Lead() {
 	}
 	s.term++
 	l := &leader{term: s.term, r: s.srv.r, log: s.o.Log, plan: newPlanner(),
-		cs: make(map[dataplane.CSID]*csLink), byPeer: make(map[*control.Peer]dataplane.CSID)}
+		recover: newRecoverer(s.srv.r.offlineTimeout()),
+		cs:      make(map[dataplane.CSID]*csLink), byPeer: make(map[*control.Peer]dataplane.CSID)}
 	l.free.L = &l.mu
 	l.leases = newLeases(s.o.Now())
 	if s.o.Canary.NoTermWait {
 		l.leases.sinceNs -= 2 * int64(leaseOut)
 	}
 	l.leases.hasty = s.o.Canary.NoLeaseWait
+	l.leases.unfenced = s.o.Canary.NoFence
 	l.view.rng = s.o.Rand
 	l.ctx, l.stop = context.WithCancel(context.Background())
 	s.l = l
@@ -162,7 +169,8 @@ func (s *Sim) Handle(role dataplane.Role, peer, reqID uint64, op dataplane.Opcod
 // excluding says whether exclusions of a server are being committed.
 func (s *Sim) excluding(disk [16]byte) bool {
 	id := s.srv.r.fsm.s.byDisk[disk]
-	return s.l != nil && id != 0 && s.l.leases.at(id).excluding > 0
+	return s.l != nil && id != 0 &&
+		(s.l.leases.at(id).excluding > 0 || s.l.leases.at(id).adding > 0)
 }
 
 // Gone says that the connection of a process was lost.
@@ -180,6 +188,7 @@ func (s *Sim) Tick() {
 		return
 	}
 	l.pushSettles()
+	l.pushRecoveries()
 	l.pushForgets()
 	if len(s.srv.r.fsm.s.orphans) > 0 {
 		s.start(l.reap)

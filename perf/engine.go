@@ -178,6 +178,9 @@ func Engine(ctx context.Context, o EngineOptions) (*EngineReport, error) {
 		return nil, err
 	}
 	defer unlock()
+	if err := sweepEngine(o.Dir); err != nil {
+		return nil, fmt.Errorf("remove what an interrupted run left: %w", err)
+	}
 	report := &EngineReport{Time: time.Now(), Commit: Commit(), Machine: Machine()}
 	for _, row := range engineRows {
 		if !slices.Contains(o.Rows, row.name) {
@@ -191,6 +194,22 @@ func Engine(ctx context.Context, o EngineOptions) (*EngineReport, error) {
 	}
 	return report, nil
 }
+
+// sweepEngine removes what killed runs left. Nobody else measures: the caller has the lock.
+func sweepEngine(dir string) error {
+	if emulate.Available() == nil {
+		if _, err := emulate.Sweep(); err != nil { // mounts first
+			return err
+		}
+	}
+	left, err := filepath.Glob(filepath.Join(dir, enginePrefix+"*"))
+	for _, path := range left {
+		err = errors.Join(err, os.RemoveAll(path))
+	}
+	return err
+}
+
+const enginePrefix = "pstorage-engine-" // of temporary directories
 
 // engineRun is one row while it runs.
 type engineRun struct {
@@ -206,7 +225,7 @@ type engineRun struct {
 
 func runEngineRow(ctx context.Context, o EngineOptions, name string, needsRig bool,
 	run func(*engineRun, context.Context) error) (figures []Figure, err error) {
-	dir, err := os.MkdirTemp(o.Dir, "pstorage-engine-")
+	dir, err := os.MkdirTemp(o.Dir, enginePrefix)
 	if err != nil {
 		return nil, err
 	}

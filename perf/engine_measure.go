@@ -1,9 +1,7 @@
 package perf
 
 import (
-	"bytes"
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"os"
@@ -33,27 +31,7 @@ func (r *engineRun) fio(ctx context.Context, w Workload, path string, more ...st
 	if err != nil {
 		return Result{}, fmt.Errorf("fio %s on %s: %w", w.RW, path, err)
 	}
-	res, err := parseFio(out)
-	res.Latency.P50 += syncP50(out)
-	return res, err
-}
-
-// syncP50 returns the median of fio's syncs in microseconds; 0 without any.
-func syncP50(out []byte) float64 {
-	var doc struct {
-		Jobs []struct {
-			Sync struct {
-				Lat struct {
-					Percentile map[string]float64 `json:"percentile"`
-				} `json:"lat_ns"`
-			} `json:"sync"`
-		} `json:"jobs"`
-	}
-	start := max(0, bytes.IndexByte(out, '{'))
-	if json.NewDecoder(bytes.NewReader(out[start:])).Decode(&doc) != nil || len(doc.Jobs) != 1 {
-		return 0 // parseFio says what is wrong
-	}
-	return doc.Jobs[0].Sync.Lat.Percentile["50.000000"] / 1000
+	return parseFio(out)
 }
 
 // ours runs w through the client library, and says how much CPU time the chunk server needed for

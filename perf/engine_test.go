@@ -50,15 +50,3 @@ func TestEngineOptions(t *testing.T) {
 		}
 	}
 }
-
-func TestSyncP50(t *testing.T) {
-	out := []byte(`fio: warning {"jobs": [{"sync": {"lat_ns": {"percentile": {"50.000000": 84000}}}}]}`)
-	if got := syncP50(out); got != 84 {
-		t.Errorf("%v µs, want 84", got)
-	}
-	for _, text := range []string{"", "{", `{"jobs": []}`, fioOutput} {
-		if got := syncP50([]byte(text)); got != 0 {
-			t.Errorf("%q gives %v", text, got)
-		}
-	}
-}

@@ -43,6 +43,10 @@ func (w *world) heal() {
 	if len(w.violations) > 0 {
 		return
 	}
+	if !w.wait(w.replicated, 120*sec, "full replication") {
+		w.explainStuck()
+		return
+	}
 	w.sim.Run(func() bool { return false }, w.sim.Now()+2*sec)
 	for _, c := range w.mds.sim.Chunks() {
 		if c.Created { // others were allocated ahead of a writer
@@ -50,6 +54,28 @@ func (w *world) heal() {
 		}
 	}
 	w.histories()
+}
+
+// replicated says whether every chunk has as many members as it should and there are servers for.
+func (w *world) replicated() bool {
+	there := 0
+	for _, n := range w.cs {
+		if !n.gone {
+			there++
+		}
+	}
+	for _, c := range w.mds.sim.Degraded() {
+		present := 0
+		for _, m := range c.Members {
+			if !w.cs[m.CS-1].gone {
+				present++
+			}
+		}
+		if c.Created && present < min(there, int(w.mds.sim.Wanted(c.Chunk))) {
+			return false
+		}
+	}
+	return true
 }
 
 func (w *world) histories() {

@@ -177,7 +177,7 @@ func (n *csNode) register(sent int64) {
 					panic(fmt.Sprintf("cs %d got id %d", n.index+1, n.id))
 				}
 				n.shard.SetID(n.id)
-				n.shard.Forget(reply.Forget)
+				n.shard.ForgetHeld(reply.Forget, req.Chunks)
 				n.shard.SetLease(sent + reply.LeaseNs)
 				n.registered = true
 				n.w.trace("cs %d registered, boot %d, forgets %v", n.id, n.boot, reply.Forget)
@@ -205,6 +205,12 @@ func (n *csNode) pushed(op dataplane.Opcode, payload []byte) {
 				panic(err)
 			}
 			n.shard.SettlePush(&p)
+		case control.OpRecover:
+			var p control.RecoverPush
+			if err := control.Unmarshal(payload, &p); err != nil {
+				panic(err)
+			}
+			n.shard.RecoverPush(&p)
 		case control.OpForget:
 			var p control.ForgetPush
 			if err := control.Unmarshal(payload, &p); err != nil {

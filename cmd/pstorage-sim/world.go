@@ -201,7 +201,7 @@ func newMetaServers(w *world) *metaServers {
 		Wall:    func() int64 { return 1e18 + w.sim.Now() },
 		Commit:  m.replicate,
 		Push:    m.push,
-		Applied: w.applied})
+		Applied: w.applied, Offline: 5 * time.Second})
 	m.sim.Lead()
 	m.tick()
 	return m

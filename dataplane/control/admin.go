@@ -60,6 +60,8 @@ type ChunksDoc struct {
 	Urgent       uint64 `json:"urgent"`        // one live member, of several wanted
 	Offline      uint64 `json:"offline"`       // no live member: neither read nor written
 	Fallback     uint64 `json:"fallback"`      // in a finer failure domain than asked for
+	Recovering   uint64 `json:"recovering"`    // being copied to one more server
+	Recovered    uint64 `json:"recovered"`     // copies completed since the leader of now began
 }
 
 // MDSDoc is a metadata server.

@@ -32,7 +32,9 @@ const (
 	// Pushes, from the metadata server to a chunk server, FlagPush, no reply.
 	OpSettle = dataplane.OpControlBase + 48 // SettlePush: be the coordinator for these chunks
 	OpForget = dataplane.OpControlBase + 49 // ForgetPush: delete these chunks
-	OpScrub  = dataplane.OpControlBase + 51 // ScrubPush: compare the whole store with its checksums
+	// OpRecover: RecoverPush, to the heads of chunks that have too few members.
+	OpRecover = dataplane.OpControlBase + 50
+	OpScrub   = dataplane.OpControlBase + 51 // ScrubPush: compare the whole store with its checksums
 
 	// Administration.
 	OpAdmin = dataplane.OpControlBase + 64 // AdminReq -> AdminReply
@@ -326,6 +328,13 @@ type SettlePush struct {
 
 // ForgetPush asks the receiver to delete chunks.
 type ForgetPush struct{ Chunks []dataplane.ChunkID }
+
+// RecoverPush asks the receiver, the head of each chunk, to copy Chunks[i] to Targets[i], which isn't
+// a member, and to add it as the last one. Who can't do that now does nothing; it is asked again.
+type RecoverPush struct {
+	Chunks  []ChunkConfig
+	Targets []CSAddr
+}
 
 // ScrubPush asks the receiver to begin a pass of its scrubber now.
 type ScrubPush struct{}

@@ -30,6 +30,18 @@ func testRig(t *testing.T, dir string) *Rig {
 	return r
 }
 
+// memoryDir returns a directory in memory if there is one, so that others who use the disk don't
+// slow a measurement.
+func memoryDir(t *testing.T) string {
+	t.Helper()
+	dir, err := os.MkdirTemp("/dev/shm", "pstorage-test-")
+	if err != nil {
+		return t.TempDir()
+	}
+	t.Cleanup(func() { os.RemoveAll(dir) })
+	return dir
+}
+
 // fioIOPS runs fio on a device and returns its rate.
 func fioIOPS(r *Rig, device, rw string) (float64, error) {
 	args := r.Wrap("fio", "--name=x", "--filename="+device, "--ioengine=psync", "--direct=1",
@@ -55,7 +67,22 @@ func TestLimit(t *testing.T) {
 	if _, err := exec.LookPath("fio"); err != nil {
 		t.Skip("there is no fio here")
 	}
-	r := testRig(t, t.TempDir())
+	r := testRig(t, memoryDir(t))
+	for tries := 3; ; tries-- { // a busy machine can keep fio from asking often enough
+		wrong := measureLimits(t, r, tries)
+		if len(wrong) == 0 {
+			return
+		}
+		if tries == 1 {
+			t.Fatal(strings.Join(wrong, "\n"))
+		}
+		t.Logf("once more, because of: %s", strings.Join(wrong, "; "))
+	}
+}
+
+// measureLimits returns what is wrong.
+func measureLimits(t *testing.T, r *Rig, try int) (wrong []string) {
+	t.Helper()
 	type result struct {
 		iops float64
 		err  error
@@ -74,7 +101,7 @@ func TestLimit(t *testing.T) {
 	}
 	for i := range cases {
 		c := &cases[i]
-		d, err := r.Add(fmt.Sprintf("disk%d", i), 64<<20)
+		d, err := r.Add(fmt.Sprintf("disk%dx%d", try, i), 64<<20)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -91,10 +118,11 @@ func TestLimit(t *testing.T) {
 	}
 	for _, c := range cases {
 		if got := <-c.got; got.err != nil || got.iops < c.least || got.iops > c.most {
-			t.Errorf("%s with %+v: %.1f IOPS, %v; want %.0f to %.0f", c.rw, c.limits, got.iops, got.err,
-				c.least, c.most)
+			wrong = append(wrong, fmt.Sprintf("%s with %+v: %.1f IOPS, %v; want %.0f to %.0f", c.rw,
+				c.limits, got.iops, got.err, c.least, c.most))
 		}
 	}
+	return wrong
 }
 
 // TestSweepAfterCrash: what a rig leaves that was never closed is found and removed, by name and
