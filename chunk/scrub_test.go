@@ -305,13 +305,16 @@ func TestScrubComparesReplicas(t *testing.T) {
 func TestScrubComparesUnderLoad(t *testing.T) {
 	w := settledInStore(t, 321)
 	w.read(chunkA, 0, 4096, 0)
-	l := startLoad(w, chunkA, 4, 65536)
-	for range 4 {
+	for i := range 4 {
+		l := startLoad(w, chunkA, 4, 4096)
+		w.run(20 * ms)
+		l.stop = true
+		for _, nd := range w.nodes { // some compare at once, some later
+			nd.env.Do(nd.sh.ScrubStart)
+			w.run(int64(i) * ms)
+		}
 		w.scrubAll()
 	}
-	l.stop = true
-	w.run(sec)
-	w.scrubAll()
 	if w.md.event("replica-mismatch") != 0 {
 		t.Fatal("equal replicas differ")
 	}
