@@ -57,6 +57,8 @@ type scrubber struct {
 	repairs  int   // of this step, under way
 	again    int   // of this step, that came to nothing
 
+	comparing bool // a comparison is under way
+
 	savedAt int64
 	saving  bool
 	saveOp  uring.DiskOp
@@ -133,7 +135,7 @@ func (sh *Shard) ScrubStart() {
 		return
 	}
 	s.begin(scrubManual)
-	if s.r == nil {
+	if s.r == nil && !s.comparing {
 		s.after(0, s.tick)
 	}
 }
@@ -262,14 +264,6 @@ func (s *scrubber) passed(slot, block uint32) {
 	}
 	s.rec.block += scrubBlocks
 	s.rec.done += scrubBytes
-}
-
-// chunkDone is reached when all blocks of a chunk were compared.
-func (s *scrubber) chunkDone(*replica) { s.nextChunk() }
-
-func (s *scrubber) nextChunk() {
-	s.rec.slot, s.rec.block = s.rec.slot+1, 0
-	s.after(0, s.step)
 }
 
 // gotPage finds out which blocks are to be compared.

@@ -268,3 +268,67 @@ func FuzzScrubRecord(f *testing.F) {
 		}
 	})
 }
+
+// Replicas that differ although their checksums are right are reported by the head.
+func TestScrubComparesReplicas(t *testing.T) {
+	w := settledInStore(t, 320)
+	w.scrubAll()
+	if w.md.event("replica-mismatch") != 0 {
+		t.Fatal("equal replicas differ")
+	}
+	nd := w.nodes[2]
+	nd.env.Do(func() { // block 5 gets the content of block 6, with the right checksum
+		st, slot := nd.sh.store, nd.sh.chunks[chunkA].slot
+		b := make([]byte, 4096)
+		nd.store.ReadAt(b, st.sb.block(slot, 6))
+		nd.store.WriteAt(b, st.sb.block(slot, 5))
+		p := st.cache.get(slot * pagesPerSlot)
+		if p == nil {
+			t.Fatal("the CRC page isn't in memory")
+		}
+		p.setWord(5, p.word(6))
+	})
+	w.scrubAll()
+	s := w.nodes[0].sh.Stats()
+	if w.md.event("replica-mismatch") != 1 || s.ScrubMismatches != 1 {
+		t.Fatalf("%d events, %+v", w.md.event("replica-mismatch"), s)
+	}
+	for _, nd := range w.nodes {
+		if s := nd.sh.Stats(); s.ScrubBad != 0 {
+			t.Fatalf("cs %d: %+v", nd.cs, s)
+		}
+	}
+}
+
+// Chunks that are written to while replicas are compared are no mismatch: in the log of one and
+// destaged on another, zeroed, or on their way.
+func TestScrubComparesUnderLoad(t *testing.T) {
+	w := settledInStore(t, 321)
+	w.read(chunkA, 0, 4096, 0)
+	for i := range 4 {
+		l := startLoad(w, chunkA, 4, 4096)
+		w.run(20 * ms)
+		l.stop = true
+		for _, nd := range w.nodes { // some compare at once, some later
+			nd.env.Do(nd.sh.ScrubStart)
+			w.run(int64(i) * ms)
+		}
+		w.scrubAll()
+	}
+	if w.md.event("replica-mismatch") != 0 {
+		t.Fatal("equal replicas differ")
+	}
+}
+
+func TestDigestWords(t *testing.T) {
+	for _, x := range []uint32{0, 1, 2, 3, 4, 5, 1 << 31} {
+		for _, zeros := range []bool{false, true} {
+			if zeros && x != 0 {
+				continue
+			}
+			if a, b := plainWord(x), plainWord(word(x^zeroCRC, zeros)); a != b {
+				t.Errorf("checksum %x: %x in the log, %x in the store", x, a, b)
+			}
+		}
+	}
+}

@@ -9,7 +9,8 @@ import (
 
 // The scrub record is where a pass over the store stands. It lies behind the superblock, at byte
 // 4096 of the store, and is written in place every few seconds: one sector, so it is old or new
-// after a power cut. With an older one, or without, blocks are only compared once more. All integers are little endian:
+// after a power cut. With an older one, or without, blocks are only compared once more. All
+// integers are little endian:
 //
 //	offset size field
 //	     0    8 magic "PSSCRUB1"

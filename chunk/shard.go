@@ -83,6 +83,7 @@ type Shard struct {
 	repairs     []*repairing
 	copiers     []*copier
 	scrub       scrubber
+	digests     int // being computed
 
 	tellFirst, tellLast *replica
 	tellTimer           uring.Timer
@@ -497,7 +498,7 @@ func (sh *Shard) idle() bool {
 			return false
 		}
 	}
-	return sh.scrub.idle()
+	return sh.scrub.idle() && sh.digests == 0
 }
 
 func (sh *Shard) closeAll(done func(error)) {

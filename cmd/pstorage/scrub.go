@@ -40,8 +40,9 @@ func newScrubStart(a *app) *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "start",
 		Short: "Have chunk servers begin a pass over their stores now",
-		Long: `Have chunk servers begin a pass over their stores now, at up to 64 MiB/s each; they give way
-to clients. One that is in such a pass goes on with it. A pass goes on after a restart.`,
+		Long: `Have chunk servers begin a pass over their stores now, at up to 64 MiB/s each; they give
+way to clients. One that is in such a pass goes on with it. A pass goes on after a
+restart.`,
 		Example: `  pstorage scrub start
   pstorage -c prod scrub start --cs 3`,
 		Args: cli.NoArgs,
