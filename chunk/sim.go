@@ -18,6 +18,7 @@ type Canary struct {
 	SealEarly   bool // a SEAL is answered before what was accepted is durable
 	ReadAbove   bool // reads don't wait for the commit mark
 	NoCRC       bool // blocks aren't compared with their checksums
+	NoDirty     bool // a copy to a new member misses what is written meanwhile
 }
 
 // SimStore returns the first block and the size of a new store of the given number of slots, all

@@ -21,6 +21,7 @@ var canaries = map[string]canary{
 	"seal-early":    {cs: chunk.Canary{SealEarly: true}},
 	"read-above":    {cs: chunk.Canary{ReadAbove: true}},
 	"no-crc":        {cs: chunk.Canary{NoCRC: true}},
+	"no-dirty":      {cs: chunk.Canary{NoDirty: true}},
 	"no-lease-wait": {mds: mds.SimCanary{NoLeaseWait: true}},
 	"no-term-wait":  {mds: mds.SimCanary{NoTermWait: true}},
 }
