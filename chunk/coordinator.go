@@ -420,6 +420,10 @@ func (s *settler) sendPart(at, to int, off uint32, crcs, payload []byte, buf *ur
 		m = c.target
 	}
 	if m.CS == s.sh.id {
+		if s.sh.choked(s.r) {
+			s.patchSelf(at, off, slices.Clone(crcs), slices.Clone(payload), 0)
+			return
+		}
 		s.sh.patchHere(s.r, s, off, crcs, payload, buf, func(err error) { s.copied(at, err) })
 		return
 	}
@@ -427,26 +431,6 @@ func (s *settler) sendPart(at, to int, off uint32, crcs, payload []byte, buf *ur
 		Epoch: s.cfg.Epoch, Offset: off, Length: uint32(len(payload))}
 	// The call may be sent later than now, and more than what is here: it keeps copies.
 	s.patch(at, s.sh.peer(m.CS, m.Addr), h, slices.Clone(crcs), slices.Clone(payload), 0)
-}
-
-// patch sends a part, again and again if the member's log is full.
-func (s *settler) patch(at int, p *peer, h dataplane.Header, crcs, payload []byte, tries int) {
-	p.call(h, crcs, payload, func(a *dataplane.Header, _, _ []byte, _ *uring.Buf, err error) {
-		if err == nil && a.Status == dataplane.Overloaded && tries < patchTries && s.attempt == at {
-			t := &uring.Timer{}
-			t.Fire = func() {
-				if s.attempt == at {
-					s.patch(at, p, h, crcs, payload, tries+1)
-				}
-			}
-			s.sh.env.Arm(t, int64(copyPause))
-			return
-		}
-		if err == nil && a.Status != dataplane.OK {
-			err = dataplane.E("patch", a.Status, nil)
-		}
-		s.copied(at, err)
-	})
 }
 
 // exclude takes lost members out of the configuration, or adds the new one.

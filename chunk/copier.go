@@ -359,11 +359,6 @@ func (sh *Shard) sealTarget(l *link, h *dataplane.Header) {
 // Whatever it holds, some of it may be missing.
 func (r *replica) target() bool { return r.slot != noSlot && r.epoch == 0 }
 
-// choked says whether a copy has to wait for the log. The patches of a settling are few and don't.
-func (sh *Shard) choked(r *replica) bool {
-	return r.target() && (!sh.log.Room() || sh.log.Pressure() >= pressureHard)
-}
-
 // ahead: somebody was told of a newer epoch of a chunk that is active here. It was committed, and
 // the coordinator that asked for it has gone.
 func (sh *Shard) ahead(r *replica, epoch dataplane.Epoch) {

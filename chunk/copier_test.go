@@ -143,11 +143,11 @@ func degraded(t *testing.T, seed uint64, nodes int) (*world, *writer) {
 	w := newWorld(t, seed, nodes)
 	w.md.add(chunkA, 2, 1, 2, 3)
 	x := newWriter(w, chunkA, seed, 6)
-	w.must(func() bool { return x.acked > 200 }, 60*sec, "first writes")
+	w.must(func() bool { return x.acked > 80 }, 60*sec, "first writes")
 	w.nodes[2].kill()
 	w.must(func() bool { return w.md.chunks[chunkA].Epoch == 2 }, 60*sec, "exclusion")
 	before := x.acked
-	w.must(func() bool { return x.acked > before+100 }, 60*sec, "writes without the member")
+	w.must(func() bool { return x.acked > before+40 }, 60*sec, "writes without the member")
 	return w, x
 }
 
@@ -161,7 +161,7 @@ func TestRecoverReturnedMember(t *testing.T) {
 			t.Errorf("epoch %d after an exclusion and an addition", e)
 		}
 		before := x.acked
-		w.must(func() bool { return x.acked > before+100 }, 60*sec, "writes with the new member")
+		w.must(func() bool { return x.acked > before+40 }, 60*sec, "writes with the new member")
 		x.finish()
 		for i := range 3 {
 			if n := len(w.nodes[i].sh.copiers); n != 0 {

@@ -11,6 +11,7 @@ import (
 //
 //	what a member said          | created or some commit mark > 0 | otherwise
 //	----------------------------+---------------------------------+--------------------------
+//	never activated (epoch 0)   | takes part, gets everything     | takes part, gets everything
 //	has the chunk, last >= mark | takes part                      | takes part
 //	last < mark, but patched    | takes part                      | (impossible)
 //	last < mark, not patched    | lost data: excluded             | (impossible)

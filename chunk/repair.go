@@ -208,6 +208,9 @@ func (sh *Shard) patchHere(r *replica, by any, off uint32, crcs, payload []byte,
 	case r.state != sealed || r.sealer != by:
 		sh.later(func() { done(dataplane.E("patch", dataplane.NotReady, nil)) })
 		return
+	case sh.choked(r):
+		sh.later(func() { done(dataplane.E("patch", dataplane.Overloaded, nil)) })
+		return
 	case !sh.makeSlot(r):
 		sh.later(func() { done(dataplane.E("patch", dataplane.NoSpace, nil)) })
 		return

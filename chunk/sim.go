@@ -19,6 +19,7 @@ type Canary struct {
 	DeafHead         bool // the head doesn't notice that it lost a member's connection
 	ReadAbove        bool // reads don't wait for the commit mark
 	NoCRC            bool // blocks aren't compared with their checksums
+	NoDirty          bool // a copy to a new member misses what is written meanwhile
 }
 
 // SimStore returns the first block and the size of a new store of the given number of slots, all

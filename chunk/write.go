@@ -260,7 +260,7 @@ func (sh *Shard) issue(q *request, buf *uring.Buf) {
 	q.seq = r.last + 1
 	q.phase = phaseFlight
 	r.accept(q.seq, q.off, q.length)
-	if r.copier != nil {
+	if r.copier != nil && !sh.canary.NoDirty {
 		r.copier.wrote(q.off, q.length)
 	}
 	if !r.flight.put(q) {

@@ -127,6 +127,8 @@ type recoverer struct {
 	backoff map[dataplane.ChunkID]int64 // not before that time
 	order   []dataplane.ChunkID         // of active, oldest first
 	stats   recoverStats
+	// leftover are targets that may hold a copy which was given up: their inventories tell.
+	leftover []dataplane.CSID
 }
 
 func newRecoverer(offline time.Duration) *recoverer {
@@ -154,12 +156,15 @@ func (r *recoverer) watch(nowNs int64, w recoverView, out []recoverOrder) []reco
 		case rec.Epoch != a.epoch:
 			if rec.has(a.target) {
 				r.stats.done++
+			} else {
+				r.leftover = append(r.leftover, a.target)
 			}
 			r.finish(id)
 			r.nextNs = min(r.nextNs, nowNs) // there may be more to do
 			continue
 		case !w.live(a.source) || !w.live(a.target) || nowNs-a.beganNs > int64(recoverLimit):
 			r.stats.failed++
+			r.leftover = append(r.leftover, a.target)
 			if len(r.backoff) < maxBackoffs {
 				r.backoff[id] = nowNs + int64(recoverBackoff)
 			}
@@ -285,6 +290,12 @@ func (r *recoverer) start(nowNs int64, w recoverView, out []recoverOrder) []reco
 	}
 	r.queue = keep
 	return out
+}
+
+// keeps says whether a chunk is being copied to cs, so that cs must not forget it.
+func (r *recoverer) keeps(id dataplane.ChunkID, cs dataplane.CSID) bool {
+	a := r.active[id]
+	return a != nil && a.target == cs
 }
 
 // report says what is going on.

@@ -81,6 +81,10 @@ func (l *leader) pushRecoveries() {
 	for cs, p := range pushes {
 		l.push(cs, control.OpRecover, p)
 	}
+	for _, cs := range l.recover.leftover {
+		l.leases.at(cs).relist = true // it is told to forget what it isn't a member of
+	}
+	l.recover.leftover = l.recover.leftover[:0]
 }
 
 // checkAdded says what speaks against the members that a request adds. The added are then kept from

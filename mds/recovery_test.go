@@ -118,6 +118,9 @@ func TestRecoverer(t *testing.T) {
 	if s := r.report(); s.failed != 2 {
 		t.Errorf("%+v", s)
 	}
+	if !slices.Contains(r.leftover, 3) || !r.keeps(w.list[2].ID, 3) || r.keeps(a.ID, 3) {
+		t.Errorf("what cs 3 holds: %v", r.leftover)
+	}
 	w.silent[3] = 2 * time.Minute
 	want("given up, too", step(time.Millisecond))
 	want("no place", step(time.Second))

@@ -3,6 +3,7 @@ package mds
 import (
 	"context"
 	"fmt"
+	"slices"
 	"time"
 
 	"pstorage/dataplane"
@@ -195,6 +196,9 @@ func (c *call) grantLease(cs dataplane.CSID, req *control.RegisterCSReq, instanc
 	k := l.connect(cs, c.peer, instance)
 	k.capacity, k.used, k.stats, k.statsNs = req.Capacity, req.Used, control.CSStats{}, 0
 	k.forget, k.pushed = nil, false // the inventory says it all
+	forget = slices.DeleteFunc(forget, func(id dataplane.ChunkID) bool {
+		return l.recover.keeps(id, cs)
+	})
 	if len(forget) > maxForgetReply {
 		// A push may come when it has become a member again: it is asked for its inventory anew.
 		forget = forget[:maxForgetReply]
@@ -311,6 +315,9 @@ func (c *call) heartbeat(req *control.HeartbeatReq) (any, error) {
 	}
 	now := l.now()
 	e.answeredNs = now
+	if k := l.cs[req.CS]; k != nil && k.peer != nil && k.peer != c.peer && k.pushed {
+		e.relist = true // it came by a new connection before the old one was known to be lost
+	}
 	l.connect(req.CS, c.peer, instance).report(req, now)
 	return &control.HeartbeatReply{LeaseNs: int64(dataplane.LeaseTime)}, nil
 }

@@ -25,4 +25,5 @@ var canaries = map[string]canary{
 	"no-crc":            {cs: chunk.Canary{NoCRC: true}},
 	"no-lease-wait":     {mds: mds.SimCanary{NoLeaseWait: true}},
 	"no-term-wait":      {mds: mds.SimCanary{NoTermWait: true}},
+	"no-dirty":          {cs: chunk.Canary{NoDirty: true}},
 }

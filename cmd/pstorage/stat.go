@@ -65,7 +65,7 @@ func chunkLine(c control.ChunksDoc) string {
 	}{
 		{c.Degraded, "degraded"}, {c.BelowMinimum, "below the minimum (writes wait)"},
 		{c.Urgent, "urgent (one copy left)"}, {c.Offline, "offline"},
-		{c.Fallback, "in a finer failure domain than asked for"},
+		{c.Recovering, "being copied"}, {c.Fallback, "in a finer failure domain than asked for"},
 	} {
 		if state.n > 0 {
 			parts = append(parts, fmt.Sprintf("%d %s", state.n, state.name))
