@@ -533,7 +533,8 @@ func (s *settler) markCreated(next func()) {
 		})
 }
 
-// succeed: all members have one history. Writes that were in flight are part of it.
+// succeed: all members have one history. Writes that were in flight are part of it, but only enough
+// members make them acknowledged; otherwise the client asks again until there are.
 func (s *settler) succeed() {
 	sh, r := s.sh, s.r
 	for i, m := range s.stay {
@@ -550,12 +551,16 @@ func (s *settler) succeed() {
 	}
 	s.end()
 	r.broken = false
+	status := dataplane.OK
+	if len(r.members) < r.minimum {
+		status = dataplane.BelowMinimum
+	}
 	for r.flight.n > 0 {
 		before := r.flight.n
 		for _, q := range r.flight.slots {
 			if q != nil && q.seq <= r.commit {
 				r.flight.remove(q.seq)
-				sh.finishWrite(q, dataplane.OK)
+				sh.finishWrite(q, status)
 			}
 		}
 		if r.flight.n == before {

@@ -140,6 +140,10 @@ func (l *link) rareFrame(h *dataplane.Header, crcs, payload []byte, buf *uring.B
 		if l.mustBe(h, dataplane.RoleCS) {
 			sh.activateFrame(l, h, crcs, payload)
 		}
+	case dataplane.OpDigest:
+		if l.mustBe(h, dataplane.RoleCS) {
+			sh.digestFrame(l, h)
+		}
 	case dataplane.OpStat:
 		l.stat(h)
 	default:

@@ -53,10 +53,9 @@ func (sh *Shard) checkReplicate(r *replica, h *dataplane.Header,
 		return dataplane.Malformed
 	case r == nil:
 		return dataplane.UnknownChunk
-	case h.Epoch < r.epoch && !sh.canary.OldEpoch:
+	case h.Epoch < r.epoch:
 		return dataplane.StaleEpoch
-	case r.state != active || h.Epoch > r.epoch || r.isHead() ||
-		h.Aux>>16 != uint32(r.term) && !sh.canary.OldEpoch:
+	case r.state != active || h.Epoch != r.epoch || r.isHead() || h.Aux>>16 != uint32(r.term):
 		return dataplane.NotReady
 	case h.Seq <= r.last || h.Seq > r.commit+2*dataplane.MaxInflightPerChunk:
 		return dataplane.Conflict

@@ -44,7 +44,7 @@ func (o *opener) start() {
 		o.sh.later(func() { o.fail(errors.New("no memory in the buffer pool")) })
 		return
 	}
-	o.read(0, superSize, o.gotSuper)
+	o.read(0, superSize+scrubRecordArea, o.gotSuper)
 }
 
 func (o *opener) fail(err error) {
@@ -91,6 +91,7 @@ func (o *opener) gotSuper() {
 		return
 	}
 	st.attach(sb, o.o.CRCBudget)
+	o.sh.scrub.load(o.buf.Bytes()[scrubOffset:])
 	o.read(sb.stage, stageHeadSize+stageRound*dataplane.BlockSize, o.gotStage)
 }
 

@@ -229,7 +229,7 @@ func (p *peer) Frame(c *session.Conn, h *dataplane.Header, crcs, payload []byte,
 // now, the others before their next write.
 func (sh *Shard) peerLost(p *peer) {
 	for _, r := range sh.store.owners {
-		if r == nil || !r.isHead() || r.state != active || r.broken {
+		if sh.canary.DeafHead || r == nil || !r.isHead() || r.state != active || r.broken {
 			continue
 		}
 		for _, m := range r.members {

@@ -35,9 +35,6 @@ func (sh *Shard) clientRead(l *link, h *dataplane.Header) {
 		l.refuse(h, dataplane.Overloaded)
 		return
 	}
-	if sh.canary.OldEpoch {
-		h.Epoch = min(h.Epoch, r.epoch)
-	}
 	if r.state == active && h.Epoch != r.epoch {
 		if h.Epoch > r.epoch {
 			sh.ahead(r, h.Epoch)

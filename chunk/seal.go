@@ -47,7 +47,7 @@ func (sh *Shard) seal(r *replica, epoch dataplane.Epoch, by any, then func()) da
 		sh.refuseReads(r, dataplane.NotReady)
 	}
 	r.sealWait = nil
-	if r.busy == 0 || sh.canary.SealEarly {
+	if r.busy == 0 {
 		then()
 		return dataplane.OK
 	}
@@ -193,7 +193,9 @@ func (sh *Shard) makeSlot(r *replica) bool {
 		return false
 	}
 	r.slot = slot
-	delete(sh.strangers, r.id)
+	if !sh.canary.ForgetSealed {
+		delete(sh.strangers, r.id)
+	}
 	if sh.store.residue[slot] {
 		// The log may still have blocks of an earlier owner whose entry was damaged.
 		delete(sh.store.residue, slot)
@@ -291,6 +293,10 @@ func (sh *Shard) activate(r *replica, cfg *control.ChunkConfig, seq dataplane.Se
 		r.told, r.toldAt = seq, sh.env.Now()
 		done(nil)
 		sh.activated(r)
+	}
+	if sh.canary.VolatileActivate {
+		finish()
+		return
 	}
 	sh.appendRecord(rec, func(err error) {
 		if err != nil {

@@ -8,6 +8,7 @@ import (
 	"maps"
 	"slices"
 	"sync/atomic"
+	"time"
 
 	"pstorage/dataplane"
 	"pstorage/dataplane/control"
@@ -32,6 +33,12 @@ type ShardOptions struct {
 	Log *slog.Logger // nil: slog.Default()
 	// CRCBudget is how many bytes of CRC pages are kept in memory; 0: 64 MiB.
 	CRCBudget int
+	// ScrubPeriod is how long a pass of the scrubber over the store takes; 0: 14 days; negative: it
+	// works only when ScrubStart is called. ScrubRate is how many bytes per second it reads at most;
+	// 0: 64 MiB. WallClock is the time in ns since 1970, for when passes began; nil: Env.Now.
+	ScrubPeriod time.Duration
+	ScrubRate   int64
+	WallClock   func() int64
 	// OnFail is told once that the disk or the log failed: nothing is served any more.
 	OnFail func(error)
 	// Canary breaks promises on purpose, for testing simulations.
@@ -75,6 +82,8 @@ type Shard struct {
 	settling    int
 	repairs     []*repairing
 	copiers     []*copier
+	scrub       scrubber
+	digests     int // being computed
 
 	tellFirst, tellLast *replica
 	tellTimer           uring.Timer
@@ -118,6 +127,7 @@ func Open(o ShardOptions, done func(*Shard, error)) {
 	sh.pumpTimer.Fire = sh.pump
 	sh.secondTimer.Fire = sh.everySecond
 	sh.laterTimer.Fire = sh.runLater
+	sh.scrub.init(sh, &o)
 	sh.store = newStore(o.Store, o.Env, o.Pool, o.Log)
 	sh.store.onFail = sh.fail
 	sh.store.onDamaged = sh.pageDamaged
@@ -141,6 +151,7 @@ func (sh *Shard) Listen(addr string) (string, error) {
 	}
 	sh.closer = closer
 	sh.env.Arm(&sh.secondTimer, 1e9)
+	sh.scrub.start()
 	return bound, nil
 }
 
@@ -413,6 +424,7 @@ func (sh *Shard) Stats() control.CSStats {
 	s := sh.stats
 	s.Clients = uint32(sh.clients)
 	s.Chunks = uint64(len(sh.store.entries) - len(sh.store.free))
+	sh.scrub.stats(&s)
 	if sh.log != nil {
 		ls := sh.log.Stats()
 		s.LogSize = uint64(sh.cache.Size())
@@ -450,6 +462,7 @@ func (sh *Shard) Stop(done func(error)) {
 	for len(sh.copiers) > 0 {
 		sh.copiers[0].end("stopping")
 	}
+	sh.scrub.stop()
 	tries := 0
 	var t uring.Timer
 	t.Fire = func() {
@@ -485,7 +498,7 @@ func (sh *Shard) idle() bool {
 			return false
 		}
 	}
-	return true
+	return sh.scrub.idle() && sh.digests == 0
 }
 
 func (sh *Shard) closeAll(done func(error)) {

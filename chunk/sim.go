@@ -10,15 +10,16 @@ import (
 // Canary are deliberate faults. Each breaks a promise that a simulation checks; a simulation that
 // doesn't find them proves nothing. The zero value is none.
 type Canary struct {
-	AckEarly    bool // the head answers before the other members have the write
-	AckVolatile bool // a member answers before the write is durable
-	NoLease     bool // serves without a lease
-	OldEpoch    bool // takes requests of older epochs and activations
-	NoPatches   bool // settling copies nothing
-	SealEarly   bool // a SEAL is answered before what was accepted is durable
-	ReadAbove   bool // reads don't wait for the commit mark
-	NoCRC       bool // blocks aren't compared with their checksums
-	NoDirty     bool // a copy to a new member misses what is written meanwhile
+	AckEarly         bool // the head answers before the other members have the write
+	AckVolatile      bool // a member answers before the write is durable
+	NoLease          bool // serves without a lease
+	NoPatches        bool // settling copies nothing
+	ForgetSealed     bool // a chunk that is sealed when its coordinator's connection ends is forgotten
+	VolatileActivate bool // an activation is confirmed before it is durable
+	DeafHead         bool // the head doesn't notice that it lost a member's connection
+	ReadAbove        bool // reads don't wait for the commit mark
+	NoCRC            bool // blocks aren't compared with their checksums
+	NoDirty          bool // a copy to a new member misses what is written meanwhile
 }
 
 // SimStore returns the first block and the size of a new store of the given number of slots, all

@@ -173,7 +173,7 @@ func (nd *node) open() {
 		Open(ShardOptions{Env: nd.env, Net: w.net.Node(nd.env, nd.ip), Pool: nd.pool,
 			Store: nd.store, Cache: nd.cache, Cred: simCred(dataplane.RoleCS, uint64(nd.cs)),
 			Metadata: &nodeMD{nd, nd.env}, ID: nd.cs, Log: w.log.With("cs", nd.cs),
-			CRCBudget: w.crcs, OnFail: func(err error) { nd.failed = err }},
+			CRCBudget: w.crcs, WallClock: w.sim.Now, OnFail: func(err error) { nd.failed = err }},
 			func(sh *Shard, err error) {
 				if err != nil {
 					w.t.Fatalf("cs %d: %v", nd.cs, err)
@@ -219,6 +219,7 @@ type fakeMD struct {
 	reported []dataplane.CSID
 	events   []control.Event
 	rng      *rand.Rand // of a test
+	refuse   bool       // exclusions
 	// hold, if set, may keep a Reconfigure from being taken: it is called instead.
 	hold func(req *control.ReconfigureReq, cb func(*control.ChunkConfig, error)) bool
 }
@@ -250,6 +251,9 @@ func (m *fakeMD) reconfigure(req *control.ReconfigureReq) (*control.ChunkConfig,
 	if req.SetCreated {
 		c.Created = true
 		return m.get(req.Chunk)
+	}
+	if m.refuse {
+		return nil, dataplane.E("reconfigure", dataplane.NotReady, nil)
 	}
 	var stay []control.CSAddr
 	for _, have := range c.Members {

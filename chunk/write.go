@@ -86,7 +86,7 @@ func (sh *Shard) writeStatus(r *replica, h *dataplane.Header) dataplane.Kind {
 	switch {
 	case !r.isHead():
 		return dataplane.NotHead
-	case h.Epoch < r.epoch && !sh.canary.OldEpoch:
+	case h.Epoch < r.epoch:
 		return dataplane.StaleEpoch
 	case h.Epoch > r.epoch:
 		sh.ahead(r, h.Epoch)

@@ -85,6 +85,7 @@ func (c *call) beginRegistration(req *control.RegisterCSReq, instance uint64) (
 	}
 	if k := l.cs[id]; k != nil && k.peer != nil && k.peer != c.peer && k.instance != instance &&
 		l.leases.live(id, l.now()) {
+		l.leases.at(id).knockedNs = l.now()
 		return 0, nil, c.fail(dataplane.NotReady, "another process serves %s as CS %d, connected "+
 			"from %s: if it was stopped its lease ends in a moment", req.Path, id, k.peer.Addr())
 	}
@@ -297,7 +298,7 @@ func (c *call) heartbeat(req *control.HeartbeatReq) (any, error) {
 	instance := c.instanceOf(req.Instance)
 	switch judgeBeat(beatFacts{known: true, dropped: known.Dropped,
 		samePro: known.Boot == req.Boot && known.Instance == instance,
-		fenced:  known.Fenced, failed: e.failed || known.Failed != "",
+		fenced:  known.Fenced && !l.leases.unfenced, failed: e.failed || known.Failed != "",
 		excluding: e.excluding > 0, registering: e.registering > 0,
 		exited: e.exitedBoot != 0, relist: e.relist}) {
 	case beatDropped:

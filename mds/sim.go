@@ -40,6 +40,7 @@ type SimOptions struct {
 // SimCanary are deliberate faults of a leader. Each breaks a promise that a simulation checks.
 type SimCanary struct {
 	NoLeaseWait bool // members are excluded though their lease may be valid
+	NoFence     bool // an excluded member's lease goes on
 	NoTermWait  bool // a new leader doesn't wait for the leases that the one before gave
 }
 
@@ -106,6 +107,7 @@ func (s *Sim) Lead() {
 		l.leases.sinceNs -= 2 * int64(leaseOut)
 	}
 	l.leases.hasty = s.o.Canary.NoLeaseWait
+	l.leases.unfenced = s.o.Canary.NoFence
 	l.view.rng = s.o.Rand
 	l.ctx, l.stop = context.WithCancel(context.Background())
 	s.l = l

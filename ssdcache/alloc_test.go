@@ -89,6 +89,15 @@ func (s *instantStore) fire() {
 }
 
 func openRAM(t testing.TB, size int) (*ram, *Log, *uring.Pool) {
+	return openRAMWith(t, size, Options{}, func(m *ram) Backing {
+		s := &instantStore{env: m}
+		s.tick.Fire = s.fire
+		return s
+	})
+}
+
+func openRAMWith(t testing.TB, size int, o Options, store func(*ram) Backing) (*ram, *Log,
+	*uring.Pool) {
 	m := &ram{mem: make([]byte, size)}
 	pool, err := uring.NewPool(64 << 20)
 	if err != nil {
@@ -102,11 +111,10 @@ func openRAM(t testing.TB, size int) (*ram, *Log, *uring.Pool) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	s := &instantStore{env: m}
-	s.tick.Fire = s.fire
 	var log *Log
-	Open(Options{Disk: m, Env: m, Pool: pool, Owner: 1, MaxSlots: 64, Backing: s,
-		Log: slog.New(slog.NewTextHandler(io.Discard, nil))}, nil, func(l *Log, e error) {
+	o.Disk, o.Env, o.Pool, o.Owner, o.MaxSlots, o.Backing = m, m, pool, 1, 64, store(m)
+	o.Log = slog.New(slog.NewTextHandler(io.Discard, nil))
+	Open(o, nil, func(l *Log, e error) {
 		log, err = l, e
 		fin = false
 	})

@@ -201,6 +201,9 @@ func (l *Log) openBatch(a *Append) error {
 			return errNoSpace
 		}
 		l.head, l.at = l.head+1, 0
+		if l.destage.phase != resting {
+			l.pace.update()
+		}
 	}
 	b := l.newBatch()
 	if b == nil {

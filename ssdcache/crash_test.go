@@ -51,7 +51,8 @@ func lives(t testing.TB, seed uint64, n int, wrap func(uring.Disk) uring.Disk) (
 	if wrap != nil {
 		r.dev = wrap(r.disk)
 	}
-	r.opt = Options{BatchesInFlight: 1 + int(seed%3), DestageAt: []float64{0.01, 0.3, 0.6}[seed%3]}
+	r.opt = Options{BatchesInFlight: 1 + int(seed%3), DestageAt: []float64{0.01, 0.3, 0.6}[seed%3],
+		Sequential: seed%4 == 3}
 	for range n {
 		r.mustOpen()
 		r.check()

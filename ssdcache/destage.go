@@ -8,35 +8,37 @@ import (
 
 // Destage, in rounds:
 //
-//	1 take the oldest segments that fit the destage memory; note the blocks still current in them,
-//	  sorted by (slot, block)
-//	2 read these segments to memory, in large reads
-//	3 write runs of consecutive blocks to the Backing; blocks that were overwritten meanwhile are
-//	  left out
+//	1 take the oldest segments, up to an eighth of the log; note the blocks still dirty in them, per
+//	  segment sorted by (slot, block); these lists are merged as the round goes
+//	2 form runs of neighbouring blocks; blocks that lie between and are in the log anyway, dirty in
+//	  younger segments or clean, fill gaps (runs.go)
+//	3 read them from the log, write them to the Backing; what was overwritten meanwhile is left out
 //	4 Backing.Checkpoint: durable
 //	5 wait until all appends made before 4 are durable: blocks were left out in 3 because of them
 //	6 superblock with the new tail: from now on replay begins behind these segments
 //	7 they are clean: still indexed, so reads find them in the log, until they are used again
 //
 // The speed follows the fill level: from one run at a time with pauses at DestageAt to many without
-// pauses when the log is nearly full, so the intake slows smoothly to the speed of the store.
+// pauses when the log is nearly full. The intake is slowed to what the round leaves room for
+// (pace.go).
 
 // Tuning of destage. Times in nanoseconds.
 const (
 	maxWriteBacks = 8
+	roundShare    = 8       // a round takes at most this part of the log,
+	roundBlocks   = 1 << 16 // and this many blocks of log
 	pieceSize     = 1 << 20 // of one read
 	pauseAtStart  = 2e6     // between runs, at DestageAt
 	pauseIdle     = 10e6    // between runs, when nothing is appended
-	fullSpeedAt   = 0.85    // fill level without pauses
+	fullSpeedAt   = 0.5     // part of the way from DestageAt to full where there are no pauses
 	tickEvery     = 1e9     // to find out whether the log is idle
-	retryEvery    = 5e6
 )
 
 type phase uint8
 
 const (
 	resting phase = iota
-	reading
+	collecting
 	writing
 	checkpointing
 	settling // until what superseded blocks of the round is durable
@@ -49,54 +51,72 @@ type destager struct {
 	idle    bool   // this round runs because nothing else happens
 	from    uint64 // segments of the round: [from, from+n)
 	n       uint64
-	max     uint64   // most segments of a round
-	blocks  []uint64 // key<<32 | position: to be written back, ascending
-	next    int      // in blocks
-	bufs    []*uring.Buf
+	end     uint64 // all that lies in segments before this one is durable
+	max     uint64 // most segments of a round
+	taken   uint64 // segments collected
+	blocks  []uint64
+	lists   listHeap
+	total   int         // blocks of the round
+	handled int         // of them, written or left out
+	image   *uring.Pool // Sequential: the round's segments
 	ops     []uring.DiskOp
 	settle  uint64 // batch that must be durable before the tail moves
-	pending int    // reads or WriteBacks in flight
-	wb      [maxWriteBacks]WriteBack
-	timer   uring.Timer // pause between runs
+	pending int    // reads of segments, or runs, in flight
+	runs    [maxWriteBacks]run
+	spare   *uring.Buf  // memory of one run, if the pool has none
+	timer   uring.Timer // pause between runs, or between segments
 	tick    uring.Timer
 	seen    uint64 // batches at the last tick
 }
 
-func (d *destager) init(l *Log, memory int) error {
+func (d *destager) init(l *Log) error {
 	d.l = l
+	l.pace.init(l)
 	segSize := int(l.sb.segSize)
-	d.max = uint64(memory / segSize)
-	d.blocks = make([]uint64, 0, d.max*uint64(l.segBlocks))
-	size := min(segSize, pieceSize)
-	for range int(d.max) * segSize / size {
-		b := l.pool.Get(size)
-		if b == nil {
-			d.release()
-			return errNoMemory
+	d.max = max(min(l.segs/roundShare, roundBlocks/uint64(l.segBlocks)), 2)
+	if l.o.Sequential {
+		mem := l.o.DestageMemory
+		if mem == 0 {
+			mem = min(int(l.segs)*segSize/16, 32<<20)
 		}
-		d.bufs = append(d.bufs, b)
+		d.max = min(max(uint64(mem/segSize), 2), l.segs/2)
+		var err error
+		if d.image, err = uring.NewPool(int(d.max) * segSize); err != nil {
+			return err
+		}
+		d.ops = make([]uring.DiskOp, max(segSize/pieceSize, 1))
+		for i := range d.ops {
+			d.ops[i].Done, d.ops[i].Bufs = d.pieceRead, make([][]byte, 1)
+		}
 	}
-	d.ops = make([]uring.DiskOp, len(d.bufs))
-	for i := range d.ops {
-		d.ops[i].Done, d.ops[i].Bufs = d.readDone, make([][]byte, 1)
+	if d.spare = l.pool.Get(MaxRun * blockSize); d.spare == nil {
+		return errNoMemory
 	}
-	d.timer.Fire = d.pump
+	d.blocks = make([]uint64, 0, d.max*uint64(l.segBlocks))
+	d.lists = make(listHeap, 0, d.max)
+	d.timer.Fire = d.onTimer
 	d.tick.Fire = d.onTick
-	for i := range d.wb {
-		d.wb[i].Done = d.written
+	for i := range d.runs {
+		d.runs[i].init(d)
 	}
 	return nil
 }
 
-func (d *destager) release() {
-	for _, b := range d.bufs {
-		b.Release()
+// release gives memory back. Nothing is in flight.
+func (d *destager) release() error {
+	if d.l == nil {
+		return nil
 	}
-	d.bufs = nil
-	if d.l != nil {
-		d.l.env.Disarm(&d.tick)
-		d.l.env.Disarm(&d.timer)
+	d.l.env.Disarm(&d.tick)
+	d.l.env.Disarm(&d.timer)
+	if d.spare != nil {
+		d.spare.Release()
+		d.spare = nil
 	}
+	if d.image == nil {
+		return nil
+	}
+	return d.image.Close()
 }
 
 // inFlight says whether anything of destage must be waited for before the log can be closed.
@@ -108,8 +128,8 @@ func (d *destager) inFlight() bool {
 // changes the store behind the log's back, for a zeroed range or a slot that gets another chunk,
 // waits until it isn't: none is begun for blocks that were dropped.
 func (l *Log) InWriteBack(slot, block, n uint32) bool {
-	for i := range l.destage.wb {
-		w := &l.destage.wb[i]
+	for i := range l.destage.runs {
+		w := &l.destage.runs[i]
 		if w.busy && w.Slot == slot && w.Block < block+n && block < w.Block+uint32(w.Blocks) {
 			return true
 		}
@@ -140,93 +160,112 @@ func (l *Log) startDestage() {
 // begin starts a round, if there is a segment to write back.
 func (d *destager) begin() {
 	l := d.l
-	end := l.head // the segment being filled isn't taken
+	d.end = l.head // the segment being filled isn't taken
 	if l.oldest != nil {
-		end = min(end, l.oldest.h.seg)
+		d.end = min(d.end, l.oldest.h.seg)
 	}
-	d.from, d.n = l.tail, min(d.max, end-l.tail)
+	d.from, d.n = l.tail, min(d.max, d.end-l.tail)
 	if d.n == 0 {
 		return
 	}
-	d.blocks, d.next = d.blocks[:0], 0
-	for s := d.from; s < d.from+d.n; s++ {
-		base := l.place(s, 0)
-		for i := range l.segBlocks {
-			if key, ok := l.idx.current(base + Pos(i)); ok {
-				d.blocks = append(d.blocks, uint64(key)<<32|uint64(base+Pos(i)))
-			}
-		}
-	}
+	d.blocks, d.lists, d.taken, d.total, d.handled = d.blocks[:0], d.lists[:0], 0, 0, 0
 	l.stats.Rounds++
-	d.phase = reading
-	d.read()
-	if d.pending == 0 {
-		d.sortAndWrite()
+	d.phase = collecting
+	l.pace.begin()
+	d.onTimer()
+}
+
+func (d *destager) onTimer() {
+	switch {
+	case d.phase == collecting && d.pending == 0:
+		d.collect()
+	case d.phase == writing:
+		d.pump()
 	}
 }
 
-// pieceOf returns which of the round's pieces position p lies in, and its byte offset there.
-func (d *destager) pieceOf(p Pos) (piece, off int) {
+// collect notes the dirty blocks of one more segment: one in a turn, since it takes a while.
+func (d *destager) collect() {
 	l := d.l
-	place := l.segOf(p)
-	s := (place + l.segs - d.from%l.segs) % l.segs // segment of the round
-	at := int(s)*int(l.sb.segSize) + int(p-l.segStart(place))*blockSize
-	size := min(int(l.sb.segSize), pieceSize)
-	return at / size, at % size
-}
-
-// read starts reads of the pieces that hold current blocks, from the first to the last of each; a
-// few at a time. d.blocks is still in the order of positions within each segment.
-func (d *destager) read() {
-	for d.pending < 4 && d.next < len(d.blocks) {
-		first := Pos(d.blocks[d.next])
-		piece, off := d.pieceOf(first)
-		last := first
-		for d.next < len(d.blocks) {
-			p := Pos(d.blocks[d.next])
-			if q, _ := d.pieceOf(p); q != piece {
-				break
-			}
-			last = p
-			d.next++
-		}
-		op := &d.ops[piece]
-		n := (int(last-first) + 1) * blockSize
-		op.Kind, op.Low, op.Offset = uring.DiskRead, true, int64(first)*blockSize
-		op.Bufs[0] = d.bufs[piece].Bytes()[off : off+n]
-		d.pending++
-		d.l.disk.Submit(op)
-	}
-}
-
-func (d *destager) readDone(op *uring.DiskOp) {
-	l := d.l
-	d.pending--
-	if op.Err != nil {
-		l.fail(ioError("read the log for write-back", op.Err))
-	}
 	if l.err != nil || l.closing != nil {
 		d.stop()
 		return
 	}
-	if d.read(); d.pending == 0 {
-		d.sortAndWrite()
+	if d.taken == d.n {
+		d.phase = writing
+		d.pump()
+		return
+	}
+	base := l.place(d.from+d.taken, 0)
+	first := len(d.blocks)
+	for i := range l.segBlocks {
+		p := base + Pos(i)
+		if key, ok := l.idx.current(p); ok && l.idx.state[p]&isClean == 0 {
+			d.blocks = append(d.blocks, uint64(key)<<32|uint64(p))
+		}
+	}
+	list := d.blocks[first:]
+	if d.image != nil {
+		d.readSegment(list)
+	}
+	slices.Sort(list)
+	d.lists.push(list)
+	d.total += len(list)
+	d.taken++
+	if d.pending == 0 {
+		l.env.Arm(&d.timer, 0)
 	}
 }
 
-func (d *destager) sortAndWrite() {
-	slices.Sort(d.blocks)
-	d.phase, d.next = writing, 0
-	d.pump()
+// readSegment reads the segment just collected to memory, from the first to the last dirty block of
+// each piece. list is in the order of positions.
+func (d *destager) readSegment(list []uint64) {
+	l := d.l
+	for i, op := 0, 0; i < len(list); op++ {
+		first := Pos(list[i])
+		last := first
+		mem := d.inImage(first)
+		piece := (first - l.place(d.from+d.taken, 0)) * blockSize / pieceSize
+		for ; i < len(list); i++ {
+			p := Pos(list[i])
+			if (p-l.place(d.from+d.taken, 0))*blockSize/pieceSize != piece {
+				break
+			}
+			last = p
+		}
+		o := &d.ops[op]
+		o.Kind, o.Low, o.Offset = uring.DiskRead, true, int64(first)*blockSize
+		o.Bufs[0] = mem[:(last-first+1)*blockSize]
+		d.pending++
+		l.disk.Submit(o)
+	}
+}
+
+// inImage is the memory of position p, and what follows, in the image of the round's segments.
+func (d *destager) inImage(p Pos) []byte {
+	l := d.l
+	s := l.seqOf(p) - d.from
+	at := int(s)*int(l.sb.segSize) + int(p-l.segStart(l.segOf(p)))*blockSize
+	return d.image.Arena()[at:]
+}
+
+func (d *destager) pieceRead(op *uring.DiskOp) {
+	d.pending--
+	if op.Err != nil {
+		d.l.fail(ioError("read the log for write-back", op.Err))
+	}
+	if d.pending == 0 {
+		d.collect()
+	}
 }
 
 // urgency is 0 where destage starts and 1 from the level of full speed on.
 func (d *destager) urgency() float64 {
 	at := d.l.o.DestageAt
-	return min(max((d.l.fill()-at)/max(fullSpeedAt-at, 0.05), 0), 1)
+	return min(max((d.l.fill()-at)/((1-at)*fullSpeedAt), 0), 1)
 }
 
-// pump starts WriteBacks as far as the speed allows, and ends the writing when all are done.
+// pump starts runs as far as the speed allows, and ends the writing when all are done.
 func (d *destager) pump() {
 	l := d.l
 	if d.phase != writing {
@@ -241,94 +280,23 @@ func (d *destager) pump() {
 	if d.idle && l.fill() < l.o.DestageAt {
 		pause = pauseIdle
 	}
-	for d.pending < 1+int(u*(maxWriteBacks-1)) && !d.timer.Armed() {
-		w := d.nextRun()
-		if w == nil {
+	for d.phase == writing && d.pending < 1+int(u*(maxWriteBacks-1)) && !d.timer.Armed() {
+		r := d.freeRun()
+		if r == nil || !d.fill(r) {
 			break
 		}
 		d.pending++
-		l.stats.WriteBacks++
-		l.stats.Destaged += uint64(w.Blocks)
-		l.o.Backing.WriteBack(w)
 		if pause > 0 {
 			l.env.Arm(&d.timer, pause)
 		}
+		r.fetch()
 	}
-	if d.pending == 0 && d.next == len(d.blocks) {
+	if d.phase == writing && d.pending == 0 && len(d.lists) == 0 {
 		l.env.Disarm(&d.timer)
 		d.phase, d.settle = checkpointing, l.nextNr-1
+		l.pace.update()
 		l.o.Backing.Checkpoint(d.checkpointed)
 	}
-}
-
-// nextRun returns the next run of consecutive blocks that are still current, or nil.
-func (d *destager) nextRun() *WriteBack {
-	l := d.l
-	var w *WriteBack
-	for ; d.next < len(d.blocks); d.next++ {
-		key, p := blockKey(d.blocks[d.next]>>32), Pos(d.blocks[d.next])
-		if now, ok := l.idx.current(p); !ok || now != key {
-			l.stats.Superseded++
-			continue
-		}
-		slot, block := key>>14, key&(1<<14-1)
-		if w == nil {
-			w = d.freeWriteBack()
-			w.Slot, w.Block, w.Blocks, w.Err = slot, block, 0, nil
-			w.Data, w.busy = w.iov[:0], true
-		} else if slot != w.Slot || block != w.Block+uint32(w.Blocks) || w.Blocks == MaxRun {
-			break
-		}
-		piece, off := d.pieceOf(p)
-		if !w.add(d.bufs[piece].Bytes()[off : off+blockSize]) {
-			break
-		}
-		le.PutUint32(w.crcs[4*w.Blocks:], l.idx.crc[p])
-		w.Blocks++
-	}
-	if w != nil {
-		w.CRCs = w.crcs[:4*w.Blocks]
-	}
-	return w
-}
-
-func (d *destager) freeWriteBack() *WriteBack {
-	for i := range d.wb {
-		if !d.wb[i].busy {
-			return &d.wb[i]
-		}
-	}
-	panic("ssdcache: more WriteBacks than allowed")
-}
-
-// add appends a block's memory, whose capacity reaches to the end of its buffer, merged with the
-// piece before if it lies right behind it. It returns false if there are too many pieces.
-func (w *WriteBack) add(mem []byte) bool {
-	n := len(w.Data)
-	if n > 0 {
-		last := w.Data[n-1]
-		if len(last) < cap(last) && &last[:len(last)+1][len(last)] == &mem[0] {
-			w.Data[n-1] = last[:len(last)+blockSize]
-			return true
-		}
-	}
-	if n == len(w.iov) {
-		return false
-	}
-	w.Data = append(w.Data, mem)
-	return true
-}
-
-// written is the Done of WriteBacks.
-func (d *destager) written(w *WriteBack) {
-	w.busy = false
-	d.pending--
-	w.Data, w.CRCs = nil, nil
-	clear(w.iov[:])
-	if w.Err != nil {
-		d.l.fail(ioError("write back to the store", w.Err))
-	}
-	d.pump()
 }
 
 func (d *destager) checkpointed(err error) {
@@ -368,6 +336,7 @@ func (d *destager) marked(err error) {
 		return
 	}
 	l.tail = d.from + d.n
+	l.pace.end()
 	l.env.AtTurnEnd(&l.turn) // more to do, or room to tell of, or closing
 }
 

@@ -13,7 +13,7 @@ import (
 type Pos uint32
 
 // index finds a block's newest position in the log. It lives in one mapping outside the Go heap,
-// without pointers: per position 4 bytes of owner and 4 of CRC, and 6 bytes of hash table.
+// without pointers: per position 4 bytes of owner, 4 of CRC, 1 of state, and 6 bytes of hash table.
 //
 // The table has open addressing with linear probing; an entry is a position, its key is found by
 // the owner array. Invariant: owner[p] != 0 exactly if the table holds p, and then p is the newest
@@ -24,8 +24,16 @@ type index struct {
 	table []uint32 // position plus 1; 0: empty
 	owner []uint32 // by position: key plus 1; 0: none
 	crc   []uint32 // by position
+	state []uint8  // by position
 	n     int
 }
+
+// isClean in a state says that the store has the same contents; heatMask are the reads seen, up to
+// heatMask of them.
+const (
+	isClean  = 0x80
+	heatMask = 0x07
+)
 
 // blockKey names a block of the store in 32 bits.
 type blockKey = uint32
@@ -43,15 +51,16 @@ const _ = uint(dataplane.BlocksPerChunk-1<<14) + uint(1<<14-dataplane.BlocksPerC
 // newIndex returns an index for positions [0, positions).
 func newIndex(positions uint32) (*index, error) {
 	table := uint64(positions) + uint64(positions)/2 + 64
-	size := int(4 * (table + 2*uint64(positions)))
+	words := table + 2*uint64(positions)
+	size := int(4*words + uint64(positions))
 	mem, err := unix.Mmap(-1, 0, size, unix.PROT_READ|unix.PROT_WRITE,
 		unix.MAP_PRIVATE|unix.MAP_ANONYMOUS|unix.MAP_NORESERVE)
 	if err != nil {
 		return nil, fmt.Errorf("map an index of %d bytes: %w", size, err)
 	}
-	all := unsafe.Slice((*uint32)(unsafe.Pointer(&mem[0])), size/4)
+	all := unsafe.Slice((*uint32)(unsafe.Pointer(&mem[0])), words)
 	return &index{mem: mem, table: all[:table], owner: all[table : table+uint64(positions)],
-		crc: all[table+uint64(positions):]}, nil
+		crc: all[table+uint64(positions):], state: mem[4*words:]}, nil
 }
 
 func (x *index) close() error { return unix.Munmap(x.mem) }
@@ -93,7 +102,7 @@ func (x *index) put(key blockKey, p Pos, crc uint32) {
 	} else {
 		x.n++
 	}
-	x.table[i], x.owner[p], x.crc[p] = uint32(p)+1, key+1, crc
+	x.table[i], x.owner[p], x.crc[p], x.state[p] = uint32(p)+1, key+1, crc, 0
 }
 
 // current says whether p is the newest position of a block, and of which.

@@ -179,8 +179,7 @@ func (r *opener) fail(err error) {
 	if l.sbBuf != nil {
 		l.sbBuf.Release()
 	}
-	l.destage.release()
-	unmap := r.freeScans()
+	unmap := errors.Join(l.destage.release(), r.freeScans())
 	if l.idx != nil {
 		unmap = errors.Join(unmap, l.idx.close())
 	}
@@ -246,7 +245,7 @@ func (r *opener) gotSuper(op *uring.DiskOp) {
 		err = r.makeScans()
 	}
 	if err == nil {
-		err = l.destage.init(l, max(l.o.DestageMemory, 2*int(l.sb.segSize)))
+		err = l.destage.init(l)
 	}
 	if err != nil {
 		r.fail(dataplane.E("open the log", dataplane.Overloaded, err))

@@ -13,15 +13,17 @@ type canary struct {
 
 // canaries are the faults that the simulator must find.
 var canaries = map[string]canary{
-	"ack-early":     {cs: chunk.Canary{AckEarly: true}},
-	"ack-volatile":  {cs: chunk.Canary{AckVolatile: true}},
-	"no-lease":      {cs: chunk.Canary{NoLease: true}},
-	"old-epoch":     {cs: chunk.Canary{OldEpoch: true}},
-	"no-patches":    {cs: chunk.Canary{NoPatches: true}},
-	"seal-early":    {cs: chunk.Canary{SealEarly: true}},
-	"read-above":    {cs: chunk.Canary{ReadAbove: true}},
-	"no-crc":        {cs: chunk.Canary{NoCRC: true}},
-	"no-dirty":      {cs: chunk.Canary{NoDirty: true}},
-	"no-lease-wait": {mds: mds.SimCanary{NoLeaseWait: true}},
-	"no-term-wait":  {mds: mds.SimCanary{NoTermWait: true}},
+	"ack-early":         {cs: chunk.Canary{AckEarly: true}},
+	"ack-volatile":      {cs: chunk.Canary{AckVolatile: true}},
+	"no-lease":          {cs: chunk.Canary{NoLease: true}},
+	"no-patches":        {cs: chunk.Canary{NoPatches: true}},
+	"forget-sealed":     {cs: chunk.Canary{ForgetSealed: true}},
+	"volatile-activate": {cs: chunk.Canary{VolatileActivate: true}},
+	"deaf-head":         {cs: chunk.Canary{DeafHead: true}},
+	"no-fence":          {mds: mds.SimCanary{NoFence: true}},
+	"read-above":        {cs: chunk.Canary{ReadAbove: true}},
+	"no-crc":            {cs: chunk.Canary{NoCRC: true}},
+	"no-dirty":          {cs: chunk.Canary{NoDirty: true}},
+	"no-lease-wait":     {mds: mds.SimCanary{NoLeaseWait: true}},
+	"no-term-wait":      {mds: mds.SimCanary{NoTermWait: true}},
 }

@@ -26,12 +26,14 @@ const (
 	faultRot
 	faultDeadDisk
 	faultClient
+	faultPartial
+	faultStorm
 	faultKinds
 )
 
 var faultNames = [faultKinds]string{"crash", "power", "site", "cut", "cut-client", "isolate",
 	"cut-mds", "slow-net", "reset", "pause", "leader", "slow-disk", "read-error", "rot", "dead-disk",
-	"client"}
+	"client", "partial", "storm"}
 
 // faults does damage at random, within the budget that keeps what is asked for possible: only the
 // victims may be away for so long, all in all, that they lose their lease.
@@ -55,6 +57,13 @@ func newFaults(w *world) *faults {
 }
 
 func (f *faults) start() {
+	if f.w.sc.partialFirst {
+		f.w.sim.After(sec, func() {
+			if !f.w.calm {
+				f.partial()
+			}
+		})
+	}
 	if len(f.kinds) > 0 {
 		f.next()
 	}
@@ -174,6 +183,75 @@ func (f *faults) one(kind int) {
 		f.deadDisk()
 	case faultClient:
 		f.client()
+	case faultPartial:
+		f.partial()
+	case faultStorm:
+		f.storm()
+	}
+}
+
+// partial cuts a server off from its peers, perhaps from the metadata servers, not from clients.
+func (f *faults) partial() {
+	n, d := f.outage(800 * ms)
+	if n == nil {
+		return
+	}
+	w := f.w
+	if f.victim(n) && f.rng.IntN(3) > 0 {
+		// Long enough to be excluded, and to be asked by clients that don't know it.
+		d = f.between(3*sec, 7*sec)
+		f.until[n.index] = max(f.until[n.index], w.sim.Now()+d)
+		w.trace("cs %d sees only clients for %d ms", n.index+1, d/ms)
+		all := func(cut bool) {
+			for _, o := range w.cs {
+				w.net.Cut(n.ip, o.ip, cut)
+				w.net.Cut(o.ip, n.ip, cut)
+			}
+			for _, ip := range w.mds.ips {
+				w.net.Cut(n.ip, ip, cut)
+				w.net.Cut(ip, n.ip, cut)
+			}
+		}
+		all(true)
+		w.sim.After(d, func() { all(false) })
+		return
+	}
+	for _, o := range w.cs {
+		if o != n {
+			f.cut(n.ip, o.ip, d)
+		}
+	}
+	if f.rng.IntN(4) > 0 {
+		for _, ip := range w.mds.ips {
+			f.cut(n.ip, ip, d)
+		}
+	}
+}
+
+// storm restarts servers in quick succession, so that one fault meets the repair of another.
+func (f *faults) storm() {
+	w := f.w
+	at := int64(0)
+	for range 2 + f.rng.IntN(5) {
+		at += f.between(us, 15*ms)
+		n := w.cs[f.rng.IntN(len(w.cs))]
+		if !f.victim(n) && w.sim.Now() < f.until[n.index]+rest && f.until[n.index] > 0 {
+			continue
+		}
+		cut, down := f.rng.IntN(2) == 0, f.between(us, 30*ms)
+		reset := f.rng.IntN(3) == 0
+		w.sim.After(at, func() {
+			switch {
+			case n.gone || n.env.Dead() || w.calm:
+			case reset:
+				w.net.Reset(n.ip, w.cs[f.rng.IntN(len(w.cs))].ip)
+			default:
+				w.trace("storm: cs %d down for %d us, power %v", n.index+1, down/us, cut)
+				n.kill(false)
+				w.sim.After(down, func() { n.start(cut) })
+				f.until[n.index] = max(f.until[n.index], w.sim.Now()+down)
+			}
+		})
 	}
 }
 

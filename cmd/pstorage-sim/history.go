@@ -208,7 +208,8 @@ func (r *reading) block(b *block, floor, from, to int, c *content, who string) {
 			return
 		}
 	}
-	f.w.violate("%s: block at %d of file %d: %s", who, b.off, f.index+1, b.explain(r.inv, floor, from, to, c))
+	f.w.violate("%s: block at %d of file %d: %s", who, b.off, f.index+1,
+		b.explain(r.inv, floor, from, to, c))
 }
 
 // explain says what is wrong with what was read.

@@ -21,6 +21,7 @@ type scenario struct {
 	length            int64 // of the time with faults, ns
 	every             int64 // mean time between faults, ns
 	driftPPM          int64
+	partialFirst      bool // begins with a partial partition
 	weights           [faultKinds]int
 }
 
@@ -49,6 +50,10 @@ func newScenario(rng *rand.Rand) scenario {
 	s.think = s.length * int64(s.clients) * int64(s.depth+1) / 2 / ops
 	s.every = []int64{60 * ms, 200 * ms, 600 * ms}[rng.IntN(3)]
 	s.driftPPM = []int64{0, 1000, 40_000}[rng.IntN(3)]
+	s.partialFirst = s.victims > 0 && rng.IntN(4) == 0
+	if s.partialFirst {
+		s.length += 3 * sec
+	}
 	// A few kinds of faults per run, so that each comes up by itself and with others.
 	for i := range s.weights {
 		if rng.IntN(3) == 0 {

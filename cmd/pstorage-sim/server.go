@@ -217,6 +217,8 @@ func (n *csNode) pushed(op dataplane.Opcode, payload []byte) {
 				panic(err)
 			}
 			n.shard.Forget(p.Chunks)
+		case control.OpScrub:
+			n.shard.ScrubStart()
 		}
 	})
 }

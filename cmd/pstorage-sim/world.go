@@ -334,7 +334,8 @@ func (c *rpc) answered(from int, payload []byte, err error) {
 		case c.ended || c.env.Dead():
 		case w.net.IsCut(w.mds.ips[from], c.ip):
 			c.w.sim.After(200*ms, func() { c.answered(from, payload, err) })
-		case kind == dataplane.NotLeader || kind == dataplane.Closed || err != nil && kind == dataplane.Internal:
+		case kind == dataplane.NotLeader || kind == dataplane.Closed ||
+			err != nil && kind == dataplane.Internal:
 			c.again(20*ms, dataplane.E(control.OpName(c.op), dataplane.NotLeader, nil))
 		default:
 			c.end(payload, err)

@@ -286,6 +286,35 @@ func TestSilentServer(t *testing.T) {
 	w.check()
 }
 
+// TestRefusingHead: one that answers, but without a lease, is reported: nothing else would end it.
+func TestRefusingHead(t *testing.T) {
+	for _, kind := range []dataplane.Kind{dataplane.NoLease, dataplane.IOError} {
+		w := newWorld(t, 71, 3)
+		f := w.file(dataplane.ChunkSize)
+		w.write(f, 0, w.random(4096))
+		var ch *fakeChunk
+		for _, ch = range w.chunks {
+		}
+		head := w.cs[ch.members[0]-1]
+		head.refuse = func(h *dataplane.Header) dataplane.Kind {
+			if h.Op == dataplane.OpPing {
+				return dataplane.OK
+			}
+			return kind
+		}
+		op := &Op{Kind: Write, File: f, Buf: w.random(4096)}
+		done := w.start(op)
+		w.sim.Run(func() bool { return len(w.meta.reports) > 0 }, w.sim.Now()+5e9)
+		if !slices.Contains(w.meta.reports, head.id) {
+			t.Errorf("%v: reports %v", kind, w.meta.reports)
+		}
+		ch.exclude(head.id)
+		w.sim.Run(func() bool { return *done == 1 }, w.sim.Now()+10e9)
+		w.ok(op)
+		w.check()
+	}
+}
+
 // TestStuckServer: it answers pings, but not requests: reads go elsewhere, writes stay there.
 func TestStuckServer(t *testing.T) {
 	w, f, data, ch := with(t)

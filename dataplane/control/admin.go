@@ -14,6 +14,7 @@ const (
 	AdminGetConfig    = "get-config"    // none -> ConfigDoc
 	AdminSetConfig    = "set-config"    // SetConfigArgs -> ConfigDoc
 	AdminDropCS       = "drop-cs"       // DropCSArgs -> none
+	AdminScrubStart   = "scrub-start"   // ScrubArgs -> ScrubDoc
 )
 
 // The states of a chunk server in CSDoc.Status.
@@ -198,4 +199,16 @@ type SetConfigArgs struct {
 type DropCSArgs struct {
 	CS    uint32 `json:"cs"`
 	Force bool   `json:"force,omitempty"`
+}
+
+// ScrubArgs names the chunk server whose scrubber shall begin a pass; 0: all.
+type ScrubArgs struct {
+	CS uint32 `json:"cs,omitempty"`
+}
+
+// ScrubDoc says which chunk servers were told to scrub. Those in Silent have no connection to the
+// metadata servers at the moment.
+type ScrubDoc struct {
+	Told   []uint32 `json:"told"`
+	Silent []uint32 `json:"silent"`
 }

@@ -34,6 +34,7 @@ const (
 	OpForget = dataplane.OpControlBase + 49 // ForgetPush: delete these chunks
 	// OpRecover: RecoverPush, to the heads of chunks that have too few members.
 	OpRecover = dataplane.OpControlBase + 50
+	OpScrub   = dataplane.OpControlBase + 51 // ScrubPush: compare the whole store with its checksums
 
 	// Administration.
 	OpAdmin = dataplane.OpControlBase + 64 // AdminReq -> AdminReply
@@ -291,6 +292,15 @@ type CSStats struct {
 	LogUsed, LogSize      uint64 // bytes
 	Chunks                uint64
 	Clients               uint32
+
+	// The scrubber's pass that is under way, or the last one. All but the times are of that pass.
+	ScrubRunning, ScrubManual       bool   // Manual: somebody asked for it
+	ScrubDone, ScrubTotal           uint64 // bytes of chunks, holes included
+	ScrubRead                       uint64 // bytes
+	ScrubBad                        uint64 // blocks that didn't match their checksums
+	ScrubRepaired, ScrubLost        uint64 // of them; Lost: no other member had a good copy
+	ScrubMismatches                 uint64 // parts of 64 KiB in which replicas differed
+	ScrubStartedNs, ScrubFinishedNs int64  // since 1970; Finished: the last complete pass; 0: never
 }
 
 // HeartbeatReply: status NotFound or Conflict means register again.
@@ -325,6 +335,9 @@ type RecoverPush struct {
 	Chunks  []ChunkConfig
 	Targets []CSAddr
 }
+
+// ScrubPush asks the receiver to begin a pass of its scrubber now.
+type ScrubPush struct{}
 
 // Severity of an event.
 type Severity uint8

@@ -1,0 +1,306 @@
+package ssdcache
+
+import (
+	"math/bits"
+
+	"pstorage/dataplane"
+	"pstorage/uring"
+)
+
+// maxGap is the most clean blocks in a row that are written again to merge what lies on both sides:
+// so many take a disk less time than another seek.
+const maxGap = 64
+
+// listHeap is a heap of ascending lists, that with the least first entry on top: it merges them.
+type listHeap [][]uint64
+
+func (h *listHeap) push(list []uint64) {
+	if len(list) == 0 {
+		return
+	}
+	*h = append(*h, list)
+	s := *h
+	for i := len(s) - 1; i > 0 && s[i][0] < s[(i-1)/2][0]; i = (i - 1) / 2 {
+		s[i], s[(i-1)/2] = s[(i-1)/2], s[i]
+	}
+}
+
+// pop takes the least entry.
+func (h *listHeap) pop() uint64 {
+	s := *h
+	e := s[0][0]
+	if s[0] = s[0][1:]; len(s[0]) == 0 {
+		last := len(s) - 1
+		s[0] = s[last]
+		s[last] = nil
+		s = s[:last]
+		*h = s
+	}
+	for i := 0; ; {
+		c := 2*i + 1
+		if c >= len(s) {
+			return e
+		}
+		if c+1 < len(s) && s[c+1][0] < s[c][0] {
+			c++
+		}
+		if s[i][0] <= s[c][0] {
+			return e
+		}
+		s[i], s[c] = s[c], s[i]
+		i = c
+	}
+}
+
+// run is one run of neighbouring blocks, from the log to the Backing. It is written as one
+// WriteBack, or as several if some of it was overwritten while it was read.
+type run struct {
+	WriteBack
+	d     *destager
+	used  bool
+	first uint32 // block of the slot
+	n     int
+	at    int // the WriteBack begins with this block of the run
+	left  int // reads in flight
+	err   error
+	buf   *uring.Buf
+	pos   [MaxRun]Pos
+	dirty [MaxRun / 64]uint64
+	crcs  [4 * MaxRun]byte
+	one   [1][]byte
+	reads [MaxRun]ReadOp
+}
+
+func (r *run) init(d *destager) {
+	r.d = d
+	r.Done = func(*WriteBack) { r.written() }
+	done := r.fetched
+	for i := range r.reads {
+		r.reads[i].Done, r.reads[i].Low = done, true
+	}
+}
+
+func (r *run) isDirty(i int) bool { return r.dirty[i/64]>>(i%64)&1 != 0 }
+
+func (r *run) block(i int) []byte { return r.buf.Bytes()[i*blockSize:][:blockSize] }
+
+// freeRun returns a run with memory, or nil. One always gets memory.
+func (d *destager) freeRun() *run {
+	for i := range d.runs {
+		r := &d.runs[i]
+		if r.used {
+			continue
+		}
+		if r.buf = d.l.pool.Get(MaxRun * blockSize); r.buf == nil {
+			r.buf, d.spare = d.spare, nil
+		}
+		if r.buf == nil {
+			return nil
+		}
+		return r
+	}
+	return nil
+}
+
+// free gives a run and its memory back.
+func (d *destager) free(r *run) {
+	r.used = false
+	clear(r.one[:])
+	if d.spare == nil {
+		d.spare = r.buf
+	} else {
+		r.buf.Release()
+	}
+	r.buf = nil
+}
+
+// due takes entry e of the round: is it still to be written?
+func (d *destager) due(e uint64) bool {
+	p := Pos(e)
+	now, ok := d.l.idx.current(p)
+	if ok && now == blockKey(e>>32) && d.l.idx.state[p]&isClean == 0 {
+		return true
+	}
+	d.l.stats.Superseded++
+	d.handled++
+	return false
+}
+
+// fill puts the next run of blocks in r. It is false, and r is free, if the round has no more.
+func (d *destager) fill(r *run) bool {
+	r.n, r.err = 0, nil
+	clear(r.dirty[:])
+	var key blockKey
+	for r.n == 0 {
+		if len(d.lists) == 0 {
+			d.free(r)
+			return false
+		}
+		if e := d.lists.pop(); d.due(e) {
+			key = blockKey(e >> 32)
+			r.add(Pos(e), true)
+		}
+	}
+	r.used, r.Slot, r.first = true, key>>14, key&(1<<14-1)
+	for gap := 0; r.n < MaxRun && (key+1)>>14 == r.Slot; {
+		key++
+		p, dirty, ok := d.neighbour(key)
+		if gap++; dirty {
+			gap = 0
+		}
+		if !ok || gap > maxGap {
+			break
+		}
+		r.add(p, dirty)
+	}
+	for !r.isDirty(r.n - 1) {
+		r.n--
+	}
+	return true
+}
+
+// neighbour finds a block that may be written along with the one before it.
+func (d *destager) neighbour(key blockKey) (p Pos, dirty, ok bool) {
+	l := d.l
+	for len(d.lists) > 0 && blockKey(d.lists[0][0]>>32) == key {
+		if e := d.lists.pop(); d.due(e) {
+			return Pos(e), true, true
+		}
+	}
+	if d.image != nil {
+		return 0, false, false
+	}
+	if p, ok = l.idx.get(key); !ok {
+		return 0, false, false
+	}
+	dirty = l.dirty(p)
+	if dirty && l.seqOf(p) >= d.end {
+		return 0, false, false // maybe not durable: the store must never be ahead of the log
+	}
+	return p, dirty, true
+}
+
+func (r *run) add(p Pos, dirty bool) {
+	if dirty {
+		r.dirty[r.n/64] |= 1 << (r.n % 64)
+	}
+	r.pos[r.n] = p
+	le.PutUint32(r.crcs[4*r.n:], r.d.l.idx.crc[p])
+	r.n++
+}
+
+// fetch reads the run from the log.
+func (r *run) fetch() {
+	d := r.d
+	if d.image != nil {
+		for i := range r.n {
+			copy(r.block(i), d.inImage(r.pos[i])[:blockSize])
+		}
+		r.issue(0)
+		return
+	}
+	r.left = 1
+	for i, j := 0, 0; i < r.n; i = j {
+		for j = i + 1; j < r.n && r.pos[j] == r.pos[j-1]+1; j++ {
+		}
+		op := &r.reads[i]
+		op.Pos, op.Blocks = r.pos[i], j-i
+		op.Buf = r.buf.Bytes()[i*blockSize : j*blockSize]
+		r.left++
+		d.l.Read(op)
+	}
+	r.left--
+}
+
+func (r *run) fetched(op *ReadOp) {
+	d := r.d
+	op.Buf = nil
+	if op.Err != nil {
+		d.l.fail(op.Err)
+	}
+	if r.left--; r.left > 0 {
+		return
+	}
+	if d.l.err != nil || d.l.closing != nil {
+		d.ended(r)
+		return
+	}
+	r.issue(0)
+}
+
+// good says whether block i of the run may go to the store: it wasn't overwritten or dropped since,
+// and, if the store has it already, it is what the store should have.
+func (r *run) good(i int) bool {
+	idx := r.d.l.idx
+	p := r.pos[i]
+	key, ok := idx.current(p)
+	if !ok || key != keyOf(r.Slot, r.first+uint32(i)) {
+		return false
+	}
+	if r.isDirty(i) || dataplane.CRC(r.block(i)) == idx.crc[p] {
+		return true
+	}
+	idx.evict(p) // damaged in the log; the store has it
+	return false
+}
+
+// issue writes the next good part of the run, from block i on, or ends the run.
+func (r *run) issue(i int) {
+	d := r.d
+	for ; i < r.n; i++ {
+		if !r.isDirty(i) || !r.good(i) {
+			continue
+		}
+		end := i + 1
+		for j := end; j < r.n && r.good(j); j++ {
+			if r.isDirty(j) {
+				end = j + 1
+			}
+		}
+		r.at, r.Blocks, r.Block, r.Err = i, end-i, r.first+uint32(i), nil
+		r.one[0] = r.buf.Bytes()[i*blockSize : end*blockSize]
+		r.Data, r.CRCs, r.busy = r.one[:], r.crcs[4*i:4*end], true
+		d.l.stats.WriteBacks++
+		d.l.o.Backing.WriteBack(&r.WriteBack)
+		return
+	}
+	d.ended(r)
+}
+
+// written is the Done of the WriteBack. Blocks of younger segments are clean from now on: they need
+// not be written in their round, which ends with a checkpoint after this one.
+func (r *run) written() {
+	d, l := r.d, r.d.l
+	r.busy = false
+	if r.Err != nil {
+		l.fail(ioError("write back to the store", r.Err))
+		d.ended(r)
+		return
+	}
+	for i := r.at; i < r.at+r.Blocks; i++ {
+		if !r.isDirty(i) {
+			l.stats.GapBlocks++
+			continue
+		}
+		l.stats.Destaged++
+		if r.good(i) {
+			l.idx.state[r.pos[i]] |= isClean
+		}
+	}
+	if l.err != nil || l.closing != nil {
+		d.ended(r)
+		return
+	}
+	r.issue(r.at + r.Blocks)
+}
+
+// ended takes a run back.
+func (d *destager) ended(r *run) {
+	for _, w := range r.dirty {
+		d.handled += bits.OnesCount64(w)
+	}
+	d.free(r)
+	d.pending--
+	d.l.pace.update()
+	d.pump()
+}
