@@ -70,7 +70,7 @@ type replica struct {
 	settler   *settler
 	copier    *copier         // head: the chunk is being copied to a new member
 	unsure    dataplane.Epoch // the metadata servers were asked to add a member at this epoch
-	askedAt   int64           // when the metadata servers said last that others are to settle; 0: never
+	askedAt   int64           // when others were last said to be the ones to settle; 0: never
 
 	// Head: the commit mark as the members know it.
 	told     dataplane.Seq
