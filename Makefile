@@ -9,7 +9,7 @@ MOUNT ?= $(CURDIR)/run/mnt
 CS ?= 3
 
 .DEFAULT_GOAL := help
-.PHONY: help up down build test test-long demo bench fmt
+.PHONY: help up down build test test-long demo sim bench fmt
 
 help: ## this list
 	@grep -E '^[a-z-]+:.*## ' Makefile | sed -E 's/:.*## /\t/' | expand -t 14
@@ -34,6 +34,9 @@ test-long: ## the same without -short, and the demo in full
 demo: build ## a container on replicated storage, kills, bad input, speed (root)
 	@.ci/deps test
 	@perf/demo/demo.sh
+
+sim: build ## simulated clusters under faults, for two minutes (SIM=-seeds N ...)
+	@bin/pstorage-sim $(or $(SIM),-seeds 1000000 -time 2m -j 2 -seed $(shell date +%s))
 
 bench: build ## speed beside raw fio on the same disk, under two minutes
 	@.ci/deps test

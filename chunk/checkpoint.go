@@ -1,7 +1,6 @@
 package chunk
 
 import (
-	"encoding/binary"
 	"fmt"
 	"math/bits"
 	"slices"
@@ -299,6 +298,3 @@ func restage(b []byte, sb *superblock) (round uint64, pages []stagedPage, images
 	}
 	return round, pages, images
 }
-
-// wordAt reads a word of an image of a CRC page: for tests and tools.
-func wordAt(page []byte, i int) uint32 { return binary.LittleEndian.Uint32(page[4*i:]) }

@@ -7,6 +7,9 @@ import (
 	"testing"
 
 	"pstorage/dataplane"
+	"pstorage/dataplane/control"
+	"pstorage/uring"
+	"pstorage/uring/simloop"
 )
 
 const chunkA = dataplane.ChunkID(1<<40 | 5)
@@ -236,7 +239,8 @@ func TestDamagedCRCPageIsRepaired(t *testing.T) {
 	nd.store.FlipBit(nd.sh.store.sb.crcPage(slot*pagesPerSlot)+5, 1)
 	w.read(chunkA, 0, 4096, 0)
 	for i := range 8 {
-		if got := w.read(chunkA, uint32(i)*65536, 65536, 2); !bytes.Equal(got, pattern(uint64(i+1), 65536)) {
+		got := w.read(chunkA, uint32(i)*65536, 65536, 2)
+		if !bytes.Equal(got, pattern(uint64(i+1), 65536)) {
 			t.Fatalf("part %d: other content", i)
 		}
 	}
@@ -273,8 +277,141 @@ func TestDamagedSlotEntryExcludesReplica(t *testing.T) {
 		t.Fatalf("epoch %d, %d members", cfg.Epoch, len(cfg.Members))
 	}
 	for i := range 8 {
-		if got := w.read(chunkA, uint32(i)*65536, 65536, i); !bytes.Equal(got, pattern(uint64(i+1), 65536)) {
+		got := w.read(chunkA, uint32(i)*65536, 65536, i)
+		if !bytes.Equal(got, pattern(uint64(i+1), 65536)) {
 			t.Fatalf("part %d: other content", i)
 		}
+	}
+}
+
+func TestDiskFailureIsReportedAndServiceGoesOn(t *testing.T) {
+	for victim := range 2 {
+		w := newWorld(t, uint64(50+victim), 3)
+		w.md.add(chunkA, 2, 1, 2, 3)
+		l := startLoad(w, chunkA, 4, 4096)
+		w.must(func() bool { return l.total() > 50 }, 10*sec, "first writes")
+		nd := w.nodes[victim]
+		nd.cache.FailRange(0, nd.cache.Size(), simloop.ErrIO, uring.DiskWriteSync)
+		w.must(func() bool { return nd.failed != nil }, 10*sec, "failure noticed")
+		if w.md.event("disk-failed") != 1 {
+			t.Fatal("no event")
+		}
+		// What the metadata servers do with Heartbeat.Failed.
+		nd.diedAt = w.sim.Now() - 10*sec
+		w.md.report(nd.cs)
+		before := l.total()
+		w.must(func() bool { return l.total() > before+50 }, 20*sec, "writes without the disk")
+		l.stop = true
+		w.run(sec)
+		if cfg := w.md.chunks[chunkA]; len(cfg.Members) != 2 || cfg.Epoch != 2 {
+			t.Fatalf("epoch %d, members %v", cfg.Epoch, cfg.Members)
+		}
+		l.check(0)
+		l.check(1)
+		var st dataplane.Kind
+		w.cl.env.Do(func() {
+			h := dataplane.Header{Op: dataplane.OpRead, Chunk: chunkA, Epoch: 1, Length: 4096}
+			w.cl.ask(nd.cs, h, nil, func(h *dataplane.Header, _ []byte) { st = h.Status })
+		})
+		w.must(func() bool { return st != 0 }, sec, "answer")
+		if st != dataplane.IOError && st != dataplane.NoLease {
+			t.Fatalf("a failed server answers %v", st)
+		}
+	}
+}
+
+func TestBelowMinimumWritesWait(t *testing.T) {
+	w := newWorld(t, 60, 3)
+	w.md.add(chunkA, 3, 1, 2, 3)
+	w.mustWrite(chunkA, 0, pattern(1, 4096))
+	w.nodes[2].kill()
+	done := false
+	w.write(chunkA, 0, pattern(2, 4096), &done)
+	w.must(func() bool { return w.md.chunks[chunkA].Epoch == 2 }, 20*sec, "exclusion")
+	w.run(sec)
+	if done {
+		t.Fatal("a write below the minimum was acknowledged")
+	}
+	if got := w.read(chunkA, 8192, 4096, 0); !bytes.Equal(got, make([]byte, 4096)) {
+		t.Fatal("a read below the minimum failed")
+	}
+	w.md.chunks[chunkA].Minimum = 2 // as if the policy was changed: the next settling learns of it
+	w.nodes[0].env.Do(func() {
+		cfg, _ := w.md.get(chunkA)
+		w.nodes[0].sh.SettlePush(&control.SettlePush{Chunks: []control.ChunkConfig{*cfg}})
+	})
+	w.must(func() bool { return done }, 10*sec, "the write after the change")
+}
+
+func TestForgottenSlotIsUsedAgain(t *testing.T) {
+	w := newWorld(t, 61, 1)
+	for i := range 2 * w.slots {
+		id := dataplane.ChunkID(1<<40) + dataplane.ChunkID(i+1)
+		w.md.add(id, 1, 1)
+		if got := w.read(id, 65536, 65536, 0); !bytes.Equal(got, make([]byte, 65536)) {
+			t.Fatalf("chunk %d begins with old content", i)
+		}
+		w.mustWrite(id, 65536, pattern(uint64(i+1), 65536))
+		if i%3 == 2 {
+			w.nodes[0].restart(i%2 == 0)
+		}
+		if i+1 >= w.slots { // the disk is full: the oldest goes
+			old := id - dataplane.ChunkID(w.slots) + 1
+			nd := w.nodes[0]
+			delete(w.md.chunks, old)
+			nd.env.Do(func() { nd.sh.Forget([]dataplane.ChunkID{old}) })
+			w.must(func() bool { return len(nd.sh.store.free) > 0 }, 10*sec, "a free slot")
+		}
+	}
+	for i := range 2 * w.slots {
+		id := dataplane.ChunkID(1<<40) + dataplane.ChunkID(i+1)
+		if w.md.chunks[id] == nil {
+			continue
+		}
+		if got := w.read(id, 65536, 65536, 0); !bytes.Equal(got, pattern(uint64(i+1), 65536)) {
+			t.Fatalf("chunk %d: other content", i)
+		}
+	}
+}
+
+// A new chunk on a full server is refused in a way that says so, and nothing else suffers.
+func TestFullServer(t *testing.T) {
+	w := newWorld(t, 62, 1)
+	w.md.add(chunkA, 1, 1)
+	w.mustWrite(chunkA, 0, pattern(1, 4096))
+	nd := w.nodes[0]
+	nd.sh.SetFull(true)
+	w.md.add(chunkA+1, 1, 1)
+	done := false
+	w.write(chunkA+1, 0, pattern(2, 4096), &done)
+	w.run(2 * sec)
+	if done {
+		t.Fatal("a chunk was made without space")
+	}
+	w.mustWrite(chunkA, 4096, pattern(3, 4096))
+	nd.sh.SetFull(false)
+	w.must(func() bool { return done }, 10*sec, "the write when there is space")
+}
+
+// A later connection of the same client ends the older one.
+func TestNewerConnectionReplacesOlder(t *testing.T) {
+	w := newWorld(t, 63, 1)
+	w.md.add(chunkA, 1, 1)
+	w.mustWrite(chunkA, 0, pattern(1, 4096))
+	first := w.cl.conns[1]
+	w.cl.env.Do(func() {
+		delete(w.cl.conns, 1)
+		w.cl.conn(1)
+	})
+	w.mustWrite(chunkA, 0, pattern(2, 4096))
+	lost := false
+	w.cl.env.Do(func() {
+		h := dataplane.Header{Op: dataplane.OpPing, ReqID: 1}
+		first.c.Send(&h, nil, nil)
+	})
+	w.run(sec)
+	lost = w.nodes[0].sh.linkCount == 1
+	if !lost {
+		t.Fatalf("%d connections", w.nodes[0].sh.linkCount)
 	}
 }

@@ -1,6 +1,7 @@
 package chunk
 
 import (
+	"errors"
 	"fmt"
 	"slices"
 
@@ -38,7 +39,8 @@ type settler struct {
 	copyAt   uint32 // bytes of the copy nextCopy that are under way
 	stepErr  error
 	retry    uring.Timer
-	running  bool // counts for maxSettling
+	join     *copier // with the member that is to be added
+	running  bool    // counts for maxSettling
 	tries    int
 }
 
@@ -60,9 +62,17 @@ func (sh *Shard) settle(r *replica, lost []dataplane.CSID) {
 		if lost != nil {
 			s.lost = slices.Clone(lost)
 		}
-		sh.settleQueue = append(sh.settleQueue, s)
+		if lost != nil || r.queue.n > 0 || r.reads.n > 0 || r.flight.n > 0 {
+			sh.settleQueue = append(sh.settleQueue, s)
+		} else {
+			sh.settleIdle = append(sh.settleIdle, s)
+		}
 		sh.nextSettler()
 		return
+	}
+	if !s.running {
+		sh.settleQueue = append(sh.settleQueue, s) // now somebody waits for it
+		sh.nextSettler()
 	}
 	for _, cs := range lost {
 		if !slices.Contains(s.lost, cs) {
@@ -74,11 +84,18 @@ func (sh *Shard) settle(r *replica, lost []dataplane.CSID) {
 	}
 }
 
-// nextSettler starts settlers that wait for their turn.
+// nextSettler starts settlers that wait for their turn: first those that somebody waits for.
 func (sh *Shard) nextSettler() {
-	for sh.settling < maxSettling && len(sh.settleQueue) > 0 {
-		s := sh.settleQueue[0]
-		sh.settleQueue = sh.settleQueue[1:]
+	for sh.settling < maxSettling && len(sh.settleQueue)+len(sh.settleIdle) > 0 {
+		from := &sh.settleQueue
+		if len(*from) == 0 {
+			from = &sh.settleIdle
+		}
+		s := (*from)[0]
+		*from = (*from)[1:]
+		if s.running || s.r.settler != s {
+			continue // promoted, or ended meanwhile
+		}
 		s.running = true
 		sh.settling++
 		sh.env.Arm(&s.retry, 0)
@@ -94,6 +111,7 @@ func (s *settler) end() {
 		s.running = false
 		sh.settling--
 	}
+	s.dropJoin("settle", errors.New("ended"))
 	r.settler = nil
 	r.broken = true // unless it ended with success
 	if r.sealer == any(s) {
@@ -105,6 +123,7 @@ func (s *settler) end() {
 // again ends the attempt; another one begins soon, if anybody still needs it.
 func (s *settler) again(why string, err error) {
 	sh := s.sh
+	s.dropJoin(why, err)
 	s.attempt++
 	s.tries++
 	if s.tries == 1 || s.tries%50 == 0 {
@@ -133,6 +152,11 @@ func (sh *Shard) refuseAll(r *replica, status dataplane.Kind) {
 	if r.isHead() {
 		sh.abandonFlight(r, status)
 	}
+	sh.refuseWaiting(r, status)
+}
+
+// refuseWaiting answers what waits and was not started.
+func (sh *Shard) refuseWaiting(r *replica, status dataplane.Kind) {
 	sh.refuseReads(r, status)
 	var keep requestList
 	for q := r.queue.cut(); q != nil; {
@@ -195,6 +219,7 @@ func (s *settler) haveConfig(cfg *control.ChunkConfig, err error) {
 		func(m control.CSAddr) bool { return m.CS == sh.id }):
 		s.giveUp(dataplane.NotReady)
 	default:
+		s.checkJoin()
 		s.reachAll()
 	}
 }
@@ -242,13 +267,20 @@ func (s *settler) reachAll() {
 	s.each("reach all members", s.stay, func(i int, p *peer, done func(error)) {
 		p.call(dataplane.Header{Op: dataplane.OpPing}, nil, nil,
 			func(_ *dataplane.Header, _, _ []byte, _ *uring.Buf, err error) {
-				if err != nil {
-					s.sh.md.Unreachable(&control.UnreachableReq{CS: p.cs,
-						Chunks: []control.HeldChunk{{Chunk: s.r.id, Epoch: s.cfg.Epoch}}})
-				}
+				s.unreachable(p, err)
 				done(err)
 			})
 	}, func(i int, done func(error)) { done(nil) }, s.sealAll)
+}
+
+// unreachable reports a member that can't be asked, or whose disk failed: one that answers pings
+// may have to be excluded, too.
+func (s *settler) unreachable(p *peer, err error) {
+	switch dataplane.KindOf(err) {
+	case dataplane.IOError, dataplane.Unreachable, dataplane.TimedOut, dataplane.Closed:
+		s.sh.md.Unreachable(&control.UnreachableReq{CS: p.cs,
+			Chunks: []control.HeldChunk{{Chunk: s.r.id, Epoch: s.cfg.Epoch}}})
+	}
 }
 
 // sealAll stops all members and learns what they have.
@@ -266,6 +298,7 @@ func (s *settler) sealAll() {
 						s.tails[i], s.gens[i] = t, p.gen
 					}
 				}
+				s.unreachable(p, err)
 				done(err)
 			})
 	}, func(i int, done func(error)) {
@@ -281,6 +314,8 @@ func (s *settler) sealAll() {
 
 func (s *settler) decided() {
 	s.verdict = decide(s.cfg.Created, s.tails)
+	s.sh.slog.Debug("settling", "chunk", s.r.id, "epoch", s.cfg.Epoch, "tails", s.tails,
+		"verdict", s.verdict)
 	if s.verdict.dataLost {
 		s.sh.event(control.Fault, "chunk-lost", fmt.Sprintf(
 			"chunk %v: none of the members that are left has its data", s.r.id))
@@ -290,6 +325,16 @@ func (s *settler) decided() {
 	for _, i := range s.verdict.lost {
 		s.sh.event(control.Fault, "replica-lost", fmt.Sprintf(
 			"chunk %v: cs %d lost data that it had acknowledged; it is excluded", s.r.id, s.stay[i].CS))
+	}
+	if s.sh.canary.NoPatches {
+		s.verdict.copies = nil
+	}
+	if c := s.join; c != nil {
+		if len(s.verdict.lost) > 0 {
+			s.dropJoin("settle", errors.New("a member lost data"))
+		} else {
+			s.verdict.copies = appendCopies(s.verdict.copies, len(s.stay), c.rest(s.tails))
+		}
 	}
 	s.nextCopy, s.copyAt, s.copying, s.stepErr = 0, 0, 0, nil
 	s.copyMore()
@@ -364,7 +409,16 @@ func (s *settler) copyPart(to int, off, n uint32) {
 
 // sendPart patches a member.
 func (s *settler) sendPart(at, to int, off uint32, crcs, payload []byte, buf *uring.Buf) {
-	m := s.stay[to]
+	var m control.CSAddr
+	switch c := s.join; {
+	case to < len(s.stay):
+		m = s.stay[to]
+	case c == nil || !c.connected():
+		s.copied(at, dataplane.E("patch the new member", dataplane.Closed, nil))
+		return
+	default:
+		m = c.target
+	}
 	if m.CS == s.sh.id {
 		s.sh.patchHere(s.r, s, off, crcs, payload, buf, func(err error) { s.copied(at, err) })
 		return
@@ -372,16 +426,30 @@ func (s *settler) sendPart(at, to int, off uint32, crcs, payload []byte, buf *ur
 	h := dataplane.Header{Op: dataplane.OpPatch, Flags: dataplane.FlagData, Chunk: s.r.id,
 		Epoch: s.cfg.Epoch, Offset: off, Length: uint32(len(payload))}
 	// The call may be sent later than now, and more than what is here: it keeps copies.
-	s.sh.peer(m.CS, m.Addr).call(h, slices.Clone(crcs), slices.Clone(payload),
-		func(a *dataplane.Header, _, _ []byte, _ *uring.Buf, err error) {
-			if err == nil && a.Status != dataplane.OK {
-				err = dataplane.E("patch", a.Status, nil)
-			}
-			s.copied(at, err)
-		})
+	s.patch(at, s.sh.peer(m.CS, m.Addr), h, slices.Clone(crcs), slices.Clone(payload), 0)
 }
 
-// exclude takes lost members out of the configuration.
+// patch sends a part, again and again if the member's log is full.
+func (s *settler) patch(at int, p *peer, h dataplane.Header, crcs, payload []byte, tries int) {
+	p.call(h, crcs, payload, func(a *dataplane.Header, _, _ []byte, _ *uring.Buf, err error) {
+		if err == nil && a.Status == dataplane.Overloaded && tries < patchTries && s.attempt == at {
+			t := &uring.Timer{}
+			t.Fire = func() {
+				if s.attempt == at {
+					s.patch(at, p, h, crcs, payload, tries+1)
+				}
+			}
+			s.sh.env.Arm(t, int64(copyPause))
+			return
+		}
+		if err == nil && a.Status != dataplane.OK {
+			err = dataplane.E("patch", a.Status, nil)
+		}
+		s.copied(at, err)
+	})
+}
+
+// exclude takes lost members out of the configuration, or adds the new one.
 func (s *settler) exclude() {
 	var stay []control.CSAddr
 	var ids []dataplane.CSID
@@ -391,8 +459,16 @@ func (s *settler) exclude() {
 			stay, ids, gens = append(stay, m), append(ids, m.CS), append(gens, s.gens[i])
 		}
 	}
+	join := s.join != nil
+	if join {
+		stay, ids, gens = append(stay, s.join.target), append(ids, s.join.target.CS),
+			append(gens, s.join.gen)
+		s.r.unsure = s.cfg.Epoch
+	}
 	s.stay, s.gens = stay, gens
-	if len(ids) == len(s.cfg.Members) {
+	// An addition that failed may have been only delayed. It must not be committed once the chunk
+	// takes writes without the new member: an epoch in between makes sure of that.
+	if len(ids) == len(s.cfg.Members) && s.r.unsure != s.cfg.Epoch {
 		s.activateOthers()
 		return
 	}
@@ -402,11 +478,14 @@ func (s *settler) exclude() {
 			switch {
 			case s.attempt != at:
 			case err != nil:
-				s.again("exclude lost members", err)
+				if dataplane.KindOf(err) == dataplane.NotReady {
+					s.lost = nil // they are back; or we are told again
+				}
+				s.again("change the members", err)
 			case !sameMembers(cfg, ids):
-				s.again("exclude lost members", fmt.Errorf("the answer has other members"))
+				s.again("change the members", fmt.Errorf("the answer has other members"))
 			default:
-				s.sh.slog.Info("members excluded", "chunk", s.r.id, "epoch", cfg.Epoch, "members", ids)
+				s.sh.slog.Info("members changed", "chunk", s.r.id, "epoch", cfg.Epoch, "members", ids)
 				s.lost = nil
 				s.cfg = cfg
 				s.activateOthers()
@@ -470,7 +549,8 @@ func (s *settler) markCreated(next func()) {
 		})
 }
 
-// succeed: all members have one history. Writes that were in flight are part of it.
+// succeed: all members have one history. Writes that were in flight are part of it, but only enough
+// members make them acknowledged; otherwise the client asks again until there are.
 func (s *settler) succeed() {
 	sh, r := s.sh, s.r
 	for i, m := range s.stay {
@@ -482,14 +562,21 @@ func (s *settler) succeed() {
 			return
 		}
 	}
+	if s.join != nil {
+		s.join.end("")
+	}
 	s.end()
 	r.broken = false
+	status := dataplane.OK
+	if len(r.members) < r.minimum {
+		status = dataplane.BelowMinimum
+	}
 	for r.flight.n > 0 {
 		before := r.flight.n
 		for _, q := range r.flight.slots {
 			if q != nil && q.seq <= r.commit {
 				r.flight.remove(q.seq)
-				sh.finishWrite(q, dataplane.OK)
+				sh.finishWrite(q, status)
 			}
 		}
 		if r.flight.n == before {

@@ -174,7 +174,8 @@ func FuzzSlotEntry(f *testing.F) {
 		b = bytes.Clone(b[:entrySize])
 		binary.LittleEndian.PutUint32(b[124:], entryCRC(b, 3))
 		var e slotEntry
-		if e.decode(b, 3) == nil && e.chunk != 0 && (e.commit > e.last || e.tailLen > dataplane.ChunkSize) {
+		if e.decode(b, 3) == nil && e.chunk != 0 &&
+			(e.commit > e.last || e.tailLen > dataplane.ChunkSize) {
 			t.Fatalf("%+v", e)
 		}
 	})

@@ -41,7 +41,8 @@ type Identity struct {
 const identityVersion = 1
 
 // ErrNoIdentity says that a directory isn't a chunk server's.
-var ErrNoIdentity = errors.New("no chunk server lives here (no identity file); make one with make-cs")
+var ErrNoIdentity = errors.New("no chunk server lives here (no identity file); " +
+	"make one with make-cs")
 
 // ReadIdentity reads the identity of the chunk server in dir. The error wraps ErrNoIdentity if
 // there is none.

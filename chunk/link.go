@@ -140,6 +140,10 @@ func (l *link) rareFrame(h *dataplane.Header, crcs, payload []byte, buf *uring.B
 		if l.mustBe(h, dataplane.RoleCS) {
 			sh.activateFrame(l, h, crcs, payload)
 		}
+	case dataplane.OpDigest:
+		if l.mustBe(h, dataplane.RoleCS) {
+			sh.digestFrame(l, h)
+		}
 	case dataplane.OpStat:
 		l.stat(h)
 	default:
@@ -216,7 +220,7 @@ func (l *link) throttle() {
 	if l.paused {
 		div = 2
 	}
-	want := !l.sh.log.Room()
+	want := l.sh.dead == nil && !l.sh.log.Room()
 	if l.role != dataplane.RoleCS {
 		want = want || l.inflight > maxConnInflight/div || l.c.Queued() > maxConnQueued/div
 	}

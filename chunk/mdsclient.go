@@ -90,9 +90,7 @@ func (m *mdsClient) report() {
 		}
 		m.mu.Lock()
 		all := m.unreachable
-		if len(all) > 0 {
-			m.unreachable = map[dataplane.CSID]map[dataplane.ChunkID]dataplane.Epoch{}
-		}
+		m.unreachable = map[dataplane.CSID]map[dataplane.ChunkID]dataplane.Epoch{}
 		m.mu.Unlock()
 		for cs, set := range all {
 			req := &control.UnreachableReq{CS: cs}

@@ -1,6 +1,7 @@
 package chunk
 
 import (
+	"errors"
 	"log/slog"
 	"testing"
 
@@ -28,10 +29,14 @@ type memWorld struct {
 	posted []func()
 	dials  []func()
 	chunks map[dataplane.ChunkID]*control.ChunkConfig
+	wild   bool // anything may happen
 }
 
-func (w *memWorld) Now() int64                   { return w.now }
-func (w *memWorld) Rand() uint64                 { w.rnd += 0x9e3779b97f4a7c15; return w.rnd * 0xbf58476d1ce4e5b9 }
+func (w *memWorld) Now() int64 { return w.now }
+func (w *memWorld) Rand() uint64 {
+	w.rnd += 0x9e3779b97f4a7c15
+	return w.rnd * 0xbf58476d1ce4e5b9
+}
 func (w *memWorld) Arm(t *uring.Timer, d int64)  { w.timers.Arm(t, w.now+d) }
 func (w *memWorld) Disarm(t *uring.Timer)        { w.timers.Disarm(t) }
 func (w *memWorld) AtTurnEnd(e *uring.TurnEnder) { w.turns.Add(e) }
@@ -42,12 +47,12 @@ func (w *memWorld) turn() {
 	for t := w.timers.Pop(w.now); t != nil; t = w.timers.Pop(w.now) {
 		t.Fire()
 	}
-	for _, f := range w.posted {
-		f()
+	for i := 0; i < len(w.posted); i++ {
+		w.posted[i]()
 	}
 	w.posted = w.posted[:0]
-	for _, f := range w.dials {
-		f()
+	for i := 0; i < len(w.dials); i++ {
+		w.dials[i]()
 	}
 	w.dials = w.dials[:0]
 	for _, d := range w.disks {
@@ -134,15 +139,31 @@ func (c *memConn) AppendBuf(b *uring.Buf, from, to int) {
 	c.bufs = append(c.bufs, b)
 	c.out = append(c.out, b.Bytes()[from:to]...)
 }
-func (c *memConn) Queued() int          { return len(c.out) }
-func (c *memConn) Close(error)          { c.closed = true }
+func (c *memConn) Queued() int { return len(c.out) }
+func (c *memConn) Close(err error) {
+	if c.closed {
+		return
+	}
+	c.closed, c.other.closed = true, true
+	for _, e := range []*memConn{c, c.other} {
+		c.w.posted = append(c.w.posted, func() {
+			for _, b := range e.bufs {
+				b.Release()
+			}
+			e.bufs, e.out, e.in = nil, nil, nil
+			if e.h != nil {
+				e.h.Closed(err)
+			}
+		})
+	}
+}
 func (c *memConn) RemoteAddr() string   { return "mem" }
 func (c *memConn) PauseRecv(pause bool) { c.paused = pause }
 
 // deliver gives the other end what this one sent.
 func (c *memConn) deliver() {
 	o := c.other
-	if len(c.out) == 0 || o.paused || o.h == nil {
+	if len(c.out) == 0 || o.paused || o.h == nil || c.closed {
 		return
 	}
 	for _, b := range c.bufs {
@@ -152,7 +173,7 @@ func (c *memConn) deliver() {
 	o.in = append(o.in, c.out...)
 	c.out = c.out[:0]
 	p := o.in
-	for len(p) > 0 && !o.paused {
+	for len(p) > 0 && !o.paused && !o.closed {
 		if len(o.into) > 0 {
 			n := copy(o.into, p)
 			o.into, p = o.into[n:], p[n:]
@@ -170,7 +191,7 @@ func (c *memConn) deliver() {
 			break
 		}
 	}
-	o.in = o.in[:copy(o.in, p)]
+	o.in = append(o.in[:0], p...)
 }
 
 func (w *memWorld) pipe() (a, b *memConn) {
@@ -189,6 +210,10 @@ func (w *memWorld) Listen(addr string, attach func(uring.Conn) uring.ConnHandler
 func (w *memWorld) Dial(addr string, attach func(uring.Conn) uring.ConnHandler,
 	done func(uring.Conn, error)) {
 	w.dials = append(w.dials, func() {
+		if w.ports[addr] == nil {
+			done(nil, errors.New("nobody listens"))
+			return
+		}
 		a, b := w.pipe()
 		b.h = w.ports[addr](b)
 		a.h = attach(a)
@@ -199,17 +224,32 @@ func (w *memWorld) Dial(addr string, attach func(uring.Conn) uring.ConnHandler,
 // Metadata.
 
 func (w *memWorld) GetChunk(id dataplane.ChunkID, cb func(*control.ChunkConfig, error)) {
-	w.posted = append(w.posted, func() { c := *w.chunks[id]; cb(&c, nil) })
+	w.posted = append(w.posted, func() {
+		if w.chunks[id] == nil {
+			cb(nil, dataplane.E("get chunk", dataplane.NotFound, nil))
+			return
+		}
+		c := *w.chunks[id]
+		cb(&c, nil)
+	})
 }
 func (w *memWorld) Reconfigure(r *control.ReconfigureReq, cb func(*control.ChunkConfig, error)) {
 	w.posted = append(w.posted, func() {
+		if w.chunks[r.Chunk] == nil || !r.SetCreated {
+			cb(nil, dataplane.E("reconfigure", dataplane.Conflict, nil))
+			return
+		}
 		w.chunks[r.Chunk].Created = true
 		c := *w.chunks[r.Chunk]
 		cb(&c, nil)
 	})
 }
 func (w *memWorld) Unreachable(*control.UnreachableReq) {}
-func (w *memWorld) Event(e *control.Event)              { w.t.Errorf("event: %s", e.Message) }
+func (w *memWorld) Event(e *control.Event) {
+	if !w.wild {
+		w.t.Errorf("event: %s", e.Message)
+	}
+}
 
 // memClient counts answers.
 type memClient struct {

@@ -43,7 +43,8 @@ func (sh *Shard) memberWrite(l *link, h *dataplane.Header, crcs, payload []byte,
 	}
 }
 
-func (sh *Shard) checkReplicate(r *replica, h *dataplane.Header, crcs, payload []byte) dataplane.Kind {
+func (sh *Shard) checkReplicate(r *replica, h *dataplane.Header,
+	crcs, payload []byte) dataplane.Kind {
 	switch {
 	case sh.dead != nil:
 		return dataplane.IOError
@@ -95,6 +96,9 @@ func (sh *Shard) take(q *request, buf *uring.Buf) {
 		}
 	}
 	sh.append(q, buf, q.hdr.Flags&dataplane.FlagZero != 0)
+	if sh.canary.AckVolatile {
+		sh.memberAck(q)
+	}
 }
 
 // chainAnswered: the next member of the chain has the write durable, or not.
@@ -111,7 +115,11 @@ func (sh *Shard) chainAnswered(q *request, p *peer, status dataplane.Kind) {
 
 // memberAck answers the head, or the one before in the chain.
 func (sh *Shard) memberAck(q *request) {
-	if q.local > 0 || q.waiting != 0 {
+	if q.waiting != 0 || q.local > 0 && !sh.canary.AckVolatile {
+		return
+	}
+	if q.local > 0 {
+		sh.answer(q, q.status)
 		return
 	}
 	sh.answer(q, q.status)

@@ -44,7 +44,7 @@ func (o *opener) start() {
 		o.sh.later(func() { o.fail(errors.New("no memory in the buffer pool")) })
 		return
 	}
-	o.read(0, superSize, o.gotSuper)
+	o.read(0, superSize+scrubRecordArea, o.gotSuper)
 }
 
 func (o *opener) fail(err error) {
@@ -91,6 +91,7 @@ func (o *opener) gotSuper() {
 		return
 	}
 	st.attach(sb, o.o.CRCBudget)
+	o.sh.scrub.load(o.buf.Bytes()[scrubOffset:])
 	o.read(sb.stage, stageHeadSize+stageRound*dataplane.BlockSize, o.gotStage)
 }
 
@@ -166,7 +167,7 @@ func (o *opener) openLog() {
 	o.buf = nil
 	ssdcache.Open(ssdcache.Options{Disk: o.o.Cache, Env: sh.env, Pool: sh.pool,
 		Owner: ownerOf(sh.store.sb.log), MaxSlots: sh.store.sb.slots, Backing: sh.store,
-		OnFail: sh.fail, OnRoom: sh.pumpSoon, Log: sh.slog}, o.record,
+		OnFail: sh.fail, OnRoom: sh.pumpNow, Log: sh.slog}, o.record,
 		func(l *ssdcache.Log, err error) {
 			if err != nil {
 				o.fail(err)

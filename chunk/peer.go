@@ -159,6 +159,7 @@ func (p *peer) Open(c *session.Conn) {
 	for _, k := range p.calls {
 		k.send()
 	}
+	p.sh.peerBack(p)
 }
 
 // Closed implements session.FrameHandler.
@@ -228,7 +229,7 @@ func (p *peer) Frame(c *session.Conn, h *dataplane.Header, crcs, payload []byte,
 // now, the others before their next write.
 func (sh *Shard) peerLost(p *peer) {
 	for _, r := range sh.store.owners {
-		if r == nil || !r.isHead() || r.state != active || r.broken {
+		if sh.canary.DeafHead || r == nil || !r.isHead() || r.state != active || r.broken {
 			continue
 		}
 		for _, m := range r.members {
@@ -237,6 +238,22 @@ func (sh *Shard) peerLost(p *peer) {
 				if r.last != r.commit || r.queue.n > 0 {
 					sh.settle(r, nil)
 				}
+				break
+			}
+		}
+	}
+}
+
+// peerBack settles the chunks that were left alone while p was away: until then it can't serve
+// reads of them.
+func (sh *Shard) peerBack(p *peer) {
+	for _, r := range sh.store.owners {
+		if r == nil || !r.broken || !r.isHead() || r.state != active || r.settler != nil {
+			continue
+		}
+		for _, m := range r.members {
+			if m.peer == p {
+				sh.settle(r, nil)
 				break
 			}
 		}

@@ -36,10 +36,14 @@ func (sh *Shard) clientRead(l *link, h *dataplane.Header) {
 		return
 	}
 	if r.state == active && h.Epoch != r.epoch {
+		if h.Epoch > r.epoch {
+			sh.ahead(r, h.Epoch)
+		}
 		l.refuse(h, epochStatus(h.Epoch, r.epoch))
 		return
 	}
-	if r.state == active && (r.commit == r.last || r.barrier(h.Offset, h.Length) == 0) {
+	if r.state == active && (r.commit == r.last || r.barrier(h.Offset, h.Length) == 0 ||
+		sh.canary.ReadAbove) {
 		sh.startRead(sh.newRequest(l, h, r))
 		return
 	}
@@ -99,6 +103,9 @@ func (sh *Shard) readDone(q *request) {
 	r := q.r
 	recovery := q.hdr.Flags&dataplane.FlagRecovery != 0
 	switch {
+	case q.link == nil:
+		sh.free(q) // answered when the disk failed
+		return
 	case q.rd.bad != 0:
 		sh.damaged(r, q.rd.from, &q.rd)
 		sh.drop(q, dataplane.BadCRC)

@@ -35,10 +35,11 @@ type tableMDS struct {
 var realCluster = dataplane.ClusterID{9, 9}
 
 func realCred(role dataplane.Role, id uint64) *session.Credentials {
-	return &session.Credentials{Cluster: realCluster, ClusterName: "t", Key: simKey, Role: role, ID: id}
+	return &session.Credentials{Cluster: realCluster, ClusterName: "t", Key: simKey, Role: role,
+		ID: id}
 }
 
-func startTableMDS(t *testing.T) *tableMDS {
+func startTableMDS(t testing.TB) *tableMDS {
 	m := &tableMDS{addrs: map[dataplane.CSID]string{}, boots: map[dataplane.CSID]uint64{},
 		chunks: map[dataplane.ChunkID]*control.ChunkConfig{}}
 	ln, err := net.Listen("tcp", "127.0.0.1:0")
@@ -220,7 +221,8 @@ func dialReal(t testing.TB, addr string, role dataplane.Role) *session.NetConn {
 	return nc
 }
 
-func ask(t testing.TB, nc *session.NetConn, h dataplane.Header, payload []byte) (dataplane.Kind, []byte) {
+func ask(t testing.TB, nc *session.NetConn, h dataplane.Header, payload []byte) (dataplane.Kind,
+	[]byte) {
 	t.Helper()
 	if err := nc.WriteFrame(&h, payload); err != nil {
 		t.Fatal(err)
@@ -256,7 +258,8 @@ func TestRealServer(t *testing.T) {
 		if n%4096 != 0 {
 			off += 300
 		}
-		h := dataplane.Header{Op: dataplane.OpWrite, ReqID: uint64(i), Chunk: chunkA, Epoch: 1, Offset: off}
+		h := dataplane.Header{Op: dataplane.OpWrite, ReqID: uint64(i), Chunk: chunkA, Epoch: 1,
+			Offset: off}
 		if st, _ := ask(t, nc, h, d); st != dataplane.OK {
 			t.Fatalf("write of %d bytes: %v", n, st)
 		}
@@ -282,7 +285,8 @@ func TestRealServer(t *testing.T) {
 	}
 	clear(recs[1].data[:8192])
 	check(nc)
-	if st, _ := ask(t, nc, dataplane.Header{Op: dataplane.OpFlush, Chunk: chunkA, Epoch: 1}, nil); st != dataplane.OK {
+	flush := dataplane.Header{Op: dataplane.OpFlush, Chunk: chunkA, Epoch: 1}
+	if st, _ := ask(t, nc, flush, nil); st != dataplane.OK {
 		t.Fatalf("flush: %v", st)
 	}
 	st, doc := ask(t, nc, dataplane.Header{Op: dataplane.OpStat}, nil)

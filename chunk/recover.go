@@ -43,6 +43,10 @@ func (t *memberTail) patched() bool {
 	return slices.ContainsFunc(t.ext, func(e extent) bool { return e.seq == 0 })
 }
 
+// unfinished says that this is a copy that was never activated: it takes part, gets everything, and
+// is never the one to copy from.
+func (t *memberTail) unfinished() bool { return !t.unknown && t.epoch == 0 }
+
 // verdict is what settling comes to.
 type verdict struct {
 	dataLost bool // the chunk was created and nobody has it
@@ -57,7 +61,7 @@ func decide(created bool, tails []memberTail) verdict {
 	v := verdict{winner: -1}
 	for i := range tails {
 		t := &tails[i]
-		if t.unknown {
+		if t.unknown || t.unfinished() {
 			continue
 		}
 		if v.winner < 0 || t.epoch > tails[v.winner].epoch ||

@@ -138,7 +138,8 @@ func TestDecideLoss(t *testing.T) {
 		{"behind, not rolled back", true, []memberTail{has(9, 5), has(5, 5)}, "[]", false, 0},
 		{"patched, then interrupted", true, []memberTail{has(9, 9), {epoch: 1, last: 5, commit: 5,
 			ext: []extent{{0, 0, 4096}}}}, "[]", false, 0},
-		{"newest epoch wins", true, []memberTail{has(9, 2), {epoch: 2, last: 4, commit: 4}}, "[]", false, 1},
+		{"newest epoch wins", true, []memberTail{has(9, 2), {epoch: 2, last: 4, commit: 4}},
+			"[]", false, 1},
 	} {
 		v := decide(c.created, c.tails)
 		lost := fmt.Sprint(append([]int{}, v.lost...))
@@ -162,8 +163,8 @@ func TestDecidePatched(t *testing.T) {
 }
 
 func TestAppendCopiesMerges(t *testing.T) {
-	got := appendCopies(nil, 1, []extent{{3, 8192, 4096}, {1, 0, 4096}, {2, 4096, 4096}, {9, 65536, 8192},
-		{8, 69632, 4096}})
+	got := appendCopies(nil, 1, []extent{{3, 8192, 4096}, {1, 0, 4096}, {2, 4096, 4096},
+		{9, 65536, 8192}, {8, 69632, 4096}})
 	want := "[{1 0 12288} {1 65536 8192}]"
 	if fmt.Sprint(got) != want {
 		t.Fatalf("%v, want %s", got, want)

@@ -26,7 +26,14 @@ type repairing struct {
 	tries  int
 	timer  uring.Timer
 	closed bool
+	ended  func(result string) // may be nil
 }
+
+// How a repair ended, for those who count.
+const (
+	repairDone = "repaired"
+	repairLost = "no good copy"
+)
 
 // repairTries is how often members are asked for a block; one that has a write in flight on it may
 // have to be asked again.
@@ -89,6 +96,9 @@ func (x *repairing) end(result string) {
 	}
 	sh.slog.Info("repair of a block ended", "chunk", x.r.id, "block", x.block, "result", result)
 	sh.release(x.r)
+	if x.ended != nil {
+		x.ended(result)
+	}
 }
 
 // ask asks the next other member for the block.
@@ -102,7 +112,7 @@ func (x *repairing) ask() {
 	case len(r.members) < 2 || x.tries > repairTries:
 		sh.event(control.Fault, "block-lost", fmt.Sprintf(
 			"cs %d: block %d of chunk %v is damaged and no other member has given it", sh.id, x.block, r.id))
-		x.end("no good copy")
+		x.end(repairLost)
 		return
 	}
 	m := r.members[x.next%len(r.members)]
@@ -144,7 +154,7 @@ func (x *repairing) answered(a *dataplane.Header, crcs, payload []byte, err erro
 			}
 			sh.event(control.Info, "block-repaired", fmt.Sprintf(
 				"cs %d: block %d of chunk %v was repaired", sh.id, x.block, r.id))
-			x.end("repaired")
+			x.end(repairDone)
 		}})
 }
 
@@ -176,7 +186,10 @@ func (sh *Shard) readPart(r *replica, off, n uint32, done func(crcs []byte, buf 
 		if b.bad != 0 {
 			sh.stats.CRCErrors++
 			sh.event(control.Fault, "crc-mismatch", fmt.Sprintf(
-				"cs %d: chunk %v is damaged at byte %d, while it was being settled", sh.id, r.id, off))
+				"cs %d: chunk %v is damaged at byte %d, while it was being copied", sh.id, r.id, off))
+			if r.state == active {
+				sh.damaged(r, b.from, b)
+			}
 			err = dataplane.E("read for settling", dataplane.BadCRC, nil)
 		}
 		for i := range b.n {

@@ -1,6 +1,8 @@
 package chunk
 
 import (
+	"slices"
+
 	"pstorage/dataplane"
 	"pstorage/dataplane/control"
 )
@@ -66,7 +68,9 @@ type replica struct {
 	stalled   bool // in the shard's list of those that wait for space
 	watched   bool // in the shard's list of those whose reads wait
 	settler   *settler
-	askedAt   int64 // when the metadata servers said last that others are to settle; 0: never
+	copier    *copier         // head: the chunk is being copied to a new member
+	unsure    dataplane.Epoch // the metadata servers were asked to add a member at this epoch
+	askedAt   int64           // when the metadata servers said last that others are to settle; 0: never
 
 	// Head: the commit mark as the members know it.
 	told     dataplane.Seq
@@ -91,11 +95,14 @@ func (r *replica) fillEntry(e *slotEntry) {
 
 // configure takes the members of an activation. It is false if this server isn't among them.
 func (r *replica) configure(sh *Shard, cfg *control.ChunkConfig) bool {
-	r.self = -1
+	self := slices.IndexFunc(cfg.Members, func(m control.CSAddr) bool { return m.CS == sh.id })
+	if self < 0 || len(cfg.Members) > dataplane.MaxReplicas {
+		return false
+	}
+	r.self = self
 	r.members = r.members[:0]
 	for i, m := range cfg.Members {
-		if m.CS == sh.id {
-			r.self = i
+		if i == self {
 			r.members = append(r.members, member{cs: m.CS})
 			continue
 		}
@@ -103,7 +110,7 @@ func (r *replica) configure(sh *Shard, cfg *control.ChunkConfig) bool {
 	}
 	r.minimum = int(cfg.Minimum)
 	r.broken, r.noChain = false, 0
-	return r.self >= 0
+	return true
 }
 
 // seqRing finds the request of a seq among at most MaxInflightPerChunk consecutive ones.

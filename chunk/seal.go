@@ -16,8 +16,8 @@ import (
 // coordinator whose seal was taken over by another one, or whose member restarted in between, is
 // refused, and starts anew.
 
-// seal stops the chunk in every epoch up to the given one. then is called, unless another seal comes
-// before, once everything that was accepted is durable: only then what it says stays true.
+// seal stops the chunk in every epoch up to the given one. then is called, unless another seal
+// comes before, once everything that was accepted is durable: only then what it says stays true.
 func (sh *Shard) seal(r *replica, epoch dataplane.Epoch, by any, then func()) dataplane.Kind {
 	if sh.dead != nil {
 		return dataplane.IOError
@@ -25,7 +25,16 @@ func (sh *Shard) seal(r *replica, epoch dataplane.Epoch, by any, then func()) da
 	if epoch < r.epoch || r.state == sealed && epoch < r.sealEpoch {
 		return dataplane.StaleEpoch
 	}
+	if r.slot == noSlot && sh.lease.Load() == 0 {
+		// The list of chunks with which this process registers may be on its way. A new chunk that
+		// isn't on it, and is written to by then, would be taken for lost and be taken from us.
+		return dataplane.NotReady
+	}
 	own := r.settler != nil && by == any(r.settler)
+	if c := r.copier; c != nil && c.started && !(own && r.settler.join == c) {
+		c.end("the chunk is being settled")
+	}
+	sh.slog.Debug("sealed", "chunk", r.id, "epoch", epoch, "own", own)
 	if r.isHead() {
 		if !own {
 			sh.abandonFlight(r, dataplane.NotReady)
@@ -51,6 +60,9 @@ func tailOf(r *replica) memberTail {
 	if r.slot == noSlot {
 		return memberTail{unknown: true}
 	}
+	if r.target() {
+		return memberTail{ext: []extent{{0, 0, dataplane.ChunkSize}}} // anything may be missing
+	}
 	t := memberTail{epoch: r.epoch, last: r.last, commit: r.commit}
 	t.ext = append(t.ext, r.patched...)
 	t.ext = append(t.ext, r.uncommitted()...)
@@ -61,6 +73,10 @@ const sealExtentSize = 16
 
 // sealFrame takes OpSeal.
 func (sh *Shard) sealFrame(l *link, h *dataplane.Header) {
+	if h.Flags&dataplane.FlagRecovery != 0 {
+		sh.sealTarget(l, h)
+		return
+	}
 	r := sh.find(h.Chunk)
 	if r == nil {
 		l.refuse(h, dataplane.Overloaded)
@@ -148,6 +164,9 @@ func (sh *Shard) patchFrame(l *link, h *dataplane.Header, crcs, payload []byte, 
 	case dataplane.CheckCRCs(crcs, h.Offset, payload) >= 0:
 		l.refuse(h, dataplane.BadCRC)
 		return
+	case sh.choked(r):
+		l.refuse(h, dataplane.Overloaded)
+		return
 	case !sh.makeSlot(r):
 		l.refuse(h, dataplane.NoSpace)
 		return
@@ -174,6 +193,9 @@ func (sh *Shard) makeSlot(r *replica) bool {
 		return false
 	}
 	r.slot = slot
+	if !sh.canary.ForgetSealed {
+		delete(sh.strangers, r.id)
+	}
 	if sh.store.residue[slot] {
 		// The log may still have blocks of an earlier owner whose entry was damaged.
 		delete(sh.store.residue, slot)
@@ -213,6 +235,10 @@ func (sh *Shard) activateFrame(l *link, h *dataplane.Header, crcs, payload []byt
 	})
 }
 
+// maxSeq keeps arithmetic on seqs far from wrapping around: at a million writes a second a chunk
+// would get there in 100 000 years.
+const maxSeq = 1 << 62
+
 // Bytes of a Meta record: its type, nothing else so far.
 const metaActivate = 1
 
@@ -231,6 +257,9 @@ func (sh *Shard) activate(r *replica, cfg *control.ChunkConfig, seq dataplane.Se
 		return
 	case r.state != sealed || r.sealer != by:
 		fail(dataplane.NotReady, errors.New("not sealed by this coordinator"))
+		return
+	case seq > maxSeq:
+		fail(dataplane.Malformed, fmt.Errorf("seq %d", seq))
 		return
 	case cfg.Epoch < r.sealEpoch || cfg.Epoch < r.epoch:
 		fail(dataplane.StaleEpoch, nil)
@@ -264,6 +293,10 @@ func (sh *Shard) activate(r *replica, cfg *control.ChunkConfig, seq dataplane.Se
 		r.told, r.toldAt = seq, sh.env.Now()
 		done(nil)
 		sh.activated(r)
+	}
+	if sh.canary.VolatileActivate {
+		finish()
+		return
 	}
 	sh.appendRecord(rec, func(err error) {
 		if err != nil {

@@ -40,6 +40,9 @@ type Options struct {
 
 	PoolSize  int // bytes of buffers; 0: 64 MiB and the CRC budget
 	CRCBudget int // bytes of CRC pages in memory; 0: up to 64 MiB, by the capacity
+
+	ScrubPeriod time.Duration // of a pass over the store; 0: 14 days; negative: only when asked
+	ScrubRate   int64         // bytes per second of one that was asked for; 0: 64 MiB
 }
 
 // server is the process around a shard.
@@ -213,7 +216,8 @@ func (s *server) open(cred *session.Credentials) error {
 		}
 		Open(ShardOptions{Env: s.loop, Net: s.loop, Pool: s.loop.Pool(), Store: store, Cache: cache,
 			Cred: cred, Metadata: s.md, ID: s.id.CS, Identity: s.id, Log: s.log,
-			CRCBudget: s.o.CRCBudget, OnFail: s.diskFailed},
+			CRCBudget: s.o.CRCBudget, OnFail: s.diskFailed, ScrubPeriod: s.o.ScrubPeriod,
+			ScrubRate: s.o.ScrubRate, WallClock: func() int64 { return time.Now().UnixNano() }},
 			func(sh *Shard, err error) {
 				if err != nil {
 					store.Close()
@@ -285,6 +289,13 @@ func (s *server) push(op dataplane.Opcode, payload []byte) {
 			return
 		}
 		s.loop.Post(func() { sh.SettlePush(p) })
+	case control.OpRecover:
+		p := &control.RecoverPush{}
+		if err := control.Unmarshal(payload, p); err != nil {
+			s.log.Error("message of the metadata server", "err", err)
+			return
+		}
+		s.loop.Post(func() { sh.RecoverPush(p) })
 	case control.OpForget:
 		p := &control.ForgetPush{}
 		if err := control.Unmarshal(payload, p); err != nil {
@@ -292,6 +303,8 @@ func (s *server) push(op dataplane.Opcode, payload []byte) {
 			return
 		}
 		s.loop.Post(func() { sh.Forget(p.Chunks) })
+	case control.OpScrub:
+		s.loop.Post(sh.ScrubStart)
 	}
 }
 
@@ -374,7 +387,7 @@ func (s *server) register(ctx context.Context) error {
 	s.md.setSource(fmt.Sprintf("cs %d", s.id.CS))
 	if err := s.onLoop(func(done func(error)) {
 		s.shard.SetID(s.id.CS)
-		s.shard.Forget(reply.Forget)
+		s.shard.ForgetHeld(reply.Forget, req.Chunks)
 		done(nil)
 	}); err != nil {
 		return err

@@ -1,10 +1,14 @@
 package chunk
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"log/slog"
+	"maps"
+	"slices"
 	"sync/atomic"
+	"time"
 
 	"pstorage/dataplane"
 	"pstorage/dataplane/control"
@@ -29,8 +33,16 @@ type ShardOptions struct {
 	Log *slog.Logger // nil: slog.Default()
 	// CRCBudget is how many bytes of CRC pages are kept in memory; 0: 64 MiB.
 	CRCBudget int
+	// ScrubPeriod is how long a pass of the scrubber over the store takes; 0: 14 days; negative: it
+	// works only when ScrubStart is called. ScrubRate is how many bytes per second it reads at most;
+	// 0: 64 MiB. WallClock is the time in ns since 1970, for when passes began; nil: Env.Now.
+	ScrubPeriod time.Duration
+	ScrubRate   int64
+	WallClock   func() int64
 	// OnFail is told once that the disk or the log failed: nothing is served any more.
 	OnFail func(error)
+	// Canary breaks promises on purpose, for testing simulations.
+	Canary Canary
 }
 
 // Shard is a chunk server: all of it that happens on one thread. Its methods are called on that
@@ -65,9 +77,13 @@ type Shard struct {
 	freeReqs *request
 	pieces   *readPiece
 
-	settleQueue []*settler
+	settleQueue []*settler // requests wait for them
+	settleIdle  []*settler // nobody waits yet
 	settling    int
 	repairs     []*repairing
+	copiers     []*copier
+	scrub       scrubber
+	digests     int // being computed
 
 	tellFirst, tellLast *replica
 	tellTimer           uring.Timer
@@ -78,6 +94,7 @@ type Shard struct {
 	stalled             []*replica // whose writes wait for space
 	watched             []*replica // whose reads wait for a commit mark
 	leaving             []*replica // forgotten, their slots still in use
+	pumping             bool       // pumpTimer is armed for the next millisecond
 	nextWrite           int64      // smooth back-pressure: no write before this time
 
 	lease    atomic.Int64 // env time until which this server may serve
@@ -86,6 +103,7 @@ type Shard struct {
 	onFail   func(error)
 	stopping bool
 	stats    control.CSStats
+	canary   Canary
 }
 
 // Open reads the store and replays the log, and calls done with the shard, which isn't serving yet,
@@ -100,7 +118,7 @@ func Open(o ShardOptions, done func(*Shard, error)) {
 	cred := *o.Cred
 	cred.ID = uint64(o.ID)
 	sh := &Shard{env: o.Env, net: o.Net, pool: o.Pool, cred: &cred, md: o.Metadata, id: o.ID,
-		slog: o.Log, cache: o.Cache, onFail: o.OnFail,
+		slog: o.Log, cache: o.Cache, onFail: o.OnFail, canary: o.Canary,
 		chunks:    map[dataplane.ChunkID]*replica{},
 		strangers: map[dataplane.ChunkID]*replica{},
 		links:     map[linkKey]*link{},
@@ -109,6 +127,7 @@ func Open(o ShardOptions, done func(*Shard, error)) {
 	sh.pumpTimer.Fire = sh.pump
 	sh.secondTimer.Fire = sh.everySecond
 	sh.laterTimer.Fire = sh.runLater
+	sh.scrub.init(sh, &o)
 	sh.store = newStore(o.Store, o.Env, o.Pool, o.Log)
 	sh.store.onFail = sh.fail
 	sh.store.onDamaged = sh.pageDamaged
@@ -132,10 +151,13 @@ func (sh *Shard) Listen(addr string) (string, error) {
 	}
 	sh.closer = closer
 	sh.env.Arm(&sh.secondTimer, 1e9)
+	sh.scrub.start()
 	return bound, nil
 }
 
-func (sh *Shard) leased() bool { return sh.env.Now() < sh.lease.Load() && sh.dead == nil }
+func (sh *Shard) leased() bool {
+	return (sh.env.Now() < sh.lease.Load() || sh.canary.NoLease) && sh.dead == nil
+}
 
 // find returns the replica of a chunk; for one that isn't here a stranger, which a settling may
 // give a slot. nil: there are too many of those.
@@ -150,6 +172,13 @@ func (sh *Shard) find(id dataplane.ChunkID) *replica {
 	r = &replica{id: id, slot: noSlot}
 	sh.chunks[id], sh.strangers[id] = r, r
 	return r
+}
+
+// all returns the replicas in the order of their ids.
+func (sh *Shard) all() []*replica {
+	list := slices.Collect(maps.Values(sh.chunks))
+	slices.SortFunc(list, func(a, b *replica) int { return cmp.Compare(a.id, b.id) })
+	return list
 }
 
 // forgetStranger drops a replica that has nothing and that nobody waits for.
@@ -222,10 +251,18 @@ func (sh *Shard) watch(r *replica) {
 	}
 }
 
-func (sh *Shard) pumpSoon() { sh.env.Arm(&sh.pumpTimer, int64(pumpEvery)) }
+func (sh *Shard) pumpSoon() {
+	if !sh.pumpTimer.Armed() || !sh.pumping {
+		sh.pumping = true
+		sh.env.Arm(&sh.pumpTimer, int64(pumpEvery))
+	}
+}
+
+func (sh *Shard) pumpNow() { sh.env.Arm(&sh.pumpTimer, 0) }
 
 // pump looks again at everything that waits for space or time.
 func (sh *Shard) pump() {
+	sh.pumping = false
 	stalled := sh.stalled
 	sh.stalled = nil
 	for _, r := range stalled {
@@ -280,6 +317,10 @@ func (sh *Shard) fail(err error) {
 			sh.answer(q, dataplane.IOError)
 		}
 	}
+	for _, r := range sh.all() {
+		sh.refuseWaiting(r, dataplane.IOError)
+	}
+	sh.pumpNow() // paused connections get their answers, too
 	sh.event(control.Fault, "disk-failed", "the disk failed and is not used any more: "+err.Error())
 	if sh.onFail != nil {
 		sh.onFail(err)
@@ -320,6 +361,9 @@ func (sh *Shard) Forget(ids []dataplane.ChunkID) {
 		}
 		if r.settler != nil {
 			r.settler.end()
+		}
+		if r.copier != nil {
+			r.copier.end("the chunk is deleted")
 		}
 		sh.refuseAll(r, dataplane.UnknownChunk)
 		if !r.isHead() {
@@ -380,6 +424,7 @@ func (sh *Shard) Stats() control.CSStats {
 	s := sh.stats
 	s.Clients = uint32(sh.clients)
 	s.Chunks = uint64(len(sh.store.entries) - len(sh.store.free))
+	sh.scrub.stats(&s)
 	if sh.log != nil {
 		ls := sh.log.Stats()
 		s.LogSize = uint64(sh.cache.Size())
@@ -402,21 +447,49 @@ func (sh *Shard) Stop(done func(error)) {
 	if sh.closer != nil {
 		sh.closer()
 	}
+	for _, l := range sh.links {
+		l.c.PauseRecv(true)
+	}
+	for _, r := range sh.all() {
+		if r.settler != nil {
+			r.settler.end()
+		}
+		sh.refuseWaiting(r, dataplane.NotReady)
+	}
+	for len(sh.repairs) > 0 {
+		sh.repairs[0].end("stopping")
+	}
+	for len(sh.copiers) > 0 {
+		sh.copiers[0].end("stopping")
+	}
+	sh.scrub.stop()
 	tries := 0
 	var t uring.Timer
 	t.Fire = func() {
-		tries++
-		if sh.idle() || sh.dead != nil || tries > 2000 {
+		if tries++; tries == stopPatience {
+			// Members that don't answer: the writes may or may not survive, and aren't acknowledged.
+			for _, r := range sh.all() {
+				if r.isHead() {
+					sh.abandonFlight(r, dataplane.NotReady)
+				} else {
+					sh.abandonHeld(r)
+				}
+			}
+			for _, p := range sh.peerList {
+				sh.linkLost(p)
+			}
+		}
+		if sh.idle() || sh.dead != nil {
 			sh.closeAll(done)
 			return
 		}
 		sh.env.Arm(&t, int64(pumpEvery))
 	}
-	for _, l := range sh.links {
-		l.c.PauseRecv(true)
-	}
 	sh.env.Arm(&t, int64(pumpEvery))
 }
+
+// stopPatience is how many rounds of a millisecond a stop waits for other members.
+const stopPatience = 500
 
 // idle says whether no request is being worked on.
 func (sh *Shard) idle() bool {
@@ -425,7 +498,7 @@ func (sh *Shard) idle() bool {
 			return false
 		}
 	}
-	return true
+	return sh.scrub.idle() && sh.digests == 0
 }
 
 func (sh *Shard) closeAll(done func(error)) {
@@ -438,8 +511,15 @@ func (sh *Shard) closeAll(done func(error)) {
 			p.c.Close(errStopping)
 		}
 	}
-	for _, t := range []*uring.Timer{&sh.tellTimer, &sh.pumpTimer, &sh.secondTimer} {
+	timers := []*uring.Timer{&sh.tellTimer, &sh.pumpTimer, &sh.secondTimer, &sh.laterTimer}
+	for _, t := range timers {
 		sh.env.Disarm(t)
+	}
+	for _, p := range sh.peerList {
+		for _, c := range p.calls {
+			sh.env.Disarm(&c.timer)
+		}
+		p.calls = nil
 	}
 	if sh.dead != nil {
 		done(sh.dead)

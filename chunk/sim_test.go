@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"math/rand/v2"
 	"os"
 	"slices"
 	"testing"
@@ -34,6 +35,8 @@ type world struct {
 	cl    *testClient
 	log   *slog.Logger
 	slots uint32
+	cache int64 // bytes of the log
+	crcs  int   // bytes of CRC pages in memory
 }
 
 type node struct {
@@ -57,7 +60,11 @@ func simCred(role dataplane.Role, id uint64) *session.Credentials {
 }
 
 func newWorld(t testing.TB, seed uint64, n int) *world {
-	w := &world{t: t, sim: simloop.New(seed), slots: 8}
+	return newWorldWith(t, seed, n, 32<<20, 1<<20)
+}
+
+func newWorldWith(t testing.TB, seed uint64, n int, cache int64, crcs int) *world {
+	w := &world{t: t, sim: simloop.New(seed), slots: 8, cache: cache, crcs: crcs}
 	w.net = simloop.NewNet(w.sim, simloop.NetOptions{})
 	out := io.Discard
 	if os.Getenv("CHUNK_TEST_LOG") != "" {
@@ -71,7 +78,7 @@ func newWorld(t testing.TB, seed uint64, n int) *world {
 		nd.newEnv()
 		sb := newSuperblock(w.slots)
 		nd.store = simloop.NewDisk(nd.env, sb.size(), 4096, simloop.DiskOptions{})
-		nd.cache = simloop.NewDisk(nd.env, 32<<20, 4096, simloop.DiskOptions{})
+		nd.cache = simloop.NewDisk(nd.env, w.cache, 4096, simloop.DiskOptions{})
 		nd.format()
 		nd.open()
 	}
@@ -102,7 +109,8 @@ func (w *world) dump() {
 			if r == nil {
 				continue
 			}
-			w.t.Logf("cs %d chunk %v: %v epoch %d seq %d/%d/%d queue %d reads %d flight %d busy %d broken %v",
+			w.t.Logf("cs %d chunk %v: %v epoch %d seq %d/%d/%d "+
+				"queue %d reads %d flight %d busy %d broken %v",
 				nd.cs, id, r.state, r.epoch, r.commit, r.durable, r.last, r.queue.n, r.reads.n, r.flight.n,
 				r.busy, r.broken)
 			if s := r.settler; s != nil {
@@ -165,7 +173,7 @@ func (nd *node) open() {
 		Open(ShardOptions{Env: nd.env, Net: w.net.Node(nd.env, nd.ip), Pool: nd.pool,
 			Store: nd.store, Cache: nd.cache, Cred: simCred(dataplane.RoleCS, uint64(nd.cs)),
 			Metadata: &nodeMD{nd, nd.env}, ID: nd.cs, Log: w.log.With("cs", nd.cs),
-			CRCBudget: 1 << 20, OnFail: func(err error) { nd.failed = err }},
+			CRCBudget: w.crcs, WallClock: w.sim.Now, OnFail: func(err error) { nd.failed = err }},
 			func(sh *Shard, err error) {
 				if err != nil {
 					w.t.Fatalf("cs %d: %v", nd.cs, err)
@@ -210,6 +218,10 @@ type fakeMD struct {
 	order    []dataplane.ChunkID
 	reported []dataplane.CSID
 	events   []control.Event
+	rng      *rand.Rand // of a test
+	refuse   bool       // exclusions
+	// hold, if set, may keep a Reconfigure from being taken: it is called instead.
+	hold func(req *control.ReconfigureReq, cb func(*control.ChunkConfig, error)) bool
 }
 
 func (m *fakeMD) add(id dataplane.ChunkID, minimum uint8, members ...dataplane.CSID) {
@@ -240,12 +252,20 @@ func (m *fakeMD) reconfigure(req *control.ReconfigureReq) (*control.ChunkConfig,
 		c.Created = true
 		return m.get(req.Chunk)
 	}
+	if m.refuse {
+		return nil, dataplane.E("reconfigure", dataplane.NotReady, nil)
+	}
 	var stay []control.CSAddr
 	for _, have := range c.Members {
 		for _, cs := range req.Members {
 			if have.CS == cs {
 				stay = append(stay, have)
 			}
+		}
+	}
+	for _, cs := range req.Members {
+		if !slices.ContainsFunc(c.Members, func(h control.CSAddr) bool { return h.CS == cs }) {
+			stay = append(stay, control.CSAddr{CS: cs, Addr: m.w.nodes[cs-1].addr()})
 		}
 	}
 	c.Members = stay
@@ -314,6 +334,11 @@ func (m *nodeMD) GetChunk(id dataplane.ChunkID, cb func(*control.ChunkConfig, er
 }
 
 func (m *nodeMD) Reconfigure(r *control.ReconfigureReq, cb func(*control.ChunkConfig, error)) {
+	if h := m.nd.w.md.hold; h != nil && h(r, func(c *control.ChunkConfig, err error) {
+		m.after(func() { cb(c, err) })
+	}) {
+		return
+	}
 	m.after(func() { cb(m.nd.w.md.reconfigure(r)) })
 }
 
@@ -385,7 +410,8 @@ func (k *clientConn) Open(*session.Conn) {
 	k.waiting = nil
 }
 
-func (k *clientConn) Frame(_ *session.Conn, h *dataplane.Header, crcs, payload []byte, _ *uring.Buf) {
+func (k *clientConn) Frame(_ *session.Conn, h *dataplane.Header, crcs, payload []byte,
+	_ *uring.Buf) {
 	if f := k.calls[h.ReqID]; f != nil {
 		delete(k.calls, h.ReqID)
 		if h.Flags&dataplane.FlagData != 0 && dataplane.CheckCRCs(crcs, h.Offset, payload) >= 0 {

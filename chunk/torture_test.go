@@ -89,7 +89,7 @@ func (t *tortureWriter) next() {
 			t.acked[c] = len(t.cells[c])
 		}
 		pause := &uring.Timer{Fire: t.next}
-		t.x.w.cl.env.Arm(pause, int64(t.rng.IntN(int(ms))))
+		t.x.w.cl.env.Arm(pause, int64(t.rng.IntN(int(3*ms))))
 	})
 }
 
@@ -133,7 +133,7 @@ func (x *torture) reader(t *tortureWriter) {
 	if !x.stop {
 		t.read(func() {
 			pause := &uring.Timer{Fire: func() { x.reader(t) }}
-			x.w.cl.env.Arm(pause, int64(t.rng.IntN(int(2*ms))))
+			x.w.cl.env.Arm(pause, int64(t.rng.IntN(int(6*ms))))
 		})
 	}
 }

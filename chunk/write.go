@@ -18,8 +18,8 @@ import (
 //     seqs, and answers the client.
 //  5. The commit mark reaches the other members with the next write, or by itself: tellCommit.
 //
-// ZERO walks the same path without data. FLUSH only needs the chunk to be ready: everything that was
-// acknowledged is durable on all members already.
+// ZERO walks the same path without data. FLUSH only needs the chunk to be ready: everything that
+// was acknowledged is durable on all members already.
 
 // clientWrite takes OpWrite, OpZero and OpFlush.
 func (sh *Shard) clientWrite(l *link, h *dataplane.Header, crcs, payload []byte, buf *uring.Buf) {
@@ -89,6 +89,7 @@ func (sh *Shard) writeStatus(r *replica, h *dataplane.Header) dataplane.Kind {
 	case h.Epoch < r.epoch:
 		return dataplane.StaleEpoch
 	case h.Epoch > r.epoch:
+		sh.ahead(r, h.Epoch)
 		return dataplane.NotReady
 	case len(r.members) < r.minimum:
 		return dataplane.BelowMinimum
@@ -259,6 +260,9 @@ func (sh *Shard) issue(q *request, buf *uring.Buf) {
 	q.seq = r.last + 1
 	q.phase = phaseFlight
 	r.accept(q.seq, q.off, q.length)
+	if r.copier != nil {
+		r.copier.wrote(q.off, q.length)
+	}
 	if !r.flight.put(q) {
 		panic("chunk: more writes in flight than the window")
 	}
@@ -289,7 +293,9 @@ func (sh *Shard) replicate(q *request, buf *uring.Buf, zero bool) {
 		to = to[:1]
 	}
 	for i := range to {
-		q.waiting |= 1 << (i + 1)
+		if !sh.canary.AckEarly {
+			q.waiting |= 1 << (i + 1)
+		}
 		to[i].peer.send(h, q.crcs[:q.crcLen], q.data, buf)
 	}
 }

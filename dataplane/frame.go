@@ -52,6 +52,10 @@ const (
 	// seq; payload = the encoded ChunkConfig. Aux is the term, 16 random bits: a write that was on
 	// its way since before the activation doesn't carry it. The reply means durable.
 	OpActivate Opcode = 20
+	// OpDigest (head -> member): Epoch, Seq and Aux (the term of the activation) say at which state.
+	// The reply's payload is 1024 checksums of 4 bytes, one per 64 KiB of the chunk: of the
+	// checksums of its blocks; 0: not known. Status NotReady: the chunk isn't at rest at that Seq.
+	OpDigest Opcode = 22
 
 	// OpControlBase and above: control messages, see package control.
 	OpControlBase Opcode = 64

@@ -11,13 +11,21 @@ import (
 	"pstorage/dataplane/control"
 )
 
-// offlineTimeout is how long a chunk server may be silent before it counts as offline.
-const offlineTimeout = 300 * time.Second
+// defaultOffline is how long a chunk server may be silent before it counts as offline and its chunks
+// are copied to others.
+const defaultOffline = 300 * time.Second
+
+func (r *replica) offlineTimeout() time.Duration {
+	if r.offline > 0 {
+		return r.offline
+	}
+	return defaultOffline
+}
 
 // admin answers a command with a JSON document.
 func (c *call) admin(req *control.AdminReq) (any, error) {
 	changes := req.Command == control.AdminSetAttr || req.Command == control.AdminSetConfig ||
-		req.Command == control.AdminDropCS
+		req.Command == control.AdminDropCS || req.Command == control.AdminScrubStart
 	if changes && c.peer.Role != dataplane.RoleAdmin {
 		return nil, c.fail(dataplane.Denied, "%s is for administrators, not for a peer of role %v",
 			req.Command, c.peer.Role)
@@ -56,6 +64,8 @@ func (c *call) adminDoc(req *control.AdminReq) (any, error) {
 		return withArgs(req, c.setConfig)
 	case control.AdminDropCS:
 		return withArgs(req, c.dropCS)
+	case control.AdminScrubStart:
+		return withArgs(req, c.scrubStart)
 	}
 	return nil, c.fail(dataplane.NotSupported, "command %.80q is unknown", req.Command)
 }
@@ -113,7 +123,7 @@ func (l *leader) csDoc(s *State, c *CS, nowNs int64) control.CSDoc {
 		d.Status = control.CSFailed
 	case l.leases.live(c.ID, nowNs):
 		d.Status = control.CSActive
-	case silent < offlineTimeout:
+	case silent < l.recover.offline:
 		d.Status = control.CSInactive
 	default:
 		d.Status = control.CSOffline
@@ -163,10 +173,15 @@ func (l *leader) stat() *control.StatDoc {
 	for id := range live {
 		live[id] = l.leases.live(dataplane.CSID(id), l.now())
 	}
+	full := l.fullReason()
 	f.mu.RUnlock()
 	l.mu.Unlock()
 	l.scan(slots, func(_ *State, rec *Record) { countChunk(&d.Chunks, rec, live) })
 	d.Health, d.Reasons = health(d)
+	l.recoveryReasons(d)
+	if full != "" {
+		d.Health, d.Reasons = "critical", append([]string{full}, d.Reasons...)
+	}
 	return d
 }
 
@@ -317,4 +332,31 @@ func (c *call) dropCS(args *control.DropCSArgs) (any, error) {
 	}
 	_, err := c.change(&cmdMarkCS{CS: cs, Dropped: true})
 	return struct{}{}, err
+}
+
+// scrubStart has one chunk server, or all, begin a pass over its store.
+func (c *call) scrubStart(args *control.ScrubArgs) (any, error) {
+	l, f := c.l, c.r.fsm
+	doc := &control.ScrubDoc{Told: []uint32{}, Silent: []uint32{}}
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	f.mu.RLock()
+	defer f.mu.RUnlock()
+	for _, cs := range f.s.cs {
+		if cs == nil || cs.Dropped || args.CS != 0 && args.CS != uint32(cs.ID) {
+			continue
+		}
+		if cs.Failed == "" && l.push(cs.ID, control.OpScrub, &control.ScrubPush{}) {
+			doc.Told = append(doc.Told, uint32(cs.ID))
+		} else {
+			doc.Silent = append(doc.Silent, uint32(cs.ID))
+		}
+	}
+	switch {
+	case args.CS != 0 && len(doc.Told)+len(doc.Silent) == 0:
+		return nil, c.fail(dataplane.NotFound, "CS %d", args.CS)
+	case args.CS != 0 && len(doc.Told) == 0:
+		return nil, c.fail(dataplane.Unreachable, "CS %d isn't connected, or its disk failed", args.CS)
+	}
+	return doc, nil
 }

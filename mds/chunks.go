@@ -179,7 +179,7 @@ func (c *cmdReconfigure) apply(s *State, r *Result) {
 		for _, m := range rec.members() {
 			s.fence(m.CS, rec, c.Members)
 		}
-		rec.setMembers(c.Members)
+		rec.changeMembers(c.Members)
 		rec.Epoch++
 		s.countMembers(rec, true)
 	}
@@ -192,6 +192,9 @@ func (c *cmdReconfigure) apply(s *State, r *Result) {
 // current epoch stays (invariant I7), and those that stay keep their order.
 func (s *State) checkMembers(rec *Record, members []dataplane.CSID) string {
 	last, stay := -1, 0
+	if len(members) > max(int(rec.Wanted), int(rec.Present)) {
+		return fmt.Sprintf("members %v of chunk %v: %d are wanted", members, rec.ID, rec.Wanted)
+	}
 	for k, m := range members {
 		if slices.Contains(members[:k], m) {
 			return fmt.Sprintf("members %v of chunk %v: twice the same", members, rec.ID)

@@ -210,14 +210,14 @@ func (s *State) Apply(entry []byte) ([]Result, error) {
 	}
 	results := make([]Result, len(commands))
 	for i, c := range commands {
-		s.nowNs = max(s.nowNs, nowNs)
-		s.applyOne(c, &results[i])
+		s.applyOne(nowNs, c, &results[i])
 	}
 	return results, nil
 }
 
 // applyOne applies a command unless it was applied before, for the same request.
-func (s *State) applyOne(c command, r *Result) {
+func (s *State) applyOne(nowNs int64, c command, r *Result) {
+	s.nowNs = max(s.nowNs, nowNs)
 	o := c.from()
 	key := dedupeKey{o.Peer, o.Req}
 	if o.Peer != 0 {

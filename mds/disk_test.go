@@ -117,7 +117,7 @@ func TestDamagedLog(t *testing.T) {
 	k := c.client(dataplane.RoleClient, 7, nil)
 	k.create(dataplane.RootID, "some-name-to-find", control.TypeFile)
 	c.stop(0)
-	logs, err := filepath.Glob(filepath.Join(c.dirs[0], raftDir, walDir, "*.wal"))
+	logs, err := filepath.Glob(filepath.Join(c.dirs[0], raftDir, logDir, "*.log"))
 	if err != nil || len(logs) == 0 {
 		t.Fatal(logs, err)
 	}

@@ -10,19 +10,19 @@ import (
 	"github.com/hashicorp/go-hclog"
 )
 
-// raftLog hands the log of the raft library to slog.
-type raftLog struct {
+// hcLog hands the log of the raft library to slog.
+type hcLog struct {
 	out  *slog.Logger
 	name string
 	args []any // pairs that every line gets
 }
 
-var _ hclog.Logger = (*raftLog)(nil)
+var _ hclog.Logger = (*hcLog)(nil)
 
-func newRaftLog(out *slog.Logger) *raftLog { return &raftLog{out: out, name: "raft"} }
+func newHCLog(out *slog.Logger) *hcLog { return &hcLog{out: out, name: "raft"} }
 
 // level says how important a level of the library is to us: its Info is chatter about elections.
-func (l *raftLog) level(level hclog.Level) slog.Level {
+func (l *hcLog) level(level hclog.Level) slog.Level {
 	switch {
 	case level >= hclog.Error:
 		return slog.LevelError
@@ -33,7 +33,7 @@ func (l *raftLog) level(level hclog.Level) slog.Level {
 }
 
 // Log implements hclog.Logger.
-func (l *raftLog) Log(level hclog.Level, msg string, args ...any) {
+func (l *hcLog) Log(level hclog.Level, msg string, args ...any) {
 	ctx, to := context.Background(), l.level(level)
 	if !l.out.Enabled(ctx, to) {
 		return
@@ -51,64 +51,64 @@ func (l *raftLog) Log(level hclog.Level, msg string, args ...any) {
 }
 
 // Trace implements hclog.Logger.
-func (l *raftLog) Trace(msg string, args ...any) { l.Log(hclog.Trace, msg, args...) }
+func (l *hcLog) Trace(msg string, args ...any) { l.Log(hclog.Trace, msg, args...) }
 
 // Debug implements hclog.Logger.
-func (l *raftLog) Debug(msg string, args ...any) { l.Log(hclog.Debug, msg, args...) }
+func (l *hcLog) Debug(msg string, args ...any) { l.Log(hclog.Debug, msg, args...) }
 
 // Info implements hclog.Logger.
-func (l *raftLog) Info(msg string, args ...any) { l.Log(hclog.Info, msg, args...) }
+func (l *hcLog) Info(msg string, args ...any) { l.Log(hclog.Info, msg, args...) }
 
 // Warn implements hclog.Logger.
-func (l *raftLog) Warn(msg string, args ...any) { l.Log(hclog.Warn, msg, args...) }
+func (l *hcLog) Warn(msg string, args ...any) { l.Log(hclog.Warn, msg, args...) }
 
 // Error implements hclog.Logger.
-func (l *raftLog) Error(msg string, args ...any) { l.Log(hclog.Error, msg, args...) }
+func (l *hcLog) Error(msg string, args ...any) { l.Log(hclog.Error, msg, args...) }
 
-func (l *raftLog) enabled(level hclog.Level) bool {
+func (l *hcLog) enabled(level hclog.Level) bool {
 	return l.out.Enabled(context.Background(), l.level(level))
 }
 
 // IsTrace implements hclog.Logger.
-func (l *raftLog) IsTrace() bool { return false }
+func (l *hcLog) IsTrace() bool { return false }
 
 // IsDebug implements hclog.Logger.
-func (l *raftLog) IsDebug() bool { return l.enabled(hclog.Debug) }
+func (l *hcLog) IsDebug() bool { return l.enabled(hclog.Debug) }
 
 // IsInfo implements hclog.Logger.
-func (l *raftLog) IsInfo() bool { return l.enabled(hclog.Info) }
+func (l *hcLog) IsInfo() bool { return l.enabled(hclog.Info) }
 
 // IsWarn implements hclog.Logger.
-func (l *raftLog) IsWarn() bool { return l.enabled(hclog.Warn) }
+func (l *hcLog) IsWarn() bool { return l.enabled(hclog.Warn) }
 
 // IsError implements hclog.Logger.
-func (l *raftLog) IsError() bool { return l.enabled(hclog.Error) }
+func (l *hcLog) IsError() bool { return l.enabled(hclog.Error) }
 
 // ImpliedArgs implements hclog.Logger.
-func (l *raftLog) ImpliedArgs() []any { return l.args }
+func (l *hcLog) ImpliedArgs() []any { return l.args }
 
 // With implements hclog.Logger.
-func (l *raftLog) With(args ...any) hclog.Logger {
-	return &raftLog{out: l.out, name: l.name,
+func (l *hcLog) With(args ...any) hclog.Logger {
+	return &hcLog{out: l.out, name: l.name,
 		args: append(l.args[:len(l.args):len(l.args)], args...)}
 }
 
 // Name implements hclog.Logger.
-func (l *raftLog) Name() string { return l.name }
+func (l *hcLog) Name() string { return l.name }
 
 // Named implements hclog.Logger.
-func (l *raftLog) Named(name string) hclog.Logger { return l.ResetNamed(l.name + "." + name) }
+func (l *hcLog) Named(name string) hclog.Logger { return l.ResetNamed(l.name + "." + name) }
 
 // ResetNamed implements hclog.Logger.
-func (l *raftLog) ResetNamed(name string) hclog.Logger {
-	return &raftLog{out: l.out, name: name, args: l.args}
+func (l *hcLog) ResetNamed(name string) hclog.Logger {
+	return &hcLog{out: l.out, name: name, args: l.args}
 }
 
 // SetLevel implements hclog.Logger; the level is slog's.
-func (l *raftLog) SetLevel(hclog.Level) {}
+func (l *hcLog) SetLevel(hclog.Level) {}
 
 // GetLevel implements hclog.Logger.
-func (l *raftLog) GetLevel() hclog.Level {
+func (l *hcLog) GetLevel() hclog.Level {
 	if l.IsDebug() {
 		return hclog.Debug
 	}
@@ -116,11 +116,11 @@ func (l *raftLog) GetLevel() hclog.Level {
 }
 
 // StandardLogger implements hclog.Logger.
-func (l *raftLog) StandardLogger(o *hclog.StandardLoggerOptions) *log.Logger {
+func (l *hcLog) StandardLogger(o *hclog.StandardLoggerOptions) *log.Logger {
 	return log.New(l.StandardWriter(o), "", 0)
 }
 
 // StandardWriter implements hclog.Logger.
-func (l *raftLog) StandardWriter(*hclog.StandardLoggerOptions) io.Writer {
+func (l *hcLog) StandardWriter(*hclog.StandardLoggerOptions) io.Writer {
 	return slog.NewLogLogger(l.out.Handler(), slog.LevelDebug).Writer()
 }

@@ -17,7 +17,9 @@ import (
 const (
 	leaderTick     = 25 * time.Millisecond
 	placeViewLife  = 100 * time.Millisecond // free space and load in placement are that old at most
-	maxForget      = 1 << 18                // chunks to be forgotten that wait for one server
+	relistAfter    = 30 * time.Second
+	relistEvery    = 100 * time.Millisecond
+	maxForget      = 1 << 18 // chunks to be forgotten that wait for one server
 	forgetPerPush  = 32 << 10
 	settledChanged = 10 * time.Second // see inventory
 )
@@ -37,10 +39,15 @@ type leader struct {
 	free   sync.Cond  // an exclusion has been committed or given up
 	leases *leases
 	plan   *planner
-	cs     map[dataplane.CSID]*csLink
-	byPeer map[*control.Peer]dataplane.CSID
-	view   placer
-	viewNs int64 // when the view was made; 0: make it anew
+	// recover finds and has copied what has too few members.
+	recover *recoverer
+	cs      map[dataplane.CSID]*csLink
+	byPeer  map[*control.Peer]dataplane.CSID
+	view    placer
+	viewNs  int64 // when the view was made; 0: make it anew
+
+	relistNs int64 // not before then is the next inventory asked for
+	full     fullness
 }
 
 // csLink is the leader's view of a chunk server's process.
@@ -53,6 +60,7 @@ type csLink struct {
 	statsNs        int64
 	rates          csRates
 	forget         []dataplane.ChunkID // freed, and not pushed yet
+	pushed         bool                // it was told to forget some since it registered
 }
 
 // csRates are per second, over the last few heartbeats.
@@ -61,8 +69,9 @@ type csRates struct{ reads, writes, readBytes, writeBytes float64 }
 // lead begins a leadership. The caller has confirmed the term by a barrier.
 func lead(r *replica, term uint64) *leader {
 	l := &leader{term: term, r: r, log: r.log, base: time.Now(), plan: newPlanner(),
-		cs:     make(map[dataplane.CSID]*csLink),
-		byPeer: make(map[*control.Peer]dataplane.CSID)}
+		recover: newRecoverer(r.offlineTimeout()),
+		cs:      make(map[dataplane.CSID]*csLink),
+		byPeer:  make(map[*control.Peer]dataplane.CSID)}
 	l.free.L = &l.mu
 	l.leases = newLeases(l.now())
 	l.view.rng = rand.New(rand.NewPCG(rand.Uint64(), rand.Uint64()))
@@ -78,10 +87,18 @@ func (l *leader) end() {
 }
 
 // now is the monotonic clock in ns, never zero.
-func (l *leader) now() int64 { return int64(time.Since(l.base)) + 1 }
+func (l *leader) now() int64 {
+	if l.r.sim != nil {
+		return l.r.sim.o.Now()
+	}
+	return int64(time.Since(l.base)) + 1
+}
 
 // valid says whether this is still the confirmed leadership, at some moment after the call.
 func (l *leader) valid(ctx context.Context) error {
+	if l.r.sim != nil {
+		return l.r.sim.valid(l)
+	}
 	if err := l.r.verifyLeader(ctx); err != nil {
 		return err
 	}
@@ -121,8 +138,14 @@ func (l *leader) gone(peer *control.Peer) {
 		return
 	}
 	delete(l.byPeer, peer)
-	if c := l.cs[cs]; c.peer == peer {
-		c.peer = nil
+	c := l.cs[cs]
+	if c.peer != peer {
+		return
+	}
+	c.peer = nil
+	if c.pushed {
+		// A push may have been lost with the connection.
+		l.leases.at(cs).relist = true
 	}
 }
 
@@ -138,8 +161,28 @@ func (l *leader) run() {
 		case <-tick.C:
 		}
 		l.pushSettles()
+		l.pushRecoveries()
 		l.pushForgets()
+		l.relistOne()
 		l.reap()
+	}
+}
+
+// relistOne asks a server that has not registered with this leader for its inventory: the leader
+// before may have freed chunks and not have told it. There is no hurry, and one goes at a time.
+func (l *leader) relistOne() {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	now := l.now()
+	if now < l.relistNs || now-l.leases.sinceNs < int64(relistAfter) {
+		return
+	}
+	l.relistNs = now + int64(relistEvery)
+	for cs, c := range l.cs {
+		if e := l.leases.at(cs); c.peer != nil && !e.registered && !e.relist {
+			e.relist = true
+			return
+		}
 	}
 }
 
@@ -279,7 +322,7 @@ func (l *leader) pushForgets() {
 			if !l.push(cs, control.OpForget, &control.ForgetPush{Chunks: c.forget[:n]}) {
 				break
 			}
-			c.forget = c.forget[n:]
+			c.forget, c.pushed = c.forget[n:], true
 		}
 		if len(c.forget) == 0 {
 			c.forget = nil
@@ -398,6 +441,7 @@ func (l *leader) placeMissing(req control.MapReq, op string) (*cmdAllocate, erro
 				break
 			}
 			l.viewNs = 0
+			l.noSpace(err)
 			return nil, err
 		}
 		c.Chunks = append(c.Chunks, p)

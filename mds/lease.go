@@ -20,8 +20,10 @@ type csLease struct {
 	answeredNs  int64  // last heartbeat or registration answered with a lease
 	exitedNs    int64  // when its exit was certified
 	exitedBoot  uint64 // of which process; 0: none
+	knockedNs   int64  // when a new process was told to wait for the old one's lease
 	registering int    // registrations being handled: no exclusion may start
 	excluding   int    // exclusions being committed: a registration must wait for them
+	adding      int    // chunks being given to it: likewise
 	registered  bool   // with this leader: its inventory has been seen
 	failed      bool   // says that its disk failed: no more leases for this process
 	relist      bool   // ask for its inventory at the next heartbeat
@@ -30,8 +32,10 @@ type csLease struct {
 // leases is the table of leases. It is soft state of a leader: it begins empty with the term.
 // Not safe for concurrent use.
 type leases struct {
-	sinceNs int64 // when this leader began: nothing is excluded for one lease time after it
-	cs      []csLease
+	sinceNs  int64 // when this leader began: nothing is excluded for one lease time after it
+	cs       []csLease
+	unfenced bool // a canary of simulations: who was excluded may go on without registering
+	hasty    bool // a canary of simulations: nobody's lease is waited for
 }
 
 func newLeases(nowNs int64) *leases { return &leases{sinceNs: nowNs} }
@@ -93,10 +97,13 @@ func leaseCase(f leaseFacts) leaseVerdict {
 // verdict applies leaseCase to a server.
 func (l *leases) verdict(cs dataplane.CSID, nowNs int64) leaseVerdict {
 	e := l.at(cs)
+	if l.hasty {
+		return leaseGone
+	}
 	return leaseCase(leaseFacts{
 		leaderFor:   time.Duration(nowNs - l.sinceNs),
 		silentFor:   time.Duration(nowNs - e.answeredNs),
-		registering: e.registering > 0,
+		registering: e.registering > 0 || e.knockedNs != 0 && nowNs-e.knockedNs < int64(exitGrace),
 		exited:      e.exitedBoot != 0,
 		exitedFor:   time.Duration(nowNs - e.exitedNs),
 	})

@@ -53,6 +53,10 @@ func TestLeases(t *testing.T) {
 		t.Error("registering")
 	}
 	l.at(3).registering--
+	l.at(3).knockedNs = at + 9*s
+	if l.verdict(3, at+9*s) != leaseReturning || l.verdict(3, at+9*s+int64(exitGrace)) != leaseGone {
+		t.Error("a new process waits for the lease of the old one")
+	}
 	l.registered(3, at+9*s)
 	if !l.live(3, at+9*s) || l.verdict(3, at+10*s) != leaseHeld {
 		t.Error("back")

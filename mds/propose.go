@@ -38,6 +38,9 @@ type entryInFlight struct {
 // Closed leaves open whether the command will be applied; everything that isn't harmless to repeat
 // carries its origin, so that a retry gets the first one's result.
 func (r *replica) propose(ctx context.Context, c command) (Result, error) {
+	if r.sim != nil {
+		return r.sim.propose(c)
+	}
 	p := &proposal{cmd: c, done: make(chan struct{})}
 	select {
 	case r.proposals <- p:

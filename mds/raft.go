@@ -14,8 +14,6 @@ import (
 	"time"
 
 	"github.com/hashicorp/raft"
-	wal "github.com/hashicorp/raft-wal"
-	"github.com/hashicorp/raft-wal/metadb"
 
 	"pstorage/dataplane"
 	"pstorage/dataplane/session"
@@ -24,11 +22,11 @@ import (
 // Raft's times. With three servers a new leader serves within about 2 s of the old one's death; a
 // server that is alone needs no patience.
 const (
-	electionTime  = 600 * time.Millisecond
-	leaderLease   = 400 * time.Millisecond
+	electionTime  = 450 * time.Millisecond
+	leaderLease   = 350 * time.Millisecond
 	raftTimeout   = 5 * time.Second
-	walSegment    = 16 << 20 // bytes
 	snapshotsKept = 2
+	logCache      = 1024 // entries kept in memory for followers
 )
 
 // fsm is the state machine as raft sees it.
@@ -37,7 +35,7 @@ type fsm struct {
 	onFail   func(error)
 	onConfig func()
 
-	mu     sync.RWMutex // guards what follows; apply holds it for one log entry at a time
+	mu     sync.RWMutex // guards what follows; apply holds it for a few commands at a time
 	s      *State
 	failed error // set for ever when an entry can't be applied
 }
@@ -68,17 +66,27 @@ func (f *fsm) ApplyBatch(logs []*raft.Log) []any {
 	return out
 }
 
+// commandsPerLock is how many commands are applied before readers get their turn.
+const commandsPerLock = 8
+
 func (f *fsm) applyEntry(l *raft.Log) applied {
+	nowNs, commands, err := decodeEntry(l.Data)
 	f.mu.Lock()
 	defer f.mu.Unlock()
+	if f.failed == nil && err != nil {
+		f.failed = fmt.Errorf("log entry %d can't be applied; this server stops: %w", l.Index, err)
+		f.onFail(f.failed)
+	}
 	if f.failed != nil {
 		return applied{err: f.failed}
 	}
-	results, err := f.s.Apply(l.Data)
-	if err != nil {
-		f.failed = fmt.Errorf("log entry %d can't be applied; this server stops: %w", l.Index, err)
-		f.onFail(f.failed)
-		return applied{err: f.failed}
+	results := make([]Result, len(commands))
+	for i, c := range commands {
+		if i%commandsPerLock == commandsPerLock-1 {
+			f.mu.Unlock()
+			f.mu.Lock()
+		}
+		f.s.applyOne(nowNs, c, &results[i])
 	}
 	return applied{results: results}
 }
@@ -142,51 +150,36 @@ func (p *fsmSnapshot) Release() {
 
 // store is the durable part of a raft member.
 type store struct {
-	wal   *guardedLog
-	meta  *metadb.BoltMetaDB // of the log, which doesn't close it
-	logs  *raft.LogCache
-	snaps *raft.FileSnapshotStore
+	log    *raftLog
+	stable *stableStore
+	snaps  *raft.FileSnapshotStore
 }
 
-// openStore opens the log and the snapshots under dir, which must exist.
-func openStore(dir string, log *raftLog) (*store, error) {
-	op := "open the metadata log in " + dir
-	meta := &metadb.BoltMetaDB{}
-	w, err := wal.Open(filepath.Join(dir, walDir), wal.WithLogger(log.Named("wal")),
-		wal.WithSegmentSize(walSegment), wal.WithMetaStore(meta))
-	if err != nil {
-		meta.Close()
-		return nil, dataplane.E(op, dataplane.IOError, err)
-	}
-	g, err := guard(w, dir)
-	if err != nil {
-		w.Close()
-		meta.Close()
+// openStore opens the log and the snapshots under dir, which must exist. onFail is told when the
+// log can't be written any more.
+func openStore(dir string, log *hcLog, onFail func(error)) (*store, error) {
+	st := &store{}
+	var err error
+	if st.stable, err = openStable(dir); err != nil {
 		return nil, err
 	}
-	st := &store{wal: g, meta: meta}
-	st.logs, err = raft.NewLogCache(1024, g)
-	if err == nil {
-		st.snaps, err = raft.NewFileSnapshotStoreWithLogger(dir, snapshotsKept, log)
+	if st.log, err = openRaftLog(filepath.Join(dir, logDir), segmentSize,
+		onFail); err != nil {
+		return nil, err
 	}
+	st.snaps, err = raft.NewFileSnapshotStoreWithLogger(dir, snapshotsKept, log)
 	if err != nil {
 		st.close()
-		return nil, dataplane.E(op, dataplane.IOError, err)
+		return nil, dataplane.E("open the snapshots in "+dir, dataplane.IOError, err)
 	}
 	return st, nil
 }
 
-func (s *store) close() error {
-	err := s.wal.close()
-	if merr := s.meta.Close(); err == nil {
-		err = merr
-	}
-	return err
-}
+func (s *store) close() error { return s.log.close() }
 
 func serverID(id uint32) raft.ServerID { return raft.ServerID(strconv.FormatUint(uint64(id), 10)) }
 
-func raftConfig(id uint32, log *raftLog) *raft.Config {
+func raftConfig(id uint32, log *hcLog) *raft.Config {
 	c := raft.DefaultConfig()
 	c.LocalID = serverID(id)
 	c.HeartbeatTimeout, c.ElectionTimeout = electionTime, electionTime
@@ -282,6 +275,8 @@ type replica struct {
 	trans  *raft.NetworkTransport
 	stream *streamLayer
 	self   raft.ServerID
+	// offline: see Options.Offline.
+	offline time.Duration
 
 	failure   chan error // gets the reason when the server can't go on
 	proposals chan *proposal
@@ -290,19 +285,21 @@ type replica struct {
 	running   sync.WaitGroup
 	verify    verifier
 	alone     atomic.Bool // the short times of a server that is alone are set
+	sim       *Sim        // nil but in simulations: stands for raft, the clock and threads
 }
 
 // startReplica opens what is under dir and joins the group.
 func startReplica(dir string, id uint32, addr string, cred *session.Credentials,
 	logger *slog.Logger, tune func(*raft.Config)) (*replica, error) {
-	rlog := newRaftLog(logger)
-	st, err := openStore(dir, rlog)
+	rlog := newHCLog(logger)
+	r := &replica{log: logger, self: serverID(id), failure: make(chan error, 1),
+		proposals: make(chan *proposal, 4096), entries: make(chan *entryInFlight, entriesInFlight),
+		stopped: make(chan struct{})}
+	st, err := openStore(dir, rlog, r.fail)
 	if err != nil {
 		return nil, err
 	}
-	r := &replica{log: logger, store: st, self: serverID(id), failure: make(chan error, 1),
-		proposals: make(chan *proposal, 4096), entries: make(chan *entryInFlight, entriesInFlight),
-		stopped: make(chan struct{})}
+	r.store = st
 	reconfigured := make(chan struct{}, 1)
 	r.fsm = &fsm{log: logger, s: NewState(), onFail: r.fail, onConfig: func() {
 		select {
@@ -322,7 +319,10 @@ func startReplica(dir string, id uint32, addr string, cred *session.Credentials,
 	if tune != nil {
 		tune(conf)
 	}
-	r.raft, err = raft.NewRaft(conf, r.fsm, st.logs, st.wal, st.snaps, r.trans)
+	var logs *raft.LogCache
+	if logs, err = raft.NewLogCache(logCache, st.log); err == nil {
+		r.raft, err = raft.NewRaft(conf, r.fsm, logs, st.stable, st.snaps, r.trans)
+	}
 	if err != nil {
 		r.trans.Close()
 		st.close()
@@ -369,7 +369,7 @@ func (s *store) loadSnapshot(dir string, f *fsm) error {
 			return damaged(fmt.Errorf("snapshot %s: %w", list[0].ID, err))
 		}
 	}
-	first, err := s.wal.FirstIndex()
+	first, err := s.log.FirstIndex()
 	if err != nil {
 		return dataplane.E(op, dataplane.IOError, err)
 	}
@@ -461,6 +461,9 @@ func (e *notLeader) LeaderAddr() string { return e.addr }
 
 // notLeader returns the error for requests that only the leader answers.
 func (r *replica) notLeader() error {
+	if r.sim != nil {
+		return &notLeader{}
+	}
 	addr, id := r.raft.LeaderWithID()
 	if id == r.self {
 		addr = "" // elected, and not ready yet

@@ -27,7 +27,8 @@ const RecordSize = 128
 //	    30    1 failure domain asked for
 //	    31    1 write-ack mode: 0 disk, 1 memory
 //	    32   64 eight replica entries of 8 bytes, the first Present in use, in the chain's order:
-//	            CS id u32, state u8 (1 member), chain position u8, epoch delta u16 (0 now)
+//	            CS id u32, state u8 (1 member), chain position u8, epoch delta u16 (0 now);
+//	            behind them the former members whose places are free (state 2)
 //	    96    8 reserved for clones: reference count and parent, zero
 //	   104    8 time of the last change, ns since 1970
 //	   112   12 reserved, zero
@@ -64,10 +65,11 @@ type Replica struct {
 
 // States of a record and of a replica entry.
 const (
-	stateFree    uint8 = 0
-	stateUsed    uint8 = 1
-	replicaNone  uint8 = 0
-	replicaValid uint8 = 1
+	stateFree     uint8 = 0
+	stateUsed     uint8 = 1
+	replicaNone   uint8 = 0
+	replicaValid  uint8 = 1
+	replicaFormer uint8 = 2
 )
 
 // Flags of a record.

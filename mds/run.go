@@ -25,8 +25,8 @@ import (
 const (
 	identityFile = "identity.json" // who this server is; written last by Format
 	lockFile     = "lock"          // held (flock) by the process that serves the directory
-	raftDir      = "raft"          // raft/wal: the log; raft/snapshots: snapshots
-	walDir       = "wal"
+	raftDir      = "raft"          // raft/log: the log; raft/snapshots; raft/stable: term and vote
+	logDir       = "log"
 
 	identityVersion = 1
 )
@@ -145,11 +145,11 @@ func prepareDir(dir, op string) (undo func(), err error) {
 // bootstrap writes the first configuration of the raft group.
 func bootstrap(dir string, o *FormatOptions) error {
 	base := filepath.Join(dir, raftDir)
-	if err := os.MkdirAll(filepath.Join(base, walDir), 0o700); err != nil {
+	if err := os.MkdirAll(filepath.Join(base, logDir), 0o700); err != nil {
 		return dataplane.E("", dataplane.IOError, err)
 	}
-	rlog := newRaftLog(slog.New(slog.DiscardHandler))
-	st, err := openStore(base, rlog)
+	rlog := newHCLog(slog.New(slog.DiscardHandler))
+	st, err := openStore(base, rlog, func(error) {})
 	if err != nil {
 		return err
 	}
@@ -159,7 +159,7 @@ func bootstrap(dir string, o *FormatOptions) error {
 			ID: serverID(p.Node), Address: raft.ServerAddress(p.Addr)})
 	}
 	_, trans := raft.NewInmemTransport(raft.ServerAddress(o.Addr))
-	err = raft.BootstrapCluster(raftConfig(o.Node, rlog), st.logs, st.wal, st.snaps, trans, servers)
+	err = raft.BootstrapCluster(raftConfig(o.Node, rlog), st.log, st.stable, st.snaps, trans, servers)
 	if cerr := st.close(); err == nil {
 		err = cerr
 	}
@@ -262,6 +262,9 @@ type Options struct {
 	Ready func(addr string)
 	// Leading is called when the server begins (true) and ceases to lead. It must not block.
 	Leading func(bool)
+	// Offline is how long a silent chunk server has to come back before its chunks are copied to
+	// others; 0: 300 s. One whose disk failed has no time.
+	Offline time.Duration
 
 	tune func(*raft.Config) // tests
 }
@@ -302,6 +305,7 @@ func Run(ctx context.Context, o Options) (err error) {
 	if err != nil {
 		return err
 	}
+	r.offline = o.Offline
 	s := &server{r: r, log: o.Log}
 	return s.run(ctx, listener, id, &o)
 }

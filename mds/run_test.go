@@ -91,7 +91,7 @@ func (c *testCluster) cred(role dataplane.Role, id uint64) *session.Credentials 
 }
 
 func testLog() *slog.Logger {
-	if testing.Verbose() && os.Getenv("MDS_LOG") != "" {
+	if os.Getenv("MDS_LOG") != "" {
 		return slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: slog.LevelDebug}))
 	}
 	return slog.New(slog.DiscardHandler)
@@ -219,16 +219,18 @@ func (c *client) admin(command string, args, doc any) {
 // testCS plays a chunk server.
 type testCS struct {
 	*client
-	reg    control.RegisterCSReq
-	id     dataplane.CSID
-	settle chan control.SettlePush
-	forget chan control.ForgetPush
+	reg     control.RegisterCSReq
+	id      dataplane.CSID
+	settle  chan control.SettlePush
+	recover chan control.RecoverPush
+	forget  chan control.ForgetPush
 }
 
 func (c *testCluster) newCS(n byte) *testCS {
 	c.t.Helper()
 	s := &testCS{settle: make(chan control.SettlePush, 100),
-		forget: make(chan control.ForgetPush, 100)}
+		forget:  make(chan control.ForgetPush, 100),
+		recover: make(chan control.RecoverPush, 100)}
 	s.reg = control.RegisterCSReq{Disk: [16]byte{n}, Boot: 1,
 		Addr: fmt.Sprintf("127.0.0.1:%d", 3000+int(n)), Host: fmt.Sprintf("host%d", n),
 		Path: fmt.Sprintf("/cs%d", n), Capacity: 100 * dataplane.ChunkSize,
@@ -241,6 +243,12 @@ func (c *testCluster) newCS(n byte) *testCS {
 				c.t.Error(err)
 			}
 			s.settle <- m
+		case control.OpRecover:
+			var m control.RecoverPush
+			if err := control.Unmarshal(p, &m); err != nil {
+				c.t.Error(err)
+			}
+			s.recover <- m
 		case control.OpForget:
 			var m control.ForgetPush
 			if err := control.Unmarshal(p, &m); err != nil {
@@ -343,6 +351,17 @@ func TestSingleServer(t *testing.T) {
 			t.Errorf("cs %d was told to forget %v", s.id, got.Chunks)
 		}
 	}
+	// The connection over which that was said is lost: the inventory is asked for.
+	s := servers[0]
+	s.Close()
+	s.client = c.client(dataplane.RoleCS, 1001, nil)
+	eventually(t, "a heartbeat that is told to register again", func() bool {
+		return dataplane.KindOf(s.beat()) == dataplane.NotFound
+	})
+	s.register()
+	if err := s.beat(); err != nil {
+		t.Error(err)
+	}
 	testAdmin(t, c)
 }
 
@@ -376,8 +395,8 @@ func testAdmin(t *testing.T, c *testCluster) {
 		t.Errorf("file-info: %+v", info)
 	}
 	var events control.EventsDoc
-	k.admin(control.AdminEvents, control.EventsArgs{Limit: 2, After: 1}, &events)
-	if len(events.Events) != 2 || events.Events[0].ID != 2 || events.Events[0].Code != "cs-new" {
+	k.admin(control.AdminEvents, control.EventsArgs{Limit: 2, After: 2}, &events)
+	if len(events.Events) != 2 || events.Events[0].ID != 3 || events.Events[0].Code != "cs-new" {
 		t.Errorf("events: %+v", events)
 	}
 	var conf control.ConfigDoc
@@ -440,6 +459,7 @@ func TestRunRefuses(t *testing.T) {
 func TestLeaderChange(t *testing.T) {
 	c := newTestCluster(t, 3)
 	k := c.client(dataplane.RoleClient, 7, nil)
+	defer c.newCS(1).keepAlive()() // its heartbeats go on, without a new registration
 	for i := range 20 {
 		k.create(dataplane.RootID, fmt.Sprint("before", i), control.TypeFile)
 	}

@@ -84,13 +84,14 @@ func (c *call) beginRegistration(req *control.RegisterCSReq, instance uint64) (
 	}
 	if k := l.cs[id]; k != nil && k.peer != nil && k.peer != c.peer && k.instance != instance &&
 		l.leases.live(id, l.now()) {
+		l.leases.at(id).knockedNs = l.now()
 		return 0, nil, c.fail(dataplane.NotReady, "another process serves %s as CS %d, connected "+
 			"from %s: if it was stopped its lease ends in a moment", req.Path, id, k.peer.Addr())
 	}
 	e := l.leases.at(id)
 	e.registering++
 	// Each exclusion ends, at the latest with this leadership, and wakes us up.
-	for e.excluding > 0 {
+	for e.excluding > 0 || e.adding > 0 {
 		l.free.Wait()
 		e = l.leases.at(id)
 	}
@@ -176,7 +177,7 @@ func (l *leader) scan(slots uint64, f func(s *State, rec *Record)) {
 	}
 }
 
-// maxForgetReply bounds the list in a RegisterCSReply; what is more is pushed.
+// maxForgetReply bounds the list in a RegisterCSReply; the rest is for the next one.
 const maxForgetReply = 64 << 10
 
 // grantLease ends a registration.
@@ -193,10 +194,11 @@ func (c *call) grantLease(cs dataplane.CSID, req *control.RegisterCSReq, instanc
 	l.plan.registered(cs)
 	k := l.connect(cs, c.peer, instance)
 	k.capacity, k.used, k.stats, k.statsNs = req.Capacity, req.Used, control.CSStats{}, 0
-	k.forget = nil // the inventory says it all
+	k.forget, k.pushed = nil, false // the inventory says it all
 	if len(forget) > maxForgetReply {
-		k.forget = append(k.forget, forget[maxForgetReply:]...)
+		// A push may come when it has become a member again: it is asked for its inventory anew.
 		forget = forget[:maxForgetReply]
+		l.leases.at(cs).relist = true
 	}
 	for _, id := range missing {
 		if !l.plan.lacks(id, cs, now) {
@@ -210,6 +212,7 @@ func (c *call) grantLease(cs dataplane.CSID, req *control.RegisterCSReq, instanc
 			len(missing), req.Path))
 	}
 	l.viewNs = 0
+	l.recover.nextNs = 0
 	return &control.RegisterCSReply{CS: cs, LeaseNs: int64(dataplane.LeaseTime),
 		Forget: forget}, nil
 }
@@ -217,7 +220,7 @@ func (c *call) grantLease(cs dataplane.CSID, req *control.RegisterCSReq, instanc
 // event adds to the event log, without waiting for it.
 func (l *leader) event(sev control.Severity, source, code, message string) {
 	l.log.Warn(message, "source", source, "code", code)
-	l.idle.Go(func() {
+	l.background(func() {
 		ctx, cancel := context.WithTimeout(l.ctx, raftTimeout)
 		defer cancel()
 		// Without a majority there is no event log; the line above is all there can be.
@@ -291,7 +294,7 @@ func (c *call) heartbeat(req *control.HeartbeatReq) (any, error) {
 	instance := c.instanceOf(req.Instance)
 	switch judgeBeat(beatFacts{known: true, dropped: known.Dropped,
 		samePro: known.Boot == req.Boot && known.Instance == instance,
-		fenced:  known.Fenced, failed: e.failed || known.Failed != "",
+		fenced:  known.Fenced && !l.leases.unfenced, failed: e.failed || known.Failed != "",
 		excluding: e.excluding > 0, registering: e.registering > 0,
 		exited: e.exitedBoot != 0, relist: e.relist}) {
 	case beatDropped:
@@ -317,7 +320,7 @@ func (l *leader) diskFailed(cs dataplane.CSID, how string) {
 	l.leases.at(cs).failed = true
 	l.viewNs = 0
 	l.log.Error("the disk of a chunk server failed", "cs", cs, "reason", how)
-	l.idle.Go(func() {
+	l.background(func() {
 		ctx, cancel := context.WithTimeout(l.ctx, raftTimeout)
 		defer cancel()
 		if _, err := l.r.propose(ctx, &cmdMarkCS{CS: cs, Failed: how}); err != nil {
@@ -428,11 +431,11 @@ func (c *call) reconfigure(req *control.ReconfigureReq) (any, error) {
 	if err := c.l.valid(c.ctx); err != nil {
 		return nil, err
 	}
-	out, err := c.beginExclusion(req)
+	out, added, err := c.beginExclusion(req)
 	if err != nil {
 		return nil, err
 	}
-	defer c.endExclusion(out)
+	defer c.endExclusion(out, added)
 	// A lost connection doesn't take the command back. As long as it may still be committed no
 	// registration of the excluded may begin, so the wait is only for the end of the leadership.
 	res, err := c.r.propose(c.l.ctx, &cmdReconfigure{Chunk: req.Chunk, Epoch: req.Epoch,
@@ -453,10 +456,11 @@ func (c *call) reconfigure(req *control.ReconfigureReq) (any, error) {
 }
 
 // beginExclusion checks that every member which the request leaves out may be excluded (invariant
-// I4), and keeps registrations of those away until endExclusion.
-func (c *call) beginExclusion(req *control.ReconfigureReq) (out []dataplane.CSID, err error) {
+// I4), and that those that it adds can be added; and keeps registrations of both away until
+// endExclusion.
+func (c *call) beginExclusion(req *control.ReconfigureReq) (out, added []dataplane.CSID, err error) {
 	if len(req.Members) == 0 {
-		return nil, nil
+		return nil, nil, nil
 	}
 	l, f := c.l, c.r.fsm
 	l.mu.Lock()
@@ -465,9 +469,12 @@ func (c *call) beginExclusion(req *control.ReconfigureReq) (out []dataplane.CSID
 	defer f.mu.RUnlock()
 	rec := f.s.table.Lookup(req.Chunk)
 	if rec == nil || rec.Epoch != req.Epoch {
-		return nil, nil // the command says what is wrong
+		return nil, nil, nil // the command says what is wrong
 	}
 	now := l.now()
+	if added, err = c.checkAdded(f.s, rec, req.Members, now); err != nil {
+		return nil, nil, err
+	}
 	for _, m := range rec.members() {
 		stays := false
 		for _, k := range req.Members {
@@ -480,7 +487,7 @@ func (c *call) beginExclusion(req *control.ReconfigureReq) (out []dataplane.CSID
 		lacks := rec.Flags&flagCreated != 0 && l.plan.isMissing(rec.ID, m.CS) &&
 			v != leaseReturning
 		if v != leaseGone && !lacks {
-			return nil, c.fail(dataplane.NotReady, "CS %d may still serve chunk %v and can't be "+
+			return nil, nil, c.fail(dataplane.NotReady, "CS %d may still serve chunk %v and can't be "+
 				"excluded now", m.CS, rec.ID)
 		}
 		out = append(out, m.CS)
@@ -488,14 +495,20 @@ func (c *call) beginExclusion(req *control.ReconfigureReq) (out []dataplane.CSID
 	for _, m := range out {
 		l.leases.at(m).excluding++
 	}
-	return out, nil
+	for _, m := range added {
+		l.leases.at(m).adding++
+	}
+	return out, added, nil
 }
 
-func (c *call) endExclusion(out []dataplane.CSID) {
-	if len(out) == 0 {
+func (c *call) endExclusion(out, added []dataplane.CSID) {
+	if len(out)+len(added) == 0 {
 		return
 	}
 	c.l.mu.Lock()
+	for _, m := range added {
+		c.l.leases.at(m).adding--
+	}
 	for _, m := range out {
 		c.l.leases.at(m).excluding--
 	}

@@ -106,3 +106,25 @@ func RSS(pids []int) int64 {
 	}
 	return sum
 }
+
+// DiskBytes returns how much the processes have read from and written to disks since their start.
+func DiskBytes(pids []int) int64 {
+	var sum int64
+	for _, pid := range pids {
+		text, err := os.ReadFile(fmt.Sprintf("/proc/%d/io", pid))
+		if err != nil {
+			continue // ended, or not ours to look at
+		}
+		for line := range bytes.Lines(text) {
+			name, value, _ := bytes.Cut(line, []byte(": "))
+			switch string(name) {
+			case "read_bytes", "write_bytes":
+				n, err := strconv.ParseInt(string(bytes.TrimSpace(value)), 10, 64)
+				if err == nil {
+					sum += n
+				}
+			}
+		}
+	}
+	return sum
+}

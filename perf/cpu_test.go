@@ -3,6 +3,7 @@ package perf
 import (
 	"os"
 	"os/exec"
+	"path/filepath"
 	"slices"
 	"testing"
 	"time"
@@ -62,6 +63,14 @@ func TestSampleCPU(t *testing.T) {
 	}
 	if RSS(tree) < 1<<20 {
 		t.Errorf("resident memory %d bytes", RSS(tree))
+	}
+	path := filepath.Join(t.TempDir(), "file")
+	written := DiskBytes(tree)
+	if err := os.WriteFile(path, make([]byte, 1<<20), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if n := DiskBytes(tree) - written; n < 0 {
+		t.Errorf("%d bytes of disk I/O after writing a file", n)
 	}
 	gone, err := SampleCPU([]int{1 << 21})
 	if err != nil || len(gone) != 0 {

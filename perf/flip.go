@@ -23,8 +23,8 @@ const flipWindow = 4 << 20
 
 // FindPattern returns every place of pattern in the data of the regular files below dir whose
 // path matches glob ("" for all; matched against the file's name). Holes are skipped, so a sparse
-// store of terabytes takes as long as what is in it.
-func FindPattern(dir, glob string, pattern []byte) ([]Found, error) {
+// store of terabytes takes as long as what is in it. It stops after most places; 0: at the end.
+func FindPattern(dir, glob string, pattern []byte, most int) ([]Found, error) {
 	if len(pattern) < 8 || len(pattern) > flipWindow/2 {
 		return nil, fmt.Errorf("pattern of %d bytes: must be 8 bytes to 2 MiB", len(pattern))
 	}
@@ -33,12 +33,15 @@ func FindPattern(dir, glob string, pattern []byte) ([]Found, error) {
 		if err != nil || !d.Type().IsRegular() {
 			return err
 		}
+		if most > 0 && len(all) >= most {
+			return fs.SkipAll
+		}
 		if glob != "" {
 			if ok, err := filepath.Match(glob, d.Name()); err != nil || !ok {
 				return err
 			}
 		}
-		offsets, err := findInFile(path, pattern)
+		offsets, err := findInFile(path, pattern, most-len(all))
 		for _, o := range offsets {
 			all = append(all, Found{path, o})
 		}
@@ -47,7 +50,8 @@ func FindPattern(dir, glob string, pattern []byte) ([]Found, error) {
 	return all, err
 }
 
-func findInFile(path string, pattern []byte) ([]int64, error) {
+// findInFile stops after most places if that is above 0.
+func findInFile(path string, pattern []byte, most int) ([]int64, error) {
 	f, err := os.Open(path)
 	if err != nil {
 		return nil, err
@@ -78,6 +82,9 @@ func findInFile(path string, pattern []byte) ([]int64, error) {
 					break
 				}
 				found = append(found, at+int64(i+k))
+				if len(found) == most {
+					return found, nil
+				}
 				i += k + 1
 			}
 			if at+int64(n) >= hole || n < len(pattern) {

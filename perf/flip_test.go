@@ -36,7 +36,7 @@ func TestFindAndFlip(t *testing.T) {
 	if err := os.WriteFile(filepath.Join(dir, "cache"), pattern, 0o600); err != nil {
 		t.Fatal(err)
 	}
-	found, err := FindPattern(dir, "store", pattern)
+	found, err := FindPattern(dir, "store", pattern, 0)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -47,6 +47,9 @@ func TestFindAndFlip(t *testing.T) {
 		if found[i] != (Found{path, at}) {
 			t.Errorf("place %d: %v, want offset %d", i, found[i], at)
 		}
+	}
+	if one, err := FindPattern(dir, "", pattern, 1); err != nil || len(one) != 1 {
+		t.Errorf("the first place only: %v, %v", one, err)
 	}
 	if few := Sparse(found, flipWindow); len(few) != 3 || few[1] != found[2] {
 		t.Errorf("at least %d bytes apart: %v of %v", flipWindow, few, found)
@@ -61,11 +64,11 @@ func TestFindAndFlip(t *testing.T) {
 	if want := append([]byte{pattern[0] ^ 1}, pattern[1:]...); !bytes.Equal(got, want) {
 		t.Errorf("after the flip %q, want %q", got, want)
 	}
-	everywhere, err := FindPattern(dir, "", pattern)
+	everywhere, err := FindPattern(dir, "", pattern, 0)
 	if err != nil || len(everywhere) != len(places) { // one flipped, one in the other file
 		t.Errorf("found %v, %v in all files", everywhere, err)
 	}
-	if _, err := FindPattern(dir, "", []byte("short")); err == nil {
+	if _, err := FindPattern(dir, "", []byte("short"), 0); err == nil {
 		t.Error("a short pattern is accepted")
 	}
 }

@@ -152,6 +152,9 @@ func fuseRunner(path string, pids func() ([]int, error)) Runner {
 func quickPlan(ctx context.Context, o QuickOptions, native *Native, c *Cluster,
 	dir string) (*Report, error) {
 	raw := func(ctx context.Context, w Workload) (Result, error) {
+		if err := quiet(ctx, c.PIDs); err != nil {
+			return Result{}, err
+		}
 		return Fio(ctx, w, filepath.Join(dir, "raw"), "io_uring")
 	}
 	fronts := map[string]Runner{FrontNative: native.Run,
@@ -175,6 +178,36 @@ func quickPlan(ctx context.Context, o QuickOptions, native *Native, c *Cluster,
 	}
 	return &Report{Time: time.Now(), Commit: Commit(), Machine: Machine(), Rounds: o.Rounds,
 		Seconds: o.Each.Seconds(), Size: o.Size, RSS: RSS(pids), Rows: results}, nil
+}
+
+// Before a yardstick is run the cluster's own work must have calmed down: it writes back what it
+// logged, and would slow the yardstick and flatter itself.
+const (
+	quietBelow = 20e6 // bytes per second of all processes
+	quietStep  = 100 * time.Millisecond
+	quietLimit = 3 * time.Second
+)
+
+// quiet waits until the processes leave the disk alone, quietLimit at most.
+func quiet(ctx context.Context, pids func() ([]int, error)) error {
+	all, err := pids()
+	if err != nil {
+		return err
+	}
+	last := DiskBytes(all)
+	for waited := time.Duration(0); waited < quietLimit; waited += quietStep {
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-time.After(quietStep):
+		}
+		now := DiskBytes(all)
+		if float64(now-last) < quietBelow*quietStep.Seconds() {
+			return nil
+		}
+		last = now
+	}
+	return nil
 }
 
 // lock keeps two measurements on one machine from disturbing each other. It waits its turn.

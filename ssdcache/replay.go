@@ -7,11 +7,11 @@ import (
 )
 
 // Replay walks the batch headers from the tail on, by number. At each number it looks at the place
-// where the batch should be, here (behind the one before), and at the beginning of the next segment,
-// and decides by this table. A batch header is accepted only if owner, format id, segment, number,
-// own place and checksum are right, its incarnation isn't older than the one before it, and it names
-// the checksum of the header before it. So neither an earlier use of the segment, nor what was cut
-// off after an earlier crash, nor a misplaced write is taken for the next batch.
+// where the batch should be, here (behind the one before), and at the beginning of the next
+// segment, and decides by this table. A batch header is accepted only if owner, format id, segment,
+// number, own place and checksum are right, its incarnation isn't older than the one before it, and
+// it names the checksum of the header before it. So neither an earlier use of the segment, nor what
+// was cut off after an earlier crash, nor a misplaced write is taken for the next batch.
 //
 // Data is read only of the last few batches, which no later header calls durable: there a mismatch
 // is a torn tail. In older batches it is damage, which readers find by the checksums in the header.

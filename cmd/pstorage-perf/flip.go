@@ -22,7 +22,11 @@ byte, as a bad disk would. Stop the process that owns the files first. It fails 
 there.`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			places, err := perf.FindPattern(dir, glob, []byte(pattern))
+			limit := most
+			if spread > 0 {
+				limit = 0 // the first ones may be too close to each other
+			}
+			places, err := perf.FindPattern(dir, glob, []byte(pattern), limit)
 			if err != nil {
 				return err
 			}

@@ -15,6 +15,6 @@ func main() {
 
 func newRoot() *cobra.Command {
 	root := &cobra.Command{Use: "pstorage-perf", Short: "Measure a pstorage cluster"}
-	root.AddCommand(newQuick(), newNative(), newFlip())
+	root.AddCommand(newQuick(), newNative(), newFlip(), newEngine())
 	return root
 }

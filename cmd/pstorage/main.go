@@ -41,8 +41,8 @@ PSTORAGE_ETC points to. Errors are one line on stderr; the exit status is 0 for 
 		"`NAME` of the cluster; may be left out when this node belongs to one only")
 	root.AddCommand(
 		newMakeMDS(a), newAuthNode(a), newMakeCS(a),
-		newStat(a), newTop(a), newListServices(a), newGetEvent(a), newFileInfo(a),
-		newGetAttr(a), newSetAttr(a), newDev(a), newVersion(a),
+		newHWFlushCheck(), newStat(a), newTop(a), newListServices(a), newGetEvent(a), newFileInfo(a),
+		newGetAttr(a), newSetAttr(a), newScrub(a), newDev(a), newVersion(a),
 	)
 	return root
 }

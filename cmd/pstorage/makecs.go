@@ -100,6 +100,7 @@ func makeCS(a *app, o makeCSOptions, out, warnings io.Writer) error {
 		fmt.Fprintf(warnings, "warning: it shares its file system with other chunk servers of this "+
 			"node (%d), and each counts on all of what is free: use --capacity\n", n)
 	}
+	warnOfFlushes(warnings, dir.path, journal)
 	fmt.Fprintf(out, "Cluster %s: chunk server made in %s, address %s.\n"+
 		"A running pstorage-csd starts it within a second; otherwise start pstorage-csd.\n",
 		conf.Name(), dir.path, addr)

@@ -39,14 +39,17 @@ func TestTopScreen(t *testing.T) {
 	s.draw()
 	done := make(chan error, 1)
 	go func() { done <- s.app.Run() }()
-	shown := func(text string) bool {
-		return strings.Contains(screenText(terminal), text)
+	// The screen belongs to the application's goroutine.
+	screen := func() (text string) {
+		s.app.QueueUpdate(func() { text = screenText(terminal) })
+		return text
 	}
+	shown := func(text string) bool { return strings.Contains(screen(), text) }
 	for _, text := range []string{"Cluster test: degraded", "cs 2 is silent", "127.0.0.1:2521",
 		"offline", "EVENTS", "[red]bad?[31m", "q quit"} {
 		eventually(t, "the screen shows "+text, func() bool { return shown(text) })
 	}
-	first := func() string { return strings.TrimSpace(strings.Split(screenText(terminal), "\n")[7]) }
+	first := func() string { return strings.TrimSpace(strings.Split(screen(), "\n")[7]) }
 	if !strings.HasPrefix(first(), "1") {
 		t.Errorf("first chunk server: %q", first())
 	}

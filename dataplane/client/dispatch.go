@@ -59,7 +59,7 @@ func (e *Engine) hole(p *part) {
 func (e *Engine) route(p *part, ent *entry) {
 	if p.chunk != ent.chunk || p.epoch != ent.epoch {
 		p.chunk, p.epoch = ent.chunk, ent.epoch
-		p.tried, p.hard, p.rounds, p.toHead = 0, 0, 0, false
+		p.tried, p.hard, p.rounds = 0, 0, 0
 	}
 	if p.code != dataplane.OpRead {
 		p.member = 0
@@ -100,9 +100,6 @@ func (e *Engine) pickReader(p *part, ent *entry) int {
 			p.tried |= 1 << i
 			p.why = dataplane.Unreachable
 			continue
-		}
-		if p.toHead && i == 0 {
-			return 0
 		}
 		h := mix(region ^ uint64(pr.id)*0x9e3779b97f4a7c15)
 		if best < 0 || pr.live && !bestLive || pr.live == bestLive && h > bestHash {
@@ -145,7 +142,7 @@ func (e *Engine) roundOver(p *part, ent *entry) {
 			}
 		}
 	}
-	p.tried, p.hard, p.toHead = 0, 0, false
+	p.tried, p.hard = 0, 0
 	e.refresh(p)
 	e.later(p)
 }

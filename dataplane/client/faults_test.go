@@ -286,17 +286,51 @@ func TestSilentServer(t *testing.T) {
 	w.check()
 }
 
+// TestRefusingHead: one that answers, but without a lease, is reported: nothing else would end it.
+func TestRefusingHead(t *testing.T) {
+	for _, kind := range []dataplane.Kind{dataplane.NoLease, dataplane.IOError} {
+		w := newWorld(t, 71, 3)
+		f := w.file(dataplane.ChunkSize)
+		w.write(f, 0, w.random(4096))
+		var ch *fakeChunk
+		for _, ch = range w.chunks {
+		}
+		head := w.cs[ch.members[0]-1]
+		head.refuse = func(h *dataplane.Header) dataplane.Kind {
+			if h.Op == dataplane.OpPing {
+				return dataplane.OK
+			}
+			return kind
+		}
+		op := &Op{Kind: Write, File: f, Buf: w.random(4096)}
+		done := w.start(op)
+		w.sim.Run(func() bool { return len(w.meta.reports) > 0 }, w.sim.Now()+5e9)
+		if !slices.Contains(w.meta.reports, head.id) {
+			t.Errorf("%v: reports %v", kind, w.meta.reports)
+		}
+		ch.exclude(head.id)
+		w.sim.Run(func() bool { return *done == 1 }, w.sim.Now()+10e9)
+		w.ok(op)
+		w.check()
+	}
+}
+
 // TestStuckServer: it answers pings, but not requests: reads go elsewhere, writes stay there.
 func TestStuckServer(t *testing.T) {
 	w, f, data, ch := with(t)
 	head := w.cs[ch.members[0]-1]
 	head.stuck = true
+	w.cs[ch.members[1]-1].stuck = true
 	rd := &Op{Kind: Read, File: f, Buf: make([]byte, len(data))}
 	w.run(rd)
 	w.ok(rd)
 	if !bytes.Equal(rd.Buf, data) {
 		t.Error("wrong data")
 	}
+	if w.eng.stats.Failovers == 0 {
+		t.Error("no read met a stuck server")
+	}
+	w.cs[ch.members[1]-1].stuck = false
 	wr := &Op{Kind: Write, File: f, Buf: w.random(4096)}
 	lost := w.eng.stats.ConnsLost
 	done := w.start(wr)
@@ -365,6 +399,32 @@ func TestTimeout(t *testing.T) {
 	fails(&Op{Kind: Read, Offset: 1 << 30, Buf: make([]byte, 10)})
 	w.sim.Run(func() bool { return false }, w.sim.Now()+10e9) // late answers find nobody
 	w.check()
+}
+
+// TestLateAnswer: the answer to a read that was given up isn't taken for that of a later one, from
+// the same place, after a write.
+func TestLateAnswer(t *testing.T) {
+	w, f, _, _ := with(t, func(o *Options) { o.MaxParts = 1 })
+	for _, cs := range w.cs {
+		cs.hold = 100e6
+	}
+	rd := &Op{Kind: Read, File: f, Buf: make([]byte, 4096), Timeout: 50e6}
+	if w.run(rd); dataplane.KindOf(rd.Err) != dataplane.TimedOut {
+		t.Fatalf("%v", rd.Err)
+	}
+	data := w.random(4096)
+	w.write(f, 0, data)
+	for range 200 { // one of them is under way when the late answer comes
+		if got := w.read(f, 0, 4096); !bytes.Equal(got, data) {
+			t.Fatal("old data")
+		}
+		for _, cs := range w.cs {
+			cs.hold = 500e3
+		}
+	}
+	if w.eng.stats.Late != 1 {
+		t.Errorf("%d late answers", w.eng.stats.Late)
+	}
 }
 
 // TestNoSpace: a write that needs a new chunk waits until there is space, without an error.
@@ -461,6 +521,23 @@ func TestTruncated(t *testing.T) {
 	w.sim.Run(func() bool { return *done == 1 }, w.sim.Now()+1e9)
 	if f.Size() != ff.size {
 		t.Errorf("size %d", f.Size())
+	}
+	// A map that is on its way during the truncation names a chunk that isn't the file's any more,
+	// though its server hasn't heard of that.
+	w.meta.make(ff, 70).data[0] = 1
+	ff.size = 71 * dataplane.ChunkSize
+	w.env.Do(func() { f.setSize(ff.size) })
+	rd = &Op{Kind: Read, File: f, Offset: 70 * dataplane.ChunkSize, Buf: make([]byte, 1)}
+	done = w.start(rd)
+	w.sim.Run(func() bool { return false }, w.sim.Now()+300e3) // the MDS has answered
+	w.env.Do(func() {
+		delete(ff.chunks, 70)
+		f.setSize(70 * dataplane.ChunkSize)
+		f.setSize(ff.size)
+	})
+	w.sim.Run(func() bool { return *done == 1 }, w.sim.Now()+1e9)
+	if rd.N != 1 || rd.Buf[0] != 0 {
+		t.Errorf("%d bytes, %v from a chunk that was freed", rd.N, rd.Buf)
 	}
 	ff.size = 5 * dataplane.ChunkSize
 	w.env.Do(func() { f.setSize(ff.size) })

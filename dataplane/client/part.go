@@ -33,7 +33,6 @@ type part struct {
 	member  uint8  // index in the entry's members
 	tried   uint8  // bit set of members that failed in this round
 	hard    uint8  // those of tried that answered that the data is damaged or the disk failed
-	toHead  bool   // read: the head is asked next, or was
 	rounds  uint8  // rounds in which all members failed hard
 	retries uint16 // times it waited
 	fresh   uint64 // the map entry must have been fetched after this e.seq
@@ -64,7 +63,6 @@ func (e *Engine) newPart() *part {
 	if p != nil {
 		e.free, p.next = p.next, nil
 		p.chunk, p.epoch, p.member, p.tried, p.hard = 0, 0, 0, 0, 0
-		p.toHead = false
 		p.rounds, p.retries, p.fresh, p.why = 0, 0, 0, dataplane.OK
 	}
 	return p

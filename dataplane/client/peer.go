@@ -57,6 +57,7 @@ type peer struct {
 	pinged     bool
 	lostChunks []control.HeldChunk
 	reportAt   int64 // not before
+	refuses    bool  // has no lease or no disk: reported though it is connected
 	reporting  uring.Timer
 }
 
@@ -318,9 +319,10 @@ func (pr *peer) sendReport() {
 	chunks := pr.lostChunks
 	pr.lostChunks = nil
 	pr.reportAt = e.env.Now() + reportEvery
-	if pr.state != peerUp && len(chunks) > 0 && !e.closed {
+	if (pr.state != peerUp || pr.refuses) && len(chunks) > 0 && !e.closed {
 		e.meta.Unreachable(pr.id, chunks)
 	}
+	pr.refuses = false
 }
 
 // peerConn is one attempt and what comes of it. A peer may have lost interest in it meanwhile.

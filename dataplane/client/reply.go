@@ -12,6 +12,12 @@ import (
 // answer acts on the answer h to p, which is in no list any more.
 func (e *Engine) answer(p *part, pr *peer, h *dataplane.Header, crcs, payload []byte) {
 	if h.Status != dataplane.OK {
+		if h.Status == dataplane.NoLease || h.Status == dataplane.IOError {
+			// It answers, and yet nothing can be written as long as it is a member, nor read if the
+			// chunk has to be settled: if that lasts the metadata servers have to exclude it.
+			pr.refuses = true
+			pr.report(p.chunk, p.epoch)
+		}
 		e.refused(p, h.Status)
 		return
 	}

@@ -12,7 +12,6 @@ const (
 	actWaitMap                 // the same, with a new map
 	actOther                   // read: ask another member
 	actOtherHard               // read: the same; this member's data is damaged or its disk failed
-	actHead                    // read: ask the head, which settles the chunk; if it is that: actMap
 )
 
 // actions is the one table of what is done about an answer of each kind.
@@ -20,7 +19,7 @@ var actions = [...]struct{ read, write action }{
 	dataplane.OK:           {actFail, actFail}, // not looked up
 	dataplane.StaleEpoch:   {actMap, actMap},
 	dataplane.UnknownChunk: {actMap, actMap},
-	dataplane.NotHead:      {actHead, actMap},
+	dataplane.NotHead:      {actOther, actMap}, // read: a member that waits for the head to settle
 	dataplane.NotReady:     {actOther, actWaitMap},
 	dataplane.NoLease:      {actOther, actWaitMap},
 	dataplane.BadCRC:       {actOtherHard, actWait}, // write: damaged on the way, or memory changed
@@ -74,13 +73,6 @@ func (e *Engine) refused(p *part, kind dataplane.Kind) {
 	case actWaitMap:
 		e.refresh(p)
 		e.later(p)
-	case actHead:
-		if p.member != 0 && !p.toHead {
-			p.toHead = true
-			e.otherMember(p, false)
-			return
-		}
-		e.stale(p)
 	case actOther:
 		e.otherMember(p, false)
 	case actOtherHard:
@@ -90,7 +82,7 @@ func (e *Engine) refused(p *part, kind dataplane.Kind) {
 
 // stale tries p again with a new map: at once the first time, then after a pause.
 func (e *Engine) stale(p *part) {
-	p.tried, p.hard, p.toHead = 0, 0, false
+	p.tried, p.hard = 0, 0
 	e.refresh(p)
 	if p.retries > 0 {
 		e.later(p)

@@ -181,9 +181,10 @@ type fakeCS struct {
 	ip      string
 	addr    string
 	refuse  func(h *dataplane.Header) dataplane.Kind
-	corrupt bool // flips a bit in what it reads
-	silent  bool // takes requests and doesn't answer anything
-	stuck   bool // the same, but answers pings
+	corrupt bool  // flips a bit in what it reads
+	silent  bool  // takes requests and doesn't answer anything
+	stuck   bool  // the same, but answers pings
+	hold    int64 // ns by which the answer to the next read comes later
 	conns   int
 	served  map[dataplane.Opcode]int
 	largest uint32
@@ -248,6 +249,14 @@ func (cs *fakeCS) serve(c *session.Conn, h, reply *dataplane.Header, payload []b
 		if cs.corrupt {
 			data = bytes.Clone(data)
 			data[len(data)/2] ^= 4
+		}
+		if cs.hold > 0 {
+			late, crcs, data := *reply, bytes.Clone(cs.crcs[:n]), bytes.Clone(data)
+			cs.w.sim.After(cs.hold, func() {
+				cs.env.Post(func() { c.Send(&late, crcs, data) })
+			})
+			cs.hold = 0
+			return
 		}
 		c.Send(reply, cs.crcs[:n], data)
 		return

@@ -14,6 +14,7 @@ const (
 	AdminGetConfig    = "get-config"    // none -> ConfigDoc
 	AdminSetConfig    = "set-config"    // SetConfigArgs -> ConfigDoc
 	AdminDropCS       = "drop-cs"       // DropCSArgs -> none
+	AdminScrubStart   = "scrub-start"   // ScrubArgs -> ScrubDoc
 )
 
 // The states of a chunk server in CSDoc.Status.
@@ -59,6 +60,8 @@ type ChunksDoc struct {
 	Urgent       uint64 `json:"urgent"`        // one live member, of several wanted
 	Offline      uint64 `json:"offline"`       // no live member: neither read nor written
 	Fallback     uint64 `json:"fallback"`      // in a finer failure domain than asked for
+	Recovering   uint64 `json:"recovering"`    // being copied to one more server
+	Recovered    uint64 `json:"recovered"`     // copies completed since the leader of now began
 }
 
 // MDSDoc is a metadata server.
@@ -196,4 +199,16 @@ type SetConfigArgs struct {
 type DropCSArgs struct {
 	CS    uint32 `json:"cs"`
 	Force bool   `json:"force,omitempty"`
+}
+
+// ScrubArgs names the chunk server whose scrubber shall begin a pass; 0: all.
+type ScrubArgs struct {
+	CS uint32 `json:"cs,omitempty"`
+}
+
+// ScrubDoc says which chunk servers were told to scrub. Those in Silent have no connection to the
+// metadata servers at the moment.
+type ScrubDoc struct {
+	Told   []uint32 `json:"told"`
+	Silent []uint32 `json:"silent"`
 }

@@ -32,6 +32,9 @@ const (
 	// Pushes, from the metadata server to a chunk server, FlagPush, no reply.
 	OpSettle = dataplane.OpControlBase + 48 // SettlePush: be the coordinator for these chunks
 	OpForget = dataplane.OpControlBase + 49 // ForgetPush: delete these chunks
+	// OpRecover: RecoverPush, to the heads of chunks that have too few members.
+	OpRecover = dataplane.OpControlBase + 50
+	OpScrub   = dataplane.OpControlBase + 51 // ScrubPush: compare the whole store with its checksums
 
 	// Administration.
 	OpAdmin = dataplane.OpControlBase + 64 // AdminReq -> AdminReply
@@ -289,6 +292,15 @@ type CSStats struct {
 	LogUsed, LogSize      uint64 // bytes
 	Chunks                uint64
 	Clients               uint32
+
+	// The scrubber's pass that is under way, or the last one. All but the times are of that pass.
+	ScrubRunning, ScrubManual       bool   // Manual: somebody asked for it
+	ScrubDone, ScrubTotal           uint64 // bytes of chunks, holes included
+	ScrubRead                       uint64 // bytes
+	ScrubBad                        uint64 // blocks that didn't match their checksums
+	ScrubRepaired, ScrubLost        uint64 // of them; Lost: no other member had a good copy
+	ScrubMismatches                 uint64 // parts of 64 KiB in which replicas differed
+	ScrubStartedNs, ScrubFinishedNs int64  // since 1970; Finished: the last complete pass; 0: never
 }
 
 // HeartbeatReply: status NotFound or Conflict means register again.
@@ -316,6 +328,16 @@ type SettlePush struct {
 
 // ForgetPush asks the receiver to delete chunks.
 type ForgetPush struct{ Chunks []dataplane.ChunkID }
+
+// RecoverPush asks the receiver, the head of each chunk, to copy Chunks[i] to Targets[i], which isn't
+// a member, and to add it as the last one. Who can't do that now does nothing; it is asked again.
+type RecoverPush struct {
+	Chunks  []ChunkConfig
+	Targets []CSAddr
+}
+
+// ScrubPush asks the receiver to begin a pass of its scrubber now.
+type ScrubPush struct{}
 
 // Severity of an event.
 type Severity uint8

@@ -40,6 +40,8 @@ var ops = [...]opRow{
 
 	{OpSettle, "settle", SettlePush{}, nil},
 	{OpForget, "forget", ForgetPush{}, nil},
+	{OpRecover, "recover", RecoverPush{}, nil},
+	{OpScrub, "scrub", ScrubPush{}, nil},
 
 	{OpAdmin, "admin command", AdminReq{}, AdminReply{}},
 }

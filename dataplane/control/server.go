@@ -35,10 +35,22 @@ type Peer struct {
 	session.Peer
 	nc  *session.NetConn
 	out *sender
+	// push stands for the connection of a peer made by SimPeer.
+	push func(op dataplane.Opcode, payload []byte) error
+}
+
+// SimPeer returns a peer without a connection, for simulations: push gets what is pushed to it.
+func SimPeer(who session.Peer, push func(op dataplane.Opcode, payload []byte) error) *Peer {
+	return &Peer{Peer: who, push: push}
 }
 
 // Addr is the address of the peer, for people.
-func (p *Peer) Addr() string { return p.nc.RemoteAddr().String() }
+func (p *Peer) Addr() string {
+	if p.nc == nil {
+		return "nowhere"
+	}
+	return p.nc.RemoteAddr().String()
+}
 
 // Push sends a message that the peer didn't ask for. It doesn't wait: a peer that doesn't read
 // gives Overloaded. No error is no promise that it arrives.
@@ -46,6 +58,9 @@ func (p *Peer) Push(op dataplane.Opcode, msg any) error {
 	payload := Marshal(msg)
 	if len(payload) > dataplane.MaxControlPayload {
 		return tooLarge("push "+OpName(op), len(payload))
+	}
+	if p.push != nil {
+		return p.push(op, payload)
 	}
 	h := dataplane.Header{Op: op, Flags: dataplane.FlagPush}
 	return p.out.send(&h, payload, failIfFull)

@@ -8,7 +8,7 @@ crc_events() { events | jq '[.. | objects | select(.code? // "" | test("crc"))] 
 
 run_badinput() {
     step "corrupt bytes in a store file: the read succeeds from another replica"
-    local marker file=$work/mnt2/marked
+    local marker file=$mnt/marked
     marker="marker-$RANDOM$RANDOM$RANDOM-0123456789abcdef"
     yes "$marker" | head -c 16M >"$work/marked" || true
     dd if="$work/marked" of="$file" bs=1M oflag=direct conv=fsync status=none
@@ -26,9 +26,13 @@ run_badinput() {
         | "   \(.source): \(.code): \(.message)"'
 
     step "garbage and half frames on the ports: connections closed, daemons serve on"
-    local addr
+    local addr pids=()
     for addr in "$mds_ip:2510" $(stat_json | jq -r '.cs[].addr'); do
-        assail "$addr"
+        assail "$addr" &
+        pids+=($!)
+    done
+    for addr in "${pids[@]}"; do
+        wait "$addr" || die "a port held a bad connection open"
     done
     for addr in mds cs1 cs2 cs3 cs4 mount; do
         alive "$addr" || die "$addr isn't running any more"
@@ -42,7 +46,7 @@ run_badinput() {
 in_store_only() {
     local i
     for i in $(seq "$nodes"); do
-        if finds "$1" "$i" store && ! finds "$1" "$i" '[!s]*'; then
+        if finds "$1" "$i" store && ! finds "$1" "$i" '[^s]*'; then
             echo "$i"
             return
         fi
@@ -51,38 +55,39 @@ in_store_only() {
 }
 
 finds() { # MARKER NODE FILES
-    "$bin/pstorage-perf" flip --dry-run --dir "$work/node$2/cs" --glob "$3" --pattern "$1" \
+    "$bin/pstorage-perf" flip --dry-run --max 1 --dir "$work/node$2/cs" --glob "$3" --pattern "$1" \
         >/dev/null 2>&1
 }
 
 # corrupt_one MARKER: flips bits of one replica's copy, its process stopped meanwhile: one byte per
 # MiB, since a client reads one MiB from this replica and the next from that.
 corrupt_one() {
-    local i turn
+    local i="" turn
     # Fresh data is in the log. Writing more than the log holds pushes it out to the store.
-    for turn in $(seq 40); do
-        i=$(in_store_only "$1") && break
-        dd if=/dev/urandom of="$work/mnt2/filler" bs=1M count=32 oflag=direct conv=notrunc \
+    for turn in $(seq 32); do
+        dd if=/dev/urandom of="$mnt/filler" bs=1M count=32 oflag=direct conv=notrunc \
             seek=$((turn * 32)) status=none
+        [[ $turn -ge 4 ]] && i=$(in_store_only "$1") && break
     done
     [[ -n $i ]] || die "after $turn times 32 MiB the data still isn't in the store alone"
-    note "chunk server $i, after $((turn * 32 - 32)) MiB of other data"
+    note "chunk server $i, after $((turn * 32)) MiB of other data"
     kill9 "cs$i"
     "$bin/pstorage-perf" flip --dir "$work/node$i/cs" --glob store --spread 1M \
-        --pattern "$1" | sed "s|$work/||; s/^/   /"
+        --pattern "$1" >"$work/flipped"
+    note "$(wc -l <"$work/flipped") times $(sed "s|$work/||; q" "$work/flipped"), and so on"
     start_cs "$i"
     wait_for 30 "all chunk servers are active" live_cs "$nodes"
 }
 
-# assail IP:PORT: garbage; the beginning of a frame and silence; nothing at all. Each connection
-# must be closed by the other side.
+# assail IP:PORT: garbage; the first half of a good frame and silence; zeros. Each connection must be
+# closed by the other side.
 assail() {
     local ip=${1%:*} port=${1##*:} what
     for what in garbage half zeros; do
         exec 9<>"/dev/tcp/$ip/$port"
         case $what in
         garbage) head -c 100000 /dev/urandom >&9 2>/dev/null || true ;;
-        half) head -c 20 /dev/zero >&9 ;;
+        half) printf 'PSHK\001\001\100\000half of a hello' >&9 ;;
         zeros) head -c 4096 /dev/zero >&9 2>/dev/null || true ;;
         esac
         # Reading ends with the end of the stream or a reset, not by the time limit (124).

@@ -47,13 +47,14 @@ run_cluster() {
     for i in $(seq "$nodes"); do
         auth "node$i"
         host "node$i" "$bin/pstorage" -c "$name" make-cs -r "$work/node$i/cs" \
-            -a "$net.10$i" -s 128M >/dev/null
+            -a "$net.10$i" -s 64M >/dev/null
         start_cs "$i"
     done
     auth client
     auth admin
     wait_for 30 "all chunk servers are active" live_cs "$nodes"
-    start_mount mount "$work/mnt"
+    mnt=$work/mnt
+    start_mount mount "$mnt"
     host admin "$bin/pstorage" -c "$name" stat | sed 's/^/   /'
 
     step "a wrong password changes nothing"

@@ -39,9 +39,9 @@ make_rootfs() {
 
 run_container() {
     step "an ext4 image of $image_size on the mount, loop device with direct I/O, root file system"
-    truncate -s "$image_size" "$work/mnt/disk.img"
-    mkfs.ext4 -q "$work/mnt/disk.img"
-    attach "$work/mnt"
+    truncate -s "$image_size" "$mnt/disk.img"
+    mkfs.ext4 -q "$mnt/disk.img"
+    attach "$mnt"
     make_rootfs
 
     step "a program in the container writes and syncs files"
@@ -58,17 +58,18 @@ run_container() {
 
     step "kill -9 all daemons, start them, mount on a second mount point"
     kill9 "${!daemon[@]}"
-    umount -l "$work/mnt"
+    umount -l "$mnt"
     start_servers
-    start_mount mount "$work/mnt2"
+    mnt=$work/mnt2
+    start_mount mount "$mnt"
 
     step "fsck finds nothing"
-    fsck.ext4 -fn "$work/mnt2/disk.img" >"$work/fsck.out" 2>&1 ||
+    fsck.ext4 -fn "$mnt/disk.img" >"$work/fsck.out" 2>&1 ||
         { cat "$work/fsck.out"; die "fsck found errors"; }
     note "$(tail -1 "$work/fsck.out")"
 
     step "the container starts again, with the same file hashes"
-    attach "$work/mnt2"
+    attach "$mnt"
     contain "cd /data && sha256sum -c SUMS >/dev/null" || die "hashes differ"
     cmp "$work/sums" "$work/root/data/SUMS" || die "the list of hashes differs"
 }

@@ -32,6 +32,9 @@ run_failover() {
     step "stat shows the degraded chunks"
     wait_for 20 "stat shows degraded chunks" is_degraded
     note "degraded chunks: $(degraded)"
+    before=$(cat "$work/root/data/count")
+    wait_for 40 "the container goes on writing" count_is_over $((before + 20))
+    note "20 more synced writes on degraded chunks"
     host admin "$bin/pstorage" -c "$name" stat | sed 's/^/   /'
     kill -0 "$writer" || { cat "$work/writer.log"; die "the container's program failed"; }
     touch "$work/root/data/stop"

@@ -30,7 +30,7 @@ run_space() {
     done) >"$work/small/writer.out" 2>&1 &
     writer=$!
     helpers+=("$writer")
-    says_full() { small_cs | jq -e '[.. | strings | select(test("space"; "i"))] | length > 0'; }
+    says_full() { small_cs | jq -e '.reasons[] | select(test("no space"))'; }
     wait_for 60 "stat says that space is used up" says_full
     host small "$bin/pstorage" -c small stat | sed 's/^/   /'
     kill -0 "$writer" || { cat "$work/small/writer.out"; die "the writer failed, it should wait"; }

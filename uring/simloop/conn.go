@@ -178,7 +178,8 @@ func (c *Conn) send(s segment) {
 	if c.closed {
 		return
 	}
-	s.at = max(c.last, c.net.sim.now+c.net.delay(len(s.data)))
+	s.at = max(c.last, c.net.sim.now+c.net.delay(len(s.data))+
+		c.net.extra(c.peer.node.ip, c.node.ip))
 	c.last = s.at
 	c.credit += len(s.data)
 	c.wire = append(c.wire, s)

@@ -38,6 +38,7 @@ type Net struct {
 	listeners []*listener
 	conns     []*Conn
 	cuts      [][2]string // from, to
+	slow      []slowWay
 }
 
 // NewNet returns a network without nodes.

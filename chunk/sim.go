@@ -1,0 +1,106 @@
+package chunk
+
+import (
+	"pstorage/dataplane"
+)
+
+// This file is for simulations of whole clusters: making disks without files, deliberate faults,
+// and a look inside.
+
+// Canary are deliberate faults. Each breaks a promise that a simulation checks; a simulation that
+// doesn't find them proves nothing. The zero value is none.
+type Canary struct {
+	AckEarly         bool // the head answers before the other members have the write
+	AckVolatile      bool // a member answers before the write is durable
+	NoLease          bool // serves without a lease
+	NoPatches        bool // settling copies nothing
+	ForgetSealed     bool // a chunk that is sealed when its coordinator's connection ends is forgotten
+	VolatileActivate bool // an activation is confirmed before it is durable
+	DeafHead         bool // the head doesn't notice that it lost a member's connection
+	ReadAbove        bool // reads don't wait for the commit mark
+	NoCRC            bool // blocks aren't compared with their checksums
+}
+
+// SimStore returns the first block and the size of a new store of the given number of slots, all
+// zeros behind the block, and the owner of the log that belongs to it. tag tells stores apart.
+func SimStore(slots uint32, tag byte) (super []byte, size int64, owner uint64) {
+	sb := newSuperblock(slots)
+	sb.disk, sb.log = uuid{tag}, uuid{100, tag}
+	super = make([]byte, superSize)
+	sb.put(super)
+	return super, sb.size(), ownerOf(sb.log)
+}
+
+// SimReplica is what a server knows of a chunk.
+type SimReplica struct {
+	Active       bool
+	Head         bool
+	Epoch        dataplane.Epoch
+	Last, Commit dataplane.Seq
+	Members      []dataplane.CSID
+}
+
+// SimReplica describes the replica of a chunk; false: there is none.
+func (sh *Shard) SimReplica(id dataplane.ChunkID) (s SimReplica, ok bool) {
+	r := sh.chunks[id]
+	if r == nil || r.slot == noSlot {
+		return s, false
+	}
+	s = SimReplica{Active: r.state == active, Head: r.isHead(), Epoch: r.epoch, Last: r.last,
+		Commit: r.commit}
+	for _, m := range r.members {
+		s.Members = append(s.Members, m.cs)
+	}
+	return s, true
+}
+
+// SimPeek reads a part (n <= 64 KiB, whole blocks) of a replica as it stands, in any state, and has
+// damaged blocks repaired. done is called once; p is valid during the call.
+func (sh *Shard) SimPeek(id dataplane.ChunkID, off, n uint32, done func(p []byte, err error)) {
+	r := sh.chunks[id]
+	if r == nil || r.slot == noSlot {
+		done(nil, dataplane.E("peek", dataplane.UnknownChunk, nil))
+		return
+	}
+	buf := sh.pool.Get(int(n))
+	if buf == nil {
+		done(nil, dataplane.E("peek", dataplane.Overloaded, nil))
+		return
+	}
+	b := &blockRead{sh: sh}
+	b.wait.ready = func(*crcPage) { b.round() }
+	b.done = func(b *blockRead) {
+		if b.bad != 0 {
+			sh.damaged(r, b.from, b)
+			done(nil, dataplane.E("peek", dataplane.BadCRC, nil))
+		} else {
+			done(buf.Bytes()[:n], nil)
+		}
+		buf.Release()
+	}
+	b.start(r, off/dataplane.BlockSize, int(n/dataplane.BlockSize), buf.Bytes()[:n])
+}
+
+// SimBlockAt is where in the store a block of a chunk lies. It is false if the chunk isn't here, or
+// the block's current content is in the log.
+func (sh *Shard) SimBlockAt(id dataplane.ChunkID, block uint32) (off int64, ok bool) {
+	r := sh.chunks[id]
+	if r == nil || r.slot == noSlot {
+		return 0, false
+	}
+	if _, logged := sh.log.Lookup(r.slot, block); logged {
+		return 0, false
+	}
+	return sh.store.sb.block(r.slot, block), true
+}
+
+// Leased says whether the server may serve now.
+func (sh *Shard) Leased() bool { return sh.env.Now() < sh.lease.Load() && sh.dead == nil }
+
+// SimAbandon gives the memory of a shard back whose process was killed. Nothing may call it again.
+func (sh *Shard) SimAbandon() {
+	if sh.log != nil {
+		sh.log.Abandon()
+	}
+
+}

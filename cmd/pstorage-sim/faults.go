@@ -1,0 +1,397 @@
+package main
+
+import (
+	"math/rand/v2"
+
+	"pstorage/dataplane"
+	"pstorage/uring"
+	"pstorage/uring/simloop"
+)
+
+// The kinds of faults.
+const (
+	faultCrash = iota
+	faultPower
+	faultSite
+	faultCutServers
+	faultCutClient
+	faultIsolate
+	faultCutMDS
+	faultSlowNet
+	faultReset
+	faultPause
+	faultLeader
+	faultSlowDisk
+	faultReadError
+	faultRot
+	faultDeadDisk
+	faultClient
+	faultPartial
+	faultStorm
+	faultKinds
+)
+
+var faultNames = [faultKinds]string{"crash", "power", "site", "cut", "cut-client", "isolate",
+	"cut-mds", "slow-net", "reset", "pause", "leader", "slow-disk", "read-error", "rot", "dead-disk",
+	"client", "partial", "storm"}
+
+// faults does damage at random, within the budget that keeps what is asked for possible: only the
+// victims may be away for so long, all in all, that they lose their lease.
+type faults struct {
+	w     *world
+	rng   *rand.Rand
+	kinds []int
+	until []int64 // by server: the last trouble of it ends then
+	slow  []bool  // by server: its disk is slow now
+}
+
+func newFaults(w *world) *faults {
+	f := &faults{w: w, rng: w.sim.Rand("faults"), until: make([]int64, len(w.cs)),
+		slow: make([]bool, len(w.cs))}
+	for k, n := range w.sc.weights {
+		for range n {
+			f.kinds = append(f.kinds, k)
+		}
+	}
+	return f
+}
+
+func (f *faults) start() {
+	if f.w.sc.partialFirst {
+		f.w.sim.After(sec, func() {
+			if !f.w.calm {
+				f.partial()
+			}
+		})
+	}
+	if len(f.kinds) > 0 {
+		f.next()
+	}
+}
+
+func (f *faults) next() {
+	f.w.sim.After(int64(f.rng.ExpFloat64()*float64(f.w.sc.every)), func() {
+		if !f.w.calm {
+			f.one(f.kinds[f.rng.IntN(len(f.kinds))])
+			f.next()
+		}
+	})
+}
+
+func (f *faults) between(from, to int64) int64 { return from + f.rng.Int64N(to-from) }
+
+// victim: servers are numbered so that the first ones are the victims.
+func (f *faults) victim(n *csNode) bool { return n.index < f.w.sc.victims }
+
+// rotten is the server whose disk rots: never a victim.
+func (f *faults) rotten() *csNode { return f.w.cs[len(f.w.cs)-1] }
+
+// rest is how long a server that isn't a victim must be well between two troubles.
+const rest = 1500 * ms
+
+// outage chooses a server and how long it may be away; nil: none now. most bounds it for those
+// that must keep their lease.
+func (f *faults) outage(most int64) (n *csNode, d int64) {
+	n = f.w.cs[f.rng.IntN(len(f.w.cs))]
+	now := f.w.sim.Now()
+	if n.gone || n.env.Dead() || n.shard == nil {
+		return nil, 0
+	}
+	if f.victim(n) {
+		d = f.between(5*ms, most)
+		if f.rng.IntN(2) == 0 {
+			d = f.between(sec, 6*sec)
+		}
+	} else {
+		if now < f.until[n.index]+rest || !n.registered {
+			return nil, 0
+		}
+		d = f.between(ms, most)
+	}
+	f.until[n.index] = max(f.until[n.index], now+d)
+	return n, d
+}
+
+func (f *faults) one(kind int) {
+	w := f.w
+	switch kind {
+	case faultCrash, faultPower:
+		if n, d := f.outage(600 * ms); n != nil {
+			certified := f.rng.IntN(2) == 0 && !f.slow[n.index]
+			w.trace("cs %d: %s for %v ms, certified %v", n.id, faultNames[kind], d/ms, certified)
+			n.kill(certified)
+			if f.victim(n) && f.rng.IntN(6) == 0 {
+				w.trace("cs %d is gone for good", n.id)
+				n.gone = true
+			}
+			w.sim.After(d, func() { n.start(kind == faultPower) })
+		}
+	case faultSite:
+		f.site()
+	case faultCutServers:
+		a, b := w.cs[f.rng.IntN(len(w.cs))], w.cs[f.rng.IntN(len(w.cs))]
+		if a != b {
+			f.cut(a.ip, b.ip, f.between(ms, 3*sec))
+		}
+	case faultCutClient:
+		c := w.cl[f.rng.IntN(len(w.cl))]
+		if f.rng.IntN(4) == 0 {
+			for _, ip := range w.mds.ips {
+				f.cut(c.ip, ip, f.between(ms, 2*sec))
+			}
+			break
+		}
+		f.cut(c.ip, w.cs[f.rng.IntN(len(w.cs))].ip, f.between(ms, 3*sec))
+	case faultIsolate:
+		if n, d := f.outage(800 * ms); n != nil {
+			w.trace("cs %d isolated for %d ms", n.id, d/ms)
+			w.net.Isolate(n.ip, true)
+			w.sim.After(d, func() { w.net.Isolate(n.ip, false) })
+		}
+	case faultCutMDS:
+		if n, d := f.outage(800 * ms); n != nil {
+			for _, ip := range w.mds.ips {
+				f.cut(n.ip, ip, d)
+			}
+		}
+	case faultSlowNet:
+		f.slowNet()
+	case faultReset:
+		a := w.cs[f.rng.IntN(len(w.cs))].ip
+		b := w.cs[f.rng.IntN(len(w.cs))].ip
+		if f.rng.IntN(2) == 0 {
+			b = w.cl[f.rng.IntN(len(w.cl))].ip
+		}
+		w.trace("reset %s %s", a, b)
+		w.net.Reset(a, b)
+	case faultPause:
+		if f.rng.IntN(4) == 0 {
+			w.cl[f.rng.IntN(len(w.cl))].env.Pause(f.between(ms, 3*sec))
+		} else if n, d := f.outage(700 * ms); n != nil {
+			w.trace("cs %d paused for %d ms", n.id, d/ms)
+			n.env.Pause(d)
+		}
+	case faultLeader:
+		gap := f.between(10*ms, 900*ms)
+		w.trace("no metadata leader for %d ms", gap/ms)
+		w.mds.change(gap)
+	case faultSlowDisk:
+		f.slowDisk()
+	case faultReadError, faultRot:
+		f.damage(kind)
+	case faultDeadDisk:
+		f.deadDisk()
+	case faultClient:
+		f.client()
+	case faultPartial:
+		f.partial()
+	case faultStorm:
+		f.storm()
+	}
+}
+
+// partial cuts a server off from its peers, perhaps from the metadata servers, not from clients.
+func (f *faults) partial() {
+	n, d := f.outage(800 * ms)
+	if n == nil {
+		return
+	}
+	w := f.w
+	if f.victim(n) && f.rng.IntN(3) > 0 {
+		// Long enough to be excluded, and to be asked by clients that don't know it.
+		d = f.between(3*sec, 7*sec)
+		f.until[n.index] = max(f.until[n.index], w.sim.Now()+d)
+		w.trace("cs %d sees only clients for %d ms", n.index+1, d/ms)
+		all := func(cut bool) {
+			for _, o := range w.cs {
+				w.net.Cut(n.ip, o.ip, cut)
+				w.net.Cut(o.ip, n.ip, cut)
+			}
+			for _, ip := range w.mds.ips {
+				w.net.Cut(n.ip, ip, cut)
+				w.net.Cut(ip, n.ip, cut)
+			}
+		}
+		all(true)
+		w.sim.After(d, func() { all(false) })
+		return
+	}
+	for _, o := range w.cs {
+		if o != n {
+			f.cut(n.ip, o.ip, d)
+		}
+	}
+	if f.rng.IntN(4) > 0 {
+		for _, ip := range w.mds.ips {
+			f.cut(n.ip, ip, d)
+		}
+	}
+}
+
+// storm restarts servers in quick succession, so that one fault meets the repair of another.
+func (f *faults) storm() {
+	w := f.w
+	at := int64(0)
+	for range 2 + f.rng.IntN(5) {
+		at += f.between(us, 15*ms)
+		n := w.cs[f.rng.IntN(len(w.cs))]
+		if !f.victim(n) && w.sim.Now() < f.until[n.index]+rest && f.until[n.index] > 0 {
+			continue
+		}
+		cut, down := f.rng.IntN(2) == 0, f.between(us, 30*ms)
+		reset := f.rng.IntN(3) == 0
+		w.sim.After(at, func() {
+			switch {
+			case n.gone || n.env.Dead() || w.calm:
+			case reset:
+				w.net.Reset(n.ip, w.cs[f.rng.IntN(len(w.cs))].ip)
+			default:
+				w.trace("storm: cs %d down for %d us, power %v", n.index+1, down/us, cut)
+				n.kill(false)
+				w.sim.After(down, func() { n.start(cut) })
+				f.until[n.index] = max(f.until[n.index], w.sim.Now()+down)
+			}
+		})
+	}
+}
+
+// cut cuts the way between two addresses for a time, sometimes in one direction only.
+func (f *faults) cut(a, b string, d int64) {
+	w := f.w
+	way := f.rng.IntN(4)
+	w.trace("cut %s %s for %d ms, way %d", a, b, d/ms, way)
+	if way != 0 {
+		w.net.Cut(a, b, true)
+	}
+	if way != 1 {
+		w.net.Cut(b, a, true)
+	}
+	w.sim.After(d, func() {
+		w.net.Cut(a, b, false)
+		w.net.Cut(b, a, false)
+	})
+}
+
+// site cuts the power of all servers, the metadata leader's too.
+func (f *faults) site() {
+	w := f.w
+	now := w.sim.Now()
+	for i, n := range w.cs {
+		if !f.victim(n) && now < f.until[i]+rest && f.until[i] != 0 {
+			return
+		}
+	}
+	w.trace("power cut of the site")
+	w.mds.change(f.between(10*ms, 500*ms))
+	for i, n := range w.cs {
+		n.kill(false)
+		d := f.between(10*ms, 700*ms)
+		if f.victim(n) && f.rng.IntN(2) == 0 {
+			d = f.between(sec, 8*sec)
+		}
+		f.until[i] = now + d
+		w.sim.After(d, func() { n.start(true) })
+	}
+}
+
+func (f *faults) slowNet() {
+	w := f.w
+	a := w.cs[f.rng.IntN(len(w.cs))].ip
+	b := w.cs[f.rng.IntN(len(w.cs))].ip
+	if f.rng.IntN(2) == 0 {
+		b = w.cl[f.rng.IntN(len(w.cl))].ip
+	}
+	extra := f.between(ms, 300*ms)
+	w.trace("slow %s to %s by %d ms", a, b, extra/ms)
+	w.net.Slow(a, b, extra)
+	w.sim.After(f.between(10*ms, 2*sec), func() { w.net.Slow(a, b, 0) })
+}
+
+func (f *faults) slowDisk() {
+	w := f.w
+	n := w.cs[f.rng.IntN(len(w.cs))]
+	if f.slow[n.index] || n.store.Fault != nil || n.env.Dead() {
+		return
+	}
+	most := f.between(ms, 100*ms)
+	w.trace("cs %d: disk slower by up to %d ms", n.id, most/ms)
+	f.slow[n.index] = true
+	rng := w.sim.Rand("slow disk")
+	slow := func(*uring.DiskOp) simloop.Fault { return simloop.Fault{Delay: rng.Int64N(most)} }
+	n.store.Fault, n.cache.Fault = slow, slow
+	w.sim.After(f.between(100*ms, 2*sec), func() {
+		n.store.Fault, n.cache.Fault = nil, nil
+		f.slow[n.index] = false
+	})
+}
+
+// damage spoils reads of the rotten server's store, or what is stored there.
+func (f *faults) damage(kind int) {
+	w, n := f.w, f.rotten()
+	if !w.sc.rot || n.shard == nil || n.env.Dead() {
+		return
+	}
+	if kind == faultReadError {
+		if n.store.Fault != nil {
+			return
+		}
+		w.trace("cs %d: read errors", n.id)
+		rng := w.sim.Rand("read errors")
+		n.store.Fault = func(op *uring.DiskOp) (x simloop.Fault) {
+			if op.Kind == uring.DiskRead && len(op.Bufs) == 1 && rng.IntN(4) == 0 && !n.opening {
+				if rng.IntN(2) == 0 {
+					x.Flip = true
+				} else {
+					x.Err = simloop.ErrIO
+				}
+			}
+			return x
+		}
+		w.sim.After(f.between(10*ms, sec), func() { n.store.Fault = nil })
+		return
+	}
+	chunks := w.mds.sim.Chunks()
+	for range 20 {
+		if len(chunks) == 0 {
+			return
+		}
+		c := chunks[f.rng.IntN(len(chunks))]
+		a := areas[f.rng.IntN(len(areas))]
+		block := uint32((a.off + f.rng.Int64N(a.length)) % dataplane.ChunkSize / dataplane.BlockSize)
+		if at, ok := n.shard.SimBlockAt(c.Chunk, block); ok {
+			w.trace("cs %d: bit rot in chunk %v block %d", n.id, c.Chunk, block)
+			n.store.FlipBit(at+f.rng.Int64N(dataplane.BlockSize), uint(f.rng.IntN(8)))
+			return
+		}
+	}
+}
+
+// deadDisk ends a victim's disk for good.
+func (f *faults) deadDisk() {
+	w := f.w
+	if w.sc.victims == 0 {
+		return
+	}
+	n := w.cs[f.rng.IntN(w.sc.victims)]
+	if n.gone || n.env.Dead() || n.shard == nil {
+		return
+	}
+	w.trace("cs %d: disk fails", n.id)
+	n.gone = true
+	n.cache.FailRange(0, 1<<60, simloop.ErrIO, uring.DiskWrite, uring.DiskWriteSync, uring.DiskSync)
+}
+
+// client crashes one of those that may, and starts it again.
+func (f *faults) client() {
+	w := f.w
+	if w.sc.mortal == 0 {
+		return
+	}
+	c := w.cl[f.rng.IntN(w.sc.mortal)]
+	if c.env.Dead() {
+		return
+	}
+	w.trace("client %d crashes", c.index+1)
+	c.crash()
+	w.sim.After(f.between(ms, 400*ms), c.newProcess)
+}

@@ -1,0 +1,130 @@
+// Command pstorage-sim runs whole clusters in one simulated thread: the real chunk servers, the
+// real client and the real metadata state machine, under faults chosen by a seed, and checks what
+// they promise. See README.md.
+package main
+
+import (
+	"flag"
+	"fmt"
+	"os"
+	"runtime/debug"
+	"sort"
+	"strings"
+	"sync"
+	"time"
+)
+
+func main() {
+	var o options
+	flag.IntVar(&o.seeds, "seeds", 100, "how many seeds to run")
+	flag.Uint64Var(&o.first, "seed", 1, "the first seed")
+	flag.StringVar(&o.canary, "canary", "", "break the protocol: "+strings.Join(canaryNames(), ", "))
+	flag.DurationVar(&o.limit, "time", 0, "stop after this time; 0: when all seeds have run")
+	flag.IntVar(&o.jobs, "j", 1, "seeds run at the same time")
+	flag.IntVar(&o.keep, "keep", 1, "stop after this many seeds with violations; 0: never")
+	flag.IntVar(&o.twice, "twice", 50, "run every n-th seed twice and compare; 0: none")
+	flag.BoolVar(&o.trace, "trace", false, "print what happens (for one seed)")
+	flag.Usage = usage
+	debug.SetGCPercent(400)
+	flag.Parse()
+	if flag.NArg() > 0 || o.seeds < 1 || o.jobs < 1 {
+		usage()
+		os.Exit(2)
+	}
+	if _, ok := canaries[o.canary]; o.canary != "" && !ok {
+		fmt.Fprintf(os.Stderr, "pstorage-sim: no canary %q; there are %s\n", o.canary,
+			strings.Join(canaryNames(), ", "))
+		os.Exit(2)
+	}
+	if o.run() > 0 {
+		os.Exit(1)
+	}
+}
+
+func usage() {
+	fmt.Fprint(os.Stderr, `usage: pstorage-sim [-seeds N] [-seed S] [-canary NAME] [-time D] [-j N]
+
+Runs simulated clusters, one per seed from S on, under faults, and checks what they promise.
+Exits with 0 only if nothing was violated. A seed is replayed with -seed S -seeds 1 [-trace].
+
+`)
+	flag.PrintDefaults()
+}
+
+type options struct {
+	seeds, jobs, keep, twice int
+	first                    uint64
+	canary                   string
+	limit                    time.Duration
+	trace                    bool
+}
+
+// run runs all seeds and returns how many violated something.
+func (o *options) run() (bad int) {
+	start := time.Now()
+	var mu sync.Mutex
+	next, ran, virtual := o.first, 0, time.Duration(0)
+	var wg sync.WaitGroup
+	for range o.jobs {
+		wg.Go(func() {
+			for {
+				mu.Lock()
+				seed := next
+				if seed-o.first >= uint64(o.seeds) || o.limit > 0 && time.Since(start) > o.limit ||
+					o.keep > 0 && bad >= o.keep {
+					mu.Unlock()
+					return
+				}
+				next++
+				mu.Unlock()
+				res := runSeed(config{seed: seed, canary: o.canary, trace: o.trace})
+				if o.twice > 0 && seed%uint64(o.twice) == 0 && len(res.violations) == 0 {
+					again := runSeed(config{seed: seed, canary: o.canary})
+					if again.hash != res.hash {
+						res.violations = append(res.violations, fmt.Sprintf(
+							"two runs of one seed differ: event hash %x and %x", res.hash, again.hash))
+					}
+				}
+				mu.Lock()
+				ran++
+				virtual += res.virtual
+				if len(res.violations) > 0 {
+					bad++
+					o.report(seed, &res)
+				}
+				mu.Unlock()
+			}
+		})
+	}
+	wg.Wait()
+	took := time.Since(start)
+	fmt.Printf("%.0f seeds per minute, %.1f simulated hours in %v\n",
+		float64(ran)/took.Minutes(), virtual.Hours(), took.Round(time.Millisecond))
+	fmt.Printf("seeds=%d violations=%d simulated=%v\n", ran, bad, virtual.Round(time.Millisecond))
+	return bad
+}
+
+func (o *options) report(seed uint64, res *result) {
+	fmt.Printf("seed %d: %d violations (%s)\n", seed, len(res.violations), res.scenario)
+	for i, v := range res.violations {
+		if i == 10 {
+			fmt.Printf("  ... and %d more\n", len(res.violations)-i)
+			break
+		}
+		fmt.Println("  " + v)
+	}
+	replay := fmt.Sprintf("bin/pstorage-sim -seeds 1 -seed %d -trace", seed)
+	if o.canary != "" {
+		replay += " -canary " + o.canary
+	}
+	fmt.Println("  replay: " + replay)
+}
+
+func canaryNames() []string {
+	var names []string
+	for n := range canaries {
+		names = append(names, n)
+	}
+	sort.Strings(names)
+	return names
+}

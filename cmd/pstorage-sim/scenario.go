@@ -1,0 +1,83 @@
+package main
+
+import (
+	"fmt"
+	"math/rand/v2"
+)
+
+// scenario is everything about a run that isn't decided on its way.
+type scenario struct {
+	servers, clients  int
+	replicas, minimum uint8
+	victims           int // servers that may be away for longer than a lease, and so be excluded
+	rot               bool
+	logSize           int64
+	align             int
+	depth             int   // operations of a client at the same time
+	think             int64 // mean time between a client's operations, ns
+	reads, zeros      int   // percent
+	sizes             []int // largest sizes of operations, bytes
+	mortal            int   // clients that crash
+	length            int64 // of the time with faults, ns
+	every             int64 // mean time between faults, ns
+	driftPPM          int64
+	partialFirst      bool // begins with a partial partition
+	weights           [faultKinds]int
+}
+
+func newScenario(rng *rand.Rand) scenario {
+	s := scenario{servers: 3 + rng.IntN(3), clients: 2 + rng.IntN(2), replicas: 3, minimum: 2}
+	switch rng.IntN(6) {
+	case 0:
+		s.minimum = 1
+	case 1:
+		s.replicas, s.minimum = 2, 1
+	}
+	s.victims = rng.IntN(int(s.replicas-s.minimum) + 1)
+	s.rot = s.replicas == 3 && s.victims <= 1 && rng.IntN(3) == 0
+	s.logSize = []int64{6 << 20, 10 << 20, 32 << 20}[rng.IntN(3)]
+	s.align = []int{512, 4096}[rng.IntN(2)]
+	s.depth = []int{1, 2, 4, 8}[rng.IntN(4)]
+	s.reads = []int{20, 50, 80}[rng.IntN(3)]
+	s.zeros = []int{0, 5, 20}[rng.IntN(3)]
+	s.sizes = [][]int{{4096}, {512, 4096, 12 << 10}, {4096, 32 << 10}, {4096, 64 << 10, 256 << 10},
+		{3000, 4096, 32 << 10, 256 << 10}}[rng.IntN(5)]
+	if rng.IntN(3) == 0 {
+		s.mortal = 1 + rng.IntN(s.clients)
+	}
+	s.length = 2*sec + rng.Int64N(5*sec)
+	ops := []int64{150, 500, 1500}[rng.IntN(3)]
+	s.think = s.length * int64(s.clients) * int64(s.depth+1) / 2 / ops
+	s.every = []int64{60 * ms, 200 * ms, 600 * ms}[rng.IntN(3)]
+	s.driftPPM = []int64{0, 1000, 40_000}[rng.IntN(3)]
+	s.partialFirst = s.victims > 0 && rng.IntN(4) == 0
+	if s.partialFirst {
+		s.length += 3 * sec
+	}
+	// A few kinds of faults per run, so that each comes up by itself and with others.
+	for i := range s.weights {
+		if rng.IntN(3) == 0 {
+			s.weights[i] = 1 + rng.IntN(4)
+		}
+	}
+	return s
+}
+
+// drift is the speed of one clock: together two clocks stay within the margin of leases.
+func (s *scenario) drift(rng *rand.Rand) int64 {
+	if s.driftPPM == 0 {
+		return 0
+	}
+	return rng.Int64N(2*s.driftPPM+1) - s.driftPPM
+}
+
+func (s scenario) String() string {
+	t := fmt.Sprintf("%d cs, %d clients (%d crash), replicas %d:%d, %d victims, depth %d, faults",
+		s.servers, s.clients, s.mortal, s.replicas, s.minimum, s.victims, s.depth)
+	for k, w := range s.weights {
+		if w > 0 {
+			t += " " + faultNames[k]
+		}
+	}
+	return t
+}

@@ -1,0 +1,327 @@
+package main
+
+import (
+	"fmt"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"pstorage/chunk"
+	"pstorage/dataplane"
+	"pstorage/dataplane/control"
+	"pstorage/ssdcache"
+	"pstorage/uring"
+	"pstorage/uring/simloop"
+)
+
+// csNode is a chunk server's machine: disks, and the process that runs on them. The process is a
+// real shard; what chunk.Run does around it (registration, heartbeats, reports) is here.
+type csNode struct {
+	w      *world
+	index  int
+	id     dataplane.CSID
+	ip     string
+	store  *simloop.Disk
+	cache  *simloop.Disk
+	drift  int64
+	boot   uint64
+	owner  uint64
+	budget int
+
+	// Of the process.
+	env        *simloop.Env
+	pool       *uring.Pool
+	shard      *chunk.Shard
+	opening    bool
+	instance   uint64
+	registered bool
+	asking     bool
+	failed     string
+	beat       uring.Timer
+	report     uring.Timer
+	reports    []control.UnreachableReq
+	dead       []deadProcess
+
+	// Of the faults.
+	gone     bool // for good
+	excluded bool // from some chunk
+}
+
+// deadProcess is what a process left.
+type deadProcess struct {
+	shard *chunk.Shard
+	pool  *uring.Pool
+}
+
+const slots = 12
+
+func newCS(w *world, index int) *csNode {
+	n := &csNode{w: w, index: index, ip: fmt.Sprintf("10.0.0.%d", index+1),
+		drift: w.sc.drift(w.sim.Rand(fmt.Sprint("drift", index))), budget: 1 << 20}
+	n.newProcess()
+	super, size, owner := chunk.SimStore(slots, byte(index+1))
+	n.owner = owner
+	n.store = simloop.NewDisk(n.env, size, 4096, simloop.DiskOptions{})
+	n.cache = simloop.NewDisk(n.env, w.sc.logSize, w.sc.align, simloop.DiskOptions{})
+	n.store.WriteAt(super, 0)
+	done := false
+	n.env.Do(func() {
+		ssdcache.Format(ssdcache.FormatOptions{Disk: n.cache, Env: n.env, Pool: n.pool, Owner: owner},
+			func(err error) {
+				if err != nil {
+					panic(err)
+				}
+				done = true
+			})
+	})
+	w.wait(func() bool { return done }, 60*sec, "format")
+	n.open()
+	return n
+}
+
+func (n *csNode) newProcess() {
+	n.boot++
+	n.env = n.w.sim.NewEnvOptions(fmt.Sprintf("cs%d.%d", n.index+1, n.boot),
+		simloop.EnvOptions{DriftPPM: n.drift})
+	var err error
+	if n.pool, err = uring.NewPool(64 << 20); err != nil {
+		panic(err)
+	}
+	n.shard, n.registered, n.asking, n.failed = nil, false, false, ""
+	n.reports = nil
+	n.instance = n.env.Rand() | 1
+	n.beat = uring.Timer{Fire: n.heartbeat}
+	n.report = uring.Timer{Fire: n.sendReports}
+	n.w.mds.procs[n.instance] = n
+}
+
+// open starts the shard.
+func (n *csNode) open() {
+	env := n.env
+	n.opening = true
+	env.Do(func() {
+		chunk.Open(chunk.ShardOptions{Env: env, Net: n.w.net.Node(env, n.ip), Pool: n.pool,
+			Store: n.store, Cache: n.cache, Cred: cred(dataplane.RoleCS, uint64(n.id)),
+			Metadata: &csMeta{n, env}, ID: n.id, Log: n.w.log.With("cs", n.index+1),
+			CRCBudget: n.budget, Canary: n.w.can.cs, OnFail: func(err error) { n.failed = err.Error() }},
+			func(sh *chunk.Shard, err error) {
+				n.opening = false
+				if err != nil {
+					n.w.violate("cs %d can't start: %v", n.index+1, err)
+					return
+				}
+				n.shard = sh
+				if _, err := sh.Listen(n.ip + ":2600"); err != nil {
+					panic(err)
+				}
+				n.heartbeat()
+			})
+	})
+}
+
+func (n *csNode) ask(role dataplane.Role, op dataplane.Opcode, req any, timeout time.Duration,
+	once bool, done func([]byte, error)) {
+	n.w.mds.ask(n.env, n.ip, role, n.instance, op, req, timeout, once, done)
+}
+
+const mdsTimeout = 5 * time.Second
+
+// heartbeat is what chunk.Run's keepLease does: registers, then renews the lease.
+func (n *csNode) heartbeat() {
+	n.env.Arm(&n.beat, int64(dataplane.HeartbeatEvery))
+	if n.asking {
+		return
+	}
+	n.asking = true
+	sent := n.env.Now()
+	if !n.registered {
+		n.register(sent)
+		return
+	}
+	capacity, used := n.shard.Capacity()
+	n.ask(dataplane.RoleCS, control.OpHeartbeat, &control.HeartbeatReq{CS: n.id, Boot: n.boot,
+		Failed: n.failed, Capacity: capacity, Used: used, Stats: n.shard.Stats()},
+		dataplane.LeaseTime, true, func(p []byte, err error) {
+			n.asking = false
+			var reply control.HeartbeatReply
+			if err == nil {
+				err = control.Unmarshal(p, &reply)
+			}
+			switch k := dataplane.KindOf(err); {
+			case err == nil:
+				n.shard.SetLease(sent + reply.LeaseNs)
+			case k == dataplane.NotFound || k == dataplane.Conflict:
+				n.w.trace("cs %d registers again: %v", n.id, err)
+				n.registered = false
+				n.heartbeat()
+			}
+		})
+}
+
+func (n *csNode) register(sent int64) {
+	capacity, used := n.shard.Capacity()
+	req := &control.RegisterCSReq{CS: n.id, Disk: [16]byte{byte(n.index + 1)}, Boot: n.boot,
+		Addr: n.ip + ":2600", Host: n.ip, Path: "/cs", Capacity: capacity, Used: used,
+		Chunks: n.shard.Inventory()}
+	n.ask(dataplane.RoleCS, control.OpRegisterCS, req, mdsTimeout, false,
+		func(p []byte, err error) {
+			n.asking = false
+			var reply control.RegisterCSReply
+			if err == nil {
+				err = control.Unmarshal(p, &reply)
+			}
+			switch k := dataplane.KindOf(err); {
+			case err == nil:
+				n.id = reply.CS
+				if int(n.id) != n.index+1 {
+					panic(fmt.Sprintf("cs %d got id %d", n.index+1, n.id))
+				}
+				n.shard.SetID(n.id)
+				n.shard.ForgetHeld(reply.Forget, req.Chunks)
+				n.shard.SetLease(sent + reply.LeaseNs)
+				n.registered = true
+				n.w.trace("cs %d registered, boot %d, forgets %v", n.id, n.boot, reply.Forget)
+			case k == dataplane.Denied || k == dataplane.Conflict || k == dataplane.WrongCluster:
+				n.shard.SetLease(0)
+				if n.failed == "" {
+					n.w.violate("cs %d may not register: %v", n.index+1, err)
+				}
+			default:
+				n.w.trace("cs %d can't register: %v", n.index+1, err)
+			}
+		})
+}
+
+// pushed takes what the metadata servers send by themselves.
+func (n *csNode) pushed(op dataplane.Opcode, payload []byte) {
+	n.env.Post(func() {
+		if n.shard == nil {
+			return
+		}
+		switch op {
+		case control.OpSettle:
+			var p control.SettlePush
+			if err := control.Unmarshal(payload, &p); err != nil {
+				panic(err)
+			}
+			n.shard.SettlePush(&p)
+		case control.OpRecover:
+			var p control.RecoverPush
+			if err := control.Unmarshal(payload, &p); err != nil {
+				panic(err)
+			}
+			n.shard.RecoverPush(&p)
+		case control.OpForget:
+			var p control.ForgetPush
+			if err := control.Unmarshal(payload, &p); err != nil {
+				panic(err)
+			}
+			n.shard.Forget(p.Chunks)
+		case control.OpScrub:
+			n.shard.ScrubStart()
+		}
+	})
+}
+
+// kill ends the process. certified: its supervisor tells the metadata servers.
+func (n *csNode) kill(certified bool) {
+	if n.env.Dead() {
+		return
+	}
+	n.env.Kill()
+	n.dead = append(n.dead, deadProcess{n.shard, n.pool})
+	w, boot := n.w, n.boot
+	w.mds.gone(n.ip, n.instance)
+	delete(w.mds.procs, n.instance)
+	n.shard = nil
+	if !certified || n.id == 0 {
+		return
+	}
+	host := w.sim.NewEnv(fmt.Sprintf("host%d.%d", n.id, boot))
+	w.mds.ask(host, n.ip, dataplane.RoleSupervisor, host.Rand(), control.OpExited,
+		&control.ExitedReq{CS: n.id, Boot: boot}, mdsTimeout, false, func([]byte, error) { host.Kill() })
+}
+
+// start starts the next process, after a power cut if cut is set.
+func (n *csNode) start(cut bool) {
+	if n.gone || !n.env.Dead() {
+		return
+	}
+	if cut {
+		n.store.PowerCut()
+		n.cache.PowerCut()
+	}
+	n.newProcess()
+	n.store.Attach(n.env)
+	n.cache.Attach(n.env)
+	n.open()
+}
+
+func (n *csNode) freeAll() {
+	if !n.env.Dead() {
+		n.dead = append(n.dead, deadProcess{n.shard, n.pool})
+		n.env.Kill()
+	}
+	for _, d := range n.dead {
+		if d.shard != nil {
+			d.shard.SimAbandon()
+		}
+		_ = unix.Munmap(d.pool.Arena())
+	}
+}
+
+// csMeta is chunk.Metadata of one process.
+type csMeta struct {
+	n   *csNode
+	env *simloop.Env
+}
+
+func (m *csMeta) ask(op dataplane.Opcode, req any, cb func(*control.ChunkConfig, error)) {
+	m.n.ask(dataplane.RoleCS, op, req, mdsTimeout, false, func(p []byte, err error) {
+		cfg := &control.ChunkConfig{}
+		if err == nil {
+			err = control.Unmarshal(p, cfg)
+		}
+		cb(cfg, err)
+	})
+}
+
+// GetChunk implements chunk.Metadata.
+func (m *csMeta) GetChunk(id dataplane.ChunkID, cb func(*control.ChunkConfig, error)) {
+	m.ask(control.OpGetChunk, &control.GetChunkReq{Chunk: id}, cb)
+}
+
+// Reconfigure implements chunk.Metadata.
+func (m *csMeta) Reconfigure(r *control.ReconfigureReq, cb func(*control.ChunkConfig, error)) {
+	m.ask(control.OpReconfigure, r, cb)
+}
+
+// Unreachable implements chunk.Metadata: reports are gathered for a moment.
+func (m *csMeta) Unreachable(r *control.UnreachableReq) {
+	n := m.n
+	if len(n.reports) < 64 {
+		n.reports = append(n.reports, *r)
+	}
+	if !n.report.Armed() {
+		m.env.Arm(&n.report, 100*ms)
+	}
+}
+
+func (n *csNode) sendReports() {
+	for i := range n.reports {
+		n.ask(dataplane.RoleCS, control.OpUnreachable, &n.reports[i], mdsTimeout, false,
+			func([]byte, error) {})
+	}
+	n.reports = nil
+}
+
+// Event implements chunk.Metadata.
+func (m *csMeta) Event(e *control.Event) {
+	w := m.n.w
+	w.trace("event %s: %s", e.Code, e.Message)
+	w.events = append(w.events, *e)
+	switch e.Code {
+	case "chunk-lost", "block-lost", "replica-lost":
+		w.violate("cs %d: %s: %s", m.n.index+1, e.Code, e.Message)
+	}
+}

@@ -1,0 +1,71 @@
+package main
+
+import (
+	"flag"
+	"testing"
+	"time"
+)
+
+var (
+	seedFlag  = flag.Uint64("sim.seed", 0, "run this seed only")
+	seedsFlag = flag.Int("sim.seeds", 100, "how many seeds TestSeeds runs")
+)
+
+// regressions are seeds that found faults of the program. What a seed does changes with every
+// change of the program, so they prove little by themselves; they are as good as any others.
+var regressions = []uint64{3, 6, 36, 40, 63, 73, 87, 138, 228, 840, 1032}
+
+func check(t *testing.T, seed uint64) result {
+	t.Helper()
+	r := runSeed(config{seed: seed})
+	for _, v := range r.violations {
+		t.Errorf("seed %d (%s): %s", seed, r.scenario, v)
+	}
+	return r
+}
+
+// TestSeeds runs a fixed set of seeds; with -sim.seed=S that one.
+func TestSeeds(t *testing.T) {
+	if *seedFlag != 0 {
+		check(t, *seedFlag)
+		return
+	}
+	list := regressions
+	for i := range *seedsFlag {
+		list = append(list, uint64(10_000+i))
+	}
+	start, ops := time.Now(), 0
+	for i, seed := range list {
+		if testing.Short() && time.Since(start) > 20*time.Second {
+			t.Logf("%d of %d seeds in the time for short tests", i, len(list))
+			break
+		}
+		ops += check(t, seed).ops
+	}
+	if ops < 1000 {
+		t.Errorf("only %d operations: the runs prove nothing", ops)
+	}
+}
+
+// TestSameHistory runs seeds twice and compares all events.
+func TestSameHistory(t *testing.T) {
+	for _, seed := range []uint64{11, 12, 13} {
+		if a, b := runSeed(config{seed: seed}), runSeed(config{seed: seed}); a.hash != b.hash {
+			t.Errorf("seed %d: event hashes %x and %x", seed, a.hash, b.hash)
+		}
+	}
+}
+
+// TestCanaries makes sure that broken protocols are found. Those that take hundreds of seeds are
+// left to `make sim`.
+func TestCanaries(t *testing.T) {
+	for _, name := range []string{"ack-early", "no-patches", "no-lease-wait", "no-term-wait"} {
+		found := false
+		for seed := uint64(1); seed <= 200 && !found; seed++ {
+			found = len(runSeed(config{seed: seed, canary: name}).violations) > 0
+		}
+		if !found {
+			t.Errorf("canary %s: not found in 200 seeds", name)
+		}
+	}
+}

@@ -1,0 +1,192 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"strings"
+
+	"github.com/spf13/cobra"
+
+	"pstorage/cmd/cli"
+	"pstorage/dataplane/control"
+)
+
+func newScrub(a *app) *cobra.Command {
+	cmd := &cobra.Command{
+		Use:   "scrub",
+		Short: "Compare what is stored with its checksums, and copies with each other",
+		Long: `Compare what is stored with its checksums, and copies with each other. Each chunk server
+does that by itself, once in 14 days and at low priority: it reads its whole store, and
+fetches damaged blocks from another copy. See also: pstorage get-event.`,
+		Example: `  pstorage scrub start        # all chunk servers, now
+  pstorage scrub status`,
+		Args: cli.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			return cli.Usage("start or status? see %s --help", cmd.CommandPath())
+		},
+	}
+	cmd.AddCommand(newScrubStart(a), newScrubStatus(a))
+	return cmd
+}
+
+func addCS(cmd *cobra.Command, cs *uint32) {
+	cmd.Flags().Uint32Var(cs, "cs", 0, "only chunk server number `N`")
+}
+
+func newScrubStart(a *app) *cobra.Command {
+	var args control.ScrubArgs
+	cmd := &cobra.Command{
+		Use:   "start",
+		Short: "Have chunk servers begin a pass over their stores now",
+		Long: `Have chunk servers begin a pass over their stores now, at up to 64 MiB/s each; they give
+way to clients. One that is in such a pass goes on with it. A pass goes on after a
+restart.`,
+		Example: `  pstorage scrub start
+  pstorage -c prod scrub start --cs 3`,
+		Args: cli.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			return scrubStart(cmd.Context(), a, args, cmd.OutOrStdout())
+		},
+	}
+	addCS(cmd, &args.CS)
+	a.addOutput(cmd)
+	return cmd
+}
+
+func scrubStart(ctx context.Context, a *app, args control.ScrubArgs, out io.Writer) error {
+	conn, err := a.admin(ctx)
+	if err != nil {
+		return err
+	}
+	defer conn.close()
+	var doc control.ScrubDoc
+	if err := conn.get(ctx, "start to scrub", control.AdminScrubStart, args, &doc); err != nil {
+		return err
+	}
+	return a.print(out, doc, func(t *table) {
+		if len(doc.Told) > 0 {
+			t.line("Told to scrub: %s. How far they are: pstorage scrub status", csList(doc.Told))
+		}
+		if len(doc.Silent) > 0 {
+			t.line("Not reached (not running, or their disk failed): %s", csList(doc.Silent))
+		}
+		if len(doc.Told)+len(doc.Silent) == 0 {
+			t.line("No chunk server yet: make one with pstorage make-cs.")
+		}
+	})
+}
+
+func csList(ids []uint32) string {
+	names := make([]string, len(ids))
+	for i, id := range ids {
+		names[i] = fmt.Sprintf("cs %d", id)
+	}
+	return strings.Join(names, ", ")
+}
+
+// scrubStatusDoc is what scrub status -o json prints.
+type scrubStatusDoc struct {
+	CS []scrubCSDoc `json:"cs"`
+}
+
+// scrubCSDoc is the scrubber of one chunk server: its pass that is under way, or the last one.
+type scrubCSDoc struct {
+	ID         uint32 `json:"id"`
+	Status     string `json:"status"` // of the chunk server
+	State      string `json:"state"`  // "unknown", "idle", "scheduled", "asked"
+	Done       uint64 `json:"done"`   // bytes of chunks, holes included
+	Total      uint64 `json:"total"`
+	Read       uint64 `json:"read"` // bytes
+	Bad        uint64 `json:"bad"`  // blocks
+	Repaired   uint64 `json:"repaired"`
+	Lost       uint64 `json:"lost"`       // not repaired
+	Mismatches uint64 `json:"mismatches"` // parts of 64 KiB in which copies differed
+	StartedNs  int64  `json:"started_ns"`
+	FinishedNs int64  `json:"finished_ns"` // the last complete pass; 0: never
+}
+
+func newScrubStatus(a *app) *cobra.Command {
+	var cs uint32
+	cmd := &cobra.Command{
+		Use:   "status",
+		Short: "Show how far each chunk server's pass is and what it found",
+		Long: `Show how far each chunk server's pass is and what it found. BAD are blocks of 4 KiB that
+didn't match their checksums, LOST those of them that no other copy could mend; DIFFER are
+parts of 64 KiB in which the copies of a chunk differ although their checksums are right.`,
+		Example: `  pstorage scrub status
+  pstorage scrub status --cs 3 -o json`,
+		Args: cli.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			return scrubStatus(cmd.Context(), a, cs, cmd.OutOrStdout())
+		},
+	}
+	addCS(cmd, &cs)
+	a.addOutput(cmd)
+	return cmd
+}
+
+func scrubStatus(ctx context.Context, a *app, only uint32, out io.Writer) error {
+	conn, err := a.admin(ctx)
+	if err != nil {
+		return err
+	}
+	defer conn.close()
+	const what = "show how scrubbing stands"
+	var services control.ServicesDoc
+	if err := conn.get(ctx, what, control.AdminListServices, nil, &services); err != nil {
+		return err
+	}
+	doc := scrubStatusDoc{CS: []scrubCSDoc{}}
+	for _, c := range services.CS {
+		if (only == 0 && c.Status != control.CSDropped) || only == c.ID {
+			doc.CS = append(doc.CS, scrubOf(c))
+		}
+	}
+	if only != 0 && len(doc.CS) == 0 {
+		return cli.Fail(what, errors.New("there is no chunk server "+fmt.Sprint(only)),
+			"pstorage list-services has their numbers")
+	}
+	return a.print(out, doc, func(t *table) { showScrub(t, doc.CS) })
+}
+
+func scrubOf(c control.CSDoc) scrubCSDoc {
+	d := scrubCSDoc{ID: c.ID, Status: c.Status, State: "unknown"}
+	s := c.Stats
+	if s == nil {
+		return d
+	}
+	switch {
+	case s.ScrubRunning && s.ScrubManual:
+		d.State = "asked"
+	case s.ScrubRunning:
+		d.State = "scheduled"
+	default:
+		d.State = "idle"
+	}
+	d.Done, d.Total, d.Read, d.Bad = s.ScrubDone, s.ScrubTotal, s.ScrubRead, s.ScrubBad
+	d.Repaired, d.Lost, d.Mismatches = s.ScrubRepaired, s.ScrubLost, s.ScrubMismatches
+	d.StartedNs, d.FinishedNs = s.ScrubStartedNs, s.ScrubFinishedNs
+	return d
+}
+
+func showScrub(t *table, servers []scrubCSDoc) {
+	if len(servers) == 0 {
+		t.line("No chunk server yet: make one with pstorage make-cs.")
+		return
+	}
+	t.row("CS", "STATUS", "PASS", "DONE", "OF", "READ", "BAD", "REPAIRED", "LOST", "DIFFER", "STARTED",
+		"LAST COMPLETE")
+	for _, s := range servers {
+		t.row(s.ID, s.Status, s.State, percent(s.Done, s.Total), size(s.Total), size(s.Read), s.Bad,
+			s.Repaired, s.Lost, s.Mismatches, when(s.StartedNs), when(s.FinishedNs))
+	}
+}
+
+func percent(part, whole uint64) string {
+	if whole == 0 {
+		return "-"
+	}
+	return fmt.Sprintf("%.1f%%", 100*float64(part)/float64(whole))
+}

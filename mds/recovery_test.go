@@ -1,0 +1,240 @@
+package mds
+
+import (
+	"slices"
+	"testing"
+	"time"
+
+	"pstorage/dataplane"
+	"pstorage/dataplane/control"
+)
+
+func TestRecoverCase(t *testing.T) {
+	const offline = 300 * time.Second
+	there, away := lostFacts{live: true}, lostFacts{silent: time.Minute}
+	offl, dead := lostFacts{silent: offline}, lostFacts{dead: true, live: true}
+	type l = []lostFacts
+	type m = []bool
+	for i, c := range []struct {
+		wanted  int
+		members m
+		lost    l
+		want    recoverVerdict
+		index   int
+	}{
+		{3, m{true, true, true}, nil, recoverNothing, -1},
+		{2, m{true, true, true}, l{there}, recoverNothing, -1},
+		{3, m{true, false}, l{there}, recoverSettle, -1},
+		{3, m{true, true}, l{there}, recoverReturned, 0},
+		{3, m{true, true}, l{away}, recoverWait, -1},
+		{3, m{true, true}, l{offl}, recoverElsewhere, -1},
+		{3, m{true, true}, l{dead}, recoverElsewhere, -1},
+		{3, m{true, true}, nil, recoverElsewhere, -1}, // never had three
+		{3, m{true}, l{away, there}, recoverReturned, 1},
+		{3, m{true}, l{away, away}, recoverWait, -1},
+		{3, m{true}, l{away, offl}, recoverElsewhere, -1}, // one may come back, another is needed
+		{3, m{true}, l{away}, recoverElsewhere, -1},
+		{3, m{true}, l{dead, away}, recoverElsewhere, -1},
+	} {
+		v, at := recoverCase(c.wanted, c.members, c.lost, offline)
+		if v != c.want || at != c.index {
+			t.Errorf("case %d: %v, %d; want %v, %d", i, v, at, c.want, c.index)
+		}
+	}
+}
+
+// recoverWorld is a fakeWorld with a table of chunks.
+type recoverWorld struct {
+	*fakeWorld
+	list   []*Record
+	silent map[dataplane.CSID]time.Duration // former members that are away
+	room   dataplane.CSID                   // what place says
+}
+
+func (w *recoverWorld) slots() uint64          { return uint64(len(w.list)) }
+func (w *recoverWorld) at(slot uint64) *Record { return w.list[slot] }
+func (w *recoverWorld) lost(cs dataplane.CSID) lostFacts {
+	s, away := w.silent[cs]
+	return lostFacts{live: !away, silent: s}
+}
+func (w *recoverWorld) place(*Record) dataplane.CSID { return w.room }
+
+func newRecoverWorld(chunks int) *recoverWorld {
+	w := &recoverWorld{fakeWorld: newFakeWorld(), silent: map[dataplane.CSID]time.Duration{}}
+	clear(w.records)
+	for i := range chunks {
+		r := &Record{ID: dataplane.NewChunkID(1, uint64(i)), File: 1, Epoch: 1, State: stateUsed,
+			Flags: flagCreated, Wanted: 3, Minimum: 2}
+		r.setMembers([]dataplane.CSID{1, 2, 3})
+		w.records[r.ID] = r
+		w.list = append(w.list, r)
+	}
+	return w
+}
+
+func TestRecoverer(t *testing.T) {
+	w, r := newRecoverWorld(10), newRecoverer(time.Minute)
+	now := int64(1)
+	step := func(advance time.Duration) []recoverOrder {
+		now += int64(advance)
+		return r.step(now, w, nil)
+	}
+	want := func(what string, got []recoverOrder, wanted ...recoverOrder) {
+		t.Helper()
+		if !slices.Equal(got, wanted) {
+			t.Fatalf("%s: %+v, want %+v", what, got, wanted)
+		}
+	}
+	want("all well", step(0))
+	for i, rec := range w.list[:6] {
+		rec.changeMembers([]dataplane.CSID{1, 2})
+		if i == 5 {
+			rec.changeMembers([]dataplane.CSID{1}) // the worst: first
+		}
+	}
+	w.silent[3] = time.Second
+	w.silent[2] = time.Second
+	want("it may come back", step(time.Second))
+	if s := r.report(); s.waiting != 6 || s.active != 0 {
+		t.Errorf("%+v", s)
+	}
+	delete(w.silent, 3)
+	a, b, c := w.list[5], w.list[0], w.list[1]
+	want("back", step(time.Second), recoverOrder{a.ID, 1, 3}, recoverOrder{b.ID, 1, 3})
+	if s := r.report(); s.active != 2 || s.queued != 4 {
+		t.Errorf("%+v", s)
+	}
+	want("the limits hold", step(time.Second))
+	want("asked again", step(recoverAgain), recoverOrder{a.ID, 1, 3}, recoverOrder{b.ID, 1, 3})
+	b.changeMembers([]dataplane.CSID{1, 2, 3})
+	b.Epoch++
+	want("the next", step(time.Millisecond), recoverOrder{c.ID, 1, 3})
+	if s := r.report(); s.done != 1 || s.active != 2 {
+		t.Errorf("%+v", s)
+	}
+	w.absent[3] = true // both end, and are tried again later
+	want("the target is away", step(time.Millisecond), recoverOrder{w.list[2].ID, 1, 3},
+		recoverOrder{w.list[3].ID, 1, 3})
+	if s := r.report(); s.failed != 2 {
+		t.Errorf("%+v", s)
+	}
+	w.silent[3] = 2 * time.Minute
+	want("given up, too", step(time.Millisecond))
+	want("no place", step(time.Second))
+	step(time.Second)
+	if s := r.report(); s.noPlace == 0 {
+		t.Errorf("%+v", s)
+	}
+	w.room = 7
+	got := step(recoverBackoff)
+	if len(got) != 2 || got[0] != (recoverOrder{a.ID, 1, 7}) {
+		t.Errorf("elsewhere: %+v", got)
+	}
+	w.absent[2] = true // a member that all but a have
+	now += int64(recoverLimit)
+	step(0)
+	step(recoverPause)
+	step(recoverPause)
+	if s := r.report(); s.settling != 4 {
+		t.Errorf("with a member away: %+v", s)
+	}
+	clear(w.records)
+	w.list = nil
+	step(recoverLimit)
+	step(recoverPause)
+	if s := r.report(); s.active != 0 || s.queued != 0 || s.settling != 0 || r.load[1] != [2]int{} {
+		t.Errorf("at the end: %+v, load %v", s, r.load)
+	}
+}
+
+func TestChangeMembers(t *testing.T) {
+	type cs = []dataplane.CSID
+	r := &Record{Wanted: 3}
+	r.setMembers(cs{1, 2, 3})
+	for i, c := range []struct{ members, former cs }{
+		{cs{1, 3}, cs{2}},
+		{cs{3}, cs{1, 2}},
+		{cs{3, 4}, cs{1}}, // two places were free, one is
+		{cs{3, 4, 1}, nil},
+		{cs{3}, cs{4, 1}},
+	} {
+		r.changeMembers(c.members)
+		var former cs
+		for _, m := range r.former() {
+			former = append(former, m.CS)
+		}
+		if !r.sameMembers(c.members) || !slices.Equal(former, c.former) {
+			t.Errorf("case %d: members %v, former %v", i, r.members(), former)
+		}
+	}
+}
+
+// TestRecoverPush plays the return of a lost chunk server: the head is asked to copy the chunk to
+// it, and may add it.
+func TestRecoverPush(t *testing.T) {
+	c := newTestCluster(t, 1)
+	k := c.client(dataplane.RoleClient, 7, nil)
+	admin := c.client(dataplane.RoleAdmin, 9, nil)
+	servers := map[dataplane.CSID]*testCS{}
+	stops := map[dataplane.CSID]func(){}
+	for n := range byte(3) {
+		s := c.newCS(n + 1)
+		servers[s.id] = s
+		stops[s.id] = s.keepAlive()
+	}
+	conf := oneChunk(t, k)
+	lost, head, other := servers[conf.Members[1].CS], servers[conf.Members[0].CS],
+		servers[conf.Members[2].CS]
+	defer func() { stops[head.id](); stops[other.id]() }()
+	head.must(control.OpReconfigure, &control.ReconfigureReq{Chunk: conf.Chunk, Epoch: 1,
+		SetCreated: true}, nil)
+	stops[lost.id]()
+	exclude := &control.ReconfigureReq{Chunk: conf.Chunk, Epoch: 1,
+		Members: []dataplane.CSID{head.id, other.id}}
+	deadline := time.Now().Add(10 * time.Second)
+	for head.try(control.OpReconfigure, exclude, &conf) != nil {
+		if time.Now().After(deadline) {
+			t.Fatal("not excluded")
+		}
+		time.Sleep(20 * time.Millisecond)
+	}
+	add := &control.ReconfigureReq{Chunk: conf.Chunk, Epoch: 2,
+		Members: []dataplane.CSID{head.id, other.id, lost.id}}
+	head.wantKind(dataplane.NotReady, control.OpReconfigure, add)
+	var stat control.StatDoc
+	for stat.Chunks.Degraded == 0 || len(stat.Reasons) < 2 {
+		admin.admin(control.AdminStat, nil, &stat)
+		if time.Now().After(deadline) {
+			t.Fatalf("stat says %+v", stat.Reasons)
+		}
+		time.Sleep(20 * time.Millisecond)
+	}
+	t.Log(stat.Reasons)
+
+	lost.reg.Chunks = []control.HeldChunk{{Chunk: conf.Chunk, Epoch: 1}}
+	if r := lost.register(); len(r.Forget) != 1 {
+		t.Errorf("registered: %+v", r)
+	}
+	defer lost.keepAlive()()
+	select {
+	case p := <-head.recover:
+		if len(p.Chunks) != 1 || p.Chunks[0].Epoch != 2 || p.Targets[0].CS != lost.id ||
+			p.Targets[0].Addr != lost.reg.Addr {
+			t.Errorf("asked for %+v", p)
+		}
+	case <-time.After(10 * time.Second):
+		t.Fatal("nothing is recovered")
+	}
+	head.must(control.OpReconfigure, add, &conf)
+	head.must(control.OpReconfigure, add, &conf) // again: the reply was lost
+	if conf.Epoch != 3 || len(conf.Members) != 3 || conf.Members[2].CS != lost.id {
+		t.Errorf("recovered: %+v", conf)
+	}
+	for stat.Chunks.Recovered == 0 || stat.Health != "healthy" {
+		admin.admin(control.AdminStat, nil, &stat)
+		if time.Now().After(deadline.Add(10 * time.Second)) {
+			t.Fatalf("stat says %+v", stat)
+		}
+		time.Sleep(20 * time.Millisecond)
+	}
+}

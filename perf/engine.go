@@ -1,0 +1,314 @@
+package perf
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"time"
+
+	"pstorage/perf/emulate"
+)
+
+// EngineOptions of Engine. Zero values mean the defaults.
+type EngineOptions struct {
+	Binary   string        // pstorage; default: beside this program, or on the PATH
+	Dir      string        // on the disk that all emulated ones lie on; default: /var/tmp
+	Rows     []string      // default: all, see EngineRows
+	Rounds   int           // default 3
+	Each     time.Duration // of one measurement; default 4 s
+	HDD      uint64        // operations per second of the emulated HDD; default 200
+	Log      int64         // bytes of the log in rows hdd and ssd; default 1 GiB
+	Set      int64         // bytes of the working set in all rows but rss; default 1 GiB
+	Fill     time.Duration // at most, to fill a log before a measurement; default 60 s
+	Replay   int64         // bytes of the log in row replay; default 4 GiB
+	Store    int64         // bytes in row rss; default 1 TiB
+	Profile  string        // directory for profiles of the chunk server (perf record); empty: none
+	Progress io.Writer     // nil: none
+}
+
+// Figure is one figure of the storage engine beside its goal.
+type Figure struct {
+	Name    string    `json:"name"`
+	Value   float64   `json:"value"`
+	Unit    string    `json:"unit"`
+	Goal    float64   `json:"goal"`
+	AtLeast bool      `json:"at_least"`            // the goal is the least; else the most
+	Ours    []float64 `json:"ours"`                // by round
+	Raw     []float64 `json:"yardstick,omitempty"` // by round, from the same minutes
+	Note    string    `json:"note"`                // what Ours and Raw are
+}
+
+// Met says whether the goal is met.
+func (f Figure) Met() bool {
+	if f.AtLeast {
+		return f.Value >= f.Goal
+	}
+	return f.Value <= f.Goal
+}
+
+// EngineReport is what Engine gave.
+type EngineReport struct {
+	Time    time.Time `json:"time"`
+	Commit  string    `json:"commit"`
+	Machine string    `json:"machine"`
+	Figures []Figure  `json:"figures"`
+}
+
+// WriteJSON writes each value under its name, then everything.
+func (r *EngineReport) WriteJSON(out io.Writer) error {
+	doc := map[string]any{"report": r}
+	for _, f := range r.Figures {
+		doc[f.Name] = f.Value
+	}
+	e := json.NewEncoder(out)
+	e.SetIndent("", "  ")
+	return e.Encode(doc)
+}
+
+// WriteTable writes the figures for people.
+func (r *EngineReport) WriteTable(out io.Writer) error {
+	var b strings.Builder
+	fmt.Fprintf(&b, "%s, commit %s, %s\n\n", r.Time.Format("2006-01-02 15:04"), r.Commit, r.Machine)
+	const line = "%-20s %8s %-3s %8s  %-4s %22s %10s  %s\n"
+	fmt.Fprintf(&b, line, "figure", "value", "", "goal", "", "ours (low-high)", "yardstick", "")
+	for _, f := range r.Figures {
+		sign, verdict := "<=", "MISS"
+		if f.AtLeast {
+			sign = ">="
+		}
+		if f.Met() {
+			verdict = "ok"
+		}
+		raw := ""
+		if len(f.Raw) > 0 {
+			raw = fmt.Sprintf("%.4g", Median(f.Raw))
+		}
+		fmt.Fprintf(&b, line, f.Name, fmt.Sprintf("%.3g", f.Value), f.Unit,
+			fmt.Sprintf("%s %.3g", sign, f.Goal), verdict, fmt.Sprintf("%.4g (%.3g-%.3g)",
+				Median(f.Ours), slices.Min(f.Ours), slices.Max(f.Ours)), raw, f.Note)
+	}
+	_, err := io.WriteString(out, b.String())
+	return err
+}
+
+// engineRows are the rows in the order in which they run.
+var engineRows = []struct {
+	name  string
+	about string
+	rig   bool // needs emulated disks
+	run   func(*engineRun, context.Context) error
+}{
+	{"hddread", "cold 4K random reads from an emulated HDD", true, (*engineRun).hddRead},
+	{"hddwrite", "sustained 4K random writes, log on the same HDD", true, (*engineRun).hddWrite},
+	{"ssd", "4K random reads and writes in the log on an SSD before an HDD", true, (*engineRun).ssd},
+	{"fast", "one chunk server on the disk as it is: writes, latency, CPU", false, (*engineRun).fast},
+	{"sustain", "ten times what the log holds is written to the disk as it is", false,
+		(*engineRun).sustain},
+	{"rss", "memory of a chunk server with a sparse store", true, (*engineRun).rss},
+	{"replay", "start with a full log after a kill", true, (*engineRun).replay},
+}
+
+// EngineRows returns the names of the rows, each with what it is.
+func EngineRows() (names, about []string) {
+	for _, row := range engineRows {
+		names, about = append(names, row.name), append(about, row.about)
+	}
+	return names, about
+}
+
+func (o *EngineOptions) setDefaults() (err error) {
+	if o.Binary == "" {
+		if o.Binary, err = FindBinary("pstorage"); err != nil {
+			return err
+		}
+	}
+	names, _ := EngineRows()
+	if len(o.Rows) == 0 {
+		o.Rows = names
+	}
+	for _, row := range o.Rows {
+		if !slices.Contains(names, row) {
+			return fmt.Errorf("no row %q; there are %s", row, strings.Join(names, ", "))
+		}
+	}
+	setDefault(&o.Dir, "/var/tmp")
+	setDefault(&o.Rounds, 3)
+	setDefault(&o.Each, 4*time.Second)
+	setDefault(&o.HDD, 200)
+	setDefault(&o.Log, 1<<30)
+	setDefault(&o.Set, 1<<30)
+	setDefault(&o.Fill, 60*time.Second)
+	setDefault(&o.Replay, 4<<30)
+	setDefault(&o.Store, 1<<40)
+	if o.Progress == nil {
+		o.Progress = io.Discard
+	}
+	if o.Rounds < 0 || o.Each < 0 || o.Set < 16<<20 || o.Store < 1<<30 {
+		return errors.New("rounds and times must be more than 0, the working set at least 16 MiB, " +
+			"the store at least 1 GiB")
+	}
+	if o.Profile != "" {
+		return os.MkdirAll(o.Profile, 0o755)
+	}
+	return nil
+}
+
+func setDefault[T comparable](v *T, def T) {
+	var zero T
+	if *v == zero {
+		*v = def
+	}
+}
+
+// Engine measures what the storage engine of one chunk server does with its disks. Each row makes
+// its own disks and servers and removes them again.
+func Engine(ctx context.Context, o EngineOptions) (*EngineReport, error) {
+	if err := o.setDefaults(); err != nil {
+		return nil, err
+	}
+	unlock, err := lock(ctx, o.Progress)
+	if err != nil {
+		return nil, err
+	}
+	defer unlock()
+	if err := sweepEngine(o.Dir); err != nil {
+		return nil, fmt.Errorf("remove what an interrupted run left: %w", err)
+	}
+	report := &EngineReport{Time: time.Now(), Commit: Commit(), Machine: Machine()}
+	for _, row := range engineRows {
+		if !slices.Contains(o.Rows, row.name) {
+			continue
+		}
+		figures, err := runEngineRow(ctx, o, row.name, row.rig, row.run)
+		if err != nil {
+			return nil, fmt.Errorf("row %s: %w", row.name, err)
+		}
+		report.Figures = append(report.Figures, figures...)
+	}
+	return report, nil
+}
+
+// sweepEngine removes what killed runs left. Nobody else measures: the caller has the lock.
+func sweepEngine(dir string) error {
+	if emulate.Available() == nil {
+		if _, err := emulate.Sweep(); err != nil { // mounts first
+			return err
+		}
+	}
+	left, err := filepath.Glob(filepath.Join(dir, enginePrefix+"*"))
+	for _, path := range left {
+		err = errors.Join(err, os.RemoveAll(path))
+	}
+	return err
+}
+
+const enginePrefix = "pstorage-engine-" // of temporary directories
+
+// engineRun is one row while it runs.
+type engineRun struct {
+	o       EngineOptions
+	name    string
+	dir     string       // temporary
+	rig     *emulate.Rig // nil if the row needs none
+	servers *Servers
+	native  *Native
+	begun   time.Time
+	figures []Figure
+}
+
+func runEngineRow(ctx context.Context, o EngineOptions, name string, needsRig bool,
+	run func(*engineRun, context.Context) error) (figures []Figure, err error) {
+	dir, err := os.MkdirTemp(o.Dir, enginePrefix)
+	if err != nil {
+		return nil, err
+	}
+	r := &engineRun{o: o, name: name, dir: dir, begun: time.Now()}
+	defer func() {
+		if err != nil {
+			err = errors.Join(err, logTails(r.home()))
+			r.abort()
+		}
+		err = errors.Join(err, r.close(), os.RemoveAll(dir))
+	}()
+	if needsRig {
+		if r.rig, err = emulate.Open("engine", dir); err != nil {
+			return nil, err
+		}
+	}
+	err = run(r, ctx)
+	return r.figures, err
+}
+
+func (r *engineRun) home() string { return filepath.Join(r.dir, "home") }
+
+func (r *engineRun) say(format string, args ...any) {
+	fmt.Fprintf(r.o.Progress, "[%s, %3.0f s] %s\n", r.name, time.Since(r.begun).Seconds(),
+		fmt.Sprintf(format, args...))
+}
+
+// abort fails what is under way: an orderly end would wait for servers that are stuck.
+func (r *engineRun) abort() {
+	if r.native != nil {
+		_ = r.native.client.Close() // it has failed already
+		r.native = nil
+	}
+}
+
+func (r *engineRun) close() error {
+	var errs []error
+	if r.native != nil {
+		errs = append(errs, r.native.Close())
+	}
+	if r.servers != nil {
+		errs = append(errs, r.servers.Stop())
+	}
+	if r.rig != nil {
+		errs = append(errs, r.rig.Close())
+	}
+	return errors.Join(errs...)
+}
+
+func (r *engineRun) add(f Figure) {
+	f.Value = finite(f.Value)
+	r.figures = append(r.figures, f)
+}
+
+// disk makes an emulated disk; with mounted, a file system on it, and returns where.
+func (r *engineRun) disk(label string, size int64, mounted bool) (*emulate.Disk, string, error) {
+	d, err := r.rig.Add(label, size)
+	if err != nil || !mounted {
+		return d, "", err
+	}
+	dir := filepath.Join(r.dir, label)
+	if err := os.Mkdir(dir, 0o755); err != nil {
+		return nil, "", err
+	}
+	return d, dir, d.Mount(dir)
+}
+
+// hdd are the limits of the emulated HDD.
+func (r *engineRun) hdd() emulate.Limits {
+	return emulate.Limits{ReadIOPS: r.o.HDD, WriteIOPS: r.o.HDD, ReadBytes: 150e6, WriteBytes: 150e6}
+}
+
+// start starts servers with one chunk server and opens a file on them.
+func (r *engineRun) start(ctx context.Context, disk ServerDisk) (err error) {
+	o := ServersOptions{Binary: r.o.Binary, Home: r.home(), CS: []ServerDisk{disk}}
+	if r.rig != nil {
+		o.Wrap = r.rig.Wrap
+	}
+	r.say("starting servers, log of %d MiB", disk.LogSize>>20)
+	if r.servers, err = StartServers(ctx, o); err != nil {
+		return err
+	}
+	r.native, err = OpenNative(ctx, NativeOptions{Etc: r.servers.Etc(), Cluster: serversCluster,
+		Path: "/bench", PIDs: r.servers.CSPIDs, Log: slog.New(slog.DiscardHandler)})
+	return err
+}
