@@ -27,6 +27,7 @@ type blockRead struct {
 	from uint32 // first block
 	buf  []byte // n blocks, page-aligned, out of a pool
 	done func(*blockRead)
+	once bool // read for recovery, not by a client: nothing for the read cache
 
 	crcs [maxReadBlocks]uint32 // the result, where bad isn't set
 	bad  uint32                // bit per block: doesn't match, or can't be read
@@ -215,7 +216,7 @@ func (b *blockRead) check() {
 
 // offer gives the read cache what came from the store.
 func (b *blockRead) offer(fresh uint32) {
-	if fresh == 0 || b.slot == noSlot || b.slot != b.r.slot || b.r.gone {
+	if fresh == 0 || b.once || b.slot == noSlot || b.slot != b.r.slot || b.r.gone {
 		return
 	}
 	var crcs [dataplane.PartSize / dataplane.BlockSize * 4]byte

@@ -104,6 +104,10 @@ func TestHitRatio(t *testing.T) {
 	if got < ideal-0.03 {
 		t.Errorf("hit ratio %.4f, ideal %.4f", got, ideal)
 	}
+	const reads = 20_000
+	if a := testing.AllocsPerRun(1, func() { r.hitRatio(reads, next) }); a > reads/100 {
+		t.Errorf("%v allocations in %d reads", a, reads) // a round of write-back may need some
+	}
 	scan := uint32(0)
 	inScan := r.hitRatio(all/2, func() uint32 { scan++; return scan })
 	after := r.hitRatio(n/6, next)
