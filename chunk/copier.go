@@ -77,10 +77,12 @@ func (sh *Shard) RecoverPush(p *control.RecoverPush) {
 	}
 	for i := range p.Chunks {
 		cfg, target := &p.Chunks[i], p.Targets[i]
-		r := sh.chunks[cfg.Chunk]
-		if r == nil || r.slot == noSlot || r.gone || r.copier != nil ||
-			len(sh.copiers) >= maxCopiers || target.CS == sh.id || target.CS == 0 ||
+		if len(sh.copiers) >= maxCopiers || target.CS == sh.id || target.CS == 0 ||
 			len(cfg.Members) == 0 || cfg.Members[0].CS != sh.id {
+			continue
+		}
+		r := sh.find(cfg.Chunk) // one that nobody has written to is made by settling it
+		if r == nil || r.copier != nil {
 			continue
 		}
 		c := &copier{sh: sh, r: r, target: target, epoch: cfg.Epoch,
@@ -127,6 +129,7 @@ func (c *copier) begin() {
 		c.end("the chunk has changed since it was asked for")
 	case sh.env.Now() > c.until:
 		c.end("its members don't come to one history")
+		sh.forgetStranger(r)
 	case r.state == active && r.epoch == c.epoch && r.isHead() && r.settler == nil && !r.broken:
 		c.seal()
 	default:

@@ -300,3 +300,15 @@ func TestRecoverLateAdditionGetsAll(t *testing.T) {
 		}
 	}
 }
+
+// A chunk that nobody has written to is given its members, too.
+func TestRecoverUnwritten(t *testing.T) {
+	w := newWorld(t, 5000, 3)
+	w.md.add(chunkA, 2, 1, 2)
+	w.recoverUntil(chunkA, 3, 3)
+	w.mustWrite(chunkA, 0, pattern(1, 4096))
+	if got := w.nodes[2].contents(chunkA, 0, dataplane.PartSize)[:4096]; !bytes.Equal(got,
+		pattern(1, 4096)) {
+		t.Error("the new member doesn't have the first write")
+	}
+}

@@ -332,7 +332,7 @@ func (sh *Shard) sealerLost(l *link) {
 	for id, r := range sh.strangers {
 		if r.sealer == any(l) {
 			r.sealer = nil
-			if r.settler == nil && r.queue.n == 0 && r.reads.n == 0 {
+			if r.settler == nil && r.copier == nil && r.queue.n == 0 && r.reads.n == 0 {
 				delete(sh.strangers, id)
 				delete(sh.chunks, id)
 			}

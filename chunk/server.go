@@ -417,7 +417,8 @@ func (s *server) heartbeat(ctx context.Context) error {
 	s.mu.Lock()
 	req.Failed = s.failed
 	s.mu.Unlock()
-	ctx, cancel := context.WithTimeout(ctx, dataplane.LeaseTime)
+	// A part of the lease, so that a server that doesn't answer leaves time to ask another one.
+	ctx, cancel := context.WithTimeout(ctx, dataplane.LeaseTime/3)
 	defer cancel()
 	sent := monotonic()
 	reply := &control.HeartbeatReply{}

@@ -184,7 +184,7 @@ func (sh *Shard) all() []*replica {
 // forgetStranger drops a replica that has nothing and that nobody waits for.
 func (sh *Shard) forgetStranger(r *replica) {
 	if r.slot == noSlot && r.settler == nil && r.queue.n == 0 && r.reads.n == 0 && r.refs == 0 &&
-		r.state != sealed {
+		r.copier == nil && r.state != sealed {
 		delete(sh.strangers, r.id)
 		delete(sh.chunks, r.id)
 	}

@@ -16,7 +16,7 @@ const (
 	recoverPerCS   = 2       // as the head that copies, and as the target
 	maxRecoveries  = 64
 	recoverAgain   = 2 * time.Second // asked for again after this
-	recoverLimit   = 2 * time.Minute // then something else is tried
+	recoverLimit   = time.Minute     // then something else is tried
 	recoverBackoff = 10 * time.Second
 	recoverPause   = 500 * time.Millisecond // between two rounds, at least
 	maxBackoffs    = 4096

@@ -23,7 +23,7 @@ var canaries = map[string]canary{
 	"no-fence":          {mds: mds.SimCanary{NoFence: true}},
 	"read-above":        {cs: chunk.Canary{ReadAbove: true}},
 	"no-crc":            {cs: chunk.Canary{NoCRC: true}},
+	"no-dirty":          {cs: chunk.Canary{NoDirty: true}},
 	"no-lease-wait":     {mds: mds.SimCanary{NoLeaseWait: true}},
 	"no-term-wait":      {mds: mds.SimCanary{NoTermWait: true}},
-	"no-dirty":          {cs: chunk.Canary{NoDirty: true}},
 }
