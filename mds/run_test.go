@@ -224,13 +224,14 @@ type testCS struct {
 	settle  chan control.SettlePush
 	recover chan control.RecoverPush
 	forget  chan control.ForgetPush
+	scrub   chan struct{}
 }
 
 func (c *testCluster) newCS(n byte) *testCS {
 	c.t.Helper()
 	s := &testCS{settle: make(chan control.SettlePush, 100),
 		forget:  make(chan control.ForgetPush, 100),
-		recover: make(chan control.RecoverPush, 100)}
+		recover: make(chan control.RecoverPush, 100), scrub: make(chan struct{}, 100)}
 	s.reg = control.RegisterCSReq{Disk: [16]byte{n}, Boot: 1,
 		Addr: fmt.Sprintf("127.0.0.1:%d", 3000+int(n)), Host: fmt.Sprintf("host%d", n),
 		Path: fmt.Sprintf("/cs%d", n), Capacity: 100 * dataplane.ChunkSize,
@@ -249,6 +250,8 @@ func (c *testCluster) newCS(n byte) *testCS {
 				c.t.Error(err)
 			}
 			s.recover <- m
+		case control.OpScrub:
+			s.scrub <- struct{}{}
 		case control.OpForget:
 			var m control.ForgetPush
 			if err := control.Unmarshal(p, &m); err != nil {
