@@ -73,11 +73,12 @@ func (r *reader) hitRatio(n int, next func() uint32) float64 {
 func TestHitRatio(t *testing.T) {
 	const size = 64 << 20
 	const all = 10 * size / blockSize
-	m, log, pool := openRAMWith(t, size+firstBlock*blockSize, MinSegment, Options{}, func(m *ram) Backing {
+	backing := func(m *ram) Backing {
 		s := &instantStore{env: m}
 		s.tick.Fire = s.fire
 		return s
-	})
+	}
+	m, log, pool := openRAMWith(t, size+firstBlock*blockSize, MinSegment, Options{}, backing)
 	r := newReader(m, log, pool)
 	zipf := rand.NewZipf(rand.New(rand.NewPCG(1, 2)), 1.1, 1, all-1)
 	counts := make([]int, all)
@@ -98,7 +99,8 @@ func TestHitRatio(t *testing.T) {
 		sum += c
 	}
 	ideal := float64(sum) / n
-	t.Logf("hit ratio %.4f, ideal %.4f; per read %.3f blocks taken in, %.3f kept; %.1f bytes per block",
+	t.Logf("hit ratio %.4f, ideal %.4f; "+
+		"per read %.3f blocks taken in, %.3f kept; %.1f bytes per block",
 		got, ideal, float64(s.Admitted-warm.Admitted)/n, float64(s.Rescued-warm.Rescued)/n,
 		float64(s.IndexBytes)/(size/blockSize))
 	if got < ideal-0.03 {
