@@ -1,6 +1,7 @@
 package chunk
 
 import (
+	"encoding/binary"
 	"math/bits"
 
 	"pstorage/dataplane"
@@ -26,13 +27,16 @@ type blockRead struct {
 	from uint32 // first block
 	buf  []byte // n blocks, page-aligned, out of a pool
 	done func(*blockRead)
+	once bool // read for recovery, not by a client: nothing for the read cache
 
 	crcs [maxReadBlocks]uint32 // the result, where bad isn't set
 	bad  uint32                // bit per block: doesn't match, or can't be read
 	lost uint32                // bit per block: its checksum was lost, too
 
-	todo    uint32 // bit per block: not finished yet
-	logged  uint32 // bit per block: in the log at pos
+	ticket  ssdcache.Ticket // of the lookup
+	slot    uint32          // at the lookup
+	todo    uint32          // bit per block: not finished yet
+	logged  uint32          // bit per block: in the log at pos
 	words   [maxReadBlocks]uint32
 	pos     [maxReadBlocks]ssdcache.Pos
 	tries   int
@@ -62,6 +66,7 @@ func (b *blockRead) start(r *replica, from uint32, n int, buf []byte) {
 
 // round looks up all blocks that aren't finished, and reads them.
 func (b *blockRead) round() {
+	b.ticket, b.slot = b.sh.log.Ticket(), b.r.slot
 	if !b.lookUp() {
 		return
 	}
@@ -184,6 +189,7 @@ func (sh *Shard) pieceDone(p *readPiece, err error) {
 
 // check compares what was read with the checksums it was looked up with.
 func (b *blockRead) check() {
+	fresh := uint32(0) // from the store, and right
 	for todo := b.todo; todo != 0; todo &= todo - 1 {
 		i := bits.TrailingZeros32(todo)
 		crc := dataplane.CRC(b.block(i))
@@ -191,8 +197,10 @@ func (b *blockRead) check() {
 			b.logged>>i&1 == 0 && wordMatches(b.words[i], crc) {
 			b.crcs[i] = crc
 			b.todo &^= 1 << i
+			fresh |= 1 << i &^ b.logged
 		}
 	}
+	b.offer(fresh)
 	if b.todo != 0 && b.tries < readRetries {
 		b.tries++
 		b.round()
@@ -204,4 +212,25 @@ func (b *blockRead) check() {
 	b.r = nil
 	b.sh.release(r)
 	b.done(b)
+}
+
+// offer gives the read cache what came from the store.
+func (b *blockRead) offer(fresh uint32) {
+	if fresh == 0 || b.once || b.slot == noSlot || b.slot != b.r.slot || b.r.gone {
+		return
+	}
+	var crcs [dataplane.PartSize / dataplane.BlockSize * 4]byte
+	for i := 0; i < b.n; {
+		j := i
+		for ; j < b.n && fresh>>j&1 != 0 && j-i < len(crcs)/4; j++ {
+			binary.LittleEndian.PutUint32(crcs[4*(j-i):], b.crcs[j])
+		}
+		if j == i {
+			i++
+			continue
+		}
+		b.sh.log.Admit(b.ticket, b.slot, b.from+uint32(i), j-i,
+			b.buf[i*dataplane.BlockSize:j*dataplane.BlockSize], crcs[:4*(j-i)])
+		i = j
+	}
 }

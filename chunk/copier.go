@@ -326,8 +326,8 @@ func (c *copier) rest(tails []memberTail) (need []extent) {
 	return need
 }
 
-// sealTarget takes SEAL|FlagRecovery: this server isn't a member at the committed epoch h.Epoch, and
-// a copy of the chunk is coming. What is here of it is older, or an unfinished copy.
+// sealTarget takes SEAL|FlagRecovery: this server isn't a member at the committed epoch h.Epoch,
+// and a copy of the chunk is coming. What is here of it is older, or an unfinished copy.
 func (sh *Shard) sealTarget(l *link, h *dataplane.Header) {
 	r := sh.chunks[h.Chunk]
 	switch {

@@ -44,8 +44,8 @@ func (s *settler) after(at int, f func()) {
 	s.sh.env.Arm(t, int64(copyPause))
 }
 
-// choked says whether a patch has to wait for the log: appends to a full log fail, for good. Those of
-// a copy leave some of it to writes.
+// choked says whether a patch has to wait for the log: appends to a full log fail, for good. Those
+// of a copy leave some of it to writes.
 func (sh *Shard) choked(r *replica) bool {
 	return !sh.log.Room() || r.target() && sh.log.Pressure() >= pressureHard
 }

@@ -91,6 +91,7 @@ func (sh *Shard) startRead(q *request) {
 		sh.drop(q, dataplane.Overloaded)
 		return
 	}
+	q.rd.once = q.hdr.Flags&dataplane.FlagRecovery != 0
 	q.rd.start(q.r, off/dataplane.BlockSize, int(length/dataplane.BlockSize), q.buf.Bytes()[:length])
 }
 

@@ -178,7 +178,7 @@ func (sh *Shard) readPart(r *replica, off, n uint32, done func(crcs []byte, buf 
 		sh.later(func() { done(nil, nil, dataplane.E("read", dataplane.Overloaded, nil)) })
 		return
 	}
-	b := &blockRead{sh: sh}
+	b := &blockRead{sh: sh, once: true}
 	b.wait.ready = func(*crcPage) { b.round() }
 	b.done = func(b *blockRead) {
 		var err error

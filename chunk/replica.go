@@ -68,9 +68,12 @@ type replica struct {
 	stalled   bool // in the shard's list of those that wait for space
 	watched   bool // in the shard's list of those whose reads wait
 	settler   *settler
-	copier    *copier         // head: the chunk is being copied to a new member
-	unsure    dataplane.Epoch // the metadata servers were asked to add a member at this epoch
-	askedAt   int64           // when the metadata servers said last that others are to settle; 0: never
+	askedAt   int64 // when others were last said to be the ones to settle; 0: never
+
+	// Head: the chunk is being copied to a new member; the metadata servers were asked at this epoch
+	// to add one, and may yet do so.
+	copier *copier
+	unsure dataplane.Epoch
 
 	// Head: the commit mark as the members know it.
 	told     dataplane.Seq

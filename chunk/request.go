@@ -57,7 +57,11 @@ func (sh *Shard) newRequest(l *link, h *dataplane.Header, r *replica) *request {
 	if q == nil {
 		q = &request{sh: sh, index: uint32(len(sh.reqs))}
 		q.app.Done = func(a *ssdcache.Append) { sh.appendDone(q) }
-		q.zero.done = func(*zeroing) { sh.localDone(q) }
+		q.zero.done = func(z *zeroing) {
+			first := q.off / dataplane.BlockSize
+			sh.log.StoreChanged(z.slot, first, z.end-first)
+			sh.localDone(q)
+		}
 		q.rd.sh = sh
 		q.rd.wait.ready = func(*crcPage) { q.rd.round() }
 		q.rd.done = func(*blockRead) { sh.readDone(q) }

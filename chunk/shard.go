@@ -397,6 +397,7 @@ func (sh *Shard) freeLeaving() {
 			keep = append(keep, r)
 			continue
 		}
+		sh.log.StoreChanged(r.slot, 0, dataplane.BlocksPerChunk)
 		sh.store.punch(r.slot)
 	}
 	sh.leaving = keep

@@ -11,8 +11,8 @@ import (
 	"pstorage/dataplane/control"
 )
 
-// defaultOffline is how long a chunk server may be silent before it counts as offline and its chunks
-// are copied to others.
+// defaultOffline is how long a chunk server may be silent before it counts as offline and its
+// chunks are copied to others.
 const defaultOffline = 300 * time.Second
 
 func (r *replica) offlineTimeout() time.Duration {

@@ -125,7 +125,8 @@ func (l *leader) recoveryReasons(d *control.StatDoc) {
 	say(s.queued, "%d chunks wait for their turn to be copied")
 	say(s.waiting, "%d chunks wait for a server that is away; after %v they are copied to others",
 		offline)
-	say(s.settling, "%d chunks can't be copied yet: a member doesn't answer and must be excluded first")
+	say(s.settling,
+		"%d chunks can't be copied yet: a member doesn't answer and must be excluded first")
 	say(s.noPlace, "%d chunks can't be copied: no other server that is online has room")
 	say(s.failed, "%d copies were given up and begun again")
 }

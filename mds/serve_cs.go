@@ -465,7 +465,8 @@ func (c *call) reconfigure(req *control.ReconfigureReq) (any, error) {
 // beginExclusion checks that every member which the request leaves out may be excluded (invariant
 // I4), and that those that it adds can be added; and keeps registrations of both away until
 // endExclusion.
-func (c *call) beginExclusion(req *control.ReconfigureReq) (out, added []dataplane.CSID, err error) {
+func (c *call) beginExclusion(req *control.ReconfigureReq) (out, added []dataplane.CSID,
+	err error) {
 	if len(req.Members) == 0 {
 		return nil, nil, nil
 	}

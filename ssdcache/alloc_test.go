@@ -89,14 +89,14 @@ func (s *instantStore) fire() {
 }
 
 func openRAM(t testing.TB, size int) (*ram, *Log, *uring.Pool) {
-	return openRAMWith(t, size, Options{}, func(m *ram) Backing {
+	return openRAMWith(t, size, 0, Options{}, func(m *ram) Backing {
 		s := &instantStore{env: m}
 		s.tick.Fire = s.fire
 		return s
 	})
 }
 
-func openRAMWith(t testing.TB, size int, o Options, store func(*ram) Backing) (*ram, *Log,
+func openRAMWith(t testing.TB, size, segSize int, o Options, store func(*ram) Backing) (*ram, *Log,
 	*uring.Pool) {
 	m := &ram{mem: make([]byte, size)}
 	pool, err := uring.NewPool(64 << 20)
@@ -104,7 +104,7 @@ func openRAMWith(t testing.TB, size int, o Options, store func(*ram) Backing) (*
 		t.Fatal(err)
 	}
 	var fin bool
-	Format(FormatOptions{Disk: m, Env: m, Pool: pool, Owner: 1}, func(e error) { fin, err = true, e })
+	Format(FormatOptions{Disk: m, Env: m, Pool: pool, Owner: 1, SegmentSize: segSize}, func(e error) { fin, err = true, e })
 	for !fin {
 		m.step()
 	}

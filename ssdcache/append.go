@@ -79,6 +79,7 @@ type batch struct {
 	free    []byte // rest of the newest staging buffer
 	appends appendList
 	count   int // of appends
+	clean   int // of the data blocks, for the read cache
 	sealed  bool
 	done    bool
 	err     error
@@ -107,10 +108,7 @@ func (l *Log) Append(a *Append) {
 		l.refuse(a, dataplane.E("append to the log", dataplane.Overloaded, err))
 		return
 	}
-	crcs := a.Record.put(b.hdr.Bytes()[b.h.used:])
-	copy(crcs, a.CRCs)
-	b.h.used += a.headerBytes()
-	b.h.entries++
+	l.addEntry(b, a)
 	b.count++
 	b.appends.add(a)
 	switch a.Kind {
@@ -123,10 +121,20 @@ func (l *Log) Append(a *Append) {
 	}
 }
 
+// addEntry adds a's entry to the header.
+func (l *Log) addEntry(b *batch, a *Append) {
+	crcs := a.Record.put(b.hdr.Bytes()[b.h.used:])
+	copy(crcs, a.CRCs)
+	b.h.used += a.headerBytes()
+	b.h.entries++
+}
+
 func (l *Log) checkAppend(a *Append) {
 	why := a.check()
 	switch {
 	case why != "":
+	case a.Kind == Clean:
+		why = "records of this kind are the log's own"
 	case l.closing != nil:
 		why = "the log is being closed"
 	case a.Slot >= l.o.MaxSlots:
@@ -246,7 +254,7 @@ func (l *Log) newBatch() *batch {
 			staging: make([]*uring.Buf, 0, 8)}
 		b.op.Done = func(*uring.DiskOp) { l.batchDone(b) }
 	}
-	b.hdr, b.count, b.sealed, b.done, b.err = hdr, 0, false, false, nil
+	b.hdr, b.count, b.clean, b.sealed, b.done, b.err = hdr, 0, 0, false, false, nil
 	return b
 }
 

@@ -15,7 +15,7 @@ func (l *Log) submitBatches() {
 		for b != nil && b.h.nr <= l.lastSent {
 			b = b.next
 		}
-		if b == nil {
+		if b == nil || l.canWait(b) {
 			return
 		}
 		if !b.sealed {
@@ -24,6 +24,13 @@ func (l *Log) submitBatches() {
 		l.waiting--
 		l.submit(b)
 	}
+}
+
+// canWait says whether b is an open batch of a few copies for the read cache, for which nobody
+// waits: a header for each would waste the log.
+func (l *Log) canWait(b *batch) bool {
+	return !b.sealed && b.appends.first == nil && b.clean < cleanPerBatch/2 && l.closing == nil &&
+		l.destage.phase < checkpointing
 }
 
 // submit completes the batch's header and writes it with its data, in one operation.
@@ -67,7 +74,7 @@ func (l *Log) retire() {
 			l.durable = b.h.nr
 			l.stats.Batches++
 			l.stats.Appends += uint64(b.count)
-			l.stats.Blocks += uint64(b.h.dataBlocks)
+			l.stats.Blocks += uint64(b.h.dataBlocks - b.clean)
 			l.stats.LogBlocks += uint64(b.h.headBlocks + b.h.dataBlocks)
 		}
 		l.freeMemory(b)

@@ -11,12 +11,22 @@ import (
 
 // live runs a random workload for some steps of the world.
 func (r *rig) live(steps int) {
+	write, read := 3, 4 // one in so many steps
+	if r.readers && r.rng.IntN(2) == 0 {
+		write, read, steps = 12, 1, 2*steps
+	}
 	for range steps {
-		if r.rng.IntN(3) == 0 && r.log.Room() {
+		if r.rng.IntN(write) == 0 && r.log.Room() {
 			r.env.Do(func() {
 				for range 1 + r.rng.IntN(6) {
 					r.append(r.randomChange())
 				}
+			})
+		}
+		if r.readers && r.rng.IntN(read) == 0 {
+			r.env.Do(func() {
+				n := 1 + r.rng.Uint32N(4)
+				r.readBlocks(r.rng.Uint32N(testSlots), r.rng.Uint32N(24)*r.rng.Uint32N(4), n)
 			})
 		}
 		if r.rng.IntN(50) == 0 {
@@ -38,7 +48,7 @@ func (r *rig) mustOpen() {
 
 // lives is one seed of the crash test: a log that is cut off again and again, each time checked.
 // It returns the number of crashes, and what they came across.
-type tally struct{ crashes, acked, lostTail, wraps, destaged, killed, clean int }
+type tally struct{ crashes, acked, lostTail, wraps, destaged, killed, clean, admitted, rescued int }
 
 func lives(t testing.TB, seed uint64, n int, wrap func(uring.Disk) uring.Disk) (sum tally) {
 	r := newRig(t, seed, 6+int(seed%5), MinSegment)
@@ -53,6 +63,7 @@ func lives(t testing.TB, seed uint64, n int, wrap func(uring.Disk) uring.Disk) (
 	}
 	r.opt = Options{BatchesInFlight: 1 + int(seed%3), DestageAt: []float64{0.01, 0.3, 0.6}[seed%3],
 		Sequential: seed%4 == 3}
+	r.readers = seed%2 == 0
 	for range n {
 		r.mustOpen()
 		r.check()
@@ -60,6 +71,9 @@ func lives(t testing.TB, seed uint64, n int, wrap func(uring.Disk) uring.Disk) (
 		if r.failed != nil {
 			t.Fatal(r.failed)
 		}
+		r.checkCopies()
+		sum.admitted += int(r.log.stats.Admitted)
+		sum.rescued += int(r.log.stats.Rescued)
 		sum.acked += int(r.acked)
 		if r.acked < uint64(len(r.history)) {
 			sum.lostTail++
@@ -112,9 +126,12 @@ func TestCrash(t *testing.T) {
 		sum.destaged += s.destaged
 		sum.killed += s.killed
 		sum.clean += s.clean
+		sum.admitted += s.admitted
+		sum.rescued += s.rescued
 	}
 	t.Logf("%+v", sum)
-	if sum.lostTail == 0 || sum.wraps == 0 || sum.destaged == 0 || sum.killed == 0 || sum.clean == 0 {
+	if sum.lostTail == 0 || sum.wraps == 0 || sum.destaged == 0 || sum.killed == 0 || sum.clean == 0 ||
+		sum.admitted == 0 || sum.rescued == 0 {
 		t.Fatalf("the workload doesn't reach what it should: %+v", sum)
 	}
 }

@@ -8,7 +8,10 @@
 //	append.go   Append: into the open batch and the index
 //	commit.go   batch to disk, completions, Done in order
 //	read.go     Lookup and Read
+//	readcache.go  copies of what is read often
 //	destage.go  oldest segments to the Backing, then free
+//	runs.go     runs of blocks for it
+//	pace.go     the intake slowed to its speed
 //	open.go     Format, Open: superblock, replay, ready
 //	walk.go     which parts of the log replay reads
 //	replay.go   what to do with what replay finds: the decision table

@@ -19,7 +19,7 @@ import (
 //
 //	offset size field
 //	     0    8 magic "PSLOGSB\x01"
-//	     8    4 version (1)
+//	     8    4 version (2; 1 had no Clean records)
 //	    12    4 bytes of a segment
 //	    16    8 owner
 //	    24    8 format id: random, so that what an earlier format left is not taken for ours
@@ -38,7 +38,7 @@ import (
 //
 //	offset size field
 //	     0    8 magic "PSLOGBA\x01"
-//	     8    2 version (1)
+//	     8    2 version (2)
 //	    10    2 header blocks
 //	    12    4 data blocks
 //	    16    8 owner
@@ -68,9 +68,9 @@ import (
 //	28    4 zero
 //	32    8 seq
 //	40    8 commit mark
-//	48      Data only: CRC32C of each block, 4 bytes each; then meta
+//	48      Data and Clean: CRC32C of each block, 4 bytes each; then meta
 const (
-	version         = 1
+	version         = 2 // written; 1 can be read
 	blockSize       = dataplane.BlockSize
 	firstBlock      = 16 // of segment 0
 	superSize       = blockSize
@@ -115,6 +115,8 @@ const (
 	Zero RecordKind = 2 // a range of a chunk reads as zeros from now on
 	Meta RecordKind = 3 // bytes of the owner's own
 	Drop RecordKind = 4 // the slot's chunk is gone: all its blocks leave the index
+	// Clean is a copy of blocks of the store, for reading. The log makes it itself, replay skips it.
+	Clean RecordKind = 5
 )
 
 // Record is one entry of the log.
@@ -130,9 +132,11 @@ type Record struct {
 	Meta   []byte // owner-defined, at most MaxMeta bytes; any kind may carry it
 }
 
+func (r *Record) hasData() bool { return r.Kind == Data || r.Kind == Clean }
+
 // blocks is how many data blocks the record has in the log.
 func (r *Record) blocks() int {
-	if r.Kind != Data {
+	if !r.hasData() {
 		return 0
 	}
 	return int(r.Length / blockSize)
@@ -143,9 +147,9 @@ func (r *Record) headerBytes() int { return entrySize + 4*r.blocks() + (len(r.Me
 
 // check says what is wrong with a record.
 func (r *Record) check() string {
-	ranged := r.Kind == Data || r.Kind == Zero
+	ranged := r.hasData() || r.Kind == Zero
 	switch {
-	case r.Kind < Data || r.Kind > Drop:
+	case r.Kind < Data || r.Kind > Clean:
 		return "unknown kind"
 	case len(r.Meta) > MaxMeta:
 		return "too much meta"
@@ -157,7 +161,7 @@ func (r *Record) check() string {
 		return "range not aligned to blocks"
 	case r.Offset > dataplane.ChunkSize || r.Length > dataplane.ChunkSize-r.Offset:
 		return "range outside the chunk"
-	case r.Kind == Data && r.Length > MaxData:
+	case r.hasData() && r.Length > MaxData:
 		return "too much data"
 	case r.Slot >= MaxSlots:
 		return "slot number too high"
@@ -295,7 +299,7 @@ func (h *header) decode(b []byte) error {
 	switch {
 	case h.crc != headerCRC(b):
 		return formatError("batch header checksum mismatch")
-	case le.Uint16(b[8:]) != version:
+	case le.Uint16(b[8:]) == 0 || le.Uint16(b[8:]) > version:
 		return formatError("unknown version of a batch")
 	case h.used < headSize || h.used > len(b):
 		return formatError("batch header runs over its blocks")
@@ -375,7 +379,7 @@ func (s *super) decode(b []byte) error {
 	if le.Uint32(b[superSize-4:]) != dataplane.CRC(b[:superSize-4]) {
 		return formatError("superblock checksum mismatch")
 	}
-	if v := le.Uint32(b[8:]); v != version {
+	if v := le.Uint32(b[8:]); v == 0 || v > version {
 		return formatError(fmt.Sprintf("format version %d, this program knows %d", v, version))
 	}
 	*s = super{segSize: le.Uint32(b[12:]), owner: le.Uint64(b[16:]), id: le.Uint64(b[24:]),

@@ -176,6 +176,9 @@ func (s *fakeStore) applyZeros() {
 		for i := range c.n {
 			s.set(c.slot, c.block+i, 0)
 		}
+		if s.log != nil {
+			s.log.StoreChanged(c.slot, c.block, c.n)
+		}
 	}
 	s.zeros = rest
 }
@@ -211,6 +214,8 @@ type rig struct {
 	records int
 	fails   int
 	failed  error
+	readers bool      // live reads, too
+	reads   [3]uint64 // of blocks: in the log, there as a clean copy, in the store
 }
 
 const testOwner = 0xabc
@@ -402,6 +407,89 @@ func (r *rig) check() {
 	r.history, r.acked = r.history[:k], k
 }
 
+// readBlocks reads some blocks as a chunk server does: what isn't in the log comes from the store, as
+// it was at some moment until the read is done, and is offered to the read cache.
+func (r *rig) readBlocks(slot, block, n uint32) {
+	log, store, env := r.log, r.store, r.env
+	buf := make([]byte, n*blockSize)
+	crcs := make([]byte, 4*n)
+	for i := uint32(0); i < n; i++ {
+		p, ok := log.Lookup(slot, block+i)
+		if ok {
+			r.readLogged(p, slot, block+i)
+			continue
+		}
+		r.reads[2]++
+		ticket := log.Ticket()
+		take := func() {
+			tag := store.cur[slot][block+i]
+			fillTag(buf[i*blockSize:][:blockSize], tag)
+			le.PutUint32(crcs[4*i:], crcOfTag(tag))
+		}
+		at := r.rng.IntN(3)
+		if at == 0 {
+			take()
+		}
+		env.Arm(&uring.Timer{Fire: func() {
+			if at == 1 {
+				take()
+			}
+			env.Arm(&uring.Timer{Fire: func() {
+				if at == 2 {
+					take()
+				}
+				if log.closing == nil {
+					log.Admit(ticket, slot, block+i, 1, buf[i*blockSize:][:blockSize], crcs[4*i:4*i+4])
+				}
+			}}, int64(r.rng.IntN(3_000_000)))
+		}}, int64(r.rng.IntN(500_000)))
+	}
+}
+
+func (r *rig) readLogged(p Pos, slot, block uint32) {
+	log, crc := r.log, r.log.CRC(p)
+	r.reads[0]++
+	if log.idx.state[p]&isClean != 0 {
+		r.reads[1]++
+	}
+	b := r.pool.Get(blockSize)
+	op := &ReadOp{Pos: p, Blocks: 1, Buf: b.Bytes()[:blockSize]}
+	op.Done = func(op *ReadOp) {
+		if op.Err == nil && dataplane.CRC(op.Buf) != crc {
+			r.t.Fatalf("slot %d block %d at %d: not what it was when the read began", slot, block, p)
+		}
+		b.Release()
+	}
+	log.Read(op)
+}
+
+// checkCopies compares all clean blocks in the log with the newest writes, but for ranges that are
+// just being zeroed.
+func (r *rig) checkCopies() {
+	var busy contents
+	for seq := r.acked; seq < uint64(len(r.history)); seq++ {
+		if c := r.history[seq]; c.kind == Zero || c.kind == Drop {
+			busy.apply(change{Data, c.slot, c.block, c.n}, 1)
+		}
+	}
+	for _, c := range r.store.zeros {
+		busy.apply(change{Data, c.slot, c.block, c.n}, 1)
+	}
+	want := r.stateAfter(uint64(len(r.history)))
+	for slot := range uint32(testSlots) {
+		for block := range uint32(testBlocks) {
+			p, ok := r.log.Lookup(slot, block)
+			if !ok || busy[slot][block] != 0 || r.log.dirty(p) {
+				continue
+			}
+			if r.log.CRC(p) != crcOfTag(want[slot][block]) {
+				r.t.Fatalf("slot %d block %d: a clean copy at %d isn't write %d", slot, block, p,
+					want[slot][block])
+			}
+		}
+	}
+}
+
 // powerCut ends the process and the power, and makes a new process.
 func (r *rig) powerCut() {
 	r.env.Kill()
@@ -428,7 +516,7 @@ func (r *rig) restart(s *fakeStore) {
 // dispose gives back memory outside the Go heap, whatever state the log is in.
 func (r *rig) dispose() {
 	if r.log != nil && !r.log.closed {
-		if err := errors.Join(r.log.idx.close(), unix.Munmap(r.log.spill.Arena())); err != nil {
+		if err := errors.Join(r.log.idx.close(), r.log.cache.close(), unix.Munmap(r.log.spill.Arena())); err != nil {
 			r.t.Fatal(err)
 		}
 	}

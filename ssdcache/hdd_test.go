@@ -49,7 +49,7 @@ func TestHardDisk(t *testing.T) {
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			var h *hdd
-			m, log, pool := openRAMWith(t, segments*MinSegment+firstBlock*blockSize,
+			m, log, pool := openRAMWith(t, segments*MinSegment+firstBlock*blockSize, 0,
 				Options{Sequential: c.seq}, func(m *ram) Backing {
 					h = &hdd{m: m}
 					return h

@@ -75,6 +75,7 @@ type Stats struct {
 	Destaged           uint64 // blocks written back
 	GapBlocks          uint64 // clean blocks written again, to merge what lies around them
 	Superseded         uint64 // blocks in segments written back that were overwritten meanwhile
+	Admitted, Rescued  uint64 // blocks of the read cache: taken in; kept when a segment was used again
 	Segments           int    // of the log
 	Dirty              int    // segments that hold records not yet checkpointed
 	Indexed            int    // blocks found in the log, clean ones included
@@ -124,6 +125,7 @@ type Log struct {
 	sbDone  func(error)
 	destage destager
 	pace    pacer
+	cache   readCache
 	closing func(error)
 	closed  bool
 	err     error
@@ -143,7 +145,7 @@ func (l *Log) Err() error { return l.err }
 func (l *Log) Stats() Stats {
 	s := l.stats
 	s.Segments, s.Dirty = int(l.segs), int(l.head-l.tail+1)
-	s.Indexed, s.IndexBytes = l.idx.n, len(l.idx.mem)
+	s.Indexed, s.IndexBytes = l.idx.n, len(l.idx.mem)+len(l.cache.mem)
 	return s
 }
 
@@ -258,6 +260,7 @@ func (l *Log) turnEnd() {
 		l.submitBatches()
 	}
 	l.retire()
+	l.cache.rescue()
 	l.prepare()
 	l.destage.trySettle()
 	if l.err == nil {
@@ -280,7 +283,7 @@ func (l *Log) Close(done func(error)) {
 // tryClose goes on with closing when everything in flight has ended.
 func (l *Log) tryClose() {
 	if l.closing == nil || l.oldest != nil || l.destage.inFlight() || l.sbDone != nil || l.closed ||
-		l.refused.first != nil || l.readsInFlight() {
+		l.refused.first != nil || l.readsInFlight() || l.cache.working {
 		return
 	}
 	l.closed = true
@@ -288,7 +291,8 @@ func (l *Log) tryClose() {
 	l.env.Disarm(&l.destage.timer)
 	finish := func(err error) {
 		l.sbBuf.Release()
-		if e := errors.Join(l.destage.release(), l.idx.close(), l.spill.Close()); err == nil {
+		if e := errors.Join(l.destage.release(), l.cache.close(), l.idx.close(),
+			l.spill.Close()); err == nil {
 			err = e
 		}
 		l.closing(err)

@@ -179,7 +179,7 @@ func (r *opener) fail(err error) {
 	if l.sbBuf != nil {
 		l.sbBuf.Release()
 	}
-	unmap := errors.Join(l.destage.release(), r.freeScans())
+	unmap := errors.Join(l.destage.release(), l.cache.close(), r.freeScans())
 	if l.idx != nil {
 		unmap = errors.Join(unmap, l.idx.close())
 	}
@@ -242,6 +242,9 @@ func (r *opener) gotSuper(op *uring.DiskOp) {
 		l.idx, err = newIndex(uint32(firstBlock + l.segs*uint64(l.segBlocks)))
 	}
 	if err == nil {
+		err = l.cache.init(l)
+	}
+	if err == nil {
 		err = r.makeScans()
 	}
 	if err == nil {
@@ -297,6 +300,7 @@ func (r *opener) finish(op *uring.DiskOp) {
 	if l.at == 0 {
 		l.first[l.head%l.segs] = r.nr
 	}
+	l.cache.lap = l.tail + l.segs - l.reserve
 	l.sb.inc = max(l.sb.inc, r.inc) + 1
 	l.sb.clean = false
 	l.prepare()

@@ -18,6 +18,7 @@ func (l *Log) CRC(p Pos) uint32 { return l.idx.crc[p] }
 // Drop forgets all blocks of a slot. To have it happen in replay too, append a record of kind Drop,
 // which calls this. See InWriteBack before the slot is given to another chunk.
 func (l *Log) Drop(slot uint32) {
+	l.cache.change(slot, 0, 1<<14)
 	for b := range uint32(1 << 14) {
 		l.idx.drop(keyOf(slot, b))
 	}
@@ -25,6 +26,10 @@ func (l *Log) Drop(slot uint32) {
 
 // DropRange forgets n blocks. An append of kind Zero calls it.
 func (l *Log) DropRange(slot, block, n uint32) {
+	if n == 0 {
+		return
+	}
+	l.cache.change(slot, block, n)
 	for ; n > 0; block, n = block+1, n-1 {
 		l.idx.drop(keyOf(slot, block))
 	}
@@ -36,7 +41,7 @@ type ReadOp struct {
 	Pos    Pos
 	Blocks int
 	Buf    []byte // Blocks*4096 bytes, page-aligned, out of the Pool
-	Low    bool   // background
+	Low    bool   // background: doesn't count for what the read cache keeps
 	Err    error
 	Done   func(*ReadOp)
 
@@ -56,6 +61,9 @@ func (l *Log) Read(r *ReadOp) {
 			r.Pos, len(r.Buf), l.closing != nil))
 	}
 	r.Err = nil
+	if !r.Low {
+		l.idx.touch(r.Pos, r.Blocks)
+	}
 	if l.err != nil {
 		r.Err = ioError("read from the log", errFailed)
 		l.readDoneLater(r)

@@ -214,6 +214,8 @@ func (r *replayer) apply(f *found) error {
 			l.DropRange(rec.Slot, rec.Offset/blockSize, rec.Length/blockSize)
 		case Drop:
 			l.Drop(rec.Slot)
+		case Clean:
+			return true // the store has it
 		}
 		if r.record != nil {
 			r.record(rec)

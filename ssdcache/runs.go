@@ -261,6 +261,7 @@ func (r *run) issue(i int) {
 		r.one[0] = r.buf.Bytes()[i*blockSize : end*blockSize]
 		r.Data, r.CRCs, r.busy = r.one[:], r.crcs[4*i:4*end], true
 		d.l.stats.WriteBacks++
+		d.l.cache.change(r.Slot, r.Block, uint32(r.Blocks))
 		d.l.o.Backing.WriteBack(&r.WriteBack)
 		return
 	}
