@@ -323,6 +323,12 @@ func (s *settler) decided() {
 		return
 	}
 	for _, i := range s.verdict.lost {
+		if s.tails[i].unknown && s.tails[s.verdict.winner].epoch < s.cfg.Epoch {
+			// The epoch never began: most likely it was being added, and its process ended.
+			s.sh.event(control.Warning, "replica-missing", fmt.Sprintf(
+				"chunk %v: cs %d doesn't have it; it is excluded", s.r.id, s.stay[i].CS))
+			continue
+		}
 		s.sh.event(control.Fault, "replica-lost", fmt.Sprintf(
 			"chunk %v: cs %d lost data that it had acknowledged; it is excluded", s.r.id, s.stay[i].CS))
 	}
