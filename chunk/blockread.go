@@ -216,7 +216,7 @@ func (b *blockRead) check() {
 
 // offer gives the read cache what came from the store.
 func (b *blockRead) offer(fresh uint32) {
-	if fresh == 0 || b.once || b.slot == noSlot || b.slot != b.r.slot || b.r.gone {
+	if fresh == 0 || b.once || b.sh.noReadCache || b.slot == noSlot || b.slot != b.r.slot || b.r.gone {
 		return
 	}
 	var crcs [dataplane.PartSize / dataplane.BlockSize * 4]byte

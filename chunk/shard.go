@@ -58,7 +58,9 @@ type Shard struct {
 
 	store *store
 	log   *ssdcache.Log
-	cache uring.Disk
+	// noReadCache: the log is on the store's disk, where a copy is no faster than the original.
+	noReadCache bool
+	cache       uring.Disk
 
 	chunks    map[dataplane.ChunkID]*replica
 	strangers map[dataplane.ChunkID]*replica // those without a slot
@@ -123,6 +125,7 @@ func Open(o ShardOptions, done func(*Shard, error)) {
 		strangers: map[dataplane.ChunkID]*replica{},
 		links:     map[linkKey]*link{},
 		peers:     map[dataplane.CSID]*peer{}}
+	sh.noReadCache = o.Identity != nil && o.Identity.LogPath == cacheFile
 	sh.tellTimer.Fire = sh.tellCommit
 	sh.pumpTimer.Fire = sh.pump
 	sh.secondTimer.Fire = sh.everySecond

@@ -2,8 +2,8 @@ package ssdcache
 
 import "golang.org/x/sys/unix"
 
-// Abandon gives memory outside the Go heap back without anything else, for simulations whose process was
-// killed. Nothing may call the log again.
+// Abandon gives memory outside the Go heap back without anything else, for simulations whose
+// process was killed. Nothing may call the log again.
 func (l *Log) Abandon() {
 	l.closed = true
 	_ = l.idx.close()

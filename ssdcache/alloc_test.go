@@ -104,7 +104,8 @@ func openRAMWith(t testing.TB, size, segSize int, o Options, store func(*ram) Ba
 		t.Fatal(err)
 	}
 	var fin bool
-	Format(FormatOptions{Disk: m, Env: m, Pool: pool, Owner: 1, SegmentSize: segSize}, func(e error) { fin, err = true, e })
+	Format(FormatOptions{Disk: m, Env: m, Pool: pool, Owner: 1, SegmentSize: segSize},
+		func(e error) { fin, err = true, e })
 	for !fin {
 		m.step()
 	}

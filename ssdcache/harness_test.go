@@ -407,8 +407,8 @@ func (r *rig) check() {
 	r.history, r.acked = r.history[:k], k
 }
 
-// readBlocks reads some blocks as a chunk server does: what isn't in the log comes from the store, as
-// it was at some moment until the read is done, and is offered to the read cache.
+// readBlocks reads some blocks as a chunk server does: what isn't in the log comes from the store,
+// as it was at some moment until the read is done, and is offered to the read cache.
 func (r *rig) readBlocks(slot, block, n uint32) {
 	log, store, env := r.log, r.store, r.env
 	buf := make([]byte, n*blockSize)
@@ -516,7 +516,9 @@ func (r *rig) restart(s *fakeStore) {
 // dispose gives back memory outside the Go heap, whatever state the log is in.
 func (r *rig) dispose() {
 	if r.log != nil && !r.log.closed {
-		if err := errors.Join(r.log.idx.close(), r.log.cache.close(), unix.Munmap(r.log.spill.Arena())); err != nil {
+		err := errors.Join(r.log.idx.close(), r.log.cache.close(),
+			unix.Munmap(r.log.spill.Arena()))
+		if err != nil {
 			r.t.Fatal(err)
 		}
 	}

@@ -3,8 +3,9 @@ package ssdcache
 import "pstorage/uring"
 
 // pacer slows the intake to what write-back leaves room for, smoothly: from the level on where
-// write-back is at full speed, while a round of it is under way, the room that is left is spread over the time which the round still needs. So the
-// intake settles at the rate of the store, whatever it is, and never stops until a round ends.
+// write-back is at full speed, while a round of it is under way, the room that is left is spread
+// over the time which the round still needs. So the intake settles at the rate of the store,
+// whatever it is, and never stops until a round ends.
 type pacer struct {
 	l     *Log
 	on    bool
@@ -50,7 +51,7 @@ func (p *pacer) position() float64 {
 func (p *pacer) bound(now int64) float64 { return p.base + p.rate*float64(now-p.at) }
 
 // allows says whether the pace permits more intake. If not, there is room when the timer fires: not
-// before a few blocks' worth, so that batches don't get small, which would waste the log on headers.
+// before a few blocks' worth, so that batches don't get small, which would waste log on headers.
 func (p *pacer) allows() bool {
 	if !p.on {
 		return true

@@ -123,10 +123,10 @@ func (l *Log) StoreChanged(slot, block, n uint32) {
 	}
 }
 
-// Admit offers the log what was read from the store: n blocks (at most MaxData bytes) of a slot with
-// their checksums, which were compared. t was taken when they were looked up. Data and checksums
-// are copied at once, if at all: what is read for the first time isn't kept, nor what may have
-// changed meanwhile, nor anything while the log is busy with writes.
+// Admit offers the log what was read from the store: n blocks (at most MaxData bytes) of a slot
+// with their checksums, which were compared. t was taken when they were looked up. Data and
+// checksums are copied at once, if at all: what is read for the first time isn't kept, nor what
+// may have changed meanwhile, nor anything while the log is busy with writes.
 func (l *Log) Admit(t Ticket, slot, block uint32, n int, data, crcs []byte) {
 	if n <= 0 || len(data) != n*blockSize || len(crcs) != 4*n || n > MaxData/blockSize ||
 		slot >= l.o.MaxSlots || block+uint32(n) > dataplane.BlocksPerChunk {

@@ -67,9 +67,9 @@ func (r *reader) hitRatio(n int, next func() uint32) float64 {
 	return float64(r.hits) / float64(n)
 }
 
-// TestHitRatio reads a Zipf(1.1) trace over ten times the log's size. The hit ratio is compared with
-// that of a cache of the log's size which always holds the blocks that are read most. A scan over
-// half of everything in between does no harm.
+// TestHitRatio reads a Zipf(1.1) trace over ten times the log's size. The hit ratio is compared
+// with that of a cache of the log's size which always holds the blocks that are read most. A
+// scan over half of everything in between does no harm.
 func TestHitRatio(t *testing.T) {
 	const size = 64 << 20
 	const all = 10 * size / blockSize

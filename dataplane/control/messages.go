@@ -330,7 +330,8 @@ type SettlePush struct {
 type ForgetPush struct{ Chunks []dataplane.ChunkID }
 
 // RecoverPush asks the receiver, the head of each chunk, to copy Chunks[i] to Targets[i], which
-// isn't a member, and to add it as the last one. Who can't do that now does nothing; it is asked again.
+// isn't a member, and to add it as the last one. Who can't do that now does nothing; it is asked
+// again.
 type RecoverPush struct {
 	Chunks  []ChunkConfig
 	Targets []CSAddr
