@@ -379,37 +379,106 @@ func (s *settler) copied(at int, err error) {
 	s.copyMore()
 }
 
-// copyPart moves up to 64 KiB from the winner to another member.
+// copyPart moves up to 64 KiB from the winner to another member. A part that is damaged there is
+// tried again block by block, and the damaged blocks are taken from elsewhere.
 func (s *settler) copyPart(to int, off, n uint32) {
 	at := s.attempt
-	winner := s.stay[s.verdict.winner]
-	h := dataplane.Header{Op: dataplane.OpRead, Flags: dataplane.FlagRecovery, Chunk: s.r.id,
-		Epoch: s.cfg.Epoch, Offset: off, Length: n}
-	if winner.CS == s.sh.id {
+	s.readFrom(s.verdict.winner, off, n, func(crcs, payload []byte, buf *uring.Buf, err error) {
+		switch {
+		case s.attempt != at || err == nil:
+		case dataplane.KindOf(err) != dataplane.BadCRC:
+		case n > dataplane.BlockSize:
+			for end := off + n; off < end; off += dataplane.BlockSize {
+				s.verdict.copies = append(s.verdict.copies, tailCopy{to, off, dataplane.BlockSize})
+			}
+			s.copied(at, nil)
+			return
+		default:
+			s.rescue(to, off, 0, err)
+			return
+		}
+		if err != nil || s.attempt != at {
+			s.copied(at, err)
+			return
+		}
+		s.sendPart(at, to, off, crcs, payload, buf)
+	})
+}
+
+// readFrom reads a part of a sealed member's replica; done is called once, and what it is given is
+// valid during the call.
+func (s *settler) readFrom(from int, off, n uint32,
+	done func(crcs, payload []byte, buf *uring.Buf, err error)) {
+	m := s.stay[from]
+	if m.CS == s.sh.id {
 		s.sh.readPart(s.r, off, n, func(crcs []byte, buf *uring.Buf, err error) {
-			if err != nil || s.attempt != at {
-				s.copied(at, err)
+			if err != nil {
+				done(nil, nil, nil, err)
 				return
 			}
-			s.sendPart(at, to, off, crcs, buf.Bytes()[:n], buf)
+			done(crcs, buf.Bytes()[:n], buf, nil)
 		})
 		return
 	}
-	s.sh.peer(winner.CS, winner.Addr).call(h, nil, nil,
+	h := dataplane.Header{Op: dataplane.OpRead, Flags: dataplane.FlagRecovery, Chunk: s.r.id,
+		Epoch: s.cfg.Epoch, Offset: off, Length: n}
+	s.sh.peer(m.CS, m.Addr).call(h, nil, nil,
 		func(a *dataplane.Header, crcs, payload []byte, buf *uring.Buf, err error) {
 			switch {
 			case err != nil:
 			case a.Status != dataplane.OK:
-				err = dataplane.E("read the winner", a.Status, nil)
+				err = dataplane.E("read a member", a.Status, nil)
 			case a.Offset != off || len(payload) != int(n) ||
 				dataplane.CheckCRCs(crcs, off, payload) >= 0:
-				err = dataplane.E("read the winner", dataplane.BadCRC, nil)
+				err = dataplane.E("read a member", dataplane.BadCRC, nil)
 			}
-			if err != nil || s.attempt != at {
-				s.copied(at, err)
+			done(crcs, payload, buf, err)
+		})
+}
+
+// rescue brings everybody, the winner too, to one good content of a block that is damaged at the
+// winner: that of the first member from index first on whose history is as long, and so has every
+// write that may have been acknowledged. What it may have besides was never served.
+func (s *settler) rescue(to int, off uint32, first int, why error) {
+	at, w := s.attempt, s.tails[s.verdict.winner]
+	from := first
+	for ; from < len(s.stay); from++ {
+		t := &s.tails[from]
+		if from != s.verdict.winner && !t.unknown && t.epoch == w.epoch && t.last == w.last {
+			break
+		}
+	}
+	if from == len(s.stay) {
+		s.copied(at, why)
+		return
+	}
+	s.readFrom(from, off, dataplane.BlockSize,
+		func(crcs, payload []byte, buf *uring.Buf, err error) {
+			if s.attempt != at {
 				return
 			}
-			s.sendPart(at, to, off, crcs, payload, buf)
+			if err != nil {
+				s.rescue(to, off, from+1, why)
+				return
+			}
+			s.sh.event(control.Warning, "block-rescued", fmt.Sprintf(
+				"chunk %v: the block at byte %d is damaged on cs %d; cs %d has it", s.r.id, off,
+				s.stay[s.verdict.winner].CS, s.stay[from].CS))
+			var others []int
+			for i := range s.stay {
+				if i != from && !slices.Contains(s.verdict.lost, i) {
+					others = append(others, i)
+				}
+			}
+			if to >= len(s.stay) {
+				others = append(others, to) // the new member
+			}
+			s.copying += len(others) - 1 // each answers for itself
+			for _, i := range others {
+				if s.attempt == at {
+					s.sendPart(at, i, off, crcs, payload, buf)
+				}
+			}
 		})
 }
 
