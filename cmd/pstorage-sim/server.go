@@ -210,6 +210,9 @@ func (n *csNode) pushed(op dataplane.Opcode, payload []byte) {
 			if err := control.Unmarshal(payload, &p); err != nil {
 				panic(err)
 			}
+			for _, cfg := range p.Chunks {
+				n.w.recovered[cfg.Chunk] = true
+			}
 			n.shard.RecoverPush(&p)
 		case control.OpForget:
 			var p control.ForgetPush
