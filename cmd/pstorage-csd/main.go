@@ -18,6 +18,7 @@ type csdOptions struct {
 }
 
 func main() {
+	cli.SpareProcs()
 	os.Exit(cli.Run(cli.Context(), newRoot(), os.Args[1:], os.Stderr))
 }
 

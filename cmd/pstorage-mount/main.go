@@ -19,6 +19,7 @@ type mountOptions struct {
 }
 
 func main() {
+	cli.SpareProcs()
 	os.Exit(cli.Run(cli.Context(), newRoot(), os.Args[1:], os.Stderr))
 }
 

@@ -10,6 +10,7 @@ import (
 )
 
 func main() {
+	cli.SpareProcs()
 	os.Exit(cli.Run(cli.Context(), newRoot(), os.Args[1:], os.Stderr))
 }
 
