@@ -114,7 +114,9 @@ func canMount() bool {
 }
 
 func (o *QuickOptions) cluster(home string) ClusterOptions {
-	c := ClusterOptions{Binary: o.Binary, Dir: home, CS: o.CS, Args: o.DevArgs}
+	// The journal that make-cs makes by default; that of pstorage dev is small, to start quickly.
+	c := ClusterOptions{Binary: o.Binary, Dir: home, CS: o.CS,
+		Args: append([]string{"--log-size", "1G"}, o.DevArgs...)}
 	if !canMount() {
 		c.Args = append([]string{"--no-mount"}, c.Args...)
 	}

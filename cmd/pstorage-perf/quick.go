@@ -64,7 +64,8 @@ prints medians and their ratios.`,
 	flags.Float64Var(&seconds, "seconds", 0.9, "of one measurement")
 	flags.Var(&size, "size", "of the file")
 	flags.BoolVar(&asJSON, "json", false, "print JSON")
-	flags.StringArrayVar(&o.DevArgs, "dev-arg", nil, "one more `ARGUMENT` of pstorage dev")
+	flags.StringArrayVar(&o.DevArgs, "dev-arg", nil,
+		"one more `ARGUMENT` of pstorage dev (default there: --log-size 1G)")
 	flags.StringToStringVar(&least, "min", nil, "`FIGURE=VALUE`: fail if the figure is lower")
 	return cmd
 }
