@@ -333,7 +333,7 @@ func (l *leader) pushForgets() {
 // config describes a chunk to chunk servers. Both locks are held, fsm.mu for reading.
 func (l *leader) config(s *State, rec *Record, nowNs int64) control.ChunkConfig {
 	c := control.ChunkConfig{Chunk: rec.ID, File: rec.File, Index: rec.Index, Epoch: rec.Epoch,
-		Created: rec.Flags&flagCreated != 0, Minimum: rec.Minimum, Ack: rec.Ack,
+		Created: rec.Flags&flagCreated != 0, Minimum: rec.Minimum, Ack: rec.Ack, Wanted: rec.Wanted,
 		Members: make([]control.CSAddr, 0, rec.Present)}
 	for _, m := range rec.members() {
 		c.Members = append(c.Members, l.addr(s, m.CS, nowNs))

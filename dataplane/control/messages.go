@@ -227,6 +227,7 @@ type ChunkConfig struct {
 	Minimum uint8
 	Ack     uint8    // 0 disk, 1 memory
 	Members []CSAddr // in the order of the chain; the first is the head
+	Wanted  uint8    // members it should have; 0: not said, by a server of an older version
 }
 
 // GetChunkReq asks for a chunk's configuration (linearizable).
@@ -330,11 +331,13 @@ type SettlePush struct {
 type ForgetPush struct{ Chunks []dataplane.ChunkID }
 
 // RecoverPush asks the receiver, the head of each chunk, to copy Chunks[i] to Targets[i], which
-// isn't a member, and to add it as the last one. Who can't do that now does nothing; it is asked
-// again.
+// isn't a member, and to add it as the last one. If Leaving[i] isn't zero, that member (it may be
+// the head itself) gives its place up in the same change of the configuration; without Leaving
+// nobody does. Who can't do that now does nothing; it is asked again.
 type RecoverPush struct {
 	Chunks  []ChunkConfig
 	Targets []CSAddr
+	Leaving []dataplane.CSID
 }
 
 // ScrubPush asks the receiver to begin a pass of its scrubber now.
