@@ -69,6 +69,15 @@ func NewPool(size int) (*Pool, error) {
 	return &Pool{arena: m}, nil
 }
 
+// NewPoolIn returns a pool in memory that the caller mapped: page-aligned, outside the Go heap.
+// It isn't the pool's to unmap: Close isn't to be called.
+func NewPoolIn(m []byte) *Pool {
+	if len(m) == 0 || len(m)%BufAlign != 0 || uintptr(unsafe.Pointer(&m[0]))%BufAlign != 0 {
+		panic("uring: memory for a pool isn't page-aligned")
+	}
+	return &Pool{arena: m}
+}
+
 // Get returns a buffer of at least n bytes (n <= 1 MiB) with one reference and old contents, or
 // nil if the pool is exhausted: the caller pushes back on whoever asked for the work.
 func (p *Pool) Get(n int) *Buf {

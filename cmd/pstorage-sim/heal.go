@@ -3,7 +3,6 @@ package main
 import (
 	"bytes"
 	"fmt"
-	"slices"
 
 	"pstorage/dataplane"
 	"pstorage/dataplane/control"
@@ -227,6 +226,7 @@ func usedOf(index uint32) (list []area) {
 
 // replica reads the used parts of a member's replica; damaged blocks get time to be repaired.
 func (w *world) replica(n *csNode, c *control.ChunkConfig) (all []byte) {
+	all = make([]byte, 0, areas[0].length+areas[1].length)
 	for _, a := range usedOf(c.Index) {
 		off := uint32(a.off - int64(c.Index)*dataplane.ChunkSize)
 		for try := 0; ; try++ {
@@ -235,7 +235,8 @@ func (w *world) replica(n *csNode, c *control.ChunkConfig) (all []byte) {
 			done := false
 			n.env.Do(func() {
 				n.shard.SimPeek(c.Chunk, off, uint32(a.length), func(p []byte, e error) {
-					got, err, done = slices.Clone(p), e, true
+					got, err, done = w.bufs.get(int(a.length)), e, true
+					copy(got, p)
 				})
 			})
 			if !w.wait(func() bool { return done }, 20*sec, "replica read") {
@@ -243,6 +244,7 @@ func (w *world) replica(n *csNode, c *control.ChunkConfig) (all []byte) {
 			}
 			if err == nil {
 				all = append(all, got...)
+				w.bufs.put(got)
 				break
 			}
 			if try == 20 {

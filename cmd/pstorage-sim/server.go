@@ -4,8 +4,6 @@ import (
 	"fmt"
 	"time"
 
-	"golang.org/x/sys/unix"
-
 	"pstorage/chunk"
 	"pstorage/dataplane"
 	"pstorage/dataplane/control"
@@ -83,10 +81,8 @@ func (n *csNode) newProcess() {
 	n.boot++
 	n.env = n.w.sim.NewEnvOptions(fmt.Sprintf("cs%d.%d", n.index+1, n.boot),
 		simloop.EnvOptions{DriftPPM: n.drift})
-	var err error
-	if n.pool, err = uring.NewPool(64 << 20); err != nil {
-		panic(err)
-	}
+	n.freeDead()
+	n.pool = newPool(64 << 20)
 	n.shard, n.registered, n.asking, n.failed = nil, false, false, ""
 	n.reports = nil
 	n.instance = n.env.Rand() | 1
@@ -265,12 +261,18 @@ func (n *csNode) freeAll() {
 		n.dead = append(n.dead, deadProcess{n.shard, n.pool})
 		n.env.Kill()
 	}
+	n.freeDead()
+}
+
+// freeDead takes back the memory of processes that have ended. It isn't called in their turns.
+func (n *csNode) freeDead() {
 	for _, d := range n.dead {
 		if d.shard != nil {
 			d.shard.SimAbandon()
 		}
-		_ = unix.Munmap(d.pool.Arena())
+		freePool(d.pool)
 	}
+	n.dead = n.dead[:0]
 }
 
 // csMeta is chunk.Metadata of one process.
