@@ -25,7 +25,7 @@ type client struct {
 
 	// Of the process.
 	env     *simloop.Env
-	pool    *uring.Pool
+	mem     pools
 	eng     *dpclient.Engine
 	peer    uint64
 	handles []*dpclient.File
@@ -46,10 +46,13 @@ func (c *client) newProcess() {
 	c.boot++
 	c.env = w.sim.NewEnvOptions(fmt.Sprintf("client%d.%d", c.index+1, c.boot),
 		simloop.EnvOptions{DriftPPM: c.drift})
-	c.pool = newPool(32 << 20)
+	pool, err := c.mem.pool(32 << 20)
+	if err != nil {
+		panic(err)
+	}
 	c.peer = c.env.Rand() | 1
 	c.eng = dpclient.NewEngine(dpclient.Options{Env: c.env, Net: w.net.Node(c.env, c.ip),
-		Pool: c.pool, Cred: cred(dataplane.RoleClient, c.peer), Meta: &clientMeta{c}, MaxParts: 128,
+		Pool: pool, Cred: cred(dataplane.RoleClient, c.peer), Meta: &clientMeta{c}, MaxParts: 128,
 		Log: w.log.With("client", c.index+1)})
 	c.handles = nil
 	for _, f := range w.files {
@@ -68,14 +71,14 @@ func (c *client) newProcess() {
 // crash ends the process; what it was writing may or may not happen, at any time.
 func (c *client) crash() {
 	c.env.Kill()
-	freePool(c.pool)
+	c.mem.free()
 	c.w.files[c.index].abandon()
 }
 
 func (c *client) freeAll() {
 	if !c.env.Dead() {
 		c.env.Kill()
-		freePool(c.pool)
+		c.mem.free()
 	}
 }
 

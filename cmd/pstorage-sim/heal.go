@@ -195,10 +195,14 @@ func (w *world) compare(c *control.ChunkConfig) {
 		}
 		if i == 0 {
 			first = data
-		} else if !bytes.Equal(first, data) {
+			defer w.bufs.put(data)
+			continue
+		}
+		if !bytes.Equal(first, data) {
 			w.violate("chunk %v: cs %d and cs %d differ%s", c.Chunk, c.Members[0].CS, m.CS,
 				firstDifference(first, data))
 		}
+		w.bufs.put(data)
 	}
 	w.compareWritten(c, first)
 }
@@ -226,7 +230,7 @@ func usedOf(index uint32) (list []area) {
 
 // replica reads the used parts of a member's replica; damaged blocks get time to be repaired.
 func (w *world) replica(n *csNode, c *control.ChunkConfig) (all []byte) {
-	all = make([]byte, 0, areas[0].length+areas[1].length)
+	all = w.bufs.get(int(areas[0].length + areas[1].length))[:0]
 	for _, a := range usedOf(c.Index) {
 		off := uint32(a.off - int64(c.Index)*dataplane.ChunkSize)
 		for try := 0; ; try++ {

@@ -3,6 +3,7 @@ package main
 import (
 	"fmt"
 	"math/bits"
+	"slices"
 	"sync"
 
 	"golang.org/x/sys/unix"
@@ -19,29 +20,45 @@ var arenas = struct {
 	free map[int][][]byte
 }{free: map[int][][]byte{}}
 
-// newPool returns an empty pool of size bytes.
-func newPool(size int) *uring.Pool {
+// pools are what one process has.
+type pools struct{ maps [][]byte }
+
+// pool returns an empty pool of size bytes.
+func (p *pools) pool(size int) (*uring.Pool, error) {
 	arenas.Lock()
 	defer arenas.Unlock()
-	list := arenas.free[size]
-	if n := len(list); n > 0 {
-		arenas.free[size] = list[:n-1]
-		return uring.NewPoolIn(list[n-1])
+	var m []byte
+	if list := arenas.free[size]; len(list) > 0 {
+		m, arenas.free[size] = list[len(list)-1], list[:len(list)-1]
+	} else {
+		var err error
+		if m, err = unix.Mmap(-1, 0, size, unix.PROT_READ|unix.PROT_WRITE,
+			unix.MAP_PRIVATE|unix.MAP_ANONYMOUS|unix.MAP_NORESERVE); err != nil {
+			return nil, fmt.Errorf("map %d bytes: %w", size, err)
+		}
 	}
-	m, err := unix.Mmap(-1, 0, size, unix.PROT_READ|unix.PROT_WRITE,
-		unix.MAP_PRIVATE|unix.MAP_ANONYMOUS|unix.MAP_NORESERVE)
-	if err != nil {
-		panic(fmt.Sprintf("map %d bytes: %v", size, err))
-	}
-	return uring.NewPoolIn(m)
+	p.maps = append(p.maps, m)
+	return uring.NewPoolIn(m, p.unmap), nil
 }
 
-// freePool takes back the memory of a pool whose process has ended.
-func freePool(p *uring.Pool) {
+// unmap takes back the memory of one pool.
+func (p *pools) unmap(m []byte) error {
+	i := slices.IndexFunc(p.maps, func(o []byte) bool { return &o[0] == &m[0] })
+	if i < 0 {
+		panic("memory of a pool given back twice")
+	}
+	p.maps = slices.Delete(p.maps, i, i+1)
 	arenas.Lock()
 	defer arenas.Unlock()
-	m := p.Arena()
 	arenas.free[len(m)] = append(arenas.free[len(m)], m)
+	return nil
+}
+
+// free takes back everything. The process has ended and isn't in a turn.
+func (p *pools) free() {
+	for len(p.maps) > 0 {
+		_ = p.unmap(p.maps[0])
+	}
 }
 
 // buffers are memory for operations, by powers of two.

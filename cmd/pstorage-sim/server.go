@@ -28,6 +28,7 @@ type csNode struct {
 
 	// Of the process.
 	env        *simloop.Env
+	mem        *pools
 	pool       *uring.Pool
 	shard      *chunk.Shard
 	opening    bool
@@ -48,7 +49,7 @@ type csNode struct {
 // deadProcess is what a process left.
 type deadProcess struct {
 	shard *chunk.Shard
-	pool  *uring.Pool
+	mem   *pools
 }
 
 const slots = 12
@@ -82,7 +83,11 @@ func (n *csNode) newProcess() {
 	n.env = n.w.sim.NewEnvOptions(fmt.Sprintf("cs%d.%d", n.index+1, n.boot),
 		simloop.EnvOptions{DriftPPM: n.drift})
 	n.freeDead()
-	n.pool = newPool(64 << 20)
+	n.mem = &pools{}
+	var err error
+	if n.pool, err = n.mem.pool(64 << 20); err != nil {
+		panic(err)
+	}
 	n.shard, n.registered, n.asking, n.failed = nil, false, false, ""
 	n.reports = nil
 	n.instance = n.env.Rand() | 1
@@ -99,7 +104,8 @@ func (n *csNode) open() {
 		chunk.Open(chunk.ShardOptions{Env: env, Net: n.w.net.Node(env, n.ip), Pool: n.pool,
 			Store: n.store, Cache: n.cache, Cred: cred(dataplane.RoleCS, uint64(n.id)),
 			Metadata: &csMeta{n, env}, ID: n.id, Log: n.w.log.With("cs", n.index+1),
-			CRCBudget: n.budget, Canary: n.w.can.cs, OnFail: func(err error) { n.failed = err.Error() }},
+			CRCBudget: n.budget, Canary: n.w.can.cs, NewPool: n.mem.pool,
+			OnFail: func(err error) { n.failed = err.Error() }},
 			func(sh *chunk.Shard, err error) {
 				n.opening = false
 				if err != nil {
@@ -228,7 +234,7 @@ func (n *csNode) kill(certified bool) {
 		return
 	}
 	n.env.Kill()
-	n.dead = append(n.dead, deadProcess{n.shard, n.pool})
+	n.dead = append(n.dead, deadProcess{n.shard, n.mem})
 	w, boot := n.w, n.boot
 	w.mds.gone(n.ip, n.instance)
 	delete(w.mds.procs, n.instance)
@@ -258,7 +264,7 @@ func (n *csNode) start(cut bool) {
 
 func (n *csNode) freeAll() {
 	if !n.env.Dead() {
-		n.dead = append(n.dead, deadProcess{n.shard, n.pool})
+		n.dead = append(n.dead, deadProcess{n.shard, n.mem})
 		n.env.Kill()
 	}
 	n.freeDead()
@@ -270,7 +276,7 @@ func (n *csNode) freeDead() {
 		if d.shard != nil {
 			d.shard.SimAbandon()
 		}
-		freePool(d.pool)
+		d.mem.free()
 	}
 	n.dead = n.dead[:0]
 }

@@ -31,7 +31,6 @@ type Conn struct {
 	offered int    // length of in that Recv left unconsumed: it is called again with more
 	into    []byte // being filled, see uring.ConnHandler
 	got     int
-	scratch []byte
 	paused  bool
 	feeding bool
 	end     error // the peer's end was reached, once all of in was offered
@@ -133,6 +132,7 @@ func (c *Conn) shut(err error) {
 			p.buf.Release()
 		}
 	}
+	c.net.mem.put(c.inMem)
 	c.out, c.queued, c.wire, c.in, c.inMem, c.into = nil, 0, nil, nil, nil, nil
 	c.net.drop(c)
 	c.node.env.Post(func() {
@@ -221,8 +221,10 @@ func (c *Conn) take(data []byte) {
 	case len(c.in)+len(data) <= cap(c.inMem):
 		c.in = c.inMem[:copy(c.inMem[:cap(c.inMem)], c.in)]
 	default:
-		c.inMem = make([]byte, 0, max(2*cap(c.inMem), len(c.in)+len(data)))
-		c.in = append(c.inMem, c.in...)
+		old := c.inMem
+		c.inMem = c.net.mem.get(max(2*cap(old), len(c.in)+len(data)))
+		c.in = c.inMem[:copy(c.inMem, c.in)]
+		c.net.mem.put(old)
 	}
 	c.in = append(c.in, data...)
 	c.net.mem.put(data)
@@ -263,9 +265,11 @@ func (c *Conn) feedOnce() bool {
 	if give <= c.offered {
 		return false
 	}
-	c.scratch = append(c.scratch[:0], c.in[:give]...)
-	n, into := c.handler.Recv(c.scratch)
-	spoil(c.scratch) // valid only during the call
+	scratch := c.net.mem.get(give)
+	copy(scratch, c.in)
+	n, into := c.handler.Recv(scratch)
+	spoil(scratch) // valid only during the call
+	c.net.mem.put(scratch)
 	if c.closed {
 		return false
 	}
