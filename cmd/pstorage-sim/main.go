@@ -6,6 +6,7 @@ package main
 import (
 	"flag"
 	"fmt"
+	"log/slog"
 	"os"
 	"runtime/debug"
 	"sort"
@@ -26,6 +27,7 @@ func main() {
 	flag.BoolVar(&o.trace, "trace", false, "print what happens (for one seed)")
 	flag.Usage = usage
 	debug.SetGCPercent(400)
+	slog.SetDefault(slog.New(quiet{})) // of connections that have no logger of their own
 	flag.Parse()
 	if flag.NArg() > 0 || o.seeds < 1 || o.jobs < 1 {
 		usage()
