@@ -41,6 +41,7 @@ type copier struct {
 	pass    int
 	flying  int
 	pumping bool
+	damaged int    // granules that were found damaged, each time
 	parts   uint64 // sent, for the log
 	until   int64  // begin gives up then
 	timer   uring.Timer
@@ -230,6 +231,10 @@ func (c *copier) read(g int) {
 		switch {
 		case c.ended:
 		case dataplane.KindOf(err) == dataplane.Overloaded:
+			c.put(g)
+		case dataplane.KindOf(err) == dataplane.BadCRC && c.damaged < copyDamaged:
+			c.damaged++ // being repaired from another member
+			c.next = min(c.next, g)
 			c.put(g)
 		case err != nil:
 			c.end(err.Error())

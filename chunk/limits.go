@@ -58,12 +58,13 @@ const (
 
 // Copies to new members.
 const (
-	maxCopiers = 8  // chunks being copied at a time
-	copyParts  = 4  // parts of one of them under way
-	copyBurst  = 16 // parts looked at in one turn
-	copyRest   = 16 // granules that may be left to be copied while writes wait
-	copyPasses = 8
-	patchTries = 250 // of one part of a settling, copyPause apart, while a log is full
+	maxCopiers  = 8  // chunks being copied at a time
+	copyParts   = 4  // parts of one of them under way
+	copyBurst   = 16 // parts looked at in one turn
+	copyRest    = 16 // granules that may be left to be copied while writes wait
+	copyPasses  = 8
+	copyDamaged = 4096 // granules read again because they were damaged
+	patchTries  = 250  // of one part of a settling, copyPause apart, while a log is full
 
 	copyPatience = 10 * time.Second      // for the chunk to get ready
 	copyPause    = 20 * time.Millisecond // when something isn't ready

@@ -20,6 +20,14 @@ type Canary struct {
 	ReadAbove        bool // reads don't wait for the commit mark
 	NoCRC            bool // blocks aren't compared with their checksums
 	NoDirty          bool // a copy to a new member misses what is written meanwhile
+	AckChain         bool // a link of a chain answers before the next one has
+	OldEpoch         bool // members take writes of any epoch and activation
+	SealEarly        bool // a SEAL is answered before what was accepted is durable
+	ServeUnsettled   bool // chunks in doubt are read before their members have settled
+	KeepLinks        bool // a client's older connection is served on beside its new one
+	NoExclude        bool // lost members are left out without a new epoch
+	FirstWins        bool // settling takes the first member's history, not the longest
+	KeepLosers       bool // a member that lost data stays
 }
 
 // SimStore returns the first block and the size of a new store of the given number of slots, all
