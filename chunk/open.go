@@ -30,6 +30,7 @@ type opener struct {
 	at    int64
 	zeros []zeroing
 	zero  zeroing
+	drops []uint32 // slots whose chunk was dropped: perhaps before their space was given back
 }
 
 func (o *opener) start() {
@@ -242,6 +243,7 @@ func (o *opener) disown(r *replica) {
 	delete(sh.chunks, r.id)
 	sh.store.owners[r.slot] = nil
 	sh.store.entries[r.slot] = slotEntry{}
+	o.drops = append(o.drops, r.slot)
 	sh.store.touch(r.slot)
 	kept := o.zeros[:0]
 	for _, z := range o.zeros {
@@ -260,7 +262,11 @@ func (o *opener) redoZeros() {
 	}
 	o.zero = o.zeros[0]
 	o.zeros = o.zeros[1:]
-	o.zero.done = func(*zeroing) { o.sh.later(o.redoZeros) }
+	first := o.zero.block
+	o.zero.done = func(z *zeroing) {
+		o.sh.store.holes.mark(z.slot, first, z.end-first)
+		o.sh.later(o.redoZeros)
+	}
 	o.sh.store.zero(&o.zero)
 }
 
@@ -269,6 +275,11 @@ func (o *opener) finish() {
 	for slot := int(sh.store.sb.slots) - 1; slot >= 0; slot-- {
 		if sh.store.owners[slot] == nil {
 			sh.store.free = append(sh.store.free, uint32(slot))
+		}
+	}
+	for _, slot := range o.drops {
+		if sh.store.owners[slot] == nil {
+			sh.store.holes.mark(slot, 0, dataplane.BlocksPerChunk)
 		}
 	}
 	o.done(sh, nil)
