@@ -22,8 +22,8 @@ import (
 const (
 	// punchDelay is how long a mark waits for its neighbours, and a range for a write-back.
 	punchDelay = 100 * time.Millisecond
-	// punchRest is how many times as long as the last punch took the next one waits: file systems
-	// keep reads and writes of the file out while they punch.
+	// punchRest is how many times as long as the last punch took the next one waits, up to
+	// punchDelay: file systems keep reads and writes of the file out while they punch.
 	punchRest = 3
 	// maxPunchSlots bounds the marks in memory, to 8 MiB; the scrubber finds what has no room.
 	maxPunchSlots = 4096
@@ -161,7 +161,7 @@ func (p *puncher) done(op *uring.DiskOp) {
 		d.write()
 		d = next
 	}
-	rest := punchRest * (st.env.Now() - p.began)
+	rest := min(punchRest*(st.env.Now()-p.began), int64(punchDelay))
 	if p.hurry {
 		rest = 0
 	}

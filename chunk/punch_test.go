@@ -9,6 +9,7 @@ import (
 	"pstorage/dataplane"
 	"pstorage/ssdcache"
 	"pstorage/uring"
+	"pstorage/uring/simloop"
 )
 
 // zero sends a ZERO and waits for its answer.
@@ -226,5 +227,67 @@ func TestHoles(t *testing.T) {
 		if ok != (wf < dataplane.BlocksPerChunk) || ok && (f != wf || e != we) {
 			t.Fatalf("run from %d: %d-%d %v, not %d-%d", at, f, e, ok, wf, we)
 		}
+	}
+}
+
+// A punch and a write-back of the same blocks never meet: whichever comes later waits, and the newer
+// content stays.
+func TestPunchAndWriteBackTakeTurns(t *testing.T) {
+	w := settledInStore(t, 94)
+	nd := w.nodes[1]
+	w.read(chunkA, 0, 4096, 1)
+	st, slot := nd.sh.store, nd.sh.chunks[chunkA].slot
+	slow := uring.DiskDiscard
+	nd.store.Fault = func(op *uring.DiskOp) (f simloop.Fault) {
+		if op.Kind == slow && op.Low {
+			f.Delay = 500 * ms
+		}
+		return f
+	}
+	buf := nd.pool.Get(8 * 4096)
+	defer buf.Release()
+	data := buf.Bytes()[:8*4096]
+	back := func(tag uint64) *bool {
+		copy(data, pattern(tag, len(data)))
+		done := new(bool)
+		wb := &ssdcache.WriteBack{Slot: slot, Block: 4, Blocks: 8, Data: [][]byte{data},
+			CRCs: crcsOf(data), Done: func(*ssdcache.WriteBack) { *done = true }}
+		nd.env.Do(func() { st.WriteBack(wb) })
+		return done
+	}
+	// The write-back comes while the punch is in flight.
+	discards, writes := nd.store.Ops[uring.DiskDiscard], nd.store.Ops[uring.DiskWrite]
+	nd.env.Do(func() { st.holes.mark(slot, 0, 64) })
+	w.must(func() bool { return nd.store.Ops[uring.DiskDiscard] > discards }, sec, "the punch begins")
+	done := back(1000)
+	w.run(100 * ms)
+	if nd.store.Ops[uring.DiskWrite] != writes {
+		t.Fatal("a write-back into a punch")
+	}
+	w.must(func() bool { return *done }, 10*sec, "the write-back")
+	if !bytes.Equal(nd.raw(chunkA, 4*4096, 8*4096), data) {
+		t.Error("the punch took what was written back after it")
+	}
+	// A ZERO comes while an older write-back is in flight, then a newer one.
+	slow = uring.DiskWrite
+	done = back(1001)
+	discards = nd.store.Ops[uring.DiskDiscard]
+	nd.env.Do(func() { st.holes.mark(slot, 0, 64) })
+	w.run(300 * ms)
+	if nd.store.Ops[uring.DiskDiscard] != discards {
+		t.Fatal("a punch while a write-back was in flight")
+	}
+	w.must(func() bool { return *done }, 10*sec, "the older write-back")
+	w.must(w.punched, 10*sec, "the punch after it")
+	if !isZero(nd.raw(chunkA, 4*4096, 8*4096)) {
+		t.Error("zeroed blocks are still there")
+	}
+	// A newer write-back takes the mark away.
+	slow = uring.DiskSync
+	nd.env.Do(func() { st.holes.mark(slot, 0, 64) })
+	done = back(1002)
+	w.must(func() bool { return *done && w.punched() }, 10*sec, "both")
+	if !bytes.Equal(nd.raw(chunkA, 4*4096, 8*4096), data) {
+		t.Error("the punch of an older ZERO took what was written back after it")
 	}
 }
