@@ -45,7 +45,7 @@ func (o *opener) start() {
 		o.sh.later(func() { o.fail(errors.New("no memory in the buffer pool")) })
 		return
 	}
-	o.read(0, superSize+scrubRecordArea, o.gotSuper)
+	o.read(0, stampOffset+dataplane.BlockSize, o.gotSuper)
 }
 
 func (o *opener) fail(err error) {
@@ -83,6 +83,13 @@ func (o *opener) gotSuper() {
 	}
 	if err == nil && sb.slots > ssdcache.MaxSlots {
 		err = fmt.Errorf("store of %d slots, at most %d are possible", sb.slots, ssdcache.MaxSlots)
+	}
+	if err == nil {
+		err = st.stamp.decode(o.buf.Bytes()[stampOffset:])
+	}
+	if err == nil {
+		err = st.stamp.checkIdentity(o.o.Identity)
+		st.marked = st.stamp.nr
 	}
 	if err == nil && st.disk.Size() < sb.size() {
 		err = fmt.Errorf("the store has %d bytes and should have %d: cut off", st.disk.Size(), sb.size())
@@ -168,13 +175,14 @@ func (o *opener) openLog() {
 	o.buf = nil
 	ssdcache.Open(ssdcache.Options{Disk: o.o.Cache, Env: sh.env, Pool: sh.pool,
 		Owner: ownerOf(sh.store.sb.log), MaxSlots: sh.store.sb.slots, Backing: sh.store,
-		OnFail: sh.fail, OnRoom: sh.pumpNow, Log: sh.slog}, o.record,
+		OnFail: sh.fail, OnRoom: sh.pumpNow, Log: sh.slog, Accept: sh.store.stamp.checkLog}, o.record,
 		func(l *ssdcache.Log, err error) {
 			if err != nil {
 				o.fail(err)
 				return
 			}
 			sh.log = l
+			sh.store.logDurable = l.Durable
 			o.redoZeros()
 		})
 }

@@ -36,6 +36,11 @@ type store struct {
 	dead      error                    // why the store isn't used any more
 	residue   map[uint32]bool          // free slots of which the log may still hold blocks
 	holes     puncher                  // gives the space of zeroed blocks back
+
+	stamp      stamp         // of the pass that is under way, or the last one
+	marked     uint64        // number of the last complete one
+	boot       uint64        // start of the server; 0: not counted yet
+	logDurable func() uint64 // last durable batch of the log; nil: not opened
 }
 
 // destage is one write-back in flight.
