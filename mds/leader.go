@@ -46,6 +46,9 @@ type leader struct {
 	view    placer
 	viewNs  int64 // when the view was made; 0: make it anew
 
+	parts    map[*control.Peer]*parts // inventories that are on their way
+	refusals map[refusedKey]refusal
+
 	relistNs int64 // not before then is the next inventory asked for
 	full     fullness
 }
@@ -133,6 +136,7 @@ func (l *leader) connect(cs dataplane.CSID, peer *control.Peer, instance uint64)
 func (l *leader) gone(peer *control.Peer) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
+	delete(l.parts, peer)
 	cs, ok := l.byPeer[peer]
 	if !ok {
 		return

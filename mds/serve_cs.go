@@ -26,6 +26,9 @@ func (c *call) instanceOf(said uint64) uint64 {
 }
 
 func (c *call) registerCS(req *control.RegisterCSReq) (any, error) {
+	if err := c.wholeInventory(req); err != nil {
+		return nil, err
+	}
 	if err := c.checkRegistration(req); err != nil {
 		return nil, err
 	}
@@ -215,6 +218,7 @@ func (c *call) grantLease(cs dataplane.CSID, req *control.RegisterCSReq, instanc
 			"%d chunks that it should hold are missing from %s: they are taken from it",
 			len(missing), req.Path))
 	}
+	delete(l.refusals, refusedKey{cs: cs})
 	l.viewNs = 0
 	l.recover.nextNs = 0
 	return &control.RegisterCSReply{CS: cs, LeaseNs: int64(dataplane.LeaseTime),

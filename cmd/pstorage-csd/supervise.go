@@ -54,6 +54,7 @@ func supervise(ctx context.Context, o csdOptions, out io.Writer) error {
 			return cmd
 		},
 		certify: certifier.certify,
+		refuse:  certifier.refuse,
 		ready:   func() { cli.Notify("READY=1") },
 		wake:    onSIGHUP(ctx),
 	}
