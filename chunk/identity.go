@@ -58,7 +58,7 @@ func ReadIdentity(dir string) (*Identity, error) {
 	}
 	id, err := decodeIdentity(b)
 	if err != nil {
-		return nil, fmt.Errorf("%s: %w", path, err)
+		return nil, fmt.Errorf("%s: %w; put it back from a copy of this directory", path, err)
 	}
 	return id, nil
 }

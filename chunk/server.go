@@ -228,7 +228,7 @@ func (s *server) open(cred *session.Credentials) error {
 					store.Close()
 					cache.Close()
 					done(startError(what, storePath, dataplane.E(what, dataplane.KindOf(err),
-						fmt.Errorf("%w (store %s, journal %s)", err, storePath, logPath))))
+						fmt.Errorf("%w (store %s, journal %s)%s", err, storePath, logPath, putBack(err)))))
 					return
 				}
 				s.shard = sh

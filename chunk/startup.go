@@ -7,6 +7,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"strings"
 	"syscall"
 
 	"golang.org/x/sys/unix"
@@ -61,6 +62,15 @@ func missingIdentity(dir string, err error) error {
 		"changed. Put the file back from a copy of this directory; without one, move the rest away, "+
 		"drop this chunk server and make a new one: the other copies of its chunks are complete",
 		dir, identityFile, left)
+}
+
+// putBack is what to do about files that don't belong together, unless err says it itself.
+func putBack(err error) string {
+	if dataplane.KindOf(err) != dataplane.Invalid || strings.Contains(err.Error(), "Nothing was changed") {
+		return ""
+	}
+	return ". Nothing was changed. Put back what belongs there; if it is gone for good, drop this " +
+		"chunk server (pstorage drop-cs) and make a new one: the other copies of its chunks are complete"
 }
 
 // countStart counts this start, durably: after the files were found to be right, and before the

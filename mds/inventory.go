@@ -145,3 +145,22 @@ func (l *leader) homeless(nowNs int64) (list []control.RefusedDoc) {
 	})
 	return list
 }
+
+// twinAfter is how long a second process may want to register before it is told of: one that was
+// stopped is gone by then.
+const twinAfter = 2 * leaseOut
+
+// knock notes that a process wants to register as a server that another one is: two of them run, most
+// likely because a directory was copied. mu is held.
+func (k *csLink) knock(l *leader, cs dataplane.CSID, instance uint64, req *control.RegisterCSReq) {
+	switch now := l.now(); {
+	case k.knocker != instance:
+		k.knocker, k.knocksNs = instance, now
+	case k.knocksNs != 0 && now-k.knocksNs > int64(twinAfter):
+		k.knocksNs = 0
+		l.event(control.Fault, fmt.Sprintf("cs %d", cs), "cs-twice", fmt.Sprintf("a second process, on "+
+			"%s at %s with directory %s, says that it is this chunk server, which %s is: one of the two "+
+			"directories is a copy. It isn't let in; stop it and remove the copy", req.Host, req.Addr,
+			req.Path, k.peer.Addr()))
+	}
+}

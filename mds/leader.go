@@ -58,6 +58,8 @@ type csLink struct {
 	peer           *control.Peer // nil: not connected
 	instance       uint64
 	refused        uint64 // instance that was refused last
+	knocker        uint64 // instance that wants to register while another one serves
+	knocksNs       int64  // since when; 0: that was told
 	capacity, used uint64 // bytes, as last reported; zero capacity: not yet
 	stats          control.CSStats
 	statsNs        int64

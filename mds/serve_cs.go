@@ -89,6 +89,7 @@ func (c *call) beginRegistration(req *control.RegisterCSReq, instance uint64) (
 	if k := l.cs[id]; k != nil && k.peer != nil && k.peer != c.peer && k.instance != instance &&
 		l.leases.live(id, l.now()) {
 		l.leases.at(id).knockedNs = l.now()
+		k.knock(l, id, instance, req)
 		return 0, nil, c.fail(dataplane.NotReady, "another process serves %s as CS %d, connected "+
 			"from %s: if it was stopped its lease ends in a moment", req.Path, id, k.peer.Addr())
 	}
