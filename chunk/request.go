@@ -110,6 +110,7 @@ func (sh *Shard) answer(q *request, status dataplane.Kind) {
 	h.Seq = q.seq
 	if r := q.r; r != nil && r.state == active {
 		h.Epoch = r.epoch
+		h.Aux = uint32(r.life)
 	}
 	l.finish(h)
 }
