@@ -128,6 +128,8 @@ func (l *leader) csDoc(s *State, c *CS, nowNs int64) control.CSDoc {
 		d.Status = control.CSFailed
 	case l.leases.live(c.ID, nowNs):
 		d.Status = control.CSActive
+	case l.refusalOf(c.ID, nowNs) != "":
+		d.Status, d.Failed = control.CSRefused, l.refusalOf(c.ID, nowNs)
 	case silent < l.recover.offline:
 		d.Status = control.CSInactive
 	default:
@@ -150,6 +152,7 @@ func (l *leader) services() *control.ServicesDoc {
 			d.CS = append(d.CS, l.csDoc(f.s, c, now))
 		}
 	}
+	d.Refused = l.homeless(now)
 	return d
 }
 
@@ -230,13 +233,15 @@ func health(d *control.StatDoc) (string, []string) {
 		}
 		reasons = append(reasons, fmt.Sprintf(format, n))
 	}
-	silent, failed := uint64(0), uint64(0)
+	silent, failed, refused := uint64(0), uint64(0), uint64(0)
 	for _, c := range d.CS {
 		switch c.Status {
 		case control.CSInactive, control.CSOffline:
 			silent++
 		case control.CSFailed:
 			failed++
+		case control.CSRefused:
+			refused++
 		}
 	}
 	say("critical", d.Chunks.Offline, "%d chunks have no live member: they can't be read")
@@ -244,6 +249,8 @@ func health(d *control.StatDoc) (string, []string) {
 	say("degraded", d.Chunks.Urgent, "%d chunks have only one live member")
 	say("degraded", d.Chunks.Degraded, "%d chunks have fewer live members than wanted")
 	say("degraded", failed, "%d chunk servers have a failed disk")
+	say("degraded", refused, "%d chunk servers refuse to serve their directory (list-services "+
+		"says why)")
 	say("degraded", silent, "%d chunk servers don't answer")
 	if d.Chunks.Fallback > 0 {
 		// It is as safe as the hardware allows; a word, no alarm.

@@ -85,6 +85,8 @@ var handlers = map[dataplane.Opcode]handler{
 	control.OpAddEvent:    on(forAll, (*call).addEvent),
 	control.OpMDSReady:    on(1<<dataplane.RoleMDS, (*call).mdsReady),
 	control.OpMDSList:     on(forAll, (*call).mdsList),
+	control.OpInventory:   on(forCS, (*call).inventoryPart),
+	control.OpRefused:     on(forHosts, (*call).refused),
 	control.OpAdmin:       on(forClients, (*call).admin),
 }
 

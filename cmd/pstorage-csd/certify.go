@@ -3,7 +3,9 @@ package main
 import (
 	"context"
 	"log/slog"
+	"os"
 	"sync"
+	"time"
 
 	"pstorage/cmd/cli"
 	"pstorage/dataplane"
@@ -40,6 +42,33 @@ func (c *certifier) certify(ctx context.Context, p place, who incarnation) {
 		return
 	}
 	log.Info("exit reported to the metadata servers")
+}
+
+// refuseEvery is how often a refusal is repeated: a new leader of the metadata servers begins
+// without it.
+const refuseEvery = 30 * time.Second
+
+// refuse says again and again, until ctx ends, that the directory of p isn't served, and why.
+func (c *certifier) refuse(ctx context.Context, p place, who incarnation) {
+	host, _ := os.Hostname()
+	req := &control.RefusedReq{CS: who.RefusedCS, Host: host, Path: p.daemon.Dir,
+		Reason: who.Refusal}
+	for ctx.Err() == nil {
+		client, err := c.client(p.cluster)
+		if err == nil {
+			call, cancel := context.WithTimeout(ctx, refuseEvery)
+			err = client.Call(call, control.OpRefused, req, nil)
+			cancel()
+		}
+		if err != nil && ctx.Err() == nil {
+			c.log.Warn("couldn't tell the metadata servers of a directory that is refused", "dir",
+				p.daemon.Dir, "err", err)
+		}
+		select {
+		case <-ctx.Done():
+		case <-time.After(refuseEvery):
+		}
+	}
 }
 
 func (c *certifier) client(name string) (*control.Client, error) {

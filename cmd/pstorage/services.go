@@ -50,6 +50,9 @@ func showServices(t *table, doc control.ServicesDoc) {
 	for _, c := range doc.CS {
 		t.row("cs", c.ID, c.Addr, csStatus(c), ago(c.SilentMs), c.Host, c.Path)
 	}
+	for _, r := range doc.Refused {
+		t.row("cs", "?", "", control.CSRefused+": "+r.Reason, "", r.Host, r.Path)
+	}
 }
 
 // ago is how long ago something was, in milliseconds, for people.

@@ -28,6 +28,7 @@ const (
 	CSOffline  = "offline"  // silent for longer
 	CSFailed   = "failed"   // its disk failed
 	CSDropped  = "dropped"  // removed from the cluster
+	CSRefused  = "refused"  // its process won't serve its directory: Failed says why
 )
 
 // StatDoc is the state of the cluster.
@@ -112,7 +113,7 @@ type CSDoc struct {
 	Location   string   `json:"location,omitempty"`
 	Tier       uint8    `json:"tier"`
 	Status     string   `json:"status"`
-	Failed     string   `json:"failed,omitempty"`
+	Failed     string   `json:"failed,omitempty"` // why, if the status is failed or refused
 	Capacity   uint64   `json:"capacity"`
 	Used       uint64   `json:"used"`
 	Chunks     uint64   `json:"chunks"`
@@ -128,6 +129,15 @@ type CSDoc struct {
 type ServicesDoc struct {
 	MDS []MDSDoc `json:"mds"`
 	CS  []CSDoc  `json:"cs"`
+	// Refused are directories that don't say whose they are.
+	Refused []RefusedDoc `json:"refused,omitempty"`
+}
+
+// RefusedDoc is a directory that the chunk server's process on its host refuses to serve.
+type RefusedDoc struct {
+	Host   string `json:"host"`
+	Path   string `json:"path"`
+	Reason string `json:"reason"`
 }
 
 // EventsArgs asks for events with an id above After, oldest first. Limit 0 means 100. With Last

@@ -37,6 +37,8 @@ var ops = [...]opRow{
 	{OpUnreachable, "report unreachable chunk server", UnreachableReq{}, Empty{}},
 	{OpExited, "report exited chunk server", ExitedReq{}, Empty{}},
 	{OpAddEvent, "add event", Event{}, Empty{}},
+	{OpInventory, "list chunks", InventoryReq{}, Empty{}},
+	{OpRefused, "report refused chunk server", RefusedReq{}, Empty{}},
 
 	{OpSettle, "settle", SettlePush{}, nil},
 	{OpForget, "forget", ForgetPush{}, nil},
