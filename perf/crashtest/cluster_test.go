@@ -157,8 +157,21 @@ func (s *system) conf() *cluster.Conf {
 	return conf
 }
 
-// connect opens a client and a new file of so many blocks.
+// connect opens a client and a new file.
 func (s *system) connect(name string) {
+	s.t.Helper()
+	s.t.Cleanup(s.disconnect)
+	s.dial()
+	ctx, cancel := context.WithTimeout(context.Background(), 30*time.Second)
+	defer cancel()
+	a, err := s.client.Create(ctx, &control.CreateReq{Parent: dataplane.RootID, Name: name,
+		Type: control.TypeFile, Mode: 0o600})
+	must(s.t, err)
+	s.file, err = s.client.OpenAttr(a)
+	must(s.t, err)
+}
+
+func (s *system) dial() {
 	s.t.Helper()
 	conf := s.conf()
 	cred, err := conf.Credentials(dataplane.RoleClient, 0)
@@ -168,11 +181,17 @@ func (s *system) connect(name string) {
 	s.client, err = client.Open(ctx, client.ClientOptions{Cred: &cred, MDSAddrs: conf.BSOrNone,
 		Log: slog.New(slog.NewTextHandler(io.Discard, nil))})
 	must(s.t, err)
-	s.t.Cleanup(s.disconnect)
-	a, err := s.client.Create(ctx, &control.CreateReq{Parent: dataplane.RootID, Name: name,
-		Type: control.TypeFile, Mode: 0o600})
-	must(s.t, err)
-	s.file, err = s.client.OpenAttr(a)
+}
+
+// reconnect opens the same file by another client.
+func (s *system) reconnect() {
+	s.t.Helper()
+	id := s.file.ID()
+	s.dial()
+	ctx, cancel := context.WithTimeout(context.Background(), 30*time.Second)
+	defer cancel()
+	var err error
+	s.file, err = s.client.OpenFile(ctx, id)
 	must(s.t, err)
 }
 

@@ -23,6 +23,7 @@ type load struct {
 	workers int
 	clock   func() int64 // of the caller; grows
 	written [][]generation
+	seen    []int // by block: the newest generation that was read, if it counts
 	acked   atomic.Int64
 	stop    atomic.Bool
 }
@@ -127,7 +128,8 @@ func (l *load) run(seed uint64, d time.Duration) error {
 }
 
 // verify reads all blocks and returns what is wrong: a block must hold a generation that was
-// acknowledged until must, or a later one that was issued until may.
+// acknowledged until mustBy, or a later one that was issued until mayBy; with l.seen set none older
+// than what was read before.
 func (l *load) verify(mustBy, mayBy int64) []string {
 	var mu sync.Mutex
 	var wrong []string
@@ -139,9 +141,12 @@ func (l *load) verify(mustBy, mayBy int64) []string {
 				gen, err = identify(buf, block)
 			}
 			low, high := 0, 0
+			if l.seen != nil {
+				low = l.seen[block]
+			}
 			for i, g := range l.written[block] {
 				if g.acked >= 0 && g.acked <= mustBy {
-					low = i + 1
+					low = max(low, i+1)
 				}
 				if g.issued <= mayBy {
 					high = i + 1
@@ -149,6 +154,9 @@ func (l *load) verify(mustBy, mayBy int64) []string {
 			}
 			if err == nil && (gen < low || gen > high) {
 				err = fmt.Errorf("generation %d, want %d to %d", gen, low, high)
+			}
+			if l.seen != nil && err == nil {
+				l.seen[block] = gen
 			}
 			if err != nil {
 				mu.Lock()

@@ -31,12 +31,12 @@ func TestPowerCut(t *testing.T) {
 }
 
 func powerCut(t *testing.T, sector int) {
+	home := t.TempDir() // first: it is removed when the mounts in it are gone
 	rig := openRig(t, emulate.FaultyAvailable)
 	seed := seed(t)
 	disk, err := rig.AddFaulty("disk", emulate.FaultyOptions{Size: 256 << 20, Sector: sector,
 		Record: true})
 	must(t, err)
-	home := t.TempDir()
 	volume := filepath.Join(home, "volume")
 	must(t, os.Mkdir(volume, 0o700))
 	must(t, disk.Mount(volume))
