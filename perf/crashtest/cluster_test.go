@@ -126,14 +126,30 @@ func newSystem(t *testing.T, home string, disks ...perf.ServerDisk) *system {
 	defer cancel()
 	var err error
 	s.servers, err = perf.StartServers(ctx, perf.ServersOptions{
-		Binary: filepath.Join(bin, "pstorage"), Home: home, CS: disks})
+		Binary: filepath.Join(bin, "pstorage"), Home: home, CS: disks,
+		// An address that no other test has: a killed server's port stays free for it.
+		IP: fmt.Sprintf("127.%d.%d.1", 1+os.Getpid()>>8&0x7f, os.Getpid()&0xff)})
 	must(t, err)
 	t.Cleanup(func() {
 		if err := s.servers.Stop(); err != nil {
 			t.Error(err)
 		}
 	})
+	eventually(t, 20*time.Second, "all chunk servers are active", func() bool {
+		return s.active() == len(disks)
+	})
 	return s
+}
+
+// active counts the chunk servers that have a lease.
+func (s *system) active() int {
+	n := 0
+	for _, cs := range s.stat().CS {
+		if cs.Status == control.CSActive {
+			n++
+		}
+	}
+	return n
 }
 
 // logs prints the ends of the servers' logs.
