@@ -10,7 +10,6 @@ import (
 	"testing"
 	"time"
 
-	"pstorage/dataplane/control"
 	"pstorage/perf"
 )
 
@@ -24,9 +23,9 @@ func TestRollback(t *testing.T) {
 		says func(s *system) string // what was said; empty: nothing
 	}{
 		{"blocks of the store", lostWrites, mismatches},
-		{"the store", putBack("store"), refusedOrMismatches},
-		{"the journal", putBack("cache"), refusedOrMismatches},
-		{"everything", putBack("store", "cache", "identity"), refusedOrMismatches},
+		{"the store", putBack("store"), refusedAndTold},
+		{"the journal", putBack("cache"), refusedAndTold},
+		{"everything", putBack("store", "cache", "identity"), refused},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			home, rng := t.TempDir(), seed(t)
@@ -121,25 +120,18 @@ func mismatches(s *system) string {
 	return fmt.Sprintf("%d mismatches, %d repaired", bad, repaired)
 }
 
-// refusedOrMismatches: the server refuses to serve, or the metadata servers don't take it, or it
-// found that it lacks something and was given it again.
-func refusedOrMismatches(s *system) string {
-	switch {
-	case s.logSays("refuses to serve") > 0:
-		return "refused"
-	case s.active() < 3:
-		return "not active"
+// refused: the server doesn't serve the directory.
+func refused(s *system) string {
+	if s.logSays("refuses to serve") == 0 || s.active() != 2 {
+		return ""
 	}
-	for _, cs := range s.stat().CS {
-		if cs.Status == control.CSFailed {
-			return "failed: " + cs.Failed
-		}
+	return "refused"
+}
+
+// refusedAndTold: the metadata servers have been told why.
+func refusedAndTold(s *system) string {
+	if refused(s) == "" || s.events("store-refused") == 0 {
+		return ""
 	}
-	for _, code := range []string{"replica-lost", "replica-mismatch", "crc-mismatch",
-		"crc-page-damaged", "replica-missing"} {
-		if n := s.events(code); n > 0 {
-			return fmt.Sprintf("%d events %s", n, code)
-		}
-	}
-	return ""
+	return "refused, with an event"
 }
