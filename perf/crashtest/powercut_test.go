@@ -64,7 +64,8 @@ func powerCut(t *testing.T, sector int) {
 	log, err := emulate.ReadWriteLog(disk.LogPath())
 	must(t, err)
 	defer log.Close()
-	c := &cutter{s: s, l: l, log: log, rng: generator(seed, 99), volume: volume}
+	c := &cutter{s: s, l: l, log: log, rng: generator(seed, 99), volume: volume,
+		sector: int64(sector)}
 	c.choose(from, to)
 	t.Logf("%d writes acknowledged, %d entries of %d bytes in the record, %d flushes, %d cuts",
 		l.acked.Load(), len(log.Entries), to, c.flushes, len(c.cuts))
@@ -82,6 +83,7 @@ type cutter struct {
 	log     *emulate.WriteLog
 	rng     *rand.Rand
 	volume  string
+	sector  int64
 	flushes int   // of the run
 	cuts    []int // entries: flushes after which the power is cut
 }
@@ -168,11 +170,27 @@ func (c *cutter) unflushed(path string, cut int) string {
 		case mode == 1, mode == 2 && c.rng.IntN(2) == 0:
 			must(t, c.log.Apply(trial, i, nil))
 		case mode == 3:
-			must(t, c.log.Apply(trial, i, func(int64) bool { return c.rng.IntN(2) == 0 }))
+			must(t, c.log.Apply(trial, i, c.torn(c.log.Entries[i].Offset)))
 		}
 	}
 	return fmt.Sprintf("%s of the %d unflushed writes", [...]string{"none", "all", "some",
 		"some sectors"}[mode], n)
+}
+
+// torn says of each 512 bytes of a write whether they reach the disk: by sectors. The first block is
+// never torn: ext4 can't be mounted with a torn superblock.
+func (c *cutter) torn(offset int64) func(part int64) bool {
+	last, keep := int64(-1), false
+	return func(part int64) bool {
+		unit := (offset + part*512) / c.sector
+		if offset+part*512 < 4096 {
+			unit = 0
+		}
+		if unit != last {
+			last, keep = unit, c.rng.IntN(2) == 0
+		}
+		return keep
+	}
 }
 
 // try starts the server on an image, and ends it by kill -9.
