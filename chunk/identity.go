@@ -30,7 +30,6 @@ type Identity struct {
 	Log         string // 32 hex digits: the log that belongs to the store
 	CS          dataplane.CSID
 	Boot        uint64 // how often a server was started on this directory
-	Served      uint64 `json:",omitempty"` // the last of these starts that may have served
 	Capacity    uint64 // bytes for chunks
 	LogPath     string // of the log: absolute, or relative to the directory
 	Tier        uint8

@@ -15,7 +15,6 @@ import (
 //  2. staging area: complete a checkpoint that a power cut interrupted.
 //  3. slot table: what was known of each chunk at the last checkpoint.
 //  4. log: what happened since then, in order.
-//     Store, log and identity must be of the same life (startrecord.go).
 //  5. what ZERO records since then cleared is cleared again in the CRC pages.
 //
 // After it every chunk is unsettled: nothing is served of it before its members agreed.
@@ -31,7 +30,6 @@ type opener struct {
 	at    int64
 	zeros []zeroing
 	zero  zeroing
-	life  startRecord
 }
 
 func (o *opener) start() {
@@ -46,7 +44,7 @@ func (o *opener) start() {
 		o.sh.later(func() { o.fail(errors.New("no memory in the buffer pool")) })
 		return
 	}
-	o.read(0, startOffset+dataplane.BlockSize, o.gotSuper)
+	o.read(0, superSize+scrubRecordArea, o.gotSuper)
 }
 
 func (o *opener) fail(err error) {
@@ -87,11 +85,6 @@ func (o *opener) gotSuper() {
 	}
 	if err == nil && st.disk.Size() < sb.size() {
 		err = fmt.Errorf("the store has %d bytes and should have %d: cut off", st.disk.Size(), sb.size())
-	}
-	if err == nil && o.o.Boot != 0 {
-		if err = o.life.decode(o.buf.Bytes()[startOffset:]); err == nil {
-			err = o.life.checkIdentity(o.o.Boot, o.o.Served)
-		}
 	}
 	if err != nil {
 		o.fail(dataplane.E("open the store", dataplane.Invalid, err))
@@ -170,20 +163,19 @@ func (o *opener) entry(slot uint32, b []byte) {
 
 func (o *opener) openLog() {
 	sh := o.sh
-	lo := ssdcache.Options{Disk: o.o.Cache, Env: sh.env, Pool: sh.pool,
+	o.buf.Release()
+	o.buf = nil
+	ssdcache.Open(ssdcache.Options{Disk: o.o.Cache, Env: sh.env, Pool: sh.pool,
 		Owner: ownerOf(sh.store.sb.log), MaxSlots: sh.store.sb.slots, Backing: sh.store,
-		OnFail: sh.fail, OnRoom: sh.pumpNow, Log: sh.slog}
-	if o.o.Boot != 0 {
-		lo.Stamp, lo.Accept = o.o.Boot, o.acceptLog
-	}
-	ssdcache.Open(lo, o.record, func(l *ssdcache.Log, err error) {
-		if err != nil {
-			o.fail(err)
-			return
-		}
-		sh.log = l
-		o.redoZeros()
-	})
+		OnFail: sh.fail, OnRoom: sh.pumpNow, Log: sh.slog}, o.record,
+		func(l *ssdcache.Log, err error) {
+			if err != nil {
+				o.fail(err)
+				return
+			}
+			sh.log = l
+			o.redoZeros()
+		})
 }
 
 // ownerOf is what ties the log to its store.
@@ -263,7 +255,7 @@ func (o *opener) disown(r *replica) {
 // redoZeros clears the words that ZERO records since the last checkpoint cleared.
 func (o *opener) redoZeros() {
 	if len(o.zeros) == 0 {
-		o.markServed()
+		o.finish()
 		return
 	}
 	o.zero = o.zeros[0]
@@ -274,8 +266,6 @@ func (o *opener) redoZeros() {
 
 func (o *opener) finish() {
 	sh := o.sh
-	o.buf.Release()
-	o.buf = nil
 	for slot := int(sh.store.sb.slots) - 1; slot >= 0; slot-- {
 		if sh.store.owners[slot] == nil {
 			sh.store.free = append(sh.store.free, uint32(slot))

@@ -188,7 +188,6 @@ func (s *server) serve(ctx context.Context) error {
 	s.md = newMDSClient(mctx, s.client, s.loop.Post, s.log)
 	defer func() { stopMDS(); s.md.ended.Wait() }()
 	if err := s.open(&cred); err != nil {
-		s.refused(ctx, err)
 		return err
 	}
 	err = s.keepLease(ctx)
@@ -217,7 +216,6 @@ func (s *server) open(cred *session.Credentials) error {
 		}
 		Open(ShardOptions{Env: s.loop, Net: s.loop, Pool: s.loop.Pool(), Store: store, Cache: cache,
 			Cred: cred, Metadata: s.md, ID: s.id.CS, Identity: s.id, Log: s.log,
-			Boot: s.id.Boot, Served: s.id.Served,
 			CRCBudget: s.o.CRCBudget, OnFail: s.diskFailed, ScrubPeriod: s.o.ScrubPeriod,
 			ScrubRate: s.o.ScrubRate, WallClock: func() int64 { return time.Now().UnixNano() }},
 			func(sh *Shard, err error) {
@@ -230,7 +228,11 @@ func (s *server) open(cred *session.Credentials) error {
 				}
 				s.shard = sh
 				s.opened.Store(true)
-				done(s.listen())
+				var addr string
+				if addr, err = s.listenAddr(); err == nil {
+					s.addr, err = sh.Listen(addr)
+				}
+				done(err)
 			})
 	})
 	if err == nil {
@@ -238,34 +240,6 @@ func (s *server) open(cred *session.Credentials) error {
 			"boot", s.id.Boot, "took", time.Since(started))
 	}
 	return err
-}
-
-// listen lets others connect, once it is kept that this start may serve.
-func (s *server) listen() error {
-	s.id.Served = s.id.Boot
-	if err := s.id.write(s.o.Dir); err != nil {
-		return fmt.Errorf("serve chunk server %s: count this start: %w", s.o.Dir, err)
-	}
-	addr, err := s.listenAddr()
-	if err == nil {
-		s.addr, err = s.shard.Listen(addr)
-	}
-	return err
-}
-
-// refused tells the metadata servers why this one doesn't serve.
-func (s *server) refused(ctx context.Context, err error) {
-	if dataplane.KindOf(err) != dataplane.Invalid {
-		return
-	}
-	ctx, cancel := context.WithTimeout(ctx, mdsTimeout)
-	defer cancel()
-	e := &control.Event{TimeNs: time.Now().UnixNano(), Severity: control.Fault,
-		Source: fmt.Sprintf("cs %d", s.id.CS), Code: "store-refused",
-		Message: "the chunk server doesn't serve its directory: " + err.Error()}
-	if err := s.client.Call(ctx, control.OpAddEvent, e, nil); err != nil {
-		s.log.Warn("event not delivered", "code", e.Code, "err", err)
-	}
 }
 
 // openError explains a missing file.

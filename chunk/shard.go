@@ -29,9 +29,6 @@ type ShardOptions struct {
 	// ID is this server's id; 0 until SetID, which must come before Serve.
 	ID       dataplane.CSID
 	Identity *Identity // what the superblock is compared with; nil (simulations): not compared
-	// Boot counts the starts on this store, Served is the last start that may have served: store
-	// and log are compared with them and with each other. Boot 0: they aren't.
-	Boot, Served uint64
 
 	Log *slog.Logger // nil: slog.Default()
 	// CRCBudget is how many bytes of CRC pages are kept in memory; 0: 64 MiB.

@@ -35,11 +35,6 @@ type Options struct {
 	OnFail func(error)
 	// OnRoom is called when there is room again after Room said that there is none.
 	OnRoom func()
-	// Stamp is kept by the log from Open on, 0 is none. Accept, if set, is told the stamp that the
-	// log had before anything on the disk is changed, and calls next, later: with an error if this
-	// isn't the log that the owner left.
-	Stamp  uint64
-	Accept func(stamp uint64, next func(error))
 	Log    *slog.Logger // nil: slog.Default
 }
 

@@ -255,17 +255,7 @@ func (r *opener) gotSuper(op *uring.DiskOp) {
 		return
 	}
 	r.seg, r.nr, r.known = l.sb.tail, l.sb.tailBatch, l.sb.durable
-	if l.o.Accept == nil {
-		r.startWalk()
-		return
-	}
-	l.o.Accept(l.sb.stamp, func(err error) {
-		if err != nil {
-			r.fail(dataplane.E("open the log", dataplane.KindOf(err), err))
-			return
-		}
-		r.startWalk()
-	})
+	r.startWalk()
 }
 
 // sync makes what was replayed durable: the process before may have been killed in between.
@@ -313,7 +303,6 @@ func (r *opener) finish(op *uring.DiskOp) {
 	l.cache.lap = l.tail + l.segs - l.reserve
 	l.sb.inc = max(l.sb.inc, r.inc) + 1
 	l.sb.clean = false
-	l.sb.stamp = l.o.Stamp
 	l.prepare()
 	l.writeSuper(func(err error) {
 		if err != nil {

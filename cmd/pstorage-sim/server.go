@@ -25,7 +25,6 @@ type csNode struct {
 	cache  *simloop.Disk
 	drift  int64
 	boot   uint64
-	served uint64 // the last boot that may have served
 	owner  uint64
 	budget int
 
@@ -104,15 +103,14 @@ func (n *csNode) open() {
 		chunk.Open(chunk.ShardOptions{Env: env, Net: n.w.net.Node(env, n.ip), Pool: n.pool,
 			Store: n.store, Cache: n.cache, Cred: cred(dataplane.RoleCS, uint64(n.id)),
 			Metadata: &csMeta{n, env}, ID: n.id, Log: n.w.log.With("cs", n.index+1),
-			Boot: n.boot, Served: n.served, CRCBudget: n.budget, Canary: n.w.can.cs,
-			OnFail: func(err error) { n.failed = err.Error() }},
+			CRCBudget: n.budget, Canary: n.w.can.cs, OnFail: func(err error) { n.failed = err.Error() }},
 			func(sh *chunk.Shard, err error) {
 				n.opening = false
 				if err != nil {
 					n.w.violate("cs %d can't start: %v", n.index+1, err)
 					return
 				}
-				n.shard, n.served = sh, n.boot
+				n.shard = sh
 				if _, err := sh.Listen(n.ip + ":2600"); err != nil {
 					panic(err)
 				}
