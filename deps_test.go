@@ -61,6 +61,8 @@ var arrows = []arrow{
 		"emulated disks are a tool: tests of any package may make one"},
 	{"perf/hwflush", nil,
 		"a check of disks speaks to none of the daemons"},
+	{"perf/crashtest", nil,
+		"tests of whole processes, and nothing else"},
 	{"perf", []string{"perf/emulate", "dataplane", "dataplane/client", "dataplane/cluster",
 		"dataplane/control", "dataplane/session", "uring"},
 		"the harness measures the system from outside, as a user of the client library"},
