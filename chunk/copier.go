@@ -248,12 +248,7 @@ func allZeros(crcs, data []byte) bool {
 			return false
 		}
 	}
-	for _, b := range data { // a checksum is no proof
-		if b != 0 {
-			return false
-		}
-	}
-	return true
+	return isZero(data) // a checksum is no proof
 }
 
 // send patches the target; crcs and data are the call's own.
