@@ -2,6 +2,7 @@ package netlab
 
 import (
 	"fmt"
+	"os"
 	"os/exec"
 	"runtime"
 	"strings"
@@ -35,8 +36,8 @@ func (l *Lab) Add(label string) (*Node, error) {
 	sw := namespace(l.name, switchName)
 	for _, args := range [][]string{
 		{"ip", "netns", "add", n.ns},
-		{"ip", "-n", sw, "link", "add", label, "type", "veth", "peer", "name", "eth0", "netns", n.ns},
-		{"ip", "-n", sw, "link", "set", label, "master", "br0", "up"},
+		{"ip", "-n", sw, "link", "add", "name", label, "type", "veth", "peer", "name", "eth0", "netns", n.ns},
+		{"ip", "-n", sw, "link", "set", "dev", label, "master", "br0", "up"},
 		{"ip", "-n", n.ns, "addr", "add", n.addr + "/24", "dev", "eth0"},
 		{"ip", "-n", n.ns, "link", "set", "eth0", "up"},
 		{"ip", "-n", n.ns, "link", "set", "lo", "up"},
@@ -165,7 +166,19 @@ func (n *Node) Start(cmd *exec.Cmd) error {
 // spawner starts processes: a child has the namespace of the thread that forks it, and gets its
 // signal when that thread ends; so there is one thread for it, which lives as long as the lab.
 func (l *Lab) spawner() {
-	runtime.LockOSThread() // not unlocked: the thread, in a strange namespace, ends with this
+	runtime.LockOSThread()
+	if unix.Gettid() == os.Getpid() {
+		// The first thread stands for the process in /proc: it stays in its namespace.
+		done := make(chan struct{})
+		go func() {
+			defer close(done)
+			l.spawner()
+		}()
+		<-done
+		runtime.UnlockOSThread()
+		return
+	}
+	// Not unlocked: the thread, in a strange namespace, ends with this.
 	for r := range l.spawn {
 		r.done <- startIn(r.ns, r.cmd)
 	}
