@@ -81,7 +81,7 @@ func newCluster(t *testing.T, lab string, mdsCount, csCount, clients int) *testC
 	}
 	c := &testCluster{t: t, lab: l, dir: l.Dir(), bin: bin}
 	t.Cleanup(func() {
-		if t.Failed() {
+		if t.Failed() || os.Getenv("PSTORAGE_NET_KEEP") != "" {
 			c.keep(parent)
 		}
 		if err := l.Close(); err != nil {
