@@ -26,7 +26,7 @@ type LoopOptions struct {
 	// MaxDiskOps bounds the disk operations in flight of the whole loop; more wait in queues.
 	// 0: a quarter of the completion queue.
 	MaxDiskOps int
-	// DialTimeout bounds Dial. 0: 5 s.
+	// DialTimeout bounds Dial. 0: 1.5 s, long enough for one lost packet.
 	DialTimeout time.Duration
 	// WaitFor is how many completions a sleep waits for, if they come within WaitTime of each
 	// other. 0: 1. More needs Linux 6.12 and is ignored without.
@@ -206,7 +206,7 @@ func (o *LoopOptions) setDefaults() {
 		o.ConnMemory = 1 << 30
 	}
 	if o.DialTimeout == 0 {
-		o.DialTimeout = 5 * time.Second
+		o.DialTimeout = 1500 * time.Millisecond
 	}
 	if o.SubmitEarly == 0 {
 		o.SubmitEarly = 8

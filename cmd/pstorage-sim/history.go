@@ -96,7 +96,8 @@ func (f *file) invoke(off int64, n int, tag uint64) {
 	f.touched(off, n, func(b *block, from, to int) {
 		b.writing = true
 		if f.whole {
-			b.history = append(b.history, history.Op{Value: tag, Inv: now, Ret: never, Write: true})
+			b.history = append(b.history,
+				history.Op{Value: tag, Inv: now, Ret: never, Write: true})
 			return
 		}
 		v := version{inv: now, ret: never, content: b.versions[len(b.versions)-1].content}

@@ -36,7 +36,8 @@ func (l *Lab) Add(label string) (*Node, error) {
 	sw := namespace(l.name, switchName)
 	for _, args := range [][]string{
 		{"ip", "netns", "add", n.ns},
-		{"ip", "-n", sw, "link", "add", "name", label, "type", "veth", "peer", "name", "eth0", "netns", n.ns},
+		{"ip", "-n", sw, "link", "add", "name", label, "type", "veth",
+			"peer", "name", "eth0", "netns", n.ns},
 		{"ip", "-n", sw, "link", "set", "dev", label, "master", "br0", "up"},
 		{"ip", "-n", n.ns, "addr", "add", n.addr + "/24", "dev", "eth0"},
 		{"ip", "-n", n.ns, "link", "set", "eth0", "up"},

@@ -33,16 +33,16 @@ type clientRole struct {
 	Files   []string // Files[Own] is written, all are read
 	Own     int
 	Seed    uint64
-	Pace    time.Duration // between two operations of a worker
-	History string        // where what happened is written to, at the end
+	History string // where what happened is written to, at the end
 }
 
 const (
 	blockSize   = dataplane.BlockSize
-	fileChunks  = 8 // of each file
-	blocksEach  = 8 // used blocks of each chunk
-	writers     = 4 // of each client; each has blocks of its own in every chunk
-	readers     = 4 // of each client
+	fileChunks  = 8                    // of each file
+	blocksEach  = 8                    // used blocks of each chunk
+	writers     = 4                    // of each client; each has blocks of its own in every chunk
+	readers     = 4                    // of each client
+	pace        = 2 * time.Millisecond // between two operations of a worker
 	metaPace    = 20 * time.Millisecond
 	tellEvery   = 20 * time.Millisecond
 	giveUpAfter = 60 * time.Second
@@ -220,7 +220,7 @@ func (w *worker) write() {
 			Inv: now()}
 		_, err := w.files[w.role.Own].WriteAt(w.buf, blockOffset(block))
 		w.record(e, err)
-		time.Sleep(w.role.Pace)
+		time.Sleep(pace)
 	}
 }
 
@@ -239,7 +239,7 @@ func (w *worker) read() {
 			}
 		}
 		w.record(e, err)
-		time.Sleep(w.role.Pace)
+		time.Sleep(pace)
 	}
 }
 

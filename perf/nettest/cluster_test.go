@@ -314,7 +314,8 @@ func (c *testCluster) mount(n *netlab.Node) string {
 	c.t.Helper()
 	dir := filepath.Join(c.dir, "mnt")
 	c.must(os.Mkdir(dir, 0o755))
-	s := &server{name: "mount", node: n, args: []string{"pstorage-mount", "-f", "-c", clusterName, dir}}
+	s := &server{name: "mount", node: n,
+		args: []string{"pstorage-mount", "-f", "-c", clusterName, dir}}
 	c.start(s)
 	c.await(startWithin, "the mount is there", func() error {
 		var own, parent unix.Stat_t

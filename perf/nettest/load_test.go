@@ -47,7 +47,7 @@ func (c *testCluster) registerFiles(mnt string) []string {
 }
 
 // startLoad starts the clients.
-func (c *testCluster) startLoad(files []string, seed uint64, pace time.Duration) []*loader {
+func (c *testCluster) startLoad(files []string, seed uint64) []*loader {
 	c.t.Helper()
 	c.must(os.Mkdir(filepath.Join(c.dir, "history"), 0o755))
 	var all []*loader
@@ -55,7 +55,7 @@ func (c *testCluster) startLoad(files []string, seed uint64, pace time.Duration)
 		l := &loader{node: n, done: make(chan error, 1),
 			history: filepath.Join(c.dir, "history", n.String())}
 		role, err := json.Marshal(clientRole{Etc: c.etc(n), Files: files, Own: i,
-			Seed: seed + uint64(i), Pace: pace, History: l.history})
+			Seed: seed + uint64(i), History: l.history})
 		c.must(err)
 		l.cmd = exec.Command(os.Args[0])
 		l.cmd.Env = append(os.Environ(), roleEnv+"="+string(role))
@@ -145,7 +145,7 @@ func (c *testCluster) startFio(n *netlab.Node, mnt string, seed uint64) *fioLoop
 			}
 			cmd := exec.Command("fio", "--name=verify", "--directory="+mnt, "--size=8m",
 				"--rw=randwrite", "--bsrange=4k-64k", "--direct=1", "--ioengine=psync", "--thread",
-				"--verify=crc32c", "--verify_fatal=1", "--do_verify=1", "--rate=2m",
+				"--verify=crc32c", "--verify_fatal=1", "--do_verify=1", "--verify_state_save=0", "--rate=2m",
 				fmt.Sprint("--randseed=", seed+uint64(f.runs)))
 			var out bytes.Buffer
 			cmd.Stdout, cmd.Stderr = &out, &out
