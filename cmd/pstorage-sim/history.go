@@ -18,7 +18,8 @@ import (
 //     the versions of a block are in one order, known beforehand, also with writes of parts of
 //     blocks and zeros. Each read is checked when it returns (rowReader).
 //   - those whose writer crashes: a write in flight then may happen at any later time. They have
-//     whole blocks with tags only, and the history of each block is checked at the end (package history).
+//     whole blocks with tags only, and the history of each block is checked at the end (package
+//     history).
 const (
 	sectorSize = 512
 	sectors    = dataplane.BlockSize / sectorSize

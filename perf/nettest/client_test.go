@@ -81,6 +81,13 @@ func now() int64 {
 }
 
 func TestMain(m *testing.M) {
+	if text := os.Getenv(streamEnv); text != "" {
+		if err := stream(text); err != nil {
+			fmt.Fprintln(os.Stderr, "stream:", err)
+			os.Exit(1)
+		}
+		os.Exit(0)
+	}
 	if text := os.Getenv(roleEnv); text != "" {
 		var role clientRole
 		err := json.Unmarshal([]byte(text), &role)
