@@ -96,7 +96,9 @@ func (c *testCluster) writeRate(n *netlab.Node, file string, depth, seconds int)
 		fmt.Sprint(seconds), "--json")
 	out, err := output(n, cmd)
 	c.must(err)
-	var r struct{ MBps float64 }
+	var r struct {
+		MBps float64 `json:"mb_per_s"`
+	}
 	c.must(json.Unmarshal(out, &r))
 	return r.MBps * 1e6
 }
