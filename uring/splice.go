@@ -27,3 +27,9 @@ func PrepSendZC(s *SQE, f File, addr uintptr, n, flags uint32) {
 	prep(s, sys.IORING_OP_SEND_ZC, f, uint64(addr), n, 0)
 	s.SetOpFlags(flags)
 }
+
+// PrepPoll completes when one of events (POLL*), or an error, is there.
+func PrepPoll(s *SQE, f File, events uint32) {
+	prep(s, sys.IORING_OP_POLL_ADD, f, 0, 0, 0)
+	s.SetOpFlags(events)
+}
