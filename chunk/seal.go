@@ -38,10 +38,12 @@ func (sh *Shard) seal(r *replica, epoch dataplane.Epoch, by any, then func()) da
 	if r.isHead() {
 		if !own {
 			sh.abandonFlight(r, dataplane.NotReady)
+			sh.refuseFlushes(r, dataplane.NotReady)
 		}
 	} else {
 		sh.abandonHeld(r)
 	}
+	sh.endRound(r)
 	r.state, r.sealer, r.sealEpoch = sealed, by, epoch
 	if !own {
 		sh.refuseReads(r, dataplane.NotReady)
@@ -63,7 +65,7 @@ func tailOf(r *replica) memberTail {
 	if r.target() {
 		return memberTail{ext: []extent{{0, 0, dataplane.ChunkSize}}} // anything may be missing
 	}
-	t := memberTail{epoch: r.epoch, last: r.last, commit: r.commit}
+	t := memberTail{epoch: r.epoch, last: r.last, commit: r.commit, life: r.life}
 	t.ext = append(t.ext, r.patched...)
 	t.ext = append(t.ext, r.uncommitted()...)
 	return t
@@ -100,7 +102,10 @@ func (sh *Shard) sealReply(l *link, h *dataplane.Header, r *replica) {
 		l.c.Send(&a, nil, nil)
 		return
 	}
-	a.Epoch, a.Seq, a.Aux = t.epoch, t.last, uint32(t.last-t.commit)
+	if t.last-t.commit > 0xffff { // not so many are ever in flight: everything is copied
+		t.commit, t.ext = t.last-0xffff, []extent{{0, 0, dataplane.ChunkSize}}
+	}
+	a.Epoch, a.Seq, a.Aux = t.epoch, t.last, uint32(t.life)<<16|uint32(t.last-t.commit)
 	if room := min(int(h.Aux), dataplane.PartSize) / sealExtentSize; len(t.ext) > room {
 		t.ext = append(t.ext[:0], bounding(t.ext)) // copied as a whole, which is always right
 	}
@@ -128,8 +133,8 @@ func parseSeal(h *dataplane.Header, crcs, payload []byte) (memberTail, error) {
 	if h.Status != dataplane.OK {
 		return memberTail{}, dataplane.E("seal", h.Status, nil)
 	}
-	t := memberTail{epoch: h.Epoch, last: h.Seq, commit: h.Seq - dataplane.Seq(h.Aux)}
-	if dataplane.Seq(h.Aux) > h.Seq || len(payload)%sealExtentSize != 0 ||
+	t := memberTail{epoch: h.Epoch, last: h.Seq, commit: h.Seq - behind(h), life: uint16(h.Aux >> 16)}
+	if behind(h) > h.Seq || len(payload)%sealExtentSize != 0 ||
 		h.Flags&dataplane.FlagData != 0 && dataplane.CheckCRCs(crcs, 0, payload) >= 0 {
 		return t, dataplane.E("seal", dataplane.Malformed, nil)
 	}
@@ -230,7 +235,7 @@ func (sh *Shard) activateFrame(l *link, h *dataplane.Header, crcs, payload []byt
 		return
 	}
 	q := *h
-	sh.activate(r, &cfg, h.Seq, uint16(h.Aux), l, func(err error) {
+	sh.activate(r, &cfg, h.Seq, uint16(h.Aux), uint16(h.Aux>>16), l, func(err error) {
 		l.reply(&q, dataplane.KindOf(err))
 	})
 }
@@ -246,7 +251,7 @@ var activateMeta = []byte{metaActivate}
 
 // activate starts the chunk at cfg's epoch, with everything up to seq here and committed; done is
 // called when that is durable. by must be who sealed it.
-func (sh *Shard) activate(r *replica, cfg *control.ChunkConfig, seq dataplane.Seq, term uint16,
+func (sh *Shard) activate(r *replica, cfg *control.ChunkConfig, seq dataplane.Seq, term, life uint16,
 	by any, done func(error)) {
 	fail := func(k dataplane.Kind, err error) {
 		done(dataplane.E("activate chunk "+r.id.String(), k, err))
@@ -260,6 +265,9 @@ func (sh *Shard) activate(r *replica, cfg *control.ChunkConfig, seq dataplane.Se
 		return
 	case seq > maxSeq:
 		fail(dataplane.Malformed, fmt.Errorf("seq %d", seq))
+		return
+	case checkLife(cfg, life) != nil:
+		fail(dataplane.Malformed, checkLife(cfg, life))
 		return
 	case cfg.Epoch < r.sealEpoch || cfg.Epoch < r.epoch:
 		fail(dataplane.StaleEpoch, nil)
@@ -277,6 +285,7 @@ func (sh *Shard) activate(r *replica, cfg *control.ChunkConfig, seq dataplane.Se
 	// What is said here is true already, whether the record becomes durable or not: all members
 	// hold everything up to seq, and the metadata servers have committed the epoch.
 	r.history.activate(cfg.Epoch, seq)
+	r.live(cfg, life)
 	r.sealEpoch, r.term = cfg.Epoch, term
 	sh.store.touch(r.slot)
 	rec := ssdcache.Record{Kind: ssdcache.Meta, Slot: r.slot, Chunk: r.id, Epoch: cfg.Epoch, Seq: seq,

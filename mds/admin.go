@@ -25,7 +25,8 @@ func (r *replica) offlineTimeout() time.Duration {
 // admin answers a command with a JSON document.
 func (c *call) admin(req *control.AdminReq) (any, error) {
 	changes := req.Command == control.AdminSetAttr || req.Command == control.AdminSetConfig ||
-		req.Command == control.AdminDropCS || req.Command == control.AdminScrubStart
+		req.Command == control.AdminDropCS || req.Command == control.AdminScrubStart ||
+		req.Command == control.AdminAddMDS || req.Command == control.AdminRemoveMDS
 	if changes && c.peer.Role != dataplane.RoleAdmin {
 		return nil, c.fail(dataplane.Denied, "%s is for administrators, not for a peer of role %v",
 			req.Command, c.peer.Role)
@@ -66,6 +67,10 @@ func (c *call) adminDoc(req *control.AdminReq) (any, error) {
 		return withArgs(req, c.dropCS)
 	case control.AdminScrubStart:
 		return withArgs(req, c.scrubStart)
+	case control.AdminAddMDS:
+		return withArgs(req, c.addMDS)
+	case control.AdminRemoveMDS:
+		return withArgs(req, c.removeMDS)
 	}
 	return nil, c.fail(dataplane.NotSupported, "command %.80q is unknown", req.Command)
 }
@@ -123,6 +128,8 @@ func (l *leader) csDoc(s *State, c *CS, nowNs int64) control.CSDoc {
 		d.Status = control.CSFailed
 	case l.leases.live(c.ID, nowNs):
 		d.Status = control.CSActive
+	case l.refusalOf(c.ID, nowNs) != "":
+		d.Status, d.Failed = control.CSRefused, l.refusalOf(c.ID, nowNs)
 	case silent < l.recover.offline:
 		d.Status = control.CSInactive
 	default:
@@ -145,6 +152,7 @@ func (l *leader) services() *control.ServicesDoc {
 			d.CS = append(d.CS, l.csDoc(f.s, c, now))
 		}
 	}
+	d.Refused = l.homeless(now)
 	return d
 }
 
@@ -154,7 +162,7 @@ func (r *replica) servers() []control.MDSDoc {
 	_, leader := r.raft.LeaderWithID()
 	for _, s := range r.raft.GetConfiguration().Configuration().Servers {
 		list = append(list, control.MDSDoc{ID: string(s.ID), Addr: string(s.Address),
-			Leader: s.ID == leader, Voter: s.Suffrage == raft.Voter})
+			Leader: s.ID == leader, Voter: s.Suffrage == raft.Voter, Down: r.down.has(s.ID)})
 	}
 	return list
 }
@@ -225,13 +233,15 @@ func health(d *control.StatDoc) (string, []string) {
 		}
 		reasons = append(reasons, fmt.Sprintf(format, n))
 	}
-	silent, failed := uint64(0), uint64(0)
+	silent, failed, refused := uint64(0), uint64(0), uint64(0)
 	for _, c := range d.CS {
 		switch c.Status {
 		case control.CSInactive, control.CSOffline:
 			silent++
 		case control.CSFailed:
 			failed++
+		case control.CSRefused:
+			refused++
 		}
 	}
 	say("critical", d.Chunks.Offline, "%d chunks have no live member: they can't be read")
@@ -239,6 +249,8 @@ func health(d *control.StatDoc) (string, []string) {
 	say("degraded", d.Chunks.Urgent, "%d chunks have only one live member")
 	say("degraded", d.Chunks.Degraded, "%d chunks have fewer live members than wanted")
 	say("degraded", failed, "%d chunk servers have a failed disk")
+	say("degraded", refused, "%d chunk servers refuse to serve their directory (list-services "+
+		"says why)")
 	say("degraded", silent, "%d chunk servers don't answer")
 	if d.Chunks.Fallback > 0 {
 		// It is as safe as the hardware allows; a word, no alarm.
