@@ -267,7 +267,7 @@ func (s *settler) each(what string, list []control.CSAddr, ask func(i int, p *pe
 // reachAll makes sure that all members that stay can be reached.
 func (s *settler) reachAll() {
 	s.each("reach all members", s.stay, func(i int, p *peer, done func(error)) {
-		p.call(dataplane.Header{Op: dataplane.OpPing}, nil, nil,
+		p.callWithin(reachTimeout, dataplane.Header{Op: dataplane.OpPing}, nil, nil,
 			func(_ *dataplane.Header, _, _ []byte, _ *uring.Buf, err error) {
 				s.unreachable(p, err)
 				done(err)
