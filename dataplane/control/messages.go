@@ -273,6 +273,9 @@ type RegisterCSReply struct {
 	CS      dataplane.CSID
 	LeaseNs int64               // counted from when the request was sent
 	Forget  []dataplane.ChunkID // not in the table any more: delete
+	// Retired: the server isn't a member of them any more but may be again: what it holds stays, is
+	// served to nobody, and saves most of a copy.
+	Retired []dataplane.ChunkID
 }
 
 // HeartbeatReq renews the lease of a registered process.
@@ -302,6 +305,9 @@ type CSStats struct {
 	ScrubRepaired, ScrubLost        uint64 // of them; Lost: no other member had a good copy
 	ScrubMismatches                 uint64 // parts of 64 KiB in which replicas differed
 	ScrubStartedNs, ScrubFinishedNs int64  // since 1970; Finished: the last complete pass; 0: never
+
+	Copies, Deltas uint64 // chunks copied to a new member as their head; Deltas: only what changed
+	CopyBytes      uint64 // bytes sent for copies, mirrored writes included
 }
 
 // HeartbeatReply: status NotFound or Conflict means register again.
@@ -327,8 +333,13 @@ type SettlePush struct {
 	Lost   []dataplane.CSID
 }
 
-// ForgetPush asks the receiver to delete chunks.
-type ForgetPush struct{ Chunks []dataplane.ChunkID }
+// ForgetPush asks the receiver to delete chunks. With Epochs, Chunks[i] is deleted only if what is
+// held of it is older than Epochs[i]: the receiver gave its place up at that epoch, and may have
+// become a member again since.
+type ForgetPush struct {
+	Chunks []dataplane.ChunkID
+	Epochs []dataplane.Epoch
+}
 
 // RecoverPush asks the receiver, the head of each chunk, to copy Chunks[i] to Targets[i], which
 // isn't a member, and to add it as the last one. If Leaving[i] isn't zero, that member (it may be
