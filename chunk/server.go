@@ -302,7 +302,7 @@ func (s *server) push(op dataplane.Opcode, payload []byte) {
 			s.log.Error("message of the metadata server", "err", err)
 			return
 		}
-		s.loop.Post(func() { sh.Forget(p.Chunks) })
+		s.loop.Post(func() { sh.ForgetPush(p) })
 	case control.OpScrub:
 		s.loop.Post(sh.ScrubStart)
 	}
@@ -388,13 +388,14 @@ func (s *server) register(ctx context.Context) error {
 	if err := s.onLoop(func(done func(error)) {
 		s.shard.SetID(s.id.CS)
 		s.shard.ForgetHeld(reply.Forget, req.Chunks)
+		s.shard.RetireHeld(reply.Retired, req.Chunks)
 		done(nil)
 	}); err != nil {
 		return err
 	}
 	s.shard.SetLease(sent + reply.LeaseNs)
 	s.log.Info("registered", "cs", s.id.CS, "addr", s.addr, "lease", time.Duration(reply.LeaseNs),
-		"forget", len(reply.Forget))
+		"forget", len(reply.Forget), "retired", len(reply.Retired))
 	if !s.ready {
 		s.ready = true
 		if s.o.OnReady != nil {

@@ -104,6 +104,16 @@ func (st *store) take(r *replica) (slot uint32, ok bool) {
 	return slot, true
 }
 
+// overlaps says whether a destage of any of the blocks is in flight.
+func (st *store) overlaps(slot, first, n uint32) bool {
+	for d := st.writing; d != nil; d = d.next {
+		if d.wb.Slot == slot && d.wb.Block < first+n && first < writeEnd(d.wb) {
+			return true
+		}
+	}
+	return false
+}
+
 // busy says whether a destage of the slot is in flight, or one of its pages is in use.
 func (st *store) busy(slot uint32) bool {
 	for d := st.writing; d != nil; d = d.next {

@@ -99,7 +99,7 @@ func (sh *Shard) writeStatus(r *replica, h *dataplane.Header) dataplane.Kind {
 
 // writable says that a write may get its seq now.
 func (r *replica) writable() bool {
-	return r.state == active && r.settler == nil && !r.broken &&
+	return r.state == active && !r.settling() && !r.broken &&
 		r.last-r.commit < dataplane.MaxInflightPerChunk
 }
 
@@ -138,7 +138,7 @@ func (sh *Shard) pumpOnce(r *replica) {
 			return
 		}
 		q = next
-		if r.state != active || r.settler != nil {
+		if r.state != active || r.settling() {
 			return
 		}
 	}
@@ -261,7 +261,7 @@ func (sh *Shard) issue(q *request, buf *uring.Buf) {
 	q.phase = phaseFlight
 	r.accept(q.seq, q.off, q.length)
 	if r.copier != nil && !sh.canary.NoDirty {
-		r.copier.wrote(q.off, q.length)
+		r.copier.wrote(q, q.hdr.Op == dataplane.OpZero)
 	}
 	if !r.flight.put(q) {
 		panic("chunk: more writes in flight than the window")

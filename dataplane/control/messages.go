@@ -274,6 +274,9 @@ type RegisterCSReply struct {
 	CS      dataplane.CSID
 	LeaseNs int64               // counted from when the request was sent
 	Forget  []dataplane.ChunkID // not in the table any more: delete
+	// Retired: the server isn't a member of them any more but may be again: what it holds stays, is
+	// served to nobody, and saves most of a copy.
+	Retired []dataplane.ChunkID
 }
 
 // HeartbeatReq renews the lease of a registered process.
@@ -320,6 +323,9 @@ type CSStats struct {
 	// Means over the last second or so, ns; 0: there was nothing to measure.
 	LogWaitNs  int64 // from the beginning of a write to the log until it is durable
 	ReadWaitNs int64 // of reads of the disk
+
+	Copies, Deltas uint64 // chunks copied to a new member as their head; Deltas: only what changed
+	CopyBytes      uint64 // bytes sent for copies, mirrored writes included
 }
 
 // HeartbeatReply: status NotFound or Conflict means register again.
@@ -336,9 +342,6 @@ type HeartbeatReply struct {
 type UnreachableReq struct {
 	CS     dataplane.CSID
 	Chunks []HeldChunk
-	// Stalled: it is connected, but writes of these chunks have waited for it for longer than they
-	// should.
-	Stalled bool
 }
 
 // ExitedReq certifies that this very process (boot counter) has exited.
