@@ -96,6 +96,9 @@ func (sh *Shard) startRead(q *request) {
 		return
 	}
 	q.rd.once = q.hdr.Flags&dataplane.FlagRecovery != 0
+	if !q.rd.once {
+		sh.pace.begins(q)
+	}
 	q.rd.start(q.r, off/dataplane.BlockSize, int(length/dataplane.BlockSize), q.buf.Bytes()[:length])
 }
 
@@ -107,6 +110,7 @@ func (sh *Shard) readDone(q *request) {
 	}
 	r := q.r
 	recovery := q.hdr.Flags&dataplane.FlagRecovery != 0
+	sh.pace.ends(q, q.rd.bad == 0)
 	switch {
 	case q.link == nil:
 		sh.free(q) // answered when the disk failed

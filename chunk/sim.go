@@ -28,6 +28,8 @@ type Canary struct {
 	NoExclude        bool // lost members are left out without a new epoch
 	FirstWins        bool // settling takes the first member's history, not the longest
 	KeepLosers       bool // a member that lost data stays
+	TrustPartial     bool // a half copied replica of a returned member passes for what it was
+	NoHistory        bool // a dirty map misses what was written since the exclusion
 }
 
 // SimStore returns the first block and the size of a new store of the given number of slots, all
