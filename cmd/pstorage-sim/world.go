@@ -61,6 +61,7 @@ type world struct {
 	recovered  map[dataplane.ChunkID]bool // a head was asked to add a member
 	ops        int
 	bufs       buffers
+	unread     string // why a replica couldn't be read
 }
 
 var simKey = [32]byte{1, 2, 3}
