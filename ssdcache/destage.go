@@ -9,10 +9,12 @@ import (
 // Destage, in rounds:
 //
 //	1 take the oldest segments, up to an eighth of the log; note the blocks still dirty in them, per
-//	  segment sorted by (slot, block); these lists are merged as the round goes
+//	  segment sorted by (slot, block), from where the last round stopped; these lists are merged as
+//	  the round goes
 //	2 form runs of neighbouring blocks; blocks that lie between and are in the log anyway, dirty in
 //	  younger segments or clean, fill gaps (runs.go)
-//	3 read them from the log, write them to the Backing; what was overwritten meanwhile is left out
+//	3 read them from the log, write them to the Backing; what was overwritten meanwhile is left out.
+//	  If the Backing is slow, most are appended to the log again instead (move.go)
 //	4 Backing.Checkpoint: durable
 //	5 wait until all appends made before 4 are durable: blocks were left out in 3 because of them
 //	6 superblock with the new tail: from now on replay begins behind these segments
@@ -24,7 +26,9 @@ import (
 
 // Tuning of destage. Times in nanoseconds.
 const (
-	maxWriteBacks = 8
+	maxWriteBacks = 64      // in flight,
+	minWriteBacks = 4       // and at least so many may be, at full speed;
+	flightTime    = 4e6     // in between, as many as the store takes in this time
 	roundShare    = 8       // a round takes at most this part of the log,
 	roundBlocks   = 1 << 16 // and this many blocks of log
 	pieceSize     = 1 << 20 // of one read
@@ -46,27 +50,35 @@ const (
 )
 
 type destager struct {
-	l       *Log
-	phase   phase
-	idle    bool   // this round runs because nothing else happens
-	from    uint64 // segments of the round: [from, from+n)
-	n       uint64
-	end     uint64 // all that lies in segments before this one is durable
-	max     uint64 // most segments of a round
-	taken   uint64 // segments collected
-	blocks  []uint64
-	lists   listHeap
-	total   int         // blocks of the round
-	handled int         // of them, written or left out
-	image   *uring.Pool // Sequential: the round's segments
-	ops     []uring.DiskOp
-	settle  uint64 // batch that must be durable before the tail moves
-	pending int    // reads of segments, or runs, in flight
-	runs    [maxWriteBacks]run
-	spare   *uring.Buf  // memory of one run, if the pool has none
-	timer   uring.Timer // pause between runs, or between segments
-	tick    uring.Timer
-	seen    uint64 // batches at the last tick
+	l                          *Log
+	phase                      phase
+	idle                       bool   // this round runs because nothing else happens
+	from                       uint64 // segments of the round: [from, from+n)
+	n                          uint64
+	end                        uint64 // all that lies in segments before this one is durable
+	max                        uint64 // most segments of a round
+	taken                      uint64 // segments collected
+	blocks                     []uint64
+	lists                      listHeap
+	total                      int // blocks of the round
+	handled                    int // of them: written, moved, or superseded meanwhile
+	written, moved, superseded int
+	ops                        int      // write-backs done
+	base                       blockKey // keys are ordered from here on, around
+	last                       blockKey // written last
+	writeRest                  bool     // nothing more is moved in this round
+	moving                     bool     // the log is waited for, for moving
+	app                        Append   // for moved blocks
+	appCRC                     [4]byte
+	image                      *uring.Pool // Sequential: the round's segments
+	pieces                     []uring.DiskOp
+	settle                     uint64 // batch that must be durable before the tail moves
+	pending                    int    // reads of segments, or runs, in flight
+	runs                       [maxWriteBacks]run
+	spare                      *uring.Buf  // memory of one run, if the pool has none
+	timer                      uring.Timer // pause between runs, or between segments
+	tick                       uring.Timer
+	seen                       uint64 // batches at the last tick
 }
 
 func (d *destager) init(l *Log) error {
@@ -77,16 +89,16 @@ func (d *destager) init(l *Log) error {
 	if l.o.Sequential {
 		mem := l.o.DestageMemory
 		if mem == 0 {
-			mem = min(int(l.segs)*segSize/16, 32<<20)
+			mem = min(int(l.segs)*segSize/4, 64<<20)
 		}
 		d.max = min(max(uint64(mem/segSize), 2), l.segs/2)
 		var err error
 		if d.image, err = uring.NewPool(int(d.max) * segSize); err != nil {
 			return err
 		}
-		d.ops = make([]uring.DiskOp, max(segSize/pieceSize, 1))
-		for i := range d.ops {
-			d.ops[i].Done, d.ops[i].Bufs = d.pieceRead, make([][]byte, 1)
+		d.pieces = make([]uring.DiskOp, max(segSize/pieceSize, 1))
+		for i := range d.pieces {
+			d.pieces[i].Done, d.pieces[i].Bufs = d.pieceRead, make([][]byte, 1)
 		}
 	}
 	if d.spare = l.pool.Get(MaxRun * blockSize); d.spare == nil {
@@ -169,6 +181,8 @@ func (d *destager) begin() {
 		return
 	}
 	d.blocks, d.lists, d.taken, d.total, d.handled = d.blocks[:0], d.lists[:0], 0, 0, 0
+	d.written, d.moved, d.superseded, d.ops = 0, 0, 0, 0
+	d.base, d.writeRest, d.moving = d.last, false, false
 	l.stats.Rounds++
 	d.phase = collecting
 	l.pace.begin()
@@ -201,7 +215,7 @@ func (d *destager) collect() {
 	for i := range l.segBlocks {
 		p := base + Pos(i)
 		if key, ok := l.idx.current(p); ok && l.idx.state[p]&isClean == 0 {
-			d.blocks = append(d.blocks, uint64(key)<<32|uint64(p))
+			d.blocks = append(d.blocks, d.entry(key, p))
 		}
 	}
 	list := d.blocks[first:]
@@ -233,8 +247,8 @@ func (d *destager) readSegment(list []uint64) {
 			}
 			last = p
 		}
-		o := &d.ops[op]
-		o.Kind, o.Low, o.Offset = uring.DiskRead, true, int64(first)*blockSize
+		o := &d.pieces[op]
+		o.Kind, o.Low, o.Offset = uring.DiskRead, d.urgency() < 1, int64(first)*blockSize
 		o.Bufs[0] = mem[:(last-first+1)*blockSize]
 		d.pending++
 		l.disk.Submit(o)
@@ -259,6 +273,18 @@ func (d *destager) pieceRead(op *uring.DiskOp) {
 	}
 }
 
+// entry is how a block is noted: in the order of the store's disk, from base on, around.
+func (d *destager) entry(key blockKey, p Pos) uint64 { return uint64(key-d.base)<<32 | uint64(p) }
+
+// depth is how many runs may be in flight.
+func (d *destager) depth(u float64) int {
+	most := float64(2 * minWriteBacks)
+	if per := d.l.pace.perOp; per > 0 {
+		most = min(max(flightTime/per, minWriteBacks), maxWriteBacks)
+	}
+	return 1 + int(u*(most-1))
+}
+
 // urgency is 0 where destage starts and 1 from the level of full speed on.
 func (d *destager) urgency() float64 {
 	at := d.l.o.DestageAt
@@ -280,9 +306,17 @@ func (d *destager) pump() {
 	if d.idle && l.fill() < l.o.DestageAt {
 		pause = pauseIdle
 	}
-	for d.phase == writing && d.pending < 1+int(u*(maxWriteBacks-1)) && !d.timer.Armed() {
+	for d.phase == writing && d.pending < d.depth(u) && !d.timer.Armed() && len(d.lists) > 0 {
+		moves := d.moves()
+		if moves && !d.mayMove() {
+			d.moving = true
+			break
+		}
 		r := d.freeRun()
-		if r == nil || !d.fill(r) {
+		if r == nil || moves && !d.fillMoves(r) || !moves && !d.fill(r) {
+			break
+		}
+		if !d.memory(r) {
 			break
 		}
 		d.pending++

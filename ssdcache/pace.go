@@ -18,18 +18,25 @@ type pacer struct {
 
 	sampled int64 // when handled was last looked at
 	handled int
-	perItem float64 // ns per block of the round, smoothed; 0: not known
+	perItem float64 // ns per block written back, smoothed; 0: not known
+	perOp   float64 // ns per write-back, smoothed; 0: not known
+	perMove float64 // ns per block moved, smoothed
+	ops     int     // write-backs, and
+	moves   int     // moved blocks of the round when handled was last looked at
 	rest    float64 // ns from the last write-back to the new tail, smoothed
 	wrote   int64   // when the last write-back of the round ended
 }
 
 // Tuning of the pace.
 const (
-	paceLevel   = 0.85 // of Pressure: where a round may end
-	sampleTime  = 50e6 // ns of a sample
-	burstTime   = 20e6 // ns worth of intake that is let in at once,
-	burstBlocks = 256  // and at most so many blocks
-	slowDisk    = 5e6  // ns that a hard disk takes for one block
+	paceLevel   = 0.85  // of Pressure: where a round may end
+	sampleTime  = 50e6  // ns of a sample
+	burstTime   = 2e6   // ns worth of intake that is let in at once, at least,
+	burstMost   = 100e6 // and at most; in between it is
+	burstOps    = 20    // the time of so many write-backs,
+	burstBlocks = 256   // and at most so many blocks
+	firstMove   = 50e3  // ns per moved block, until it is known
+	slowDisk    = 5e6   // ns that a hard disk takes for one block
 )
 
 func (p *pacer) init(l *Log) {
@@ -70,27 +77,54 @@ func (p *pacer) allows() bool {
 }
 
 // burst is how many blocks are let in at once.
-func (p *pacer) burst() float64 { return min(p.rate*burstTime, burstBlocks) }
+func (p *pacer) burst() float64 {
+	time := min(max(burstOps*p.perOp, burstTime), burstMost)
+	return min(p.rate*time, burstBlocks)
+}
+
+// moved says that a block was moved: that takes log, too, but isn't intake.
+func (p *pacer) moved() { p.base += 1 + 1./64 }
 
 // begin is called when a round begins.
 func (p *pacer) begin() {
 	p.began = p.l.env.Now()
-	p.sampled, p.handled, p.wrote = p.began, 0, 0
+	p.sampled, p.wrote = p.began, 0
+	p.handled, p.ops, p.moves = 0, 0, 0
 	p.update()
 }
 
-// sample learns how fast blocks are written back.
+// sample learns how fast blocks are written back, and moved.
 func (p *pacer) sample(now int64) {
 	d := &p.l.destage
-	if d.phase > writing || d.handled == p.handled || now-p.sampled < sampleTime && p.perItem > 0 {
+	if d.phase > writing || d.handled == p.handled {
 		return
 	}
-	per := float64(now-p.sampled) / float64(d.handled-p.handled)
-	if p.perItem == 0 {
-		p.perItem = per
+	took := float64(now - p.sampled)
+	if took < sampleTime && (p.perItem > 0 || d.ops < 4) {
+		return
 	}
-	p.perItem += (per - p.perItem) / 8
-	p.sampled, p.handled = now, d.handled
+	ops, moves := d.ops-p.ops, d.moved-p.moves
+	switch {
+	case ops > 0 && moves == 0:
+		smooth(&p.perItem, took/float64(d.handled-p.handled))
+		smooth(&p.perOp, took/float64(ops))
+	case ops == 0 && moves > 0:
+		smooth(&p.perMove, took/float64(moves))
+	}
+	p.skip(now)
+}
+
+func smooth(v *float64, x float64) {
+	if *v == 0 {
+		*v = x
+	}
+	*v += (x - *v) / 8
+}
+
+// skip begins a new sample.
+func (p *pacer) skip(now int64) {
+	d := &p.l.destage
+	p.sampled, p.handled, p.ops, p.moves = now, d.handled, d.ops, d.moved
 }
 
 // update computes the rate anew.
@@ -99,7 +133,7 @@ func (p *pacer) update() {
 	now := l.env.Now()
 	if d.urgency() < 1 || d.idle {
 		// Write-back isn't at its full speed by its own choice: nothing is learnt from it.
-		p.sampled, p.handled = now, d.handled
+		p.skip(now)
 		p.stop()
 		return
 	}
@@ -107,25 +141,46 @@ func (p *pacer) update() {
 	if d.phase > writing && p.wrote == 0 {
 		p.wrote = now
 	}
-	per := p.perItem
-	if per == 0 {
-		per = slowDisk // until the first run is written
-	}
 	seg := float64(l.segBlocks)
-	total := float64(d.total)
-	if d.phase == collecting {
-		total = float64(d.n) * seg // at most
-	}
-	left := max((total-float64(d.handled))*per+p.rest, sampleTime)
-	whole := max(total*per+p.rest, sampleTime)
+	write, move := p.todo()
+	left := max(p.time(write, move), sampleTime)
+	whole := max(p.time(write+float64(d.written), move+float64(d.moved)), sampleTime)
 	level := l.o.DestageAt + paceLevel*(1-l.o.DestageAt)
-	room := (level-l.fill())*float64(l.segs-l.reserve-1)*seg - float64(l.at)
-	rate := max(room/left, float64(d.n)*seg/(2*whole))
+	room := (level-l.fill())*float64(l.segs-l.reserve-1)*seg - float64(l.at) - move
+	freed := float64(d.n)*seg - move - float64(d.moved)
+	rate := max(room/left, freed/(2*whole))
 	base := p.position()
 	if p.on { // what was too much remains so; what wasn't used is kept for a burst
 		base = min(base+p.burst(), p.bound(now))
 	}
 	p.base, p.at, p.rate, p.on = base, now, rate, true
+}
+
+// todo is how many blocks of the round are still to be written back, and to be moved.
+func (p *pacer) todo() (write, move float64) {
+	l, d := p.l, &p.l.destage
+	total := d.total
+	if d.phase == collecting {
+		total = int(d.n) * int(l.segBlocks) // at most
+	}
+	rest := float64(total - d.handled)
+	if d.writeRest || p.perOp < slowStore {
+		return rest, 0
+	}
+	write = min(rest, float64(d.mustWrite()))
+	return write, rest - write
+}
+
+// time is how long so many blocks take, and the end of the round.
+func (p *pacer) time(write, move float64) float64 {
+	per, perMove := p.perItem, p.perMove
+	if per == 0 {
+		per = slowDisk // until the first run is written
+	}
+	if perMove == 0 {
+		perMove = firstMove
+	}
+	return write*per + move*perMove + p.rest
 }
 
 // end is called when the tail has moved.
