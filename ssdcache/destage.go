@@ -34,7 +34,7 @@ const (
 	pieceSize     = 1 << 20 // of one read
 	pauseAtStart  = 2e6     // between runs, at DestageAt
 	pauseIdle     = 10e6    // between runs, when nothing is appended
-	fullSpeedAt   = 0.5     // part of the way from DestageAt to full where there are no pauses
+	fullSpeedAt   = 0.25    // part of the way from DestageAt to full where there are no pauses
 	tickEvery     = 1e9     // to find out whether the log is idle
 )
 
@@ -65,6 +65,7 @@ type destager struct {
 	written, moved, superseded int
 	ops                        int      // write-backs done
 	base                       blockKey // keys are ordered from here on, around
+	times                      [4]int64
 	last                       blockKey // written last
 	writeRest                  bool     // nothing more is moved in this round
 	moving                     bool     // the log is waited for, for moving
@@ -72,6 +73,9 @@ type destager struct {
 	appCRC                     [4]byte
 	image                      *uring.Pool // Sequential: the round's segments
 	pieces                     []uring.DiskOp
+	ahead                      uint64 // segments after the round and before this one are in the image
+	aheadOps                   []uring.DiskOp
+	aheadPending               int
 	settle                     uint64 // batch that must be durable before the tail moves
 	pending                    int    // reads of segments, or runs, in flight
 	runs                       [maxWriteBacks]run
@@ -99,6 +103,10 @@ func (d *destager) init(l *Log) error {
 		d.pieces = make([]uring.DiskOp, max(segSize/pieceSize, 1))
 		for i := range d.pieces {
 			d.pieces[i].Done, d.pieces[i].Bufs = d.pieceRead, make([][]byte, 1)
+		}
+		d.aheadOps = make([]uring.DiskOp, len(d.pieces))
+		for i := range d.aheadOps {
+			d.aheadOps[i].Done, d.aheadOps[i].Bufs = d.aheadRead, make([][]byte, 1)
 		}
 	}
 	if d.spare = l.pool.Get(MaxRun * blockSize); d.spare == nil {
@@ -133,7 +141,7 @@ func (d *destager) release() error {
 
 // inFlight says whether anything of destage must be waited for before the log can be closed.
 func (d *destager) inFlight() bool {
-	return d.pending > 0 || d.phase >= checkpointing
+	return d.pending > 0 || d.aheadPending > 0 || d.phase >= checkpointing
 }
 
 // InWriteBack says whether a WriteBack of any of the n blocks from block on is in flight. Whoever
@@ -172,11 +180,12 @@ func (l *Log) startDestage() {
 // begin starts a round, if there is a segment to write back.
 func (d *destager) begin() {
 	l := d.l
-	d.end = l.head // the segment being filled isn't taken
-	if l.oldest != nil {
-		d.end = min(d.end, l.oldest.h.seg)
+	d.end = d.durableEnd() // the segment being filled isn't taken
+	most := d.max
+	if l.pace.perItem > 0 && l.pace.perItem < slowStore {
+		most = min(most, max(l.segs/roundShare, 2)) // a checkpoint doesn't cost much
 	}
-	d.from, d.n = l.tail, min(d.max, d.end-l.tail)
+	d.from, d.n = l.tail, min(most, d.end-l.tail)
 	if d.n == 0 {
 		return
 	}
@@ -207,8 +216,12 @@ func (d *destager) collect() {
 	}
 	if d.taken == d.n {
 		d.phase = writing
+		d.times[0] = l.env.Now()
 		d.pump()
 		return
+	}
+	if d.aheadPending > 0 && d.from+d.taken == d.ahead {
+		return // it is being read
 	}
 	base := l.place(d.from+d.taken, 0)
 	first := len(d.blocks)
@@ -219,7 +232,7 @@ func (d *destager) collect() {
 		}
 	}
 	list := d.blocks[first:]
-	if d.image != nil {
+	if d.image != nil && d.from+d.taken >= d.ahead {
 		d.readSegment(list)
 	}
 	slices.Sort(list)
@@ -258,9 +271,59 @@ func (d *destager) readSegment(list []uint64) {
 // inImage is the memory of position p, and what follows, in the image of the round's segments.
 func (d *destager) inImage(p Pos) []byte {
 	l := d.l
-	s := l.seqOf(p) - d.from
+	s := l.seqOf(p) % d.max
 	at := int(s)*int(l.sb.segSize) + int(p-l.segStart(l.segOf(p)))*blockSize
 	return d.image.Arena()[at:]
+}
+
+// readAhead reads the segments after those of the round, one after the other, while the round is
+// written, as far as there is memory for them and writes wait for write-back.
+func (d *destager) readAhead() {
+	l := d.l
+	next := max(d.ahead, d.from+d.n)
+	if d.image == nil || d.aheadPending > 0 || d.phase < writing || d.urgency() < 1 ||
+		next >= d.durableEnd() || next-d.from >= d.max || l.err != nil || l.closing != nil {
+		return
+	}
+	d.ahead = next
+	mem := d.image.Arena()[int(next%d.max)*int(l.sb.segSize):][:l.sb.segSize]
+	for i := range d.aheadOps {
+		o := &d.aheadOps[i]
+		n := min(len(mem), pieceSize)
+		o.Kind, o.Low, o.Offset = uring.DiskRead, false, int64(l.place(next, 0))*blockSize+
+			int64(i)*pieceSize
+		o.Bufs[0], mem = mem[:n], mem[n:]
+		d.aheadPending++
+		l.disk.Submit(o)
+	}
+}
+
+func (d *destager) aheadRead(op *uring.DiskOp) {
+	l := d.l
+	d.aheadPending--
+	if op.Err != nil {
+		l.fail(ioError("read the log for write-back", op.Err))
+	}
+	if d.aheadPending > 0 {
+		return
+	}
+	d.ahead++
+	if l.closing != nil {
+		l.env.AtTurnEnd(&l.turn)
+	}
+	if d.phase == collecting {
+		d.onTimer()
+		return
+	}
+	d.readAhead()
+}
+
+// durableEnd is the first segment that may hold what isn't durable.
+func (d *destager) durableEnd() uint64 {
+	if l := d.l; l.oldest != nil {
+		return min(l.head, l.oldest.h.seg)
+	}
+	return d.l.head
 }
 
 func (d *destager) pieceRead(op *uring.DiskOp) {
@@ -301,6 +364,7 @@ func (d *destager) pump() {
 		d.stop()
 		return
 	}
+	d.readAhead()
 	u := d.urgency()
 	pause := int64((1 - u) * (1 - u) * pauseAtStart)
 	if d.idle && l.fill() < l.o.DestageAt {
@@ -308,6 +372,9 @@ func (d *destager) pump() {
 	}
 	for d.phase == writing && d.pending < d.depth(u) && !d.timer.Armed() && len(d.lists) > 0 {
 		moves := d.moves()
+		if moves && d.moved == 0 {
+			l.pace.sample(l.env.Now(), true)
+		}
 		if moves && !d.mayMove() {
 			d.moving = true
 			break
@@ -328,6 +395,7 @@ func (d *destager) pump() {
 	if d.phase == writing && d.pending == 0 && len(d.lists) == 0 {
 		l.env.Disarm(&d.timer)
 		d.phase, d.settle = checkpointing, l.nextNr-1
+		d.times[1] = l.env.Now()
 		l.pace.update()
 		l.o.Backing.Checkpoint(d.checkpointed)
 	}
@@ -339,6 +407,7 @@ func (d *destager) checkpointed(err error) {
 		l.fail(ioError("checkpoint of the store", err))
 	}
 	d.phase = settling
+	d.times[2] = l.env.Now()
 	d.trySettle()
 }
 
@@ -370,6 +439,11 @@ func (d *destager) marked(err error) {
 		return
 	}
 	l.tail = d.from + d.n
+	now := l.env.Now()
+	l.o.Log.Info("round", "n", d.n, "total", d.total, "written", d.written, "moved", d.moved, "ops", d.ops,
+		"fill", l.fill(), "collect", (d.times[0]-l.pace.began)/1000, "write", (d.times[1]-d.times[0])/1000,
+		"cp", (d.times[2]-d.times[1])/1000, "mark", (now-d.times[2])/1000, "perOp", l.pace.perOp, "perItem", l.pace.perItem, "rate", l.pace.rate*1e9,
+		"rest", l.pace.rest, "idle", d.idle, "writeRest", d.writeRest)
 	l.pace.end()
 	l.env.AtTurnEnd(&l.turn) // more to do, or room to tell of, or closing
 }

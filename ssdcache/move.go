@@ -20,12 +20,12 @@ const (
 	moveShare    = 0.75  // of a round's blocks may be moved
 	movePiece    = 64    // blocks read, or appended, at a time
 	movePerBatch = 128   // blocks: a batch must not make writes wait long
-	slowStore    = 0.5e6 // ns of a write-back: below, moving isn't cheaper
+	slowStore    = 150e3 // ns of a block written back: below, moving isn't cheaper
 )
 
 // moves says whether what is left of the round is to be moved.
 func (d *destager) moves() bool {
-	return !d.writeRest && !d.idle && d.l.pace.perOp >= slowStore && d.urgency() == 1 &&
+	return !d.writeRest && !d.idle && d.l.pace.perItem >= slowStore && d.urgency() == 1 &&
 		d.mustWrite() == 0
 }
 

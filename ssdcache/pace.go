@@ -93,14 +93,15 @@ func (p *pacer) begin() {
 	p.update()
 }
 
-// sample learns how fast blocks are written back, and moved.
-func (p *pacer) sample(now int64) {
+// sample learns how fast blocks are written back, and moved, when there is enough to learn from;
+// when writing back ends, from what there is.
+func (p *pacer) sample(now int64, ends bool) {
 	d := &p.l.destage
 	if d.phase > writing || d.handled == p.handled {
 		return
 	}
 	took := float64(now - p.sampled)
-	if took < sampleTime && (p.perItem > 0 || d.ops < 4) {
+	if took < sampleTime && (p.perItem > 0 || d.ops < 4) && !ends {
 		return
 	}
 	ops, moves := d.ops-p.ops, d.moved-p.moves
@@ -137,7 +138,7 @@ func (p *pacer) update() {
 		p.stop()
 		return
 	}
-	p.sample(now)
+	p.sample(now, false)
 	if d.phase > writing && p.wrote == 0 {
 		p.wrote = now
 	}
@@ -164,7 +165,7 @@ func (p *pacer) todo() (write, move float64) {
 		total = int(d.n) * int(l.segBlocks) // at most
 	}
 	rest := float64(total - d.handled)
-	if d.writeRest || p.perOp < slowStore {
+	if d.writeRest || p.perItem < slowStore {
 		return rest, 0
 	}
 	write = min(rest, float64(d.mustWrite()))
