@@ -161,7 +161,7 @@ func (l *Log) InWriteBack(slot, block, n uint32) bool {
 func (d *destager) onTick() {
 	l := d.l
 	l.env.Arm(&d.tick, tickEvery)
-	quiet := d.seen == l.nextNr
+	quiet := d.seen == l.nextNr && !l.wantRoom
 	d.seen = l.nextNr
 	d.idle = quiet
 	if quiet && l.err == nil && l.closing == nil && d.phase == resting {
@@ -182,7 +182,7 @@ func (d *destager) begin() {
 	l := d.l
 	d.end = d.durableEnd() // the segment being filled isn't taken
 	most := d.max
-	if l.pace.perItem > 0 && l.pace.perItem < slowStore {
+	if l.pace.perBlock > 0 && !l.pace.slow() {
 		most = min(most, max(l.segs/roundShare, 2)) // a checkpoint doesn't cost much
 	}
 	d.from, d.n = l.tail, min(most, d.end-l.tail)
@@ -232,6 +232,11 @@ func (d *destager) collect() {
 		}
 	}
 	list := d.blocks[first:]
+	if !d.fits(len(list)) {
+		d.blocks, d.n = d.blocks[:first], d.taken
+		l.env.Arm(&d.timer, 0)
+		return
+	}
 	if d.image != nil && d.from+d.taken >= d.ahead {
 		d.readSegment(list)
 	}
@@ -442,7 +447,7 @@ func (d *destager) marked(err error) {
 	now := l.env.Now()
 	l.o.Log.Info("round", "n", d.n, "total", d.total, "written", d.written, "moved", d.moved, "ops", d.ops,
 		"fill", l.fill(), "collect", (d.times[0]-l.pace.began)/1000, "write", (d.times[1]-d.times[0])/1000,
-		"cp", (d.times[2]-d.times[1])/1000, "mark", (now-d.times[2])/1000, "perOp", l.pace.perOp, "perItem", l.pace.perItem, "rate", l.pace.rate*1e9,
+		"cp", (d.times[2]-d.times[1])/1000, "mark", (now-d.times[2])/1000, "perOp", l.pace.perOp, "perItem", l.pace.perItem, "perBlock", l.pace.perBlock, "perMove", l.pace.perMove, "rate", l.pace.rate*1e9,
 		"rest", l.pace.rest, "idle", d.idle, "writeRest", d.writeRest)
 	l.pace.end()
 	l.env.AtTurnEnd(&l.turn) // more to do, or room to tell of, or closing

@@ -20,12 +20,13 @@ const (
 	moveShare    = 0.75  // of a round's blocks may be moved
 	movePiece    = 64    // blocks read, or appended, at a time
 	movePerBatch = 128   // blocks: a batch must not make writes wait long
-	slowStore    = 150e3 // ns of a block written back: below, moving isn't cheaper
+	slowStore    = 150e3 // ns of a block written back that is slow, whatever moving takes
+	moveReserve  = 3     // segments that moving leaves to what was taken in already
 )
 
 // moves says whether what is left of the round is to be moved.
 func (d *destager) moves() bool {
-	return !d.writeRest && !d.idle && d.l.pace.perItem >= slowStore && d.urgency() == 1 &&
+	return !d.writeRest && !d.idle && d.l.pace.slow() && d.urgency() == 1 &&
 		d.mustWrite() == 0
 }
 
@@ -39,6 +40,25 @@ func (d *destager) mustWrite() int {
 func (d *destager) mayMove() bool {
 	l := d.l
 	return l.waiting == 0 && (l.open == nil || l.open.moved < movePerBatch)
+}
+
+// moveSpace is how many blocks may be moved now.
+func (d *destager) moveSpace() int {
+	l := d.l
+	free := min(l.ready-l.head, l.reserve)
+	for s := l.ready + 1; s < l.tail+l.segs && l.pins[s%l.segs] == 0; s++ {
+		free++
+	}
+	return (int(free) - int(min(moveReserve, l.reserve-1))) * int(l.segBlocks)
+}
+
+// fits says whether a round may take one more segment, with so many blocks to be moved: there must
+// be space for all that will be.
+func (d *destager) fits(blocks int) bool {
+	if d.taken == 0 || d.idle || d.urgency() < 1 || !d.l.pace.slow() {
+		return true
+	}
+	return d.total+blocks <= d.moveSpace()
 }
 
 // goOnMoving is called at the end of turns.
@@ -75,7 +95,7 @@ func (r *run) moveOn() {
 			continue
 		}
 		data, sum := r.block(i), l.idx.crc[p]
-		if !l.hasSpace() || dataplane.CRC(data) != sum || !d.move(key, p, data, sum) {
+		if d.moveSpace() <= 0 || dataplane.CRC(data) != sum || !d.move(key, p, data, sum) {
 			d.writeRest = true
 			d.giveBack(r.pos[i:r.n])
 			return

@@ -16,20 +16,29 @@ type pacer struct {
 	rate  float64 // blocks per ns from then on
 	held  bool    // waiting for a burst
 
-	sampled int64 // when handled was last looked at
-	handled int
-	perItem float64 // ns per block written back, smoothed; 0: not known
-	perOp   float64 // ns per write-back, smoothed; 0: not known
-	perMove float64 // ns per block moved, smoothed
-	ops     int     // write-backs, and
-	moves   int     // moved blocks of the round when handled was last looked at
-	rest    float64 // ns from the last write-back to the new tail, smoothed
-	wrote   int64   // when the last write-back of the round ended
+	sampled  int64 // when handled was last looked at
+	handled  int
+	perItem  float64 // ns per block written back, smoothed; 0: not known
+	perOp    float64 // ns per write-back that the Backing needs, smoothed; 0: not known
+	perBlock float64 // ns per block of write-backs that it needs, smoothed; 0: not known
+	perMove  float64 // ns per block moved, smoothed
+
+	flying       int     // write-backs in flight
+	busySince    int64   // they are, or since the last one was completed
+	busy         float64 // ns with some in flight in this sample, in which
+	done, blocks int     // were completed
+
+	ops   int     // write-backs, and
+	moves int     // moved blocks of the round when handled was last looked at
+	rest  float64 // ns from the last write-back to the new tail, smoothed
+	wrote int64   // when the last write-back of the round ended
 }
 
 // Tuning of the pace.
 const (
 	paceLevel   = 0.85  // of Pressure: where a round may end
+	busyTime    = 30e6  // ns of a sample of the Backing's speed,
+	busyOps     = 512   // or so many write-backs
 	sampleTime  = 50e6  // ns of a sample
 	burstTime   = 2e6   // ns worth of intake that is let in at once, at least,
 	burstMost   = 100e6 // and at most; in between it is
@@ -101,18 +110,50 @@ func (p *pacer) sample(now int64, ends bool) {
 		return
 	}
 	took := float64(now - p.sampled)
-	if took < sampleTime && (p.perItem > 0 || d.ops < 4) && !ends {
+	if took < sampleTime && !ends {
 		return
 	}
 	ops, moves := d.ops-p.ops, d.moved-p.moves
 	switch {
 	case ops > 0 && moves == 0:
 		smooth(&p.perItem, took/float64(d.handled-p.handled))
-		smooth(&p.perOp, took/float64(ops))
 	case ops == 0 && moves > 0:
 		smooth(&p.perMove, took/float64(moves))
 	}
 	p.skip(now)
+}
+
+// sent and served learn how long the Backing is busy for a write-back, and for a block. A disk may
+// take many at once and then none for a while, so it's the time that is cut in samples.
+func (p *pacer) sent() {
+	if p.flying++; p.flying == 1 {
+		p.busySince = p.l.env.Now()
+	}
+}
+
+func (p *pacer) served(blocks int) {
+	now := p.l.env.Now()
+	p.busy += float64(now - p.busySince)
+	p.busySince = now
+	p.flying--
+	p.done++
+	p.blocks += blocks
+	if p.busy < busyTime && p.done < busyOps {
+		return
+	}
+	const weight = 0.5
+	per, perBlock := p.busy/float64(p.done), p.busy/float64(p.blocks)
+	if p.perOp == 0 {
+		p.perOp, p.perBlock = per, perBlock
+	}
+	p.perOp += (per - p.perOp) * weight
+	p.perBlock += (perBlock - p.perBlock) * weight
+	p.busy, p.done, p.blocks = 0, 0, 0
+}
+
+// slow says whether writing back takes the Backing so long that moving is cheaper.
+func (p *pacer) slow() bool {
+	return p.perBlock > slowStore || p.perMove > 0 && p.perBlock > 3*p.perMove
 }
 
 func smooth(v *float64, x float64) {
@@ -165,7 +206,7 @@ func (p *pacer) todo() (write, move float64) {
 		total = int(d.n) * int(l.segBlocks) // at most
 	}
 	rest := float64(total - d.handled)
-	if d.writeRest || p.perItem < slowStore {
+	if d.writeRest || !p.slow() {
 		return rest, 0
 	}
 	write = min(rest, float64(d.mustWrite()))
@@ -174,7 +215,7 @@ func (p *pacer) todo() (write, move float64) {
 
 // time is how long so many blocks take, and the end of the round.
 func (p *pacer) time(write, move float64) float64 {
-	per, perMove := p.perItem, p.perMove
+	per, perMove := max(p.perItem, p.perBlock), p.perMove
 	if per == 0 {
 		per = slowDisk // until the first run is written
 	}

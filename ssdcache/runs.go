@@ -319,6 +319,7 @@ func (r *run) issue(i int) {
 		r.Data, r.CRCs, r.busy = r.gather(i, end), r.crcs[4*i:4*end], true
 		r.Urgent = d.urgency() == 1
 		d.l.stats.WriteBacks++
+		d.l.pace.sent()
 		d.l.cache.change(r.Slot, r.Block, uint32(r.Blocks))
 		d.l.o.Backing.WriteBack(&r.WriteBack)
 		return
@@ -348,6 +349,7 @@ func (r *run) written() {
 	d, l := r.d, r.d.l
 	r.busy = false
 	d.ops++
+	l.pace.served(r.Blocks)
 	if r.Err != nil {
 		l.fail(ioError("write back to the store", r.Err))
 		d.ended(r)
