@@ -106,6 +106,7 @@ type Shard struct {
 	stopping bool
 	stats    control.CSStats
 	canary   Canary
+	fences   fencing
 }
 
 // Open reads the store and replays the log, and calls done with the shard, which isn't serving yet,
@@ -515,7 +516,8 @@ func (sh *Shard) closeAll(done func(error)) {
 			p.c.Close(errStopping)
 		}
 	}
-	timers := []*uring.Timer{&sh.tellTimer, &sh.pumpTimer, &sh.secondTimer, &sh.laterTimer}
+	timers := []*uring.Timer{&sh.tellTimer, &sh.pumpTimer, &sh.secondTimer, &sh.laterTimer,
+		&sh.fences.timer}
 	for _, t := range timers {
 		sh.env.Disarm(t)
 	}

@@ -48,6 +48,7 @@ var actions = [...]struct{ read, write action }{
 	dataplane.TooLarge:     {actFail, actFail},
 	dataplane.Internal:     {actOtherHard, actWaitMap},
 	dataplane.NoAttribute:  {actFail, actFail},
+	dataplane.LeaseHeld:    {actFail, actFail},
 }
 
 // refused acts on an answer that isn't OK.

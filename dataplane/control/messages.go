@@ -20,6 +20,11 @@ const (
 	OpSetXattr  = dataplane.OpControlBase + 12 // XattrReq -> Empty (Value nil and Remove: remove)
 	OpListXattr = dataplane.OpControlBase + 13 // FileReq -> XattrReply (names, each with NUL)
 
+	// File leases: who may write a file, see lease.go (clients).
+	OpAcquireLease  = dataplane.OpControlBase + 20 // AcquireLeaseReq -> LeaseReply
+	OpReleaseLeases = dataplane.OpControlBase + 21 // ReleaseLeasesReq -> Empty
+	OpRenewLeases   = dataplane.OpControlBase + 22 // RenewLeasesReq -> RenewLeasesReply
+
 	// Chunk servers and supervisors.
 	OpRegisterCS  = dataplane.OpControlBase + 32 // RegisterCSReq -> RegisterCSReply
 	OpHeartbeat   = dataplane.OpControlBase + 33 // HeartbeatReq -> HeartbeatReply
@@ -35,6 +40,7 @@ const (
 	// OpRecover: RecoverPush, to the heads of chunks that have too few members.
 	OpRecover = dataplane.OpControlBase + 50
 	OpScrub   = dataplane.OpControlBase + 51 // ScrubPush: compare the whole store with its checksums
+	OpFence   = dataplane.OpControlBase + 56 // FencePush: refuse older tokens from now on
 
 	// Administration.
 	OpAdmin = dataplane.OpControlBase + 64 // AdminReq -> AdminReply
@@ -228,6 +234,7 @@ type ChunkConfig struct {
 	Ack     uint8    // 0 disk, 1 memory
 	Members []CSAddr // in the order of the chain; the first is the head
 	Wanted  uint8    // members it should have; 0: not said, by a server of an older version
+	Fence   uint64   // the smallest lease token with which the file may be written
 }
 
 // GetChunkReq asks for a chunk's configuration (linearizable).
@@ -260,6 +267,7 @@ type RegisterCSReq struct {
 	// registers again isn't taken for a copy of its directory. Zero: the process is known by its
 	// control.Client, so it must use one and the same for registrations and heartbeats.
 	Instance uint64
+	FenceSeq uint64 // as in HeartbeatReq
 }
 
 // HeldChunk is one chunk in a chunk server's inventory.
@@ -273,6 +281,7 @@ type RegisterCSReply struct {
 	CS      dataplane.CSID
 	LeaseNs int64               // counted from when the request was sent
 	Forget  []dataplane.ChunkID // not in the table any more: delete
+	Fences  FencePush           // to be taken over before serving; More: the lease isn't given yet
 }
 
 // HeartbeatReq renews the lease of a registered process.
@@ -283,6 +292,7 @@ type HeartbeatReq struct {
 	Stats          CSStats
 	Failed         string // not empty: the disk failed, and how
 	Instance       uint64 // as in RegisterCSReq
+	FenceSeq       uint64 // fences up to this number are in force; 0: none is
 }
 
 // CSStats are counters since the start of the process.
@@ -305,7 +315,10 @@ type CSStats struct {
 }
 
 // HeartbeatReply: status NotFound or Conflict means register again.
-type HeartbeatReply struct{ LeaseNs int64 }
+type HeartbeatReply struct {
+	LeaseNs int64
+	Fences  FencePush // as in RegisterCSReply
+}
 
 // UnreachableReq reports that CS doesn't answer for these chunks. The server starts a
 // reconfiguration when that chunk server's lease is gone; otherwise the asker tries on.
