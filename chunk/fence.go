@@ -8,9 +8,9 @@ import (
 
 // Fences keep writes of clients out that may not write a file any more. A write carries the token
 // of its client's lease; the head refuses it if that is below the file's fence: when it comes, and
-// again when it leaves a queue (writeStatus). A replica learns its fence by OpFence or a heartbeat's
-// reply (Fence), and by the configuration that it is activated with, so nothing has to be durable
-// here: after a start every chunk is activated anew.
+// again when it leaves a queue (writeStatus). A replica learns its fence by OpFence or a reply to a
+// heartbeat (Fence), and by the configuration that it is activated with, so nothing has to be
+// durable here: after a start every chunk is activated anew.
 //
 // A fence counts as being in force (FenceSeq) when writes that had got their seq before are
 // committed, or given up to a settling: from then on nothing older can appear.

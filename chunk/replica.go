@@ -49,7 +49,7 @@ type replica struct {
 	minimum int
 	file    dataplane.FileID // 0: not known yet
 	fence   uint64           // smallest lease token that may write
-	term    uint16           // tells writes of this activation from those that were on their way before it
+	term    uint16           // tells writes of this activation from those sent before it
 	broken  bool             // head: a member's connection was lost; settle before the next write
 	noChain int64            // no chain before this time
 

@@ -76,7 +76,7 @@ func (l *leader) unfencedBy(s *State, seq uint64) (waiting []dataplane.CSID) {
 	return waiting
 }
 
-// pushFences tells the chunk servers that don't have all fences. mu is held, and fsm.mu for reading.
+// pushFences tells the chunk servers that don't have all fences. Both locks are held.
 func (l *leader) pushFences(s *State) {
 	for _, c := range s.cs {
 		if c == nil || l.fence.acked[c.ID] >= s.leases.fenceSeq {
