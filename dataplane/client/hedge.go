@@ -123,8 +123,16 @@ func (e *Engine) hedgeLate() {
 			if now-late.sentAt < hedgeFloor {
 				break // those behind it were sent later
 			}
-			if late.code == dataplane.OpRead && late.twin == nil {
+			switch {
+			case late.code != dataplane.OpRead:
+			case late.twin == nil:
 				e.hedgeOne(late, pr, now-late.sentAt)
+			case late.hedge && pr.pace.stalled:
+				// No luck there either: the first one may ask another member.
+				first := late.twin
+				first.tried |= 1 << late.member
+				first.twin, late.twin = nil, nil
+				e.cancelPart(late)
 			}
 		}
 	}
@@ -158,6 +166,9 @@ func (e *Engine) hedgeOne(p *part, pr *peer, waited int64) {
 		return
 	}
 	to := e.peer(ent.members[m])
+	if to.state == peerIdle {
+		to.want() // for the next look
+	}
 	if to.pace.stalled || to.state != peerUp || to.wait.head != nil || !to.room(p) {
 		return
 	}
@@ -190,6 +201,9 @@ func (e *Engine) quickest(p *part, ent *entry, without uint8) int {
 			continue
 		}
 		t := pr.pace.of(p.n).mean
+		if pr.state != peerUp {
+			t += hedgeFloor
+		}
 		if pr.pace.stalled {
 			t += int64(time.Minute)
 		}
