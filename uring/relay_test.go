@@ -72,7 +72,8 @@ func (w *relayWorld) attach(c Conn) ConnHandler {
 			p.recvDone()
 			return 4 + have, nil
 		}
-		if c.(Relayer).Relay(w.dst.c, buf, have, size) {
+		if relayer := c.(Relayer); relayer.CanRelay(w.dst.c) {
+			relayer.Relay(w.dst.c, buf, have, size)
 			w.dst.c.Append([]byte(relayTail))
 			p.recvDone = func() { w.pieceDone(buf, size) }
 		} else {
@@ -192,8 +193,8 @@ func TestRelayTrickle(t *testing.T) {
 		for i, p := range pieces {
 			m := message(p)
 			step := len(m)
-			if i >= len(pieces)-100 {
-				step = 200
+			if i >= len(pieces)-50 {
+				step = 500
 			}
 			for len(m) > 0 {
 				n := min(step, len(m))

@@ -159,6 +159,9 @@ func (c *testCluster) makeServers(mdsCount, csCount int) {
 		s.node = c.node(s.name)
 		c.configure(s.node)
 		s.args = []string{"pstorage-csd", "-c", clusterName}
+		if from := os.Getenv("PSTORAGE_NET_RELAY"); from != "" {
+			s.args = append(s.args, "--relay-from", from)
+		}
 		c.cs = append(c.cs, s)
 		c.run(s.node, "make-cs", "-r", filepath.Join(c.dir, s.name), "-a", s.node.Addr()+":2520",
 			"-s", "256M", "--capacity", "8G")
