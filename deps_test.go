@@ -67,6 +67,8 @@ var arrows = []arrow{
 		"tests of real processes: what they import beyond these, their test files do"},
 	{"perf/hwflush", nil,
 		"a check of disks speaks to none of the daemons"},
+	{"perf/crashtest", nil,
+		"tests of whole processes, and nothing else"},
 	{"perf", []string{"perf/emulate", "dataplane", "dataplane/client", "dataplane/cluster",
 		"dataplane/control", "dataplane/session", "uring"},
 		"the harness measures the system from outside, as a user of the client library"},

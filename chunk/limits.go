@@ -59,13 +59,23 @@ const (
 
 // Copies to new members.
 const (
-	maxCopiers = 8  // chunks being copied at a time
-	copyParts  = 4  // parts of one of them under way
-	copyBurst  = 16 // parts looked at in one turn
-	copyRest   = 16 // granules that may be left to be copied while writes wait
-	copyPasses = 8
-	patchTries = 250 // of one part of a settling, copyPause apart, while a log is full
+	maxCopiers  = 8        // chunks being copied at a time
+	copyFirst   = 4        // parts of one of them under way at first
+	copyParts   = 24       // and at most
+	copyWrites  = 64       // parts that a target's store writes at a time
+	copyMirrors = 128      // writes on their way to the target of one copy
+	copyBurst   = 16       // parts looked at in one turn
+	directPatch = 16 << 10 // bytes of a patch that lies in a buffer of its own: session.DirectSize
 
+	// A copy makes passes until copyRest granules are left to be copied while writes wait; when it
+	// takes long copyRestMost will do.
+	copyRest       = 8
+	copyPasses     = 8
+	copyRestMost   = 64
+	copyPassesMost = 100
+	patchTries     = 250 // of one part of a settling, copyPause apart, while a log is full
+
+	copySyncTime = 30 * time.Second      // for a target to make durable what it wrote to its store
 	copyPatience = 10 * time.Second      // for the chunk to get ready
 	copyPause    = 20 * time.Millisecond // when something isn't ready
 	copyBreath   = 200 * time.Microsecond

@@ -40,6 +40,8 @@ type Options struct {
 	// Open with it.
 	Accept func(mark, last uint64) error
 	Log    *slog.Logger // nil: slog.Default
+	// NewPool maps memory that isn't part of Pool; nil: uring.NewPool. Simulations use theirs again.
+	NewPool func(size int) (*uring.Pool, error)
 }
 
 // Backing is the store behind the log. It is called on the loop's thread, and calls back later,
