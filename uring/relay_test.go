@@ -29,14 +29,15 @@ type relayWorld struct {
 const relayTail = "tail"
 
 func newRelayWorld(t *testing.T) *relayWorld {
-	w := &relayWorld{t: t, l: startLoop(t, LoopOptions{PoolSize: 512 << 20}), srcEnd: make(chan error, 1),
-		dstEnd: make(chan error, 1), seen: make(chan []byte, 10000)}
+	w := &relayWorld{t: t, l: startLoop(t, LoopOptions{PoolSize: 512 << 20}),
+		srcEnd: make(chan error, 1), dstEnd: make(chan error, 1), seen: make(chan []byte, 10000)}
 	listener, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer listener.Close()
-	w.dst = dialTo(t, w.l, listener.Addr().String(), &peer{closed: func(err error) { w.dstEnd <- err }})
+	w.dst = dialTo(t, w.l, listener.Addr().String(),
+		&peer{closed: func(err error) { w.dstEnd <- err }})
 	if w.sink, err = listener.Accept(); err != nil {
 		t.Fatal(err)
 	}
