@@ -223,6 +223,7 @@ func (s *server) open(cred *session.Credentials) error {
 		}
 		Open(ShardOptions{Env: s.loop, Net: s.loop, Pool: s.loop.Pool(), Store: store, Cache: cache,
 			Cred: cred, Metadata: s.md, ID: s.id.CS, Identity: s.id, Log: s.log,
+			SameDisk:  sameDisk(storePath, logPath),
 			CRCBudget: s.o.CRCBudget, OnFail: s.diskFailed, ScrubPeriod: s.o.ScrubPeriod,
 			ScrubRate: s.o.ScrubRate, RelayFrom: s.o.RelayFrom,
 			WallClock: func() int64 { return time.Now().UnixNano() }},

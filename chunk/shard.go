@@ -31,6 +31,8 @@ type ShardOptions struct {
 	Identity *Identity // what the superblock is compared with; nil (simulations): not compared
 
 	Log *slog.Logger // nil: slog.Default()
+	// SameDisk says that store and log lie on the same disk.
+	SameDisk bool
 	// CRCBudget is how many bytes of CRC pages are kept in memory; 0: 64 MiB.
 	CRCBudget int
 	// ScrubPeriod is how long a pass of the scrubber over the store takes; 0: 14 days; negative: it
@@ -106,7 +108,6 @@ type Shard struct {
 	watched             []*replica // whose reads wait for a commit mark
 	leaving             []*replica // forgotten, their slots still in use
 	pumping             bool       // pumpTimer is armed for the next millisecond
-	nextWrite           int64      // smooth back-pressure: no write before this time
 
 	gauges   gauges
 	lease    atomic.Int64 // env time until which this server may serve
@@ -135,7 +136,7 @@ func Open(o ShardOptions, done func(*Shard, error)) {
 		strangers: map[dataplane.ChunkID]*replica{},
 		links:     map[linkKey]*link{},
 		peers:     map[dataplane.CSID]*peer{}}
-	sh.noReadCache = o.Identity != nil && o.Identity.LogPath == cacheFile
+	sh.noReadCache = o.SameDisk
 	sh.tellTimer.Fire = sh.tellCommit
 	sh.pumpTimer.Fire = sh.pump
 	sh.secondTimer.Fire = sh.everySecond
@@ -233,21 +234,8 @@ func (sh *Shard) runLater() {
 	}
 }
 
-// tight says whether a write has to wait for the log: smoothly, ever longer as it fills.
-func (sh *Shard) tight() bool {
-	p := sh.log.Pressure()
-	if p <= pressureSoft {
-		return !sh.log.Room()
-	}
-	now := sh.env.Now()
-	if p >= pressureHard || now < sh.nextWrite || !sh.log.Room() {
-		return true
-	}
-	x := (p - pressureSoft) / (pressureHard - pressureSoft)
-	gap := int64(x * x * float64(pressureMaxGap) / 16)
-	sh.nextWrite = max(sh.nextWrite, now-int64(pumpEvery)) + gap
-	return false
-}
+// tight says whether a write has to wait for the log, which lets in what it can write back.
+func (sh *Shard) tight() bool { return !sh.log.Room() }
 
 // stall has the chunk's queue looked at again soon.
 func (sh *Shard) stall(r *replica) {
