@@ -628,6 +628,7 @@ func (s *settler) activateOthers() {
 }
 
 func (s *settler) activateList(list []control.CSAddr, next func()) {
+	s.r.setFile(s.sh, s.cfg)
 	payload := control.Marshal(s.cfg)
 	crcs := crcsOf(payload)
 	h := dataplane.Header{Op: dataplane.OpActivate, Flags: dataplane.FlagData, Chunk: s.r.id,

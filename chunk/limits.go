@@ -50,12 +50,8 @@ const (
 	pumpEvery     = time.Millisecond        // look again at what waits for space
 )
 
-// Back-pressure of the log: a write waits so long as the log's fill level asks for.
-const (
-	pressureSoft   = 0.5                   // below it nothing waits
-	pressureHard   = 0.95                  // at it writes wait until the level falls
-	pressureMaxGap = 20 * time.Millisecond // between two writes just below pressureHard
-)
+// pressureHard is the pressure of the log from which on patches to a new member wait.
+const pressureHard = 0.95
 
 // Copies to new members.
 const (

@@ -18,6 +18,7 @@ type link struct {
 	inflight int  // requests not answered yet
 	paused   bool // isn't read from
 	open     bool
+	arriving *request // the part that is being received, and has been passed on
 }
 
 // linkKey names who is at the other end.
@@ -78,6 +79,9 @@ func (l *link) lost() {
 	}
 	l.open = false
 	sh := l.sh
+	if q := l.arrived(); q != nil {
+		sh.drop(q, dataplane.Closed)
+	}
 	sh.linkCount--
 	if l.role == dataplane.RoleClient {
 		sh.clients--

@@ -10,6 +10,7 @@ import (
 // Canary are deliberate faults. Each breaks a promise that a simulation checks; a simulation that
 // doesn't find them proves nothing. The zero value is none.
 type Canary struct {
+	NoFileFence      bool // writes with tokens below the file's fence are taken
 	AckEarly         bool // the head answers before the other members have the write
 	AckVolatile      bool // a member answers before the write is durable
 	NoLease          bool // serves without a lease
