@@ -402,6 +402,9 @@ func (w *world) applied() {
 func (w *world) excluded(c *control.ChunkConfig, id dataplane.CSID) {
 	n := w.cs[id-1]
 	n.excluded = true
+	if n.onExcluded != nil {
+		n.onExcluded()
+	}
 	if n.shard == nil || n.env.Dead() || !n.shard.Leased() {
 		return
 	}
