@@ -42,6 +42,10 @@ func (sh *Shard) clientRead(l *link, h *dataplane.Header) {
 		l.refuse(h, epochStatus(h.Epoch, r.epoch))
 		return
 	}
+	if sh.canary.ServeUnsettled && r.state == unsettled && r.slot != noSlot && h.Epoch == r.epoch {
+		sh.startRead(sh.newRequest(l, h, r))
+		return
+	}
 	if r.state == active && (r.commit == r.last || r.barrier(h.Offset, h.Length) == 0 ||
 		sh.canary.ReadAbove) {
 		sh.startRead(sh.newRequest(l, h, r))
@@ -92,6 +96,9 @@ func (sh *Shard) startRead(q *request) {
 		return
 	}
 	q.rd.once = q.hdr.Flags&dataplane.FlagRecovery != 0
+	if !q.rd.once {
+		sh.pace.begins(q)
+	}
 	q.rd.start(q.r, off/dataplane.BlockSize, int(length/dataplane.BlockSize), q.buf.Bytes()[:length])
 }
 
@@ -103,11 +110,12 @@ func (sh *Shard) readDone(q *request) {
 	}
 	r := q.r
 	recovery := q.hdr.Flags&dataplane.FlagRecovery != 0
+	sh.pace.ends(q, q.rd.bad == 0)
 	switch {
 	case q.link == nil:
 		sh.free(q) // answered when the disk failed
 		return
-	case q.rd.bad != 0:
+	case q.rd.bad != 0 && (recovery || !q.rd.unsure):
 		sh.damaged(r, q.rd.from, &q.rd)
 		sh.drop(q, dataplane.BadCRC)
 		return
@@ -117,19 +125,14 @@ func (sh *Shard) readDone(q *request) {
 	case !recovery && !sh.leased():
 		sh.drop(q, dataplane.NoLease)
 		return
-	case !recovery && r.state != active:
+	case !recovery && r.state != active && !(sh.canary.ServeUnsettled && r.state == unsettled):
 		sh.drop(q, dataplane.NotReady)
 		return
 	case !recovery && r.epoch != q.hdr.Epoch:
 		sh.drop(q, epochStatus(q.hdr.Epoch, r.epoch))
 		return
-	case !recovery && q.rd.tries > 0 && r.barrier(q.off, q.length) != 0:
-		// Blocks were looked up again and may be of a write that can still be undone.
-		q.buf.Release()
-		q.buf = nil
-		q.due = sh.env.Now() + int64(readPatience)
-		r.reads.push(q)
-		sh.watch(r)
+	case !recovery && q.rd.unsure:
+		sh.readAgain(q)
 		return
 	}
 	sh.stats.Reads++
@@ -153,6 +156,21 @@ func (sh *Shard) readDone(q *request) {
 	q.link = nil
 	l.finishBuf(h, q.crcs[:q.crcLen], q.buf, from, to)
 	sh.free(q)
+}
+
+// readAgain waits for the writes that came while q read, and reads anew: what it has may be of one
+// that can still be undone, or older than what was there when it began.
+func (sh *Shard) readAgain(q *request) {
+	r := q.r
+	q.buf.Release()
+	q.buf = nil
+	if r.barrier(q.off, q.length) == 0 {
+		sh.startRead(q)
+		return
+	}
+	q.due = sh.env.Now() + int64(readPatience)
+	r.reads.push(q)
+	sh.watch(r)
 }
 
 // pumpReads starts the waiting reads whose blocks are committed, in order.

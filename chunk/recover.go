@@ -31,6 +31,7 @@ type memberTail struct {
 	last    dataplane.Seq
 	commit  dataplane.Seq
 	ext     []extent // touched above the commit mark; seq 0: always to be copied
+	life    uint16   // write-ack=memory: 0 if its process hasn't been there all the time
 }
 
 // tailCopy is a range that one member must get from the winner.
@@ -47,6 +48,14 @@ func (t *memberTail) patched() bool {
 // unfinished says that this is a copy that was never activated: it takes part, gets everything, and
 // is never the one to copy from.
 func (t *memberTail) unfinished() bool { return !t.unknown && t.epoch == 0 }
+
+// begun says whether anything can have been acknowledged in the committed epoch. A head is activated
+// last, after all others: if anybody isn't in the epoch yet, nothing was.
+func begun(tails []memberTail, epoch dataplane.Epoch) bool {
+	return !slices.ContainsFunc(tails, func(t memberTail) bool {
+		return !t.unknown && !t.unfinished() && t.epoch < epoch
+	})
+}
 
 // verdict is what settling comes to.
 type verdict struct {

@@ -35,11 +35,15 @@ type request struct {
 	local   int    // what has to happen here: log append, then clearing of words
 	waiting uint32 // head: bit per member that hasn't answered; member: bit 0: the next in the chain
 	status  dataplane.Kind
+	relayed bool // member: passed on while it arrived
 
 	app  ssdcache.Append
 	zero zeroing
 	rd   blockRead
 	due  int64 // read that waits: until when
+
+	began  int64  // when it went to the log and to others
+	direct uint32 // bits as in waiting: the answer is that of one server alone
 }
 
 // phase is what a request is waiting for; only what must be told apart.
@@ -60,6 +64,7 @@ func (sh *Shard) newRequest(l *link, h *dataplane.Header, r *replica) *request {
 		q.zero.done = func(z *zeroing) {
 			first := q.off / dataplane.BlockSize
 			sh.log.StoreChanged(z.slot, first, z.end-first)
+			sh.store.holes.mark(z.slot, first, z.end-first)
 			sh.localDone(q)
 		}
 		q.rd.sh = sh
@@ -71,6 +76,7 @@ func (sh *Shard) newRequest(l *link, h *dataplane.Header, r *replica) *request {
 		q.next = nil
 	}
 	q.link, q.hdr, q.r = l, *h, r
+	q.began, q.direct = 0, 0
 	q.off, q.length = h.Offset, h.Length
 	l.inflight++
 	r.refs++
@@ -90,7 +96,7 @@ func (sh *Shard) free(q *request) {
 	q.data, q.r = nil, nil
 	q.gen++
 	q.seq, q.crcLen, q.local, q.waiting = 0, 0, 0, 0
-	q.phase, q.merging, q.merged = phaseNone, false, false
+	q.phase, q.merging, q.merged, q.relayed = phaseNone, false, false, false
 	q.status, q.due = dataplane.OK, 0
 	q.app.Data, q.app.CRCs, q.app.Buf, q.app.Err = nil, nil, nil, nil
 	q.next, sh.freeReqs = sh.freeReqs, q
@@ -109,6 +115,7 @@ func (sh *Shard) answer(q *request, status dataplane.Kind) {
 	h.Seq = q.seq
 	if r := q.r; r != nil && r.state == active {
 		h.Epoch = r.epoch
+		h.Aux = uint32(r.life)
 	}
 	l.finish(h)
 }

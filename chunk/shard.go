@@ -41,10 +41,15 @@ type ShardOptions struct {
 	ScrubPeriod time.Duration
 	ScrubRate   int64
 	WallClock   func() int64
+	// RelayFrom is from how many bytes on, not yet received, a link of a chain passes a part on while
+	// it arrives; NeverRelay: as a whole, when it is there.
+	RelayFrom int
 	// OnFail is told once that the disk or the log failed: nothing is served any more.
 	OnFail func(error)
-	// Canary breaks promises on purpose, for testing simulations.
-	Canary Canary
+	// Canary breaks promises on purpose, for testing simulations; NewPool maps memory for the log,
+	// nil: uring.NewPool.
+	Canary  Canary
+	NewPool func(size int) (*uring.Pool, error)
 }
 
 // Shard is a chunk server: all of it that happens on one thread. Its methods are called on that
@@ -57,6 +62,9 @@ type Shard struct {
 	md   Metadata
 	id   dataplane.CSID
 	slog *slog.Logger
+
+	relayFrom int
+	relayed   uint64 // parts
 
 	store *store
 	log   *ssdcache.Log
@@ -86,6 +94,7 @@ type Shard struct {
 	settling    int
 	repairs     []*repairing
 	copiers     []*copier
+	pace        copyPace
 	scrub       scrubber
 	digests     int // being computed
 
@@ -100,6 +109,7 @@ type Shard struct {
 	leaving             []*replica // forgotten, their slots still in use
 	pumping             bool       // pumpTimer is armed for the next millisecond
 
+	gauges   gauges
 	lease    atomic.Int64 // env time until which this server may serve
 	full     atomic.Bool  // the file system has no space for new chunks
 	dead     error
@@ -107,6 +117,7 @@ type Shard struct {
 	stopping bool
 	stats    control.CSStats
 	canary   Canary
+	fences   fencing
 }
 
 // Open reads the store and replays the log, and calls done with the shard, which isn't serving yet,
@@ -121,7 +132,7 @@ func Open(o ShardOptions, done func(*Shard, error)) {
 	cred := *o.Cred
 	cred.ID = uint64(o.ID)
 	sh := &Shard{env: o.Env, net: o.Net, pool: o.Pool, cred: &cred, md: o.Metadata, id: o.ID,
-		slog: o.Log, cache: o.Cache, onFail: o.OnFail, canary: o.Canary,
+		slog: o.Log, cache: o.Cache, onFail: o.OnFail, canary: o.Canary, relayFrom: o.RelayFrom,
 		chunks:    map[dataplane.ChunkID]*replica{},
 		strangers: map[dataplane.ChunkID]*replica{},
 		links:     map[linkKey]*link{},
@@ -132,6 +143,7 @@ func Open(o ShardOptions, done func(*Shard, error)) {
 	sh.secondTimer.Fire = sh.everySecond
 	sh.laterTimer.Fire = sh.runLater
 	sh.scrub.init(sh, &o)
+	sh.pace.init(sh)
 	sh.store = newStore(o.Store, o.Env, o.Pool, o.Log)
 	sh.store.onFail = sh.fail
 	sh.store.onDamaged = sh.pageDamaged
@@ -139,7 +151,11 @@ func Open(o ShardOptions, done func(*Shard, error)) {
 }
 
 // SetID says which id the metadata servers gave this server.
-func (sh *Shard) SetID(id dataplane.CSID) { sh.id, sh.cred.ID = id, uint64(id) }
+// It is called at each registration.
+func (sh *Shard) SetID(id dataplane.CSID) {
+	sh.id, sh.cred.ID = id, uint64(id)
+	sh.gauges.yielded = false
+}
 
 // SetLease allows serving until the given time of the shard's Env, in ns. Any thread may call it.
 func (sh *Shard) SetLease(until int64) { sh.lease.Store(until) }
@@ -291,6 +307,7 @@ func (sh *Shard) everySecond() {
 	for _, p := range sh.peerList {
 		p.ping(now)
 	}
+	sh.reportStalls(now)
 	sh.env.Arm(&sh.secondTimer, int64(pingAfter))
 }
 
@@ -346,37 +363,37 @@ func (sh *Shard) SettlePush(p *control.SettlePush) {
 // Forget deletes chunks that no longer exist.
 func (sh *Shard) Forget(ids []dataplane.ChunkID) {
 	for _, id := range ids {
-		r := sh.chunks[id]
-		if r == nil || r.gone {
-			continue
-		}
-		if r.settler != nil {
-			r.settler.end()
-		}
-		if r.copier != nil {
-			r.copier.end("the chunk is deleted")
-		}
-		sh.refuseAll(r, dataplane.UnknownChunk)
-		if !r.isHead() {
-			sh.abandonHeld(r)
-		}
-		r.state, r.sealer, r.sealWait, r.gone = unsettled, nil, nil, true
-		delete(sh.chunks, id)
-		delete(sh.strangers, id)
-		if r.slot == noSlot {
-			continue
-		}
-		r.refs++
-		rec := ssdcache.Record{Kind: ssdcache.Drop, Slot: r.slot, Chunk: r.id, Epoch: r.epoch,
-			Seq: r.last}
-		sh.appendRecord(rec, func(err error) {
-			sh.release(r)
-			if err == nil {
-				sh.leaving = append(sh.leaving, r)
-				sh.pumpSoon()
-			}
-		})
+		sh.forget(id, nil)
 	}
+}
+
+// forget deletes a chunk; then (may be nil) is called when that is durable, and not if nothing was
+// kept of it.
+func (sh *Shard) forget(id dataplane.ChunkID, then func(error)) {
+	r := sh.chunks[id]
+	if r == nil || r.gone {
+		return
+	}
+	sh.unserve(r)
+	r.gone = true
+	delete(sh.chunks, id)
+	delete(sh.strangers, id)
+	if r.slot == noSlot {
+		return
+	}
+	r.refs++
+	rec := ssdcache.Record{Kind: ssdcache.Drop, Slot: r.slot, Chunk: r.id, Epoch: r.epoch,
+		Seq: r.last}
+	sh.appendRecord(rec, func(err error) {
+		sh.release(r)
+		if err == nil {
+			sh.leaving = append(sh.leaving, r)
+			sh.pumpSoon()
+		}
+		if then != nil {
+			then(err)
+		}
+	})
 }
 
 // freeLeaving gives the slots of forgotten chunks back, once nobody uses them.
@@ -399,7 +416,7 @@ func (sh *Shard) Inventory() []control.HeldChunk {
 	var list []control.HeldChunk
 	for _, r := range sh.store.owners {
 		if r != nil && !r.gone {
-			list = append(list, control.HeldChunk{Chunk: r.id, Epoch: r.epoch})
+			list = append(list, control.HeldChunk{Chunk: r.id, Epoch: r.heldEpoch()})
 		}
 	}
 	return list
@@ -455,6 +472,7 @@ func (sh *Shard) Stop(done func(error)) {
 		sh.copiers[0].end("stopping")
 	}
 	sh.scrub.stop()
+	sh.store.holes.drain()
 	tries := 0
 	var t uring.Timer
 	t.Fire = func() {
@@ -470,6 +488,7 @@ func (sh *Shard) Stop(done func(error)) {
 			for _, p := range sh.peerList {
 				sh.linkLost(p)
 			}
+			sh.store.holes.stop()
 		}
 		if sh.idle() || sh.dead != nil {
 			sh.closeAll(done)
@@ -490,7 +509,7 @@ func (sh *Shard) idle() bool {
 			return false
 		}
 	}
-	return sh.scrub.idle() && sh.digests == 0
+	return sh.scrub.idle() && sh.digests == 0 && sh.store.holes.idle()
 }
 
 func (sh *Shard) closeAll(done func(error)) {
@@ -503,7 +522,8 @@ func (sh *Shard) closeAll(done func(error)) {
 			p.c.Close(errStopping)
 		}
 	}
-	timers := []*uring.Timer{&sh.tellTimer, &sh.pumpTimer, &sh.secondTimer, &sh.laterTimer}
+	timers := []*uring.Timer{&sh.tellTimer, &sh.pumpTimer, &sh.secondTimer, &sh.laterTimer,
+		&sh.pace.timer, &sh.fences.timer}
 	for _, t := range timers {
 		sh.env.Disarm(t)
 	}

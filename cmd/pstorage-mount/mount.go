@@ -81,11 +81,14 @@ func mount(ctx context.Context, o mountOptions, background bool, ready func(stri
 		os.Chdir("/") // not to hold any other file system busy
 	}
 	c, err := openClient(ctx, conf, client.ClientOptions{
-		Cred: &cred, MDSAddrs: conf.BSOrNone, Log: log})
+		Cred: &cred, MDSAddrs: conf.BSOrNone, Log: log, Mount: mountpoint})
 	if err != nil {
 		return err
 	}
 	defer c.Close()
+	keep, stop := context.WithCancel(ctx)
+	defer stop()
+	go cli.KeepBS(keep, conf, c.Control(), log)
 	server, err := fuse.Mount(ctx, fuse.Options{Client: c, Mountpoint: mountpoint,
 		AllowOther: options.allowOther, ReadOnly: options.readOnly, FSName: options.fsName, Log: log})
 	if err != nil {

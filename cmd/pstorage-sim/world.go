@@ -36,6 +36,7 @@ type result struct {
 	hash       uint64
 	virtual    time.Duration
 	ops        int
+	events     uint64
 }
 
 // world is a simulated cluster.
@@ -59,6 +60,8 @@ type world struct {
 	configs    map[dataplane.ChunkID]control.ChunkConfig
 	recovered  map[dataplane.ChunkID]bool // a head was asked to add a member
 	ops        int
+	bufs       buffers
+	unread     string // why a replica couldn't be read
 }
 
 var simKey = [32]byte{1, 2, 3}
@@ -74,6 +77,7 @@ func runSeed(cfg config) (res result) {
 		configs:   map[dataplane.ChunkID]control.ChunkConfig{},
 		recovered: map[dataplane.ChunkID]bool{}}
 	w.sim = simloop.New(cfg.seed)
+	w.sim.Limit = 2_000_000 // a hundred times as many as usual
 	w.rnd = w.sim.Rand("messages")
 	w.sc = newScenario(w.sim.Rand("scenario"))
 	w.net = simloop.NewNet(w.sim, simloop.NetOptions{})
@@ -96,7 +100,7 @@ func runSeed(cfg config) (res result) {
 		}
 		w.free()
 		res = result{violations: w.violations, scenario: w.sc.String(), hash: w.sim.Hash(),
-			virtual: time.Duration(w.sim.Now()), ops: w.ops}
+			virtual: time.Duration(w.sim.Now()), ops: w.ops, events: w.sim.Events()}
 	}()
 	w.run()
 	return res

@@ -30,6 +30,10 @@ var ops = [...]opRow{
 	{OpSetXattr, "set extended attribute", XattrReq{}, Empty{}},
 	{OpListXattr, "list extended attributes", FileReq{}, XattrReply{}},
 
+	{OpAcquireLease, "acquire a write lease", AcquireLeaseReq{}, LeaseReply{}},
+	{OpReleaseLeases, "release write leases", ReleaseLeasesReq{}, Empty{}},
+	{OpRenewLeases, "renew write leases", RenewLeasesReq{}, RenewLeasesReply{}},
+
 	{OpRegisterCS, "register chunk server", RegisterCSReq{}, RegisterCSReply{}},
 	{OpHeartbeat, "heartbeat", HeartbeatReq{}, HeartbeatReply{}},
 	{OpGetChunk, "get chunk", GetChunkReq{}, ChunkConfig{}},
@@ -37,11 +41,16 @@ var ops = [...]opRow{
 	{OpUnreachable, "report unreachable chunk server", UnreachableReq{}, Empty{}},
 	{OpExited, "report exited chunk server", ExitedReq{}, Empty{}},
 	{OpAddEvent, "add event", Event{}, Empty{}},
+	{OpInventory, "list chunks", InventoryReq{}, Empty{}},
+	{OpRefused, "report refused chunk server", RefusedReq{}, Empty{}},
 
 	{OpSettle, "settle", SettlePush{}, nil},
 	{OpForget, "forget", ForgetPush{}, nil},
 	{OpRecover, "recover", RecoverPush{}, nil},
+	{OpMDSReady, "metadata server ready", MDSReadyReq{}, MDSReadyReply{}},
+	{OpMDSList, "list metadata servers", Empty{}, MDSListReply{}},
 	{OpScrub, "scrub", ScrubPush{}, nil},
+	{OpFence, "fence", FencePush{}, nil},
 
 	{OpAdmin, "admin command", AdminReq{}, AdminReply{}},
 }

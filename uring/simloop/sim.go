@@ -29,7 +29,11 @@ type Sim struct {
 	envs   []*Env
 	seed   uint64
 	hash   uint64
+	events uint64
 	inTurn bool
+
+	// Limit is after how many events Run panics; 0: never.
+	Limit uint64
 }
 
 // New returns a world at time 0 whose every decision follows from seed.
@@ -40,6 +44,9 @@ func (s *Sim) Now() int64 { return s.now }
 
 // Hash sums up the history so far: every event's time, node and kind, and what Note was given.
 func (s *Sim) Hash() uint64 { return s.hash }
+
+// Events is how many events there were: turns of nodes, arrivals, what After asked for.
+func (s *Sim) Events() uint64 { return s.events }
 
 // Note adds v to the history's hash: for results that tests want to compare between runs.
 func (s *Sim) Note(v uint64) {
@@ -97,6 +104,9 @@ func (s *Sim) step(limit int64) bool {
 		return false
 	}
 	s.now = max(s.now, when)
+	if s.events++; s.Limit > 0 && s.events > s.Limit {
+		panic(fmt.Sprintf("simloop: more than %d events: something goes round and round", s.Limit))
+	}
 	if next != nil {
 		next.turn()
 		return true
