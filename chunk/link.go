@@ -50,7 +50,7 @@ func (l *link) Open(c *session.Conn) {
 	case l.role == dataplane.RoleAdmin:
 		// Any number of them: they only look.
 	default:
-		if old := sh.links[key]; old != nil {
+		if old := sh.links[key]; old != nil && !(sh.canary.KeepLinks && p.Role == dataplane.RoleClient) {
 			old.c.Close(dataplane.E("connection of "+p.String(), dataplane.Closed,
 				fmt.Errorf("replaced by a newer one from %s", c.RemoteAddr())))
 			old.lost()

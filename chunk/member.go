@@ -76,9 +76,10 @@ func (sh *Shard) checkPlace(r *replica, h *dataplane.Header) dataplane.Kind {
 		return dataplane.Malformed
 	case r == nil:
 		return dataplane.UnknownChunk
-	case h.Epoch < r.epoch:
+	case h.Epoch < r.epoch && !sh.canary.OldEpoch:
 		return dataplane.StaleEpoch
-	case r.state != active || h.Epoch != r.epoch || r.isHead() || h.Aux>>16 != uint32(r.term):
+	case r.state != active || r.isHead() ||
+		(h.Epoch != r.epoch || h.Aux>>16 != uint32(r.term)) && !sh.canary.OldEpoch:
 		return dataplane.NotReady
 	case h.Seq <= r.last || h.Seq > r.commit+2*dataplane.MaxInflightPerChunk:
 		return dataplane.Conflict
@@ -109,7 +110,9 @@ func (sh *Shard) take(q *request, buf *uring.Buf) {
 		*h = q.hdr
 		h.ReqID = q.id()
 		if next := r.members[r.self+1].peer; next.open {
-			q.waiting = 1
+			if !sh.canary.AckChain {
+				q.waiting = 1
+			}
 			if r.self+2 == len(r.members) {
 				q.direct = 1
 			}

@@ -117,6 +117,7 @@ type Shard struct {
 	stopping bool
 	stats    control.CSStats
 	canary   Canary
+	fences   fencing
 }
 
 // Open reads the store and replays the log, and calls done with the shard, which isn't serving yet,
@@ -522,7 +523,7 @@ func (sh *Shard) closeAll(done func(error)) {
 		}
 	}
 	timers := []*uring.Timer{&sh.tellTimer, &sh.pumpTimer, &sh.secondTimer, &sh.laterTimer,
-		&sh.pace.timer}
+		&sh.pace.timer, &sh.fences.timer}
 	for _, t := range timers {
 		sh.env.Disarm(t)
 	}
