@@ -41,6 +41,7 @@ type settler struct {
 	retry    uring.Timer
 	join     *copier // with the member that is to be added
 	soft     bool    // writes go on: nobody was sealed yet
+	owes     bool    // sealed others for an exclusion: somebody must activate them again
 	running  bool    // counts for maxSettling
 	tries    int
 }
@@ -176,6 +177,10 @@ func (sh *Shard) refuseWaiting(r *replica, status dataplane.Kind) {
 
 // begin starts an attempt.
 func (s *settler) begin() {
+	if s.owes && len(s.lost) == 0 && s.r.state == active && !s.r.isHead() {
+		s.end() // the head did it
+		return
+	}
 	s.attempt++
 	s.term = uint16(s.sh.env.Rand())
 	at := s.attempt
@@ -215,7 +220,7 @@ func (s *settler) haveConfig(cfg *control.ChunkConfig, err error) {
 	switch {
 	case !me:
 		s.giveUp(dataplane.UnknownChunk)
-	case len(s.lost) == 0 && cfg.Members[0].CS != sh.id:
+	case len(s.lost) == 0 && cfg.Members[0].CS != sh.id && !s.owes:
 		s.giveUp(dataplane.NotHead)
 	case len(s.stay) == 0 || !slices.ContainsFunc(s.stay,
 		func(m control.CSAddr) bool { return m.CS == sh.id }):
@@ -288,6 +293,7 @@ func (s *settler) unreachable(p *peer, err error) {
 // sealAll stops all members and learns what they have.
 func (s *settler) sealAll() {
 	s.soft = false
+	s.owes = s.owes || len(s.lost) > 0
 	s.tails = make([]memberTail, len(s.stay))
 	s.gens = make([]uint32, len(s.stay))
 	h := dataplane.Header{Op: dataplane.OpSeal, Chunk: s.r.id, Epoch: s.cfg.Epoch,

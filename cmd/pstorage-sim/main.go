@@ -64,6 +64,7 @@ func (o *options) run() (bad int) {
 	start := time.Now()
 	var mu sync.Mutex
 	next, ran, virtual := o.first, 0, time.Duration(0)
+	var copies copyCounts
 	var wg sync.WaitGroup
 	for range o.jobs {
 		wg.Go(func() {
@@ -88,6 +89,7 @@ func (o *options) run() (bad int) {
 				mu.Lock()
 				ran++
 				virtual += res.virtual
+				copies.add(res.copies)
 				if len(res.violations) > 0 {
 					bad++
 					o.report(seed, &res)
@@ -100,6 +102,7 @@ func (o *options) run() (bad int) {
 	took := time.Since(start)
 	fmt.Printf("%.0f seeds per minute, %.1f simulated hours in %v\n",
 		float64(ran)/took.Minutes(), virtual.Hours(), took.Round(time.Millisecond))
+	fmt.Println(copies)
 	fmt.Printf("seeds=%d violations=%d simulated=%v\n", ran, bad, virtual.Round(time.Millisecond))
 	return bad
 }
