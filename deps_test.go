@@ -46,6 +46,8 @@ var arrows = []arrow{
 		"the client knows the wire, never the inside of a server"},
 	{"dataplane/fuse", []string{"dataplane", "dataplane/client", "dataplane/control", "uring"},
 		"a front end reaches chunks through the client only"},
+	{"dataplane/nbd", []string{"dataplane", "dataplane/client", "uring"},
+		"a front end reaches chunks through the client only"},
 	{"ssdcache", []string{"uring", "dataplane"},
 		"the log knows blocks, not replication: it can be tested and replayed by itself"},
 	{"chunk", []string{"ssdcache", "dataplane", "dataplane/session", "dataplane/control",

@@ -6,6 +6,7 @@ import (
 	"net"
 	"net/netip"
 	"strconv"
+	"strings"
 	"unsafe"
 
 	"golang.org/x/sys/unix"
@@ -60,6 +61,8 @@ func addrString(sa unix.Sockaddr, err error) string {
 	switch a := sa.(type) {
 	case *unix.SockaddrInet4:
 		return netip.AddrPortFrom(netip.AddrFrom4(a.Addr), uint16(a.Port)).String()
+	case *unix.SockaddrUnix:
+		return unixPrefix + a.Name
 	case *unix.SockaddrInet6:
 		ip := netip.AddrFrom16(a.Addr)
 		if a.ZoneId != 0 {
@@ -215,23 +218,34 @@ type listener struct {
 	retry     Timer
 	closing   bool
 	waiting   bool
+	path      string // of a unix socket
 }
 
-// Listen implements Net.
+// Listen implements Net. Besides "ip:port" it takes "unix:PATH": a socket in the file system, for
+// its owner only, which is removed when the listener is closed.
 func (l *Loop) Listen(addr string, attach func(Conn) ConnHandler) (string, func(), error) {
 	if l.state == loopStopping || l.state == loopStopped {
 		return "", nil, ErrStopped
 	}
-	ap, err := netip.ParseAddrPort(addr)
-	if err != nil {
-		return "", nil, fmt.Errorf("listen on %q: not an ip:port address: %w", addr, err)
+	var fd int
+	var err error
+	path, local := strings.CutPrefix(addr, unixPrefix)
+	if local {
+		fd, err = listenUnix(path)
+	} else {
+		var ap netip.AddrPort
+		if ap, err = netip.ParseAddrPort(addr); err != nil {
+			return "", nil, fmt.Errorf("listen on %q: not an ip:port address: %w", addr, err)
+		}
+		fd, err = listenSocket(ap)
 	}
-	fd, err := listenSocket(ap)
 	if err != nil {
 		return "", nil, fmt.Errorf("listen on %s: %w", addr, err)
 	}
 	n := &listener{l: l, attach: attach, file: FD(fd), multishot: l.ring.ops.has519}
-	n.bound = addrString(unix.Getsockname(fd))
+	if n.bound = addrString(unix.Getsockname(fd)); local {
+		n.path = path
+	}
 	n.retry.Fire = n.accept
 	l.socks[n] = struct{}{}
 	n.accept()
@@ -273,6 +287,45 @@ func listenSocket(ap netip.AddrPort) (int, error) {
 		return -1, err
 	}
 	return fd, nil
+}
+
+// unixPrefix begins the address of a socket in the file system.
+const unixPrefix = "unix:"
+
+// listenUnix makes a socket at path. One that is there and that nobody listens on any more is
+// replaced.
+func listenUnix(path string) (int, error) {
+	fd, err := unix.Socket(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		return -1, fmt.Errorf("make a socket: %w", err)
+	}
+	sa := &unix.SockaddrUnix{Name: path}
+	if err = unix.Bind(fd, sa); err == unix.EADDRINUSE && abandoned(sa) {
+		if err = unix.Unlink(path); err == nil {
+			err = unix.Bind(fd, sa)
+		}
+	}
+	if err == nil {
+		err = unix.Chmod(path, 0o600) // nobody can connect before Listen
+	}
+	if err == nil {
+		err = unix.Listen(fd, 1024)
+	}
+	if err != nil {
+		_ = unix.Close(fd)
+		return -1, err
+	}
+	return fd, nil
+}
+
+// abandoned says whether there is a socket at sa that refuses connections.
+func abandoned(sa *unix.SockaddrUnix) bool {
+	fd, err := unix.Socket(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, 0)
+	if err != nil {
+		return false
+	}
+	defer unix.Close(fd)
+	return unix.Connect(fd, sa) == unix.ECONNREFUSED
 }
 
 // accept arms the accepting of one or of many connections.
@@ -345,7 +398,16 @@ func (n *listener) cancelAll() {
 	}
 }
 
-func (n *listener) abandon() { _ = unix.Close(int(n.file.fd)) }
+func (n *listener) abandon() { n.shut() }
+
+// shut closes the socket. Whoever listens on the same path by then has bound a socket anew, which
+// this one must not remove; nobody can as long as this one listens.
+func (n *listener) shut() {
+	if n.path != "" {
+		_ = unix.Unlink(n.path)
+	}
+	_ = unix.Close(int(n.file.fd))
+}
 
 func (n *listener) runDeferred() {
 	if n.userData == 0 {
@@ -358,5 +420,5 @@ func (n *listener) finish() {
 		return
 	}
 	delete(n.l.socks, n)
-	_ = unix.Close(int(n.file.fd))
+	n.shut()
 }

@@ -122,7 +122,7 @@ type ConnHandler interface {
 // RecvWindow is the most unread bytes a connection keeps, and the most that Recv is given.
 const RecvWindow = 256 << 10
 
-// Net makes connections. Addresses are "ip:port".
+// Net makes connections. Addresses are "ip:port"; a Loop listens on "unix:PATH", too.
 type Net interface {
 	// Dial connects. done is called once: with a Conn, whose handler is what attach returns for
 	// it, or with an error.

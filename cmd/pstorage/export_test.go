@@ -1,0 +1,104 @@
+package main
+
+import (
+	"os"
+	"os/exec"
+	"strings"
+	"testing"
+)
+
+// TestExportNBD has qemu's tools write to, read, copy and map a file of a cluster.
+func TestExportNBD(t *testing.T) {
+	for _, tool := range []string{"qemu-io", "qemu-img"} {
+		if _, err := exec.LookPath(tool); err != nil {
+			t.Skipf("%s is missing (Debian's qemu-utils)", tool)
+		}
+	}
+	n := newNode(t)
+	mdsd, _ := n.makeCluster(3)
+	csd := n.start("pstorage-csd")
+	eventually(t, "three chunk servers are active", func() bool { return n.active() == 3 })
+
+	n.refused("", 2, []string{"which file"}, "export", "nbd")
+	n.refused("", 2, []string{"slash"}, "export", "nbd", "disk")
+	n.refused("", 2, []string{"IP address"}, "export", "nbd", "/disk", "--listen", "localhost")
+	n.refused("", 1, []string{"/disk", "not found", "--create"}, "export", "nbd", "/disk")
+
+	sock := n.path("nbd.sock")
+	srv := n.start("pstorage", "export", "nbd", "/disk", "/second", "--create", "200M",
+		"--socket", sock, "--listen", "127.0.0.1:0")
+	uri := "nbd+unix:///disk?socket=" + sock
+	if line := srv.waitFor("serving"); line != "serving "+uri {
+		t.Errorf("the service says %q", line)
+	}
+	tcp := strings.TrimPrefix(srv.waitFor("nbd://"), "serving ")
+	run := func(name string, args ...string) string {
+		t.Helper()
+		out, err := exec.Command(name, args...).CombinedOutput()
+		if err != nil {
+			t.Fatalf("%s %s: %v\n%s", name, strings.Join(args, " "), err, out)
+		}
+		return string(out)
+	}
+	qemuIO := func(uri string, commands ...string) {
+		t.Helper()
+		args := []string{"-f", "raw"}
+		for _, c := range commands {
+			args = append(args, "-c", c)
+		}
+		out := run("qemu-io", append(args, uri)...)
+		if strings.Contains(out, "verification failed") || strings.Contains(out, "error") {
+			t.Fatalf("qemu-io %v:\n%s", commands, out)
+		}
+	}
+	qemuIO(uri, "write -P 0x5a 0 1M", "write -f -P 0x77 4097 513", "write -z 64k 64k",
+		"discard 512k 128k", "write -P 9 60M 20M", "flush")
+	// Another connection, by another way, sees it; so does one to the other file see nothing.
+	qemuIO(tcp, "read -P 0x77 4097 513", "read -P 0 64k 64k", "read -P 0 512k 128k",
+		"read -P 9 60M 20M", "read -P 0 80M 100M", "read -P 0x5a 768k 256k")
+	qemuIO(strings.Replace(uri, "disk", "second", 1), "read -P 0 0 200M")
+
+	img := n.path("random.img")
+	random := make([]byte, 8<<20)
+	rnd, err := os.Open("/dev/urandom")
+	if err == nil {
+		_, err = rnd.Read(random)
+		rnd.Close()
+	}
+	if err == nil {
+		err = os.WriteFile(img, random, 0o600)
+	}
+	if err == nil {
+		err = os.Truncate(img, 200<<20)
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	run("qemu-img", "convert", "-n", "-f", "raw", "-O", "raw", img, tcp)
+	if out := run("qemu-img", "compare", "-f", "raw", "-F", "raw", img, uri); !strings.Contains(out,
+		"identical") {
+		t.Errorf("qemu-img compare: %s", out)
+	}
+	// What is allocated is known in chunks: 200 MiB are four, and the last two were not written.
+	second := strings.Replace(uri, "disk", "second", 1)
+	qemuIO(second, "write -P 1 0 4k")
+	if out := run("qemu-img", "map", "--output=json", "-f", "raw", second); !strings.Contains(out,
+		`"length": 67108864`) || !strings.Contains(out, `"data": false`) {
+		t.Errorf("qemu-img map: %s", out)
+	}
+	srv.stop()
+	if _, err := os.Stat(sock); err == nil {
+		t.Error("the socket is left behind")
+	}
+
+	ro := n.start("pstorage", "export", "nbd", "/disk", "--read-only", "--socket", sock)
+	ro.waitFor("serving")
+	run("qemu-io", "-r", "-f", "raw", "-c", "read 0 4k", uri)
+	if out, err := exec.Command("qemu-io", "-f", "raw", "-c", "write 0 4k", uri).
+		CombinedOutput(); err == nil {
+		t.Errorf("a read-only export was opened for writing: %s", out)
+	}
+	ro.stop()
+	csd.stop()
+	mdsd.stop()
+}

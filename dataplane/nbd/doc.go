@@ -1,0 +1,22 @@
+// Package nbd serves files of a cluster as network block devices, for virtual machines and for
+// everything else that speaks NBD: qemu, qemu-img, nbdcopy, fio, the kernel's nbd driver.
+//
+// It speaks the fixed newstyle handshake (EXPORT_NAME, ABORT, LIST, INFO, GO, STRUCTURED_REPLY,
+// LIST_META_CONTEXT, SET_META_CONTEXT with base:allocation) and READ, WRITE, FLUSH, TRIM,
+// WRITE_ZEROES, CACHE, BLOCK_STATUS, RESIZE and DISC, with FUA, NO_HOLE, DF and FAST_ZERO. Many
+// connections to one export are one device (CAN_MULTI_CONN): a write that was answered is seen by
+// all, and a FLUSH on one covers what was answered on any.
+//
+// All connections live on the loop of the client library: a request is taken out of the socket's
+// window, becomes one client.Op whose buffer the payload was received into, and is answered out of
+// that buffer; no goroutine and no allocation per request. The exceptions are BLOCK_STATUS and
+// RESIZE, which ask the metadata servers, and requests above 1 MiB, whose buffers are made for
+// them.
+//
+// What waits in the cluster waits here: there are no errors for a full cluster or a chunk below its
+// minimum of copies, and a client that goes away drops its answers. A connection may have
+// maxRequests requests and maxBytes of payload under way; beyond that its socket isn't read.
+//
+// NBD knows no authentication but TLS, which this doesn't have: listen on a unix socket or on
+// loopback, or guard the port by other means.
+package nbd

@@ -1,0 +1,440 @@
+package nbd
+
+import (
+	"bytes"
+	"context"
+	"encoding/binary"
+	"io"
+	"log/slog"
+	"math/rand/v2"
+	"testing"
+
+	"pstorage/dataplane"
+	"pstorage/dataplane/client"
+	"pstorage/uring"
+)
+
+// world is a server without a loop: ops are done when it says so, in any order.
+type world struct {
+	t      testing.TB
+	now    int64
+	timers uring.TimerHeap
+	pool   *uring.Pool
+	s      *Server
+	mem    []byte
+	ops    []*client.Op
+	posted chan func() // by the goroutines of BLOCK_STATUS and RESIZE
+	fail   error
+}
+
+func (w *world) Now() int64                   { return w.now }
+func (w *world) Rand() uint64                 { return 1 }
+func (w *world) Arm(t *uring.Timer, d int64)  { w.timers.Arm(t, w.now+d) }
+func (w *world) Disarm(t *uring.Timer)        { w.timers.Disarm(t) }
+func (w *world) AtTurnEnd(e *uring.TurnEnder) { panic("not used") }
+
+func (w *world) Submit(op *client.Op)                 { w.ops = append(w.ops, op) }
+func (w *world) Size() uint64                         { return uint64(len(w.mem)) }
+func (w *world) Refresh(context.Context) error        { return nil }
+func (w *world) Resize(context.Context, uint64) error { return nil }
+func (w *world) Seek(context.Context, int64, bool) (int64, error) {
+	return 0, dataplane.E("seek", dataplane.NotFound, nil)
+}
+
+// step does the i-th op that is under way.
+func (w *world) step(i int) {
+	op := w.ops[i]
+	w.ops = append(w.ops[:i], w.ops[i+1:]...)
+	op.Err, op.N = w.fail, 0
+	if w.fail == nil {
+		switch op.Kind {
+		case client.Read:
+			op.N = copy(op.Buf, w.mem[op.Offset:])
+		case client.Write:
+			op.N = copy(w.mem[op.Offset:], op.Buf)
+		case client.Zero:
+			clear(w.mem[op.Offset : op.Offset+op.Length])
+		}
+	}
+	op.Done(op)
+}
+
+// waits is how many requests are with goroutines.
+func (c *conn) waits() int {
+	if c.recv != nil {
+		return c.live - 1
+	}
+	return c.live
+}
+
+// settle runs timers and ops, in random order, until nothing is left.
+func (w *world) settle(c *fakeConn) {
+	for range 100000 {
+		if len(w.ops) > 0 {
+			w.step(rand.IntN(len(w.ops)))
+			continue
+		}
+		w.now += breath
+		t := w.timers.Pop(w.now)
+		if t == nil {
+			if _, armed := w.timers.Next(); armed || c.feed() {
+				continue
+			}
+			if c.h.(*conn).waits() == 0 {
+				return
+			}
+			(<-w.posted)()
+			continue
+		}
+		t.Fire()
+		c.feed()
+	}
+	w.t.Fatal("it never comes to rest")
+}
+
+func newWorld(t testing.TB, size int) *world {
+	pool, err := uring.NewPool(128 << 20)
+	if err != nil {
+		t.Fatal(err)
+	}
+	w := &world{t: t, pool: pool, mem: make([]byte, size), posted: make(chan func(), maxRequests)}
+	w.s = newServer(w, pool, func(f func()) { w.posted <- f }, nil, slog.New(slog.DiscardHandler))
+	w.s.exports = []*export{{name: "disk", dev: w}, {name: "ro", dev: w, readOnly: true}}
+	t.Cleanup(func() {
+		w.s.stop()
+		if n := pool.InUse(); n != 0 {
+			t.Errorf("%d bytes of buffers are still in use", n)
+		}
+		pool.Close()
+	})
+	return w
+}
+
+// fakeConn is both a uring.Conn and the kernel behind it.
+type fakeConn struct {
+	h      uring.ConnHandler
+	in     []byte // not given to the handler yet
+	into   []byte
+	got    int
+	out    []byte
+	paused bool
+	closed bool
+	step   int // most bytes in one receive
+}
+
+func (f *fakeConn) Append(p []byte) { f.out = append(f.out, p...) }
+func (f *fakeConn) Reserve(n int) []byte {
+	if n > 4096 {
+		panic("too much reserved")
+	}
+	f.out = append(f.out, make([]byte, n)...)
+	return f.out[len(f.out)-n:]
+}
+func (f *fakeConn) AppendBuf(b *uring.Buf, from, to int) { f.Append(b.Bytes()[from:to]) }
+func (f *fakeConn) Queued() int                          { return 0 }
+func (f *fakeConn) Close(err error)                      { f.closed = true }
+func (f *fakeConn) RemoteAddr() string                   { return "test" }
+func (f *fakeConn) PauseRecv(p bool)                     { f.paused = p }
+
+// feed gives the handler what there is. It says whether anything happened.
+func (f *fakeConn) feed() (moved bool) {
+	win := 0
+	for !f.closed && !f.paused && len(f.in) > 0 {
+		if f.into != nil {
+			n := copy(f.into[f.got:], f.in[:min(f.step, len(f.in))])
+			f.in, moved = f.in[n:], true
+			if f.got += n; f.got == len(f.into) {
+				f.into = nil
+				f.h.RecvDone()
+			}
+			continue
+		}
+		win = min(win+f.step, len(f.in), uring.RecvWindow)
+		n, into := f.h.Recv(f.in[:win])
+		if into != nil && n != win {
+			panic("into, but not all was consumed")
+		}
+		f.in, f.into, f.got = f.in[n:], into, 0
+		moved = moved || n > 0
+		if n == 0 && win == min(len(f.in), uring.RecvWindow) {
+			return moved
+		}
+		win -= n
+	}
+	return moved
+}
+
+func (w *world) connect(step int) *fakeConn {
+	f := &fakeConn{step: step}
+	c := &conn{s: w.s, uc: f, id: 1}
+	c.hand.exports = w.s.exports
+	c.timer.Fire = c.retry
+	w.s.conns[c] = struct{}{}
+	f.h = c
+	return f
+}
+
+func opt(id uint32, data []byte) []byte {
+	p := binary.BigEndian.AppendUint64(nil, magicOption)
+	p = binary.BigEndian.AppendUint32(p, id)
+	p = binary.BigEndian.AppendUint32(p, uint32(len(data)))
+	return append(p, data...)
+}
+
+func goOpt(name string) []byte {
+	d := binary.BigEndian.AppendUint32(nil, uint32(len(name)))
+	d = append(d, name...)
+	return opt(optGo, binary.BigEndian.AppendUint16(d, 0))
+}
+
+func cmd(cmd, flags uint16, cookie, offset uint64, length uint32, data []byte) []byte {
+	p := binary.BigEndian.AppendUint32(nil, magicRequest)
+	p = binary.BigEndian.AppendUint16(p, flags)
+	p = binary.BigEndian.AppendUint16(p, cmd)
+	p = binary.BigEndian.AppendUint64(p, cookie)
+	p = binary.BigEndian.AppendUint64(p, offset)
+	p = binary.BigEndian.AppendUint32(p, length)
+	return append(p, data...)
+}
+
+var hello = []byte{0, 0, 0, flagFixedNewstyle | flagNoZeroes}
+
+// replies parses simple replies; lengths says how much data that of a cookie has.
+func replies(t *testing.T, out []byte, lengths map[uint64]int) (map[uint64]uint32,
+	map[uint64][]byte) {
+	errs, data := map[uint64]uint32{}, map[uint64][]byte{}
+	for len(out) > 0 {
+		if len(out) < simpleSize || binary.BigEndian.Uint32(out) != magicSimple {
+			t.Fatalf("not a simple reply: % x", out[:min(32, len(out))])
+		}
+		e, cookie := binary.BigEndian.Uint32(out[4:]), binary.BigEndian.Uint64(out[8:])
+		if _, twice := errs[cookie]; twice {
+			t.Fatalf("request %d was answered twice", cookie)
+		}
+		errs[cookie], out = e, out[simpleSize:]
+		if n := lengths[cookie]; n > 0 && e == 0 {
+			data[cookie], out = out[:n], out[n:]
+		}
+	}
+	return errs, data
+}
+
+// TestCommands sends each kind of request, whole and in small pieces, with answers in any order.
+func TestCommands(t *testing.T) {
+	const size = 40 << 20
+	block := bytes.Repeat([]byte{7}, 4096)
+	large := bytes.Repeat([]byte{9}, 5<<20)
+	big := bytes.Repeat([]byte{8}, 300<<10)
+	for _, step := range []int{1 << 20, 100000, 777} {
+		w := newWorld(t, size)
+		f := w.connect(step)
+		f.in = append(append(f.in, hello...), goOpt("disk")...)
+		f.feed()
+		f.out = nil
+		for _, p := range [][]byte{
+			cmd(cmdWrite, 0, 1, 8192, 4096, block),
+			cmd(cmdWrite, cmdFlagFUA, 2, 1<<20, uint32(len(large)), large),
+			cmd(cmdWrite, 0, 3, 9<<20, uint32(len(big)), big),
+			cmd(cmdWrite, 0, 4, size-1, 2, []byte{1, 2}), // behind the end
+			cmd(cmdFlush, 0, 5, 0, 0, nil),
+			cmd(cmdWriteZeroes, cmdFlagFUA|cmdFlagNoHole, 6, 20<<20, 100, nil),
+			cmd(cmdTrim, 0, 7, 1, 100, nil),
+			cmd(cmdCache, 0, 8, 0, 4096, nil),
+			cmd(99, 0, 9, 0, 4096, nil),
+			cmd(cmdRead, 0, 10, size, 1, nil),
+			cmd(cmdRead, 0, 11, 0, maxPayload+1, nil),
+			cmd(cmdRead, 0, 12, 0, 0, nil),
+			cmd(cmdBlockStatus, 0, 13, 0, 1, nil), // not negotiated
+			cmd(cmdWrite, 0, 14, 0, 0, nil),
+			cmd(cmdRead, 1<<9, 15, 0, 1, nil),
+		} {
+			f.in = append(f.in, p...)
+		}
+		f.feed()
+		w.settle(f)
+		errs, _ := replies(t, f.out, nil)
+		want := map[uint64]uint32{1: 0, 2: 0, 3: 0, 4: errNoSpace, 5: 0, 6: 0, 7: 0, 8: 0, 9: errNotSup,
+			10: errInvalid, 11: errOverflow, 12: 0, 13: errInvalid, 14: 0, 15: errInvalid}
+		for c, e := range want {
+			if got, ok := errs[c]; !ok || got != e {
+				t.Errorf("step %d: request %d was answered %v, %d; want %d", step, c, ok, got, e)
+			}
+		}
+		f.out = nil
+		lengths := map[uint64]int{20: 4096, 21: len(large), 22: len(big)}
+		f.in = append(f.in, cmd(cmdRead, 0, 20, 8192, 4096, nil)...)
+		f.in = append(f.in, cmd(cmdRead, 0, 21, 1<<20, uint32(len(large)), nil)...)
+		f.in = append(f.in, cmd(cmdRead, 0, 22, 9<<20, uint32(len(big)), nil)...)
+		f.feed()
+		w.settle(f)
+		_, data := replies(t, f.out, lengths)
+		if !bytes.Equal(data[20], block) || !bytes.Equal(data[21], large) ||
+			!bytes.Equal(data[22], big) {
+			t.Errorf("step %d: what was written isn't what is read", step)
+		}
+		f.in = append(f.in, cmd(cmdDisc, 0, 0, 0, 0, nil)...)
+		f.feed()
+		w.settle(f)
+		if !f.closed {
+			t.Error("DISC didn't close the connection")
+		}
+		f.h.Closed(io.EOF)
+		if len(w.s.conns) != 0 {
+			t.Error("the connection isn't forgotten")
+		}
+	}
+}
+
+// TestGoneInTheMiddle drops connections with requests under way and half a payload received.
+func TestGoneInTheMiddle(t *testing.T) {
+	w := newWorld(t, 1<<20)
+	f := w.connect(1 << 20)
+	f.in = append(append(f.in, hello...), goOpt("")...)
+	f.in = append(f.in, cmd(cmdRead, 0, 1, 0, 4096, nil)...)
+	f.in = append(f.in, cmd(cmdWrite, 0, 2, 0, 65536, make([]byte, 100))...)
+	f.feed()
+	if len(w.ops) != 1 || f.into == nil {
+		t.Fatalf("%d ops, into %v", len(w.ops), f.into != nil)
+	}
+	out := len(f.out)
+	f.closed = true
+	f.h.Closed(io.ErrUnexpectedEOF)
+	w.step(0)
+	if len(f.out) != out || len(w.s.conns) != 0 {
+		t.Errorf("%d bytes were sent to a connection that has gone; %d connections", len(f.out)-out,
+			len(w.s.conns))
+	}
+}
+
+// TestReadOnly: nothing that changes the file is let through.
+func TestReadOnly(t *testing.T) {
+	w := newWorld(t, 1<<20)
+	f := w.connect(1 << 20)
+	f.in = append(append(f.in, hello...), goOpt("ro")...)
+	f.feed()
+	f.out = nil
+	f.in = append(f.in, cmd(cmdWrite, 0, 1, 0, 1, []byte{1})...)
+	f.in = append(f.in, cmd(cmdTrim, 0, 2, 0, 4096, nil)...)
+	f.in = append(f.in, cmd(cmdWriteZeroes, 0, 3, 0, 4096, nil)...)
+	f.in = append(f.in, cmd(cmdResize, 0, 4, 4096, 0, nil)...)
+	f.feed()
+	w.settle(f)
+	errs, _ := replies(t, f.out, nil)
+	for c := uint64(1); c <= 4; c++ {
+		if e, ok := errs[c]; !ok || e != errPerm {
+			t.Errorf("request %d: answered %v, error %d", c, ok, e)
+		}
+	}
+	if len(w.ops) != 0 {
+		t.Error("a write reached the device")
+	}
+	f.h.Closed(io.EOF)
+}
+
+// TestBackPressure: a client that sends without end doesn't fill the memory.
+func TestBackPressure(t *testing.T) {
+	w := newWorld(t, 64<<20)
+	f := w.connect(1 << 20)
+	f.in = append(append(f.in, hello...), goOpt("")...)
+	for i := range 1200 {
+		f.in = append(f.in, cmd(cmdRead, 0, uint64(i), 0, 128<<10, nil)...)
+	}
+	f.feed()
+	if !f.paused || w.pool.InUse() > 2*maxBytes {
+		t.Fatalf("paused %v with %d bytes in use", f.paused, w.pool.InUse())
+	}
+	w.settle(f)
+	lengths := map[uint64]int{}
+	for i := range 1200 {
+		lengths[uint64(i)] = 128 << 10
+	}
+	at := bytes.Index(f.out, []byte{0x67, 0x44, 0x66, 0x98})
+	if errs, _ := replies(t, f.out[at:], lengths); len(errs) != 1200 {
+		t.Errorf("%d of 1200 requests were answered", len(errs))
+	}
+	f.closed = true
+	f.h.Closed(io.EOF)
+}
+
+// TestHandshake: option by option.
+func TestHandshake(t *testing.T) {
+	w := newWorld(t, 12345)
+	str := func(s string) []byte {
+		return append(binary.BigEndian.AppendUint32(nil, uint32(len(s))), s...)
+	}
+	meta := append(append(str("disk"), 0, 0, 0, 1), str(metaAllocation)...)
+	for _, c := range []struct {
+		name string
+		in   []byte
+		want []uint32 // types of replies
+		err  error
+	}{
+		{"list", opt(optList, nil), []uint32{repServer, repServer, repAck}, nil},
+		{"list with data", opt(optList, []byte{1}), []uint32{repErrInvalid}, nil},
+		{"tls", opt(optStartTLS, nil), []uint32{repErrPolicy}, nil},
+		{"unknown", opt(77, nil), []uint32{repErrUnsup}, nil},
+		{"go", goOpt("disk"), []uint32{repInfo, repAck}, nil},
+		{"go to nowhere", goOpt("other"), []uint32{repErrUnknown}, nil},
+		{"go, malformed", opt(optGo, []byte{0, 0, 0, 9, 1}), []uint32{repErrInvalid}, nil},
+		{"meta before structured", opt(optSetMeta, meta), []uint32{repErrInvalid}, nil},
+		{"structured, meta", append(opt(optStructuredReply, nil), opt(optSetMeta, meta)...),
+			[]uint32{repAck, repMetaContext, repAck}, nil},
+		{"abort", opt(optAbort, nil), []uint32{repAck}, errAborted},
+		{"old export that isn't there", opt(optExportName, []byte("x")), nil, errNoExport},
+		{"too long", opt(optList, make([]byte, maxOption+1)), nil, errOption},
+		{"no magic", make([]byte, 16), nil, errOption},
+	} {
+		n := negotiation{exports: w.s.exports}
+		in := append(bytes.Clone(hello), c.in...)
+		used, out, err := n.step(in)
+		if err != c.err || err == nil && used != len(in) {
+			t.Errorf("%s: %d of %d bytes, error %v, want %v", c.name, used, len(in), err, c.err)
+		}
+		var got []uint32
+		for len(out) > 0 {
+			got = append(got, binary.BigEndian.Uint32(out[12:]))
+			out = out[20+binary.BigEndian.Uint32(out[16:]):]
+		}
+		if len(got) != len(c.want) {
+			t.Errorf("%s: replies %x, want %x", c.name, got, c.want)
+			continue
+		}
+		for i := range got {
+			if got[i] != c.want[i] {
+				t.Errorf("%s: replies %x, want %x", c.name, got, c.want)
+			}
+		}
+	}
+	n := negotiation{exports: w.s.exports}
+	_, out, err := n.step(append([]byte{0, 0, 0, flagFixedNewstyle}, opt(optExportName, nil)...))
+	if err != nil || len(out) != 134 || binary.BigEndian.Uint64(out) != 12345 || n.chosen == nil {
+		t.Errorf("EXPORT_NAME: %d bytes, %v", len(out), err)
+	}
+}
+
+// FuzzConn feeds a connection with anything, in pieces of any size: nothing panics, all buffers
+// come back, and nothing is touched outside of the device.
+func FuzzConn(f *testing.F) {
+	start := append(bytes.Clone(hello), goOpt("disk")...)
+	f.Add(append(bytes.Clone(start), cmd(cmdWrite, 1, 1, 4096, 4096, make([]byte, 4096))...), 100)
+	f.Add(append(bytes.Clone(start), cmd(cmdRead, 0, 1, 0, 8192, nil)...), 7)
+	f.Add(append(bytes.Clone(start), cmd(cmdWriteZeroes, 1, 1, 0, 8192, nil)...), 1)
+	f.Add(append(append(bytes.Clone(hello), opt(optStructuredReply, nil)...), goOpt("ro")...), 5)
+	meta := append([]byte{0, 0, 0, 4}, "disk\x00\x00\x00\x01\x00\x00\x00\x0fbase:allocation"...)
+	status := append(bytes.Clone(hello), opt(optStructuredReply, nil)...)
+	status = append(status, opt(optSetMeta, meta)...)
+	status = append(append(status, goOpt("disk")...), cmd(cmdBlockStatus, 0, 1, 0, 8192, nil)...)
+	f.Add(append(status, cmd(cmdResize, 0, 2, 8192, 0, nil)...), 1000)
+	f.Fuzz(func(t *testing.T, in []byte, step int) {
+		w := newWorld(t, 1<<20)
+		c := w.connect(1 + min(max(step, 0), 1<<20))
+		c.in = in
+		c.feed()
+		w.settle(c)
+		c.closed = true
+		c.h.Closed(io.EOF)
+		if len(w.s.conns) != 0 {
+			t.Error("the connection isn't forgotten")
+		}
+	})
+}
