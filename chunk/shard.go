@@ -41,8 +41,10 @@ type ShardOptions struct {
 	WallClock   func() int64
 	// OnFail is told once that the disk or the log failed: nothing is served any more.
 	OnFail func(error)
-	// Canary breaks promises on purpose, for testing simulations.
-	Canary Canary
+	// Canary breaks promises on purpose, for testing simulations; NewPool maps memory for the log,
+	// nil: uring.NewPool.
+	Canary  Canary
+	NewPool func(size int) (*uring.Pool, error)
 }
 
 // Shard is a chunk server: all of it that happens on one thread. Its methods are called on that

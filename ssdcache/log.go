@@ -36,6 +36,8 @@ type Options struct {
 	// OnRoom is called when there is room again after Room said that there is none.
 	OnRoom func()
 	Log    *slog.Logger // nil: slog.Default
+	// NewPool maps memory that isn't part of Pool; nil: uring.NewPool. Simulations use theirs again.
+	NewPool func(size int) (*uring.Pool, error)
 }
 
 // Backing is the store behind the log. It is called on the loop's thread, and calls back later,

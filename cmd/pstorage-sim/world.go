@@ -37,6 +37,7 @@ type result struct {
 	virtual    time.Duration
 	ops        int
 	copies     copyCounts
+	events     uint64
 }
 
 // world is a simulated cluster.
@@ -61,6 +62,7 @@ type world struct {
 	recovered  map[dataplane.ChunkID]bool // a head was asked to add a member
 	ops        int
 	copies     copyCounts
+	bufs       buffers
 }
 
 var simKey = [32]byte{1, 2, 3}
@@ -98,7 +100,7 @@ func runSeed(cfg config) (res result) {
 		}
 		w.free()
 		res = result{violations: w.violations, scenario: w.sc.String(), hash: w.sim.Hash(),
-			virtual: time.Duration(w.sim.Now()), ops: w.ops, copies: w.copies}
+			virtual: time.Duration(w.sim.Now()), ops: w.ops, events: w.sim.Events(), copies: w.copies}
 	}()
 	w.run()
 	return res
