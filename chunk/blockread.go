@@ -56,6 +56,7 @@ type readPiece struct {
 	disk uring.DiskOp
 	log  ssdcache.ReadOp
 	mem  [1][]byte
+	from int64 // when it began
 	next *readPiece
 }
 
@@ -161,7 +162,7 @@ func (b *blockRead) submit(i int) int {
 	} else {
 		sh.pieces = p.next
 	}
-	p.br = b
+	p.br, p.from = b, sh.env.Now()
 	b.pending++
 	mem := b.buf[i*dataplane.BlockSize : j*dataplane.BlockSize]
 	if inLog != 0 {
@@ -186,6 +187,7 @@ func (sh *Shard) newPiece() *readPiece {
 
 func (sh *Shard) pieceDone(p *readPiece, err error) {
 	b := p.br
+	sh.gauges.reads.add(sh.env.Now() - p.from)
 	p.br, p.mem[0], p.log.Buf = nil, nil, nil
 	p.next, sh.pieces = sh.pieces, p
 	if err != nil {

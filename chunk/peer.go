@@ -23,6 +23,7 @@ type peer struct {
 	backoff int64
 	redial  uring.Timer
 	heard   int64   // when it said something last
+	gauge   peerGauge
 	calls   []*call // not answered yet; those before the connection is open are unsent
 	err     error   // why there is no connection
 }

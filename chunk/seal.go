@@ -214,7 +214,10 @@ func (sh *Shard) makeSlot(r *replica) bool {
 
 // appendRecord appends a record without data; then (may be nil) is called when it is durable.
 func (sh *Shard) appendRecord(rec ssdcache.Record, then func(error)) {
+	began := sh.env.Now()
+	sh.gauges.appendBegins(began)
 	sh.log.Append(&ssdcache.Append{Record: rec, Done: func(a *ssdcache.Append) {
+		sh.gauges.appendEnds(sh.env.Now(), began)
 		if a.Err != nil {
 			sh.fail(a.Err)
 		}

@@ -330,7 +330,12 @@ func (s *server) keepLease(ctx context.Context) error {
 			registered = err == nil
 		} else {
 			err = s.heartbeat(ctx)
-			if k := dataplane.KindOf(err); k == dataplane.NotFound || k == dataplane.Conflict {
+			if k := dataplane.KindOf(err); k == dataplane.Fenced {
+				s.shard.SetLease(0)
+				s.log.Error("this chunk server was removed from the cluster: it ends now and serves "+
+					"nothing any more; its directory may be deleted", "cs", s.id.CS, "dir", s.o.Dir)
+				return dataplane.E("serve chunk server "+s.o.Dir, dataplane.Denied, err)
+			} else if k == dataplane.NotFound || k == dataplane.Conflict {
 				s.log.Info("registering again", "reason", err)
 				registered = false
 				continue
@@ -410,6 +415,7 @@ func (s *server) heartbeat(ctx context.Context) error {
 	if err := s.onLoop(func(done func(error)) {
 		req.Stats = s.shard.Stats()
 		req.Capacity, req.Used = s.shard.Capacity()
+		s.shard.Gauge(req)
 		done(nil)
 	}); err != nil {
 		return err
@@ -426,8 +432,23 @@ func (s *server) heartbeat(ctx context.Context) error {
 	if err := s.client.CallOnce(ctx, control.OpHeartbeat, req, reply); err != nil {
 		return err
 	}
+	if reply.Yield {
+		return s.yield(ctx, req.Yielded)
+	}
 	s.shard.SetLease(sent + reply.LeaseNs)
 	return nil
+}
+
+// yield gives the lease up, and says so at once.
+func (s *server) yield(ctx context.Context, said bool) error {
+	err := s.onLoop(func(done func(error)) {
+		s.shard.Yield()
+		done(nil)
+	})
+	if err != nil || said {
+		return err
+	}
+	return s.heartbeat(ctx)
 }
 
 // checkSpace stops taking new chunks when the file system under the store is nearly full: a

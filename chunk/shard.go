@@ -102,6 +102,7 @@ type Shard struct {
 	pumping             bool       // pumpTimer is armed for the next millisecond
 	nextWrite           int64      // smooth back-pressure: no write before this time
 
+	gauges   gauges
 	lease    atomic.Int64 // env time until which this server may serve
 	full     atomic.Bool  // the file system has no space for new chunks
 	dead     error
@@ -142,7 +143,11 @@ func Open(o ShardOptions, done func(*Shard, error)) {
 }
 
 // SetID says which id the metadata servers gave this server.
-func (sh *Shard) SetID(id dataplane.CSID) { sh.id, sh.cred.ID = id, uint64(id) }
+// It is called at each registration.
+func (sh *Shard) SetID(id dataplane.CSID) {
+	sh.id, sh.cred.ID = id, uint64(id)
+	sh.gauges.yielded = false
+}
 
 // SetLease allows serving until the given time of the shard's Env, in ns. Any thread may call it.
 func (sh *Shard) SetLease(until int64) { sh.lease.Store(until) }
@@ -307,6 +312,7 @@ func (sh *Shard) everySecond() {
 	for _, p := range sh.peerList {
 		p.ping(now)
 	}
+	sh.reportStalls(now)
 	sh.env.Arm(&sh.secondTimer, int64(pingAfter))
 }
 

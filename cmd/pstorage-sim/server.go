@@ -141,15 +141,22 @@ func (n *csNode) heartbeat() {
 		return
 	}
 	capacity, used := n.shard.Capacity()
-	n.ask(dataplane.RoleCS, control.OpHeartbeat, &control.HeartbeatReq{CS: n.id, Boot: n.boot,
-		Failed: n.failed, Capacity: capacity, Used: used, Stats: n.shard.Stats()},
-		dataplane.LeaseTime, true, func(p []byte, err error) {
+	req := &control.HeartbeatReq{CS: n.id, Boot: n.boot, Failed: n.failed, Capacity: capacity,
+		Used: used, Stats: n.shard.Stats()}
+	n.shard.Gauge(req)
+	n.ask(dataplane.RoleCS, control.OpHeartbeat, req, dataplane.LeaseTime, true, func(p []byte, err error) {
 			n.asking = false
 			var reply control.HeartbeatReply
 			if err == nil {
 				err = control.Unmarshal(p, &reply)
 			}
 			switch k := dataplane.KindOf(err); {
+			case err == nil && reply.Yield:
+				n.w.trace("cs %d gives its lease up", n.id)
+				n.shard.Yield()
+				if !req.Yielded {
+					n.heartbeat()
+				}
 			case err == nil:
 				n.shard.SetLease(sent + reply.LeaseNs)
 			case k == dataplane.NotFound || k == dataplane.Conflict:

@@ -197,6 +197,7 @@ type CSAddr struct {
 	CS   dataplane.CSID
 	Addr string // "ip:port"; empty: not registered since the leader started
 	Live bool   // its lease is valid, as far as the leader knows
+	Ill  bool   // much slower than its peers: to be avoided for reads
 }
 
 // StatFSReply is in bytes of user data (replicas already divided out, default policy).
@@ -286,6 +287,19 @@ type HeartbeatReq struct {
 	Stats          CSStats
 	Failed         string // not empty: the disk failed, and how
 	Instance       uint64 // as in RegisterCSReq
+	// StallNs is for how long writes of the log have been under way without any of them being done.
+	StallNs int64
+	// Waits is how long this server, as the head of chunks or a link of a chain, waits for others.
+	Waits []PeerWait
+	// Yielded: the process has given its lease up, as a reply had asked for: it serves nothing.
+	Yielded bool
+}
+
+// PeerWait is how long a chunk server waits for the acknowledgements of another one.
+type PeerWait struct {
+	CS      dataplane.CSID
+	WaitNs  int64 // mean since the last heartbeat; 0: there were none
+	StallNs int64 // writes are under way and none has been acknowledged for so long
 }
 
 // CSStats are counters since the start of the process.
@@ -306,12 +320,22 @@ type CSStats struct {
 	ScrubMismatches                 uint64 // parts of 64 KiB in which replicas differed
 	ScrubStartedNs, ScrubFinishedNs int64  // since 1970; Finished: the last complete pass; 0: never
 
+	// Means over the last second or so, ns; 0: there was nothing to measure.
+	LogWaitNs  int64 // from the beginning of a write to the log until it is durable
+	ReadWaitNs int64 // of reads of the disk
+
 	Copies, Deltas uint64 // chunks copied to a new member as their head; Deltas: only what changed
 	CopyBytes      uint64 // bytes sent for copies, mirrored writes included
 }
 
 // HeartbeatReply: status NotFound or Conflict means register again.
-type HeartbeatReply struct{ LeaseNs int64 }
+type HeartbeatReply struct {
+	LeaseNs int64
+	// Yield: writes don't get on here. The process gives its lease up at once, ends what it has
+	// begun for clients without an acknowledgement, and says Yielded in its next heartbeat, which it
+	// sends at once.
+	Yield bool
+}
 
 // UnreachableReq reports that CS doesn't answer for these chunks. The server starts a
 // reconfiguration when that chunk server's lease is gone; otherwise the asker tries on.
@@ -344,7 +368,8 @@ type ForgetPush struct {
 // RecoverPush asks the receiver, the head of each chunk, to copy Chunks[i] to Targets[i], which
 // isn't a member, and to add it as the last one. If Leaving[i] isn't zero, that member (it may be
 // the head itself) gives its place up in the same change of the configuration; without Leaving
-// nobody does. Who can't do that now does nothing; it is asked again.
+// nobody does. The head seals it together with the other members before it asks for that change, so
+// that it needn't lose its lease. Who can't do that now does nothing; it is asked again.
 type RecoverPush struct {
 	Chunks  []ChunkConfig
 	Targets []CSAddr
