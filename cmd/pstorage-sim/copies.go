@@ -70,3 +70,23 @@ func (f *faults) away() {
 		})
 	}
 }
+
+// nextMove has replicas moved at random, heads as well as others.
+func (f *faults) nextMove() {
+	w := f.w
+	w.sim.After(int64(f.rng.ExpFloat64()*float64(w.sc.moves)), func() {
+		if w.calm {
+			return
+		}
+		if chunks := w.mds.sim.Chunks(); len(chunks) > 0 {
+			c := chunks[f.rng.IntN(len(chunks))]
+			leaving := c.Members[f.rng.IntN(len(c.Members))].CS
+			target := w.cs[f.rng.IntN(len(w.cs))].id
+			if w.mds.sim.Move(c.Chunk, leaving, target) {
+				w.trace("chunk %v moves from cs %d to cs %d", c.Chunk, leaving, target)
+				w.copies.moves++
+			}
+		}
+		f.nextMove()
+	})
+}

@@ -64,6 +64,9 @@ func (f *faults) start() {
 			}
 		})
 	}
+	if f.w.sc.moves > 0 {
+		f.nextMove()
+	}
 	if f.w.sc.away {
 		f.w.sim.After(f.between(sec/4, 2*sec), f.away)
 	}
