@@ -90,3 +90,23 @@ func (f *faults) nextMove() {
 		f.nextMove()
 	})
 }
+
+// atRest says whether all members of all chunks are there and active in the committed epoch.
+func (w *world) atRest() bool {
+	for _, c := range w.mds.sim.Chunks() {
+		for _, m := range c.Members {
+			n := w.cs[m.CS-1]
+			if !c.Created {
+				continue
+			}
+			if n.shard == nil || n.env.Dead() || n.gone {
+				return false
+			}
+			r, ok := n.shard.SimReplica(c.Chunk)
+			if !ok || r.Epoch != c.Epoch || !r.Active && r.Last > 0 {
+				return false
+			}
+		}
+	}
+	return true
+}
