@@ -41,6 +41,7 @@ type settler struct {
 	retry    uring.Timer
 	join     *copier // with the member that is to be added
 	soft     bool    // writes go on: nobody was sealed yet
+	sure     bool    // the attempt before found members that lost data, too
 	owes     bool    // sealed others for an exclusion: somebody must activate them again
 	running  bool    // counts for maxSettling
 	tries    int
@@ -333,6 +334,10 @@ func (s *settler) sealAll() {
 }
 
 func (s *settler) decided() {
+	if s.r.state != sealed || s.r.sealer != any(s) {
+		s.again("seal", errors.New("another coordinator has sealed this server's replica"))
+		return
+	}
 	s.verdict = decide(s.cfg.Created, s.tails)
 	s.sh.slog.Debug("settling", "chunk", s.r.id, "epoch", s.cfg.Epoch, "tails", s.tails,
 		"verdict", s.verdict)
@@ -340,6 +345,14 @@ func (s *settler) decided() {
 		s.sh.event(control.Fault, "chunk-lost", fmt.Sprintf(
 			"chunk %v: none of the members that are left has its data", s.r.id))
 		s.again("find a member with the data", nil)
+		return
+	}
+	if len(s.verdict.lost) == 0 {
+		s.sure = false
+	} else if !s.sure {
+		// Another coordinator may have come in between the answers of two members.
+		s.sure = true
+		s.again("find all that was acknowledged on all members", nil)
 		return
 	}
 	for _, i := range s.verdict.lost {
