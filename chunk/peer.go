@@ -22,7 +22,7 @@ type peer struct {
 	gen     uint32 // counts connections
 	backoff int64
 	redial  uring.Timer
-	heard   int64   // when it said something last
+	heard   int64 // when it said something last
 	gauge   peerGauge
 	calls   []*call // not answered yet; those before the connection is open are unsent
 	err     error   // why there is no connection

@@ -477,6 +477,7 @@ func (sh *Shard) Stop(done func(error)) {
 		sh.copiers[0].end("stopping")
 	}
 	sh.scrub.stop()
+	sh.store.holes.drain()
 	tries := 0
 	var t uring.Timer
 	t.Fire = func() {
@@ -492,6 +493,7 @@ func (sh *Shard) Stop(done func(error)) {
 			for _, p := range sh.peerList {
 				sh.linkLost(p)
 			}
+			sh.store.holes.stop()
 		}
 		if sh.idle() || sh.dead != nil {
 			sh.closeAll(done)
@@ -512,7 +514,7 @@ func (sh *Shard) idle() bool {
 			return false
 		}
 	}
-	return sh.scrub.idle() && sh.digests == 0
+	return sh.scrub.idle() && sh.digests == 0 && sh.store.holes.idle()
 }
 
 func (sh *Shard) closeAll(done func(error)) {

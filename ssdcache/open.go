@@ -263,6 +263,12 @@ func (r *opener) gotSuper(op *uring.DiskOp) {
 
 // sync makes what was replayed durable: the process before may have been killed in between.
 func (r *opener) sync() {
+	if accept := r.l.o.Accept; accept != nil {
+		if err := accept(r.l.sb.mark, r.nr-1); err != nil {
+			r.fail(err)
+			return
+		}
+	}
 	r.op = uring.DiskOp{Kind: uring.DiskSync, Done: func(op *uring.DiskOp) {
 		if op.Err != nil {
 			r.fail(ioError("flush the log", op.Err))

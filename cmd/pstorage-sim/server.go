@@ -145,26 +145,26 @@ func (n *csNode) heartbeat() {
 		Used: used, Stats: n.shard.Stats()}
 	n.shard.Gauge(req)
 	n.ask(dataplane.RoleCS, control.OpHeartbeat, req, dataplane.LeaseTime, true, func(p []byte, err error) {
-			n.asking = false
-			var reply control.HeartbeatReply
-			if err == nil {
-				err = control.Unmarshal(p, &reply)
-			}
-			switch k := dataplane.KindOf(err); {
-			case err == nil && reply.Yield:
-				n.w.trace("cs %d gives its lease up", n.id)
-				n.shard.Yield()
-				if !req.Yielded {
-					n.heartbeat()
-				}
-			case err == nil:
-				n.shard.SetLease(sent + reply.LeaseNs)
-			case k == dataplane.NotFound || k == dataplane.Conflict:
-				n.w.trace("cs %d registers again: %v", n.id, err)
-				n.registered = false
+		n.asking = false
+		var reply control.HeartbeatReply
+		if err == nil {
+			err = control.Unmarshal(p, &reply)
+		}
+		switch k := dataplane.KindOf(err); {
+		case err == nil && reply.Yield:
+			n.w.trace("cs %d gives its lease up", n.id)
+			n.shard.Yield()
+			if !req.Yielded {
 				n.heartbeat()
 			}
-		})
+		case err == nil:
+			n.shard.SetLease(sent + reply.LeaseNs)
+		case k == dataplane.NotFound || k == dataplane.Conflict:
+			n.w.trace("cs %d registers again: %v", n.id, err)
+			n.registered = false
+			n.heartbeat()
+		}
+	})
 }
 
 func (n *csNode) register(sent int64) {
