@@ -40,11 +40,12 @@ type settler struct {
 	copyAt   uint32 // bytes of the copy nextCopy that are under way
 	stepErr  error
 	retry    uring.Timer
-	join     *copier // with the member that is to be added
-	soft     bool    // writes go on: nobody was sealed yet
-	sure     bool    // the attempt before found members that lost data, too
-	owes     bool    // sealed others for an exclusion: somebody must activate them again
-	running  bool    // counts for maxSettling
+	join     *copier         // with the member that is to be added
+	soft     bool            // writes go on: nobody was sealed yet
+	forget   dataplane.Epoch // at the end, unless the replica is of this epoch by then; 0: don't
+	sure     bool            // the attempt before found members that lost data, too
+	owes     bool            // sealed others for an exclusion: somebody must activate them again
+	running  bool            // counts for maxSettling
 	tries    int
 }
 
@@ -123,6 +124,11 @@ func (s *settler) end() {
 		r.sealer = nil
 	}
 	sh.nextSettler()
+	if s.forget != 0 && !r.gone {
+		push := &control.ForgetPush{Chunks: []dataplane.ChunkID{r.id},
+			Epochs: []dataplane.Epoch{s.forget}}
+		sh.later(func() { sh.ForgetPush(push) })
+	}
 }
 
 // again ends the attempt; another one begins soon, if anybody still needs it.

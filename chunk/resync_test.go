@@ -209,17 +209,33 @@ func TestMove(t *testing.T) {
 			w.md.add(chunkA, 2, 1, 2, 3)
 			x := newWriter(w, chunkA, uint64(k), 6)
 			w.must(func() bool { return x.acked > 60 }, 60*sec, "first writes")
+			epochs := []dataplane.Epoch{2}
+			if leaving == 1 { // it must still activate the others
+				w.md.hold = func(req *control.ReconfigureReq,
+					cb func(*control.ChunkConfig, error)) bool {
+					cfg, err := w.md.reconfigure(req)
+					cb(cfg, err)
+					w.sim.After(310_000, func() {
+						w.nodes[0].env.Post(func() {
+							w.nodes[0].sh.ForgetPush(&control.ForgetPush{Epochs: epochs,
+								Chunks: []dataplane.ChunkID{chunkA}})
+						})
+					})
+					w.md.hold = nil
+					return true
+				}
+			}
 			w.moveUntil(chunkA, leaving, 4)
 			if e := w.md.chunks[chunkA].Epoch; e != 2 {
 				t.Errorf("epoch %d after one change", e)
 			}
 			left := w.nodes[leaving-1]
-			if r := left.sh.chunks[chunkA]; r == nil || r.state == active {
+			if r := left.sh.chunks[chunkA]; leaving != 1 && (r == nil || r.state == active) {
 				t.Error("who left still serves, or has forgotten it unasked")
 			}
 			left.env.Do(func() {
 				left.sh.ForgetPush(&control.ForgetPush{Chunks: []dataplane.ChunkID{chunkA},
-					Epochs: []dataplane.Epoch{2}})
+					Epochs: epochs})
 			})
 			before := x.acked
 			w.must(func() bool { return x.acked > before+60 }, 60*sec, "writes afterwards")
