@@ -189,9 +189,11 @@ func (n *csNode) register(sent int64) {
 				}
 				n.shard.SetID(n.id)
 				n.shard.ForgetHeld(reply.Forget, req.Chunks)
+				n.shard.RetireHeld(reply.Retired, req.Chunks)
 				n.shard.SetLease(sent + reply.LeaseNs)
 				n.registered = true
-				n.w.trace("cs %d registered, boot %d, forgets %v", n.id, n.boot, reply.Forget)
+				n.w.trace("cs %d registered, boot %d, forgets %v, retires %v", n.id, n.boot,
+					reply.Forget, reply.Retired)
 			case k == dataplane.Denied || k == dataplane.Conflict || k == dataplane.WrongCluster:
 				n.shard.SetLease(0)
 				if n.failed == "" {
@@ -230,7 +232,7 @@ func (n *csNode) pushed(op dataplane.Opcode, payload []byte) {
 			if err := control.Unmarshal(payload, &p); err != nil {
 				panic(err)
 			}
-			n.shard.Forget(p.Chunks)
+			n.shard.ForgetPush(&p)
 		case control.OpScrub:
 			n.shard.ScrubStart()
 		}
@@ -243,6 +245,7 @@ func (n *csNode) kill(certified bool) {
 		return
 	}
 	n.env.Kill()
+	n.w.count(n.shard)
 	n.dead = append(n.dead, deadProcess{n.shard, n.mem})
 	w, boot := n.w, n.boot
 	w.mds.gone(n.ip, n.instance)
@@ -273,6 +276,7 @@ func (n *csNode) start(cut bool) {
 
 func (n *csNode) freeAll() {
 	if !n.env.Dead() {
+		n.w.count(n.shard)
 		n.dead = append(n.dead, deadProcess{n.shard, n.mem})
 		n.env.Kill()
 	}
