@@ -55,13 +55,12 @@ func (f illFacts) contrary() bool {
 
 // illCase decides whether a server is ill.
 func illCase(f illFacts) bool {
-	switch {
-	case !f.contrary():
-		return f.ill
-	case f.ill:
-		return f.held < wellAfter
-	}
-	return f.held >= illAfter
+	return f.ill != (f.contrary() && illTurns(f.ill, f.held))
+}
+
+// illTurns says whether measurements that speak against a state have done so for long enough.
+func illTurns(ill bool, held time.Duration) bool {
+	return ill && held >= wellAfter || !ill && held >= illAfter
 }
 
 // stallFacts is what stallCase knows of one server.
@@ -274,7 +273,6 @@ func (h *peerHealth) step(nowNs int64, live func(dataplane.CSID) bool) {
 func (h *peerHealth) judge(cs dataplane.CSID, s *serverHealth, nowNs int64,
 	live func(dataplane.CSID) bool) {
 	contrary, worst := s.ill, 0.0
-	var f illFacts
 	for m := range metrics {
 		g := illFacts{ill: s.ill}
 		if own := s.latency[m]; nowNs-own.atNs <= int64(freshFor) && own.atNs != 0 {
@@ -288,7 +286,7 @@ func (h *peerHealth) judge(cs dataplane.CSID, s *serverHealth, nowNs int64,
 			contrary = true
 		}
 		if bad := float64(g.value) / float64(max(illFloor/2, g.median)); bad > worst && g.others > 0 {
-			worst, f = bad, g
+			worst = bad
 			if !s.ill && contrary || s.ill && !g.contrary() {
 				s.why = fmt.Sprintf("%s %v, those of the %d others %v: nothing new is placed on it and "+
 					"clients read elsewhere", metricNames[m], g.value.Round(100*time.Microsecond), g.others,
@@ -303,15 +301,8 @@ func (h *peerHealth) judge(cs dataplane.CSID, s *serverHealth, nowNs int64,
 	case s.contrary == 0:
 		s.contrary = nowNs
 	}
-	held := time.Duration(nowNs - s.contrary)
-	if s.ill {
-		s.ill = held < wellAfter
-	} else {
-		f.ill, f.held = false, held
-		s.ill = illCase(f)
-	}
-	if s.contrary != 0 && (s.ill && held >= illAfter || !s.ill && held >= wellAfter) {
-		s.contrary = 0
+	if illTurns(s.ill, time.Duration(nowNs-s.contrary)) {
+		s.ill, s.contrary = !s.ill, 0
 	}
 }
 
