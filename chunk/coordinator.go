@@ -33,6 +33,7 @@ type settler struct {
 	gens     []uint32 // the connections over which members were sealed
 	verdict  verdict
 	term     uint16
+	life     uint16 // of this attempt's activation: memory.go; 0: not chosen yet
 	pending  int
 	copying  int
 	nextCopy int
@@ -160,6 +161,7 @@ func (sh *Shard) refuseAll(r *replica, status dataplane.Kind) {
 // refuseWaiting answers what waits and was not started.
 func (sh *Shard) refuseWaiting(r *replica, status dataplane.Kind) {
 	sh.refuseReads(r, status)
+	sh.refuseFlushes(r, status)
 	var keep requestList
 	for q := r.queue.cut(); q != nil; {
 		next := q.next
@@ -177,7 +179,7 @@ func (sh *Shard) refuseWaiting(r *replica, status dataplane.Kind) {
 // begin starts an attempt.
 func (s *settler) begin() {
 	s.attempt++
-	s.term = uint16(s.sh.env.Rand())
+	s.term, s.life = uint16(s.sh.env.Rand()), 0
 	at := s.attempt
 	s.sh.md.GetChunk(s.r.id, func(cfg *control.ChunkConfig, err error) {
 		if s.attempt == at {
@@ -267,7 +269,7 @@ func (s *settler) each(what string, list []control.CSAddr, ask func(i int, p *pe
 // reachAll makes sure that all members that stay can be reached.
 func (s *settler) reachAll() {
 	s.each("reach all members", s.stay, func(i int, p *peer, done func(error)) {
-		p.call(dataplane.Header{Op: dataplane.OpPing}, nil, nil,
+		p.callWithin(reachTimeout, dataplane.Header{Op: dataplane.OpPing}, nil, nil,
 			func(_ *dataplane.Header, _, _ []byte, _ *uring.Buf, err error) {
 				s.unreachable(p, err)
 				done(err)
@@ -595,13 +597,13 @@ func (s *settler) activateList(list []control.CSAddr, next func()) {
 	crcs := crcsOf(payload)
 	h := dataplane.Header{Op: dataplane.OpActivate, Flags: dataplane.FlagData, Chunk: s.r.id,
 		Epoch: s.cfg.Epoch, Length: uint32(len(payload)), Seq: s.verdict.last,
-		Aux: uint32(s.term)}
+		Aux: uint32(s.lifeFor())<<16 | uint32(s.term)}
 	s.each("activate", list, func(i int, p *peer, done func(error)) {
 		h, crcs, payload := h, crcs, payload
 		if d := s.dirtyToo(list[i].CS); d != nil {
 			payload = d.append(slices.Clone(payload))
 			crcs = crcsOf(payload)
-			h.Length, h.Aux = uint32(len(payload)), h.Aux|dirtyMapSize<<16
+			h.Length, h.Flags = uint32(len(payload)), h.Flags|dataplane.FlagRecovery
 		}
 		p.call(h, crcs, payload,
 			func(a *dataplane.Header, _, _ []byte, _ *uring.Buf, err error) {
@@ -611,7 +613,8 @@ func (s *settler) activateList(list []control.CSAddr, next func()) {
 				done(err)
 			})
 	}, func(i int, done func(error)) {
-		s.sh.activate(s.r, activateOrder{s.cfg, s.verdict.last, s.term, nil}, s, done)
+		o := activateOrder{s.cfg, s.verdict.last, s.term, s.lifeFor(), nil}
+		s.sh.activate(s.r, o, s, done)
 	}, next)
 }
 
@@ -673,6 +676,7 @@ func (s *settler) succeed() {
 		}
 	}
 	r.told, r.toldAt = r.commit, sh.env.Now()
+	sh.flushed(r)
 	sh.pumpReads(r)
 	sh.pumpWrites(r)
 }

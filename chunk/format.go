@@ -15,7 +15,7 @@ import (
 //	| 4 KiB at 0 | 256 B/slot | 4 MiB   | 64 KiB/slot | sparse, 64 MiB-aligned |
 //	+------------+------------+---------+-----------+------------------------+
 //
-// Behind the superblock, at 4 KiB, is the scrub record: scrubrecord.go.
+// Behind the superblock, at 4 KiB, is the scrub record: scrubrecord.go; at 8 KiB the stamp: stamp.go.
 //
 // Superblock, written once:
 //
@@ -376,7 +376,7 @@ func decodeStage(b []byte, s *superblock) (round uint64, pages []stagedPage, ok 
 		t := int64(le.Uint64(e))
 		inTable := t >= s.table && t < tableEnd
 		inCRCs := t >= s.crcs && t < crcEnd
-		if t%dataplane.BlockSize != 0 || !inTable && !inCRCs {
+		if t%dataplane.BlockSize != 0 || !inTable && !inCRCs && t != stampOffset {
 			return 0, nil, false
 		}
 		pages = append(pages, stagedPage{t, le.Uint32(e[8:])})

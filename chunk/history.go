@@ -91,9 +91,10 @@ func (h *history) prune() {
 // uncommitted is the list of writes above the commit mark, ascending by seq.
 func (h *history) uncommitted() []extent { return h.ext[h.head:] }
 
-// barrier returns the last uncommitted seq that touches the range; 0 if none does.
-func (h *history) barrier(off, length uint32) dataplane.Seq {
-	for i := len(h.ext) - 1; i >= h.head; i-- {
+// above returns the last seq above mark, which is the commit mark or a later one, that touches the
+// range; 0 if none does.
+func (h *history) above(mark dataplane.Seq, off, length uint32) dataplane.Seq {
+	for i := len(h.ext) - 1; i >= h.head && h.ext[i].seq > mark; i-- {
 		if h.ext[i].overlaps(off, length) {
 			return h.ext[i].seq
 		}

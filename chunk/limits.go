@@ -38,15 +38,16 @@ const (
 const (
 	settleRetry   = 100 * time.Millisecond // between two attempts to settle a chunk
 	settleTimeout = 5 * time.Second        // for one step of settling
+	reachTimeout  = time.Second            // for a member to answer before a settling begins
 	meetTimeout   = 500 * time.Millisecond // for the next member of a chain to be reached
 	commitSilence = time.Millisecond       // after it the commit mark travels by itself
 	readPatience  = time.Second            // for the commit mark of a write that a read runs into
 	redialFirst   = 20 * time.Millisecond  // doubled up to redialMax
 	redialMax     = time.Second
-	chainBan      = 10 * time.Second       // no chain after a link in it broke
-	pingAfter     = 500 * time.Millisecond // of silence of another chunk server
-	peerSilence   = 2 * time.Second        // after it the connection is given up
-	pumpEvery     = time.Millisecond       // look again at what waits for space
+	chainBan      = 10 * time.Second        // no chain after a link in it broke
+	pingAfter     = 500 * time.Millisecond  // of silence of another chunk server
+	peerSilence   = 1500 * time.Millisecond // after it the connection is given up
+	pumpEvery     = time.Millisecond        // look again at what waits for space
 )
 
 // Back-pressure of the log: a write waits so long as the log's fill level asks for.

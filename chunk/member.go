@@ -19,7 +19,7 @@ func (sh *Shard) memberWrite(l *link, h *dataplane.Header, crcs, payload []byte,
 		l.refuse(h, status)
 		return
 	}
-	if mark := h.Seq - behind(h); mark > r.commit && r.commitTo(mark) {
+	if mark := h.Seq - behind(h); mark > r.commit && r.markTo(mark) {
 		sh.markMoved(r)
 	}
 	q := sh.newRequest(l, h, r)
@@ -99,7 +99,7 @@ func (sh *Shard) take(q *request, buf *uring.Buf) {
 		}
 	}
 	sh.append(q, buf, q.hdr.Flags&dataplane.FlagZero != 0)
-	if sh.canary.AckVolatile {
+	if sh.canary.AckVolatile || q.early() {
 		sh.memberAck(q)
 	}
 }
@@ -121,21 +121,26 @@ func (sh *Shard) chainAnswered(q *request, p *peer, status dataplane.Kind) {
 
 // memberAck answers the head, or the one before in the chain.
 func (sh *Shard) memberAck(q *request) {
-	if q.waiting != 0 || q.local > 0 && !sh.canary.AckVolatile {
-		return
-	}
-	if q.local > 0 {
-		sh.answer(q, q.status)
+	if q.waiting != 0 || !q.held() && !sh.canary.AckVolatile {
 		return
 	}
 	sh.answer(q, q.status)
-	sh.free(q)
+	if q.local == 0 {
+		sh.free(q)
+	}
 }
 
 // memberCommit takes OpCommit: the head's commit mark.
 func (sh *Shard) memberCommit(h *dataplane.Header) {
 	r := sh.chunks[h.Chunk]
-	if r != nil && r.state == active && h.Epoch == r.epoch && r.commitTo(h.Seq) {
+	if r == nil || r.state != active || h.Epoch != r.epoch {
+		return
+	}
+	moved := r.markTo(h.Seq)
+	if r.memory && h.Aux <= 0xffff {
+		moved = r.commitTo(h.Seq-min(behind(h), h.Seq)) || moved
+	}
+	if moved {
 		sh.markMoved(r)
 	}
 }

@@ -30,6 +30,7 @@ type opener struct {
 	at    int64
 	zeros []zeroing
 	zero  zeroing
+	drops []uint32             // slots whose chunk was dropped: perhaps before their space was given back
 	kept  map[uint32]slotEntry // of the slot table, of slots that the log takes away first
 }
 
@@ -45,7 +46,7 @@ func (o *opener) start() {
 		o.sh.later(func() { o.fail(errors.New("no memory in the buffer pool")) })
 		return
 	}
-	o.read(0, superSize+scrubRecordArea, o.gotSuper)
+	o.read(0, stampOffset+dataplane.BlockSize, o.gotSuper)
 }
 
 func (o *opener) fail(err error) {
@@ -83,6 +84,13 @@ func (o *opener) gotSuper() {
 	}
 	if err == nil && sb.slots > ssdcache.MaxSlots {
 		err = fmt.Errorf("store of %d slots, at most %d are possible", sb.slots, ssdcache.MaxSlots)
+	}
+	if err == nil {
+		err = st.stamp.decode(o.buf.Bytes()[stampOffset:])
+	}
+	if err == nil {
+		err = st.stamp.checkIdentity(o.o.Identity)
+		st.marked = st.stamp.nr
 	}
 	if err == nil && st.disk.Size() < sb.size() {
 		err = fmt.Errorf("the store has %d bytes and should have %d: cut off", st.disk.Size(), sb.size())
@@ -166,15 +174,16 @@ func (o *opener) openLog() {
 	sh := o.sh
 	o.buf.Release()
 	o.buf = nil
-	ssdcache.Open(ssdcache.Options{Disk: o.o.Cache, Env: sh.env, Pool: sh.pool,
+	ssdcache.Open(ssdcache.Options{Disk: o.o.Cache, Env: sh.env, Pool: sh.pool, NewPool: o.o.NewPool,
 		Owner: ownerOf(sh.store.sb.log), MaxSlots: sh.store.sb.slots, Backing: sh.store,
-		OnFail: sh.fail, OnRoom: sh.pumpNow, Log: sh.slog}, o.record,
+		OnFail: sh.fail, OnRoom: sh.pumpNow, Log: sh.slog, Accept: sh.store.stamp.checkLog}, o.record,
 		func(l *ssdcache.Log, err error) {
 			if err != nil {
 				o.fail(err)
 				return
 			}
 			sh.log = l
+			sh.store.logDurable = l.Durable
 			o.redoZeros()
 		})
 }
@@ -256,6 +265,7 @@ func (o *opener) disown(r *replica) {
 		o.kept[r.slot] = sh.store.entries[r.slot]
 	}
 	sh.store.entries[r.slot] = slotEntry{}
+	o.drops = append(o.drops, r.slot)
 	sh.store.touch(r.slot)
 	kept := o.zeros[:0]
 	for _, z := range o.zeros {
@@ -274,7 +284,11 @@ func (o *opener) redoZeros() {
 	}
 	o.zero = o.zeros[0]
 	o.zeros = o.zeros[1:]
-	o.zero.done = func(*zeroing) { o.sh.later(o.redoZeros) }
+	first := o.zero.block
+	o.zero.done = func(z *zeroing) {
+		o.sh.store.holes.mark(z.slot, first, z.end-first)
+		o.sh.later(o.redoZeros)
+	}
 	o.sh.store.zero(&o.zero)
 }
 
@@ -283,6 +297,11 @@ func (o *opener) finish() {
 	for slot := int(sh.store.sb.slots) - 1; slot >= 0; slot-- {
 		if sh.store.owners[slot] == nil {
 			sh.store.free = append(sh.store.free, uint32(slot))
+		}
+	}
+	for _, slot := range o.drops {
+		if sh.store.owners[slot] == nil {
+			sh.store.holes.mark(slot, 0, dataplane.BlocksPerChunk)
 		}
 	}
 	o.done(sh, nil)

@@ -37,6 +37,7 @@ type member struct {
 // replica is one chunk on this server.
 type replica struct {
 	history
+	memoryAck
 	id    dataplane.ChunkID
 	slot  uint32 // noSlot: nothing is kept of it
 	state replicaState

@@ -63,6 +63,7 @@ func (sh *Shard) newRequest(l *link, h *dataplane.Header, r *replica) *request {
 		q.zero.done = func(z *zeroing) {
 			first := q.off / dataplane.BlockSize
 			sh.log.StoreChanged(z.slot, first, z.end-first)
+			sh.store.holes.mark(z.slot, first, z.end-first)
 			sh.localDone(q)
 		}
 		q.rd.sh = sh
@@ -113,6 +114,7 @@ func (sh *Shard) answer(q *request, status dataplane.Kind) {
 	h.Seq = q.seq
 	if r := q.r; r != nil && r.state == active {
 		h.Epoch = r.epoch
+		h.Aux = uint32(r.life)
 	}
 	l.finish(h)
 }

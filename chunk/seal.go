@@ -38,10 +38,12 @@ func (sh *Shard) seal(r *replica, epoch dataplane.Epoch, by any, then func()) da
 	if r.isHead() {
 		if !own {
 			sh.abandonFlight(r, dataplane.NotReady)
+			sh.refuseFlushes(r, dataplane.NotReady)
 		}
 	} else {
 		sh.abandonHeld(r)
 	}
+	sh.endRound(r)
 	r.state, r.sealer, r.sealEpoch = sealed, by, epoch
 	if !own {
 		sh.refuseReads(r, dataplane.NotReady)
@@ -63,7 +65,7 @@ func tailOf(r *replica) memberTail {
 	if r.copying() {
 		return memberTail{ext: []extent{{0, 0, dataplane.ChunkSize}}} // anything may be missing
 	}
-	t := memberTail{epoch: r.epoch, last: r.last, commit: r.commit}
+	t := memberTail{epoch: r.epoch, last: r.last, commit: r.commit, life: r.life}
 	t.ext = append(t.ext, r.patched...)
 	t.ext = append(t.ext, r.uncommitted()...)
 	return t
@@ -104,7 +106,10 @@ func (sh *Shard) replyTail(l *link, h *dataplane.Header, t memberTail) {
 		l.c.Send(&a, nil, nil)
 		return
 	}
-	a.Epoch, a.Seq, a.Aux = t.epoch, t.last, uint32(t.last-t.commit)
+	if t.last-t.commit > 0xffff { // not so many are ever in flight: everything is copied
+		t.commit, t.ext = t.last-0xffff, []extent{{0, 0, dataplane.ChunkSize}}
+	}
+	a.Epoch, a.Seq, a.Aux = t.epoch, t.last, uint32(t.life)<<16|uint32(t.last-t.commit)
 	if room := min(int(h.Aux), dataplane.PartSize) / sealExtentSize; len(t.ext) > room {
 		t.ext = append(t.ext[:0], bounding(t.ext)) // copied as a whole, which is always right
 	}
@@ -132,8 +137,8 @@ func parseSeal(h *dataplane.Header, crcs, payload []byte) (memberTail, error) {
 	if h.Status != dataplane.OK {
 		return memberTail{}, dataplane.E("seal", h.Status, nil)
 	}
-	t := memberTail{epoch: h.Epoch, last: h.Seq, commit: h.Seq - dataplane.Seq(h.Aux)}
-	if dataplane.Seq(h.Aux) > h.Seq || len(payload)%sealExtentSize != 0 ||
+	t := memberTail{epoch: h.Epoch, last: h.Seq, commit: h.Seq - behind(h), life: uint16(h.Aux >> 16)}
+	if behind(h) > h.Seq || len(payload)%sealExtentSize != 0 ||
 		h.Flags&dataplane.FlagData != 0 && dataplane.CheckCRCs(crcs, 0, payload) >= 0 {
 		return t, dataplane.E("seal", dataplane.Malformed, nil)
 	}
@@ -171,8 +176,8 @@ func (sh *Shard) patchFrame(l *link, h *dataplane.Header, crcs, payload []byte, 
 	case dataplane.CheckCRCs(crcs, h.Offset, payload) >= 0:
 		l.refuse(h, dataplane.BadCRC)
 		return
-	case sh.choked(r), r.copying() && sh.store.overlaps(r.slot, h.Offset/dataplane.BlockSize,
-		h.Length/dataplane.BlockSize):
+	case sh.choked(r), r.copying() && sh.store.writesTo(r.slot, h.Offset/dataplane.BlockSize,
+		(h.Offset+h.Length)/dataplane.BlockSize):
 		l.refuse(h, dataplane.Overloaded)
 		return
 	case !sh.makeSlot(r):
@@ -236,18 +241,21 @@ func (sh *Shard) activateFrame(l *link, h *dataplane.Header, crcs, payload []byt
 		l.refuse(h, dataplane.NotReady)
 		return
 	case h.Flags&dataplane.FlagData == 0 || dataplane.CheckCRCs(crcs, 0, payload) >= 0 ||
-		int(h.Aux>>16) > len(payload):
+		h.Flags&dataplane.FlagRecovery != 0 && len(payload) < dirtyMapSize:
 		l.refuse(h, dataplane.Malformed)
 		return
 	}
-	behind := len(payload) - int(h.Aux>>16)
+	behind := len(payload)
+	if h.Flags&dataplane.FlagRecovery != 0 {
+		behind -= dirtyMapSize
+	}
 	if control.Unmarshal(payload[:behind], &cfg) != nil || cfg.Chunk != h.Chunk ||
 		cfg.Epoch != h.Epoch {
 		l.refuse(h, dataplane.Malformed)
 		return
 	}
 	q := *h
-	o := activateOrder{cfg: &cfg, seq: h.Seq, term: uint16(h.Aux),
+	o := activateOrder{cfg: &cfg, seq: h.Seq, term: uint16(h.Aux), life: uint16(h.Aux >> 16),
 		dirty: decodeDirty(payload[behind:], cfg.Epoch)}
 	sh.activate(r, o, l, func(err error) {
 		l.reply(&q, dataplane.KindOf(err))
@@ -263,13 +271,14 @@ type activateOrder struct {
 	cfg   *control.ChunkConfig
 	seq   dataplane.Seq
 	term  uint16
+	life  uint16    // write-ack=memory: memory.go
 	dirty *dirtyMap // for a member that was copied to; may be nil
 }
 
 // activate starts the chunk at the configuration's epoch, with everything up to seq here and
 // committed; done is called when that is durable. by must be who sealed it.
 func (sh *Shard) activate(r *replica, o activateOrder, by any, done func(error)) {
-	cfg, seq, term := o.cfg, o.seq, o.term
+	cfg, seq, term, life := o.cfg, o.seq, o.term, o.life
 	fail := func(k dataplane.Kind, err error) {
 		done(dataplane.E("activate chunk "+r.id.String(), k, err))
 	}
@@ -282,6 +291,9 @@ func (sh *Shard) activate(r *replica, o activateOrder, by any, done func(error))
 		return
 	case seq > maxSeq:
 		fail(dataplane.Malformed, fmt.Errorf("seq %d", seq))
+		return
+	case checkLife(cfg, life) != nil:
+		fail(dataplane.Malformed, checkLife(cfg, life))
 		return
 	case cfg.Epoch < r.sealEpoch || cfg.Epoch < r.epoch:
 		fail(dataplane.StaleEpoch, nil)
@@ -309,6 +321,7 @@ func (sh *Shard) activate(r *replica, o activateOrder, by any, done func(error))
 	// What is said here is true already, whether the record becomes durable or not: all members
 	// hold everything up to seq, and the metadata servers have committed the epoch.
 	r.history.activate(cfg.Epoch, seq, r.dirtyFor(cfg.Epoch, seq, isShort(cfg), o.dirty))
+	r.live(cfg, life)
 	r.sealEpoch, r.term, r.blind = cfg.Epoch, term, sh.canary.NoHistory
 	sh.store.touch(r.slot)
 	rec := ssdcache.Record{Kind: ssdcache.Meta, Slot: r.slot, Chunk: r.id, Epoch: cfg.Epoch, Seq: seq,

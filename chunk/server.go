@@ -56,10 +56,12 @@ type server struct {
 	client *control.Client
 	md     *mdsClient
 	addr   string
+	took   time.Duration // to open the shard
 
 	mu     sync.Mutex
 	failed string // how the disk failed
 	ready  bool
+	full   bool // no room for new chunks; of keepLease
 }
 
 // Run serves the chunk server in o.Dir until ctx ends, then stops in an orderly way and returns
@@ -100,11 +102,12 @@ func Run(ctx context.Context, o Options) error {
 func lockDir(dir string) (*os.File, error) {
 	what := "serve chunk server " + dir
 	if _, err := ReadIdentity(dir); errors.Is(err, ErrNoIdentity) {
-		return nil, dataplane.E(what, dataplane.Invalid, err)
+		return nil, dataplane.E(what, dataplane.Invalid, missingIdentity(dir, err))
 	}
-	f, err := os.OpenFile(filepath.Join(dir, "lock"), os.O_RDWR|os.O_CREATE, 0o600)
+	path := filepath.Join(dir, "lock")
+	f, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE, 0o600)
 	if err != nil {
-		return nil, fmt.Errorf("%s: %w", what, err)
+		return nil, startError(what, path, err)
 	}
 	if err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
 		f.Close()
@@ -117,7 +120,7 @@ func lockDir(dir string) (*os.File, error) {
 	return f, nil
 }
 
-// identify checks whose the directory is and counts this start, durably.
+// identify checks whose the directory is.
 func (s *server) identify() error {
 	id, err := ReadIdentity(s.o.Dir)
 	what := "serve chunk server " + s.o.Dir
@@ -129,14 +132,7 @@ func (s *server) identify() error {
 			"the key is for %q (id %v)", id.ClusterName, id.Cluster, s.o.Cred.ClusterName,
 			s.o.Cred.Cluster))
 	}
-	id.Boot++
-	if err := id.write(s.o.Dir); err != nil {
-		return fmt.Errorf("%s: count this start: %w", what, err)
-	}
 	s.id = id
-	if id.CS != 0 && s.o.OnIdentity != nil {
-		s.o.OnIdentity(id.CS, id.Boot)
-	}
 	return nil
 }
 
@@ -190,14 +186,23 @@ func (s *server) serve(ctx context.Context) error {
 	if err := s.open(&cred); err != nil {
 		return err
 	}
-	err = s.keepLease(ctx)
-	if e := s.stop(); err == nil {
+	if err = s.countStart(); err == nil {
+		err = s.listen()
+	}
+	if err == nil {
+		err = s.keepLease(ctx)
+	}
+	e := s.stop()
+	if e == nil {
+		e = s.keepStamp()
+	}
+	if err == nil {
 		err = e
 	}
 	return err
 }
 
-// open opens the disks and the shard, and listens.
+// open opens the disks and the shard. Nothing was written if it fails, unless a disk failed.
 func (s *server) open(cred *session.Credentials) error {
 	what := "serve chunk server " + s.o.Dir
 	storePath, logPath := filepath.Join(s.o.Dir, storeFile), s.id.logPath(s.o.Dir)
@@ -205,13 +210,13 @@ func (s *server) open(cred *session.Credentials) error {
 	err := s.onLoop(func(done func(error)) {
 		store, err := s.loop.OpenDisk(storePath, uring.DiskOptions{LowDepth: 8})
 		if err != nil {
-			done(openError(what, "its store", err))
+			done(openError(what, "its store", storePath, err))
 			return
 		}
 		cache, err := s.loop.OpenDisk(logPath, uring.DiskOptions{LowDepth: 8})
 		if err != nil {
 			store.Close()
-			done(openError(what, "its log", err))
+			done(openError(what, "its journal", logPath, err))
 			return
 		}
 		Open(ShardOptions{Env: s.loop, Net: s.loop, Pool: s.loop.Pool(), Store: store, Cache: cache,
@@ -222,33 +227,44 @@ func (s *server) open(cred *session.Credentials) error {
 				if err != nil {
 					store.Close()
 					cache.Close()
-					done(dataplane.E(what, dataplane.KindOf(err), fmt.Errorf("%w (store %s, log %s)", err,
-						storePath, logPath)))
+					done(startError(what, storePath, dataplane.E(what, dataplane.KindOf(err),
+						fmt.Errorf("%w (store %s, journal %s)%s", err, storePath, logPath, putBack(err)))))
 					return
 				}
 				s.shard = sh
 				s.opened.Store(true)
-				var addr string
-				if addr, err = s.listenAddr(); err == nil {
-					s.addr, err = sh.Listen(addr)
-				}
-				done(err)
+				done(nil)
 			})
+	})
+	s.took = time.Since(started)
+	return err
+}
+
+// listen takes connections, and says so.
+func (s *server) listen() error {
+	err := s.onLoop(func(done func(error)) {
+		addr, err := s.listenAddr()
+		if err == nil {
+			s.addr, err = s.shard.Listen(addr)
+		}
+		done(err)
 	})
 	if err == nil {
 		s.log.Info("chunk server opened", "chunks", len(s.shard.chunks), "addr", s.addr,
-			"boot", s.id.Boot, "took", time.Since(started))
+			"boot", s.id.Boot, "took", s.took)
 	}
 	return err
 }
 
 // openError explains a missing file.
-func openError(what, which string, err error) error {
+func openError(what, which, path string, err error) error {
 	if errors.Is(err, os.ErrNotExist) {
 		return dataplane.E(what, dataplane.Invalid, fmt.Errorf("%s is missing: %w; without it data that "+
-			"was acknowledged is lost: mount or put back its disk, or remove this chunk server", which, err))
+			"was acknowledged is lost. Nothing was changed. Mount or put back its disk; if it is gone for "+
+			"good, drop this chunk server (pstorage drop-cs) and make a new one: the other copies of its "+
+			"chunks are complete", which, err))
 	}
-	return dataplane.E(what, dataplane.IOError, err)
+	return startError(what, path, err)
 }
 
 // listenAddr is the address to listen on, which is also what others are told.
@@ -370,6 +386,11 @@ func (s *server) register(ctx context.Context) error {
 	}); err != nil {
 		return err
 	}
+	held := req.Chunks
+	var err error
+	if req.Chunks, req.Parts, err = s.tellInventory(ctx, held); err != nil {
+		return err
+	}
 	ctx, cancel := context.WithTimeout(ctx, mdsTimeout)
 	defer cancel()
 	sent := monotonic()
@@ -392,8 +413,8 @@ func (s *server) register(ctx context.Context) error {
 	s.md.setSource(fmt.Sprintf("cs %d", s.id.CS))
 	if err := s.onLoop(func(done func(error)) {
 		s.shard.SetID(s.id.CS)
-		s.shard.ForgetHeld(reply.Forget, req.Chunks)
-		s.shard.RetireHeld(reply.Retired, req.Chunks)
+		s.shard.ForgetHeld(reply.Forget, held)
+		s.shard.RetireHeld(reply.Retired, held)
 		done(nil)
 	}); err != nil {
 		return err
@@ -420,7 +441,8 @@ func (s *server) heartbeat(ctx context.Context) error {
 	}); err != nil {
 		return err
 	}
-	s.checkSpace()
+	req.Stats.Allocated = allocated(filepath.Join(s.o.Dir, storeFile))
+	req.Capacity = s.checkSpace(req.Capacity, req.Used, req.Stats.Allocated)
 	s.mu.Lock()
 	req.Failed = s.failed
 	s.mu.Unlock()
@@ -449,15 +471,6 @@ func (s *server) yield(ctx context.Context, said bool) error {
 		return err
 	}
 	return s.heartbeat(ctx)
-}
-
-// checkSpace stops taking new chunks when the file system under the store is nearly full: a
-// sparse store must not run out of space in the middle of a write-back.
-func (s *server) checkSpace() {
-	var fs unix.Statfs_t
-	if err := unix.Statfs(s.o.Dir, &fs); err == nil {
-		s.shard.SetFull(int64(fs.Bavail)*fs.Bsize < minReserve)
-	}
 }
 
 const stopTimeout = 20 * time.Second

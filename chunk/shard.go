@@ -41,8 +41,10 @@ type ShardOptions struct {
 	WallClock   func() int64
 	// OnFail is told once that the disk or the log failed: nothing is served any more.
 	OnFail func(error)
-	// Canary breaks promises on purpose, for testing simulations.
-	Canary Canary
+	// Canary breaks promises on purpose, for testing simulations; NewPool maps memory for the log,
+	// nil: uring.NewPool.
+	Canary  Canary
+	NewPool func(size int) (*uring.Pool, error)
 }
 
 // Shard is a chunk server: all of it that happens on one thread. Its methods are called on that
@@ -475,6 +477,7 @@ func (sh *Shard) Stop(done func(error)) {
 		sh.copiers[0].end("stopping")
 	}
 	sh.scrub.stop()
+	sh.store.holes.drain()
 	tries := 0
 	var t uring.Timer
 	t.Fire = func() {
@@ -490,6 +493,7 @@ func (sh *Shard) Stop(done func(error)) {
 			for _, p := range sh.peerList {
 				sh.linkLost(p)
 			}
+			sh.store.holes.stop()
 		}
 		if sh.idle() || sh.dead != nil {
 			sh.closeAll(done)
@@ -510,7 +514,7 @@ func (sh *Shard) idle() bool {
 			return false
 		}
 	}
-	return sh.scrub.idle() && sh.digests == 0
+	return sh.scrub.idle() && sh.digests == 0 && sh.store.holes.idle()
 }
 
 func (sh *Shard) closeAll(done func(error)) {

@@ -211,7 +211,7 @@ func (sh *Shard) patchTarget(l *link, h *dataplane.Header, crcs, payload []byte,
 			return false
 		}
 	}
-	if sh.log.InWriteBack(r.slot, first, n) || sh.store.overlaps(r.slot, first, n) ||
+	if sh.log.InWriteBack(r.slot, first, n) || sh.store.writesTo(r.slot, first, first+n) ||
 		sh.store.writes >= copyWrites {
 		l.refuse(h, dataplane.Overloaded)
 		return true

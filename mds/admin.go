@@ -26,6 +26,7 @@ func (r *replica) offlineTimeout() time.Duration {
 func (c *call) admin(req *control.AdminReq) (any, error) {
 	changes := req.Command == control.AdminSetAttr || req.Command == control.AdminSetConfig ||
 		req.Command == control.AdminDropCS || req.Command == control.AdminScrubStart ||
+		req.Command == control.AdminAddMDS || req.Command == control.AdminRemoveMDS ||
 		req.Command == control.AdminRmCS
 	if changes && c.peer.Role != dataplane.RoleAdmin {
 		return nil, c.fail(dataplane.Denied, "%s is for administrators, not for a peer of role %v",
@@ -69,6 +70,10 @@ func (c *call) adminDoc(req *control.AdminReq) (any, error) {
 		return withArgs(req, c.rmCS)
 	case control.AdminScrubStart:
 		return withArgs(req, c.scrubStart)
+	case control.AdminAddMDS:
+		return withArgs(req, c.addMDS)
+	case control.AdminRemoveMDS:
+		return withArgs(req, c.removeMDS)
 	}
 	return nil, c.fail(dataplane.NotSupported, "command %.80q is unknown", req.Command)
 }
@@ -128,6 +133,10 @@ func (l *leader) csDoc(s *State, c *CS, nowNs int64) control.CSDoc {
 	f := l.csFacts(c, nowNs)
 	d.Status = csCase(f)
 	d.Reason = l.csReason(s, c, d.Status, f)
+	away := d.Status == control.CSInactive || d.Status == control.CSOffline
+	if why := l.refusalOf(c.ID, nowNs); away && why != "" {
+		d.Status, d.Failed, d.Reason = control.CSRefused, why, why
+	}
 	if d.Status == control.CSReleasing {
 		d.Drain = l.drainDoc(s, c.ID)
 	}
@@ -148,6 +157,7 @@ func (l *leader) services() *control.ServicesDoc {
 			d.CS = append(d.CS, l.csDoc(f.s, c, now))
 		}
 	}
+	d.Refused = l.homeless(now)
 	return d
 }
 
@@ -157,7 +167,7 @@ func (r *replica) servers() []control.MDSDoc {
 	_, leader := r.raft.LeaderWithID()
 	for _, s := range r.raft.GetConfiguration().Configuration().Servers {
 		list = append(list, control.MDSDoc{ID: string(s.ID), Addr: string(s.Address),
-			Leader: s.ID == leader, Voter: s.Suffrage == raft.Voter})
+			Leader: s.ID == leader, Voter: s.Suffrage == raft.Voter, Down: r.down.has(s.ID)})
 	}
 	return list
 }
@@ -200,13 +210,15 @@ func health(d *control.StatDoc) (string, []string) {
 		}
 		reasons = append(reasons, fmt.Sprintf(format, n))
 	}
-	silent, failed, ill := uint64(0), uint64(0), uint64(0)
+	silent, failed, refused, ill := uint64(0), uint64(0), uint64(0), uint64(0)
 	for _, c := range d.CS {
 		switch c.Status {
 		case control.CSInactive, control.CSOffline:
 			silent++
 		case control.CSFailed:
 			failed++
+		case control.CSRefused:
+			refused++
 		case control.CSIll:
 			ill++
 		}
@@ -216,6 +228,8 @@ func health(d *control.StatDoc) (string, []string) {
 	say("degraded", d.Chunks.Urgent, "%d chunks have only one live member")
 	say("degraded", d.Chunks.Degraded, "%d chunks have fewer live members than wanted")
 	say("degraded", failed, "%d chunk servers have a failed disk")
+	say("degraded", refused, "%d chunk servers refuse to serve their directory (list-services "+
+		"says why)")
 	say("degraded", silent, "%d chunk servers don't answer")
 	say("degraded", ill, "%d chunk servers are much slower than the others")
 	if d.Chunks.Fallback > 0 {

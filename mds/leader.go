@@ -55,6 +55,9 @@ type leader struct {
 	view     placer
 	viewNs   int64 // when the view was made; 0: make it anew
 
+	parts    map[*control.Peer]*parts // inventories that are on their way
+	refusals map[refusedKey]refusal
+
 	relistNs int64 // not before then is the next inventory asked for
 	full     fullness
 }
@@ -64,6 +67,8 @@ type csLink struct {
 	peer           *control.Peer // nil: not connected
 	instance       uint64
 	refused        uint64 // instance that was refused last
+	knocker        uint64 // instance that wants to register while another one serves
+	knocksNs       int64  // since when; 0: that was told
 	capacity, used uint64 // bytes, as last reported; zero capacity: not yet
 	stats          control.CSStats
 	statsNs        int64
@@ -150,6 +155,7 @@ func (l *leader) connect(cs dataplane.CSID, peer *control.Peer, instance uint64)
 func (l *leader) gone(peer *control.Peer) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
+	delete(l.parts, peer)
 	cs, ok := l.byPeer[peer]
 	if !ok {
 		return

@@ -26,6 +26,9 @@ func (c *call) instanceOf(said uint64) uint64 {
 }
 
 func (c *call) registerCS(req *control.RegisterCSReq) (any, error) {
+	if err := c.wholeInventory(req); err != nil {
+		return nil, err
+	}
 	if err := c.checkRegistration(req); err != nil {
 		return nil, err
 	}
@@ -86,6 +89,7 @@ func (c *call) beginRegistration(req *control.RegisterCSReq, instance uint64) (
 	if k := l.cs[id]; k != nil && k.peer != nil && k.peer != c.peer && k.instance != instance &&
 		l.leases.live(id, l.now()) {
 		l.leases.at(id).knockedNs = l.now()
+		k.knock(l, id, instance, req)
 		return 0, nil, c.fail(dataplane.NotReady, "another process serves %s as CS %d, connected "+
 			"from %s: if it was stopped its lease ends in a moment", req.Path, id, k.peer.Addr())
 	}
@@ -217,6 +221,7 @@ func (c *call) grantLease(cs dataplane.CSID, req *control.RegisterCSReq, instanc
 			"%d chunks that it should hold are missing from %s: they are taken from it",
 			len(missing), req.Path))
 	}
+	delete(l.refusals, refusedKey{cs: cs})
 	l.viewNs = 0
 	l.recover.nextNs = 0
 	return &control.RegisterCSReply{CS: cs, LeaseNs: int64(dataplane.LeaseTime),

@@ -1,5 +1,7 @@
 package control
 
+import "encoding/json"
+
 // The documents of OpAdmin: JSON, shared by the metadata server and the command line. Fields may
 // be added; names don't change.
 
@@ -16,6 +18,8 @@ const (
 	AdminDropCS       = "drop-cs"       // DropCSArgs -> none
 	AdminRmCS         = "rm-cs"         // RmCSArgs -> RmCSDoc
 	AdminScrubStart   = "scrub-start"   // ScrubArgs -> ScrubDoc
+	AdminAddMDS       = "add-mds"       // AddMDSArgs -> AddMDSDoc
+	AdminRemoveMDS    = "remove-mds"    // RemoveMDSArgs -> RemoveMDSDoc
 )
 
 // The keys of the cluster's configuration that mean something; an absent one has its default.
@@ -40,6 +44,7 @@ const (
 	CSReleasing = "releasing" // being drained: its chunks are moved to others
 	CSFailed    = "failed"    // its disk failed
 	CSDropped   = "dropped"   // removed from the cluster
+	CSRefused   = "refused"   // its process won't serve its directory: Failed says why
 )
 
 // StatDoc is the state of the cluster.
@@ -134,6 +139,33 @@ type MDSDoc struct {
 	Addr   string `json:"addr"`
 	Leader bool   `json:"leader"`
 	Voter  bool   `json:"voter"`
+	// Down: it doesn't answer the leader.
+	Down bool `json:"down,omitempty"`
+}
+
+// AddMDSArgs is the address, "ip:port", of a metadata server that is being made.
+type AddMDSArgs struct {
+	Addr string `json:"addr"`
+}
+
+// AddMDSDoc is what a new metadata server needs. It becomes a member without a vote at once, and
+// gets its vote when it has caught up.
+type AddMDSDoc struct {
+	Node     uint32          `json:"node"`
+	Verifier json.RawMessage `json:"verifier,omitempty"` // of the cluster's password
+	MDS      []MDSDoc        `json:"mds"`                // with the new one
+}
+
+// RemoveMDSArgs names a metadata server by its number.
+type RemoveMDSArgs struct {
+	Node  uint32 `json:"node"`
+	Force bool   `json:"force"` // also when another one doesn't answer
+}
+
+// RemoveMDSDoc has what is left.
+type RemoveMDSDoc struct {
+	Removed MDSDoc   `json:"removed"`
+	MDS     []MDSDoc `json:"mds"`
 }
 
 // CSDoc is a chunk server. Sizes are in bytes.
@@ -146,7 +178,7 @@ type CSDoc struct {
 	Tier       uint8     `json:"tier"`
 	Status     string    `json:"status"`
 	Reason     string    `json:"reason,omitempty"` // of the status, in words
-	Failed     string    `json:"failed,omitempty"`
+	Failed     string    `json:"failed,omitempty"` // why, if the status is failed or refused
 	Capacity   uint64    `json:"capacity"`
 	Used       uint64    `json:"used"`
 	Chunks     uint64    `json:"chunks"`
@@ -163,6 +195,15 @@ type CSDoc struct {
 type ServicesDoc struct {
 	MDS []MDSDoc `json:"mds"`
 	CS  []CSDoc  `json:"cs"`
+	// Refused are directories that don't say whose they are.
+	Refused []RefusedDoc `json:"refused,omitempty"`
+}
+
+// RefusedDoc is a directory that the chunk server's process on its host refuses to serve.
+type RefusedDoc struct {
+	Host   string `json:"host"`
+	Path   string `json:"path"`
+	Reason string `json:"reason"`
 }
 
 // EventsArgs asks for events with an id above After, oldest first. Limit 0 means 100. With Last

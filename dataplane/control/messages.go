@@ -28,6 +28,13 @@ const (
 	OpUnreachable = dataplane.OpControlBase + 36 // UnreachableReq -> Empty (clients, CS)
 	OpExited      = dataplane.OpControlBase + 37 // ExitedReq -> Empty (supervisor)
 	OpAddEvent    = dataplane.OpControlBase + 38 // Event -> Empty
+	// OpInventory: InventoryReq -> Empty, before an OpRegisterCS over the same connection.
+	OpInventory = dataplane.OpControlBase + 39
+	OpRefused   = dataplane.OpControlBase + 40 // RefusedReq -> Empty (supervisor)
+
+	// Metadata servers among themselves, and where they are.
+	OpMDSReady = dataplane.OpControlBase + 70 // MDSReadyReq -> MDSReadyReply (metadata servers)
+	OpMDSList  = dataplane.OpControlBase + 71 // Empty -> MDSListReply
 
 	// Pushes, from the metadata server to a chunk server, FlagPush, no reply.
 	OpSettle = dataplane.OpControlBase + 48 // SettlePush: be the coordinator for these chunks
@@ -261,6 +268,23 @@ type RegisterCSReq struct {
 	// registers again isn't taken for a copy of its directory. Zero: the process is known by its
 	// control.Client, so it must use one and the same for registrations and heartbeats.
 	Instance uint64
+	// Parts is how many InventoryReqs came before this over the same connection: their chunks are
+	// part of the inventory, too.
+	Parts uint32
+}
+
+// InventoryReq is a part of an inventory that is too long for one message: Part counts from 0.
+type InventoryReq struct {
+	Part   uint32
+	Chunks []HeldChunk
+}
+
+// RefusedReq says that a chunk server's process refuses to serve its directory, and why. It is
+// repeated as long as that is so. CS is 0 if the directory doesn't say which it is.
+type RefusedReq struct {
+	CS         dataplane.CSID
+	Host, Path string
+	Reason     string
 }
 
 // HeldChunk is one chunk in a chunk server's inventory.
@@ -320,6 +344,8 @@ type CSStats struct {
 	ScrubMismatches                 uint64 // parts of 64 KiB in which replicas differed
 	ScrubStartedNs, ScrubFinishedNs int64  // since 1970; Finished: the last complete pass; 0: never
 
+	Allocated uint64 // bytes that the store takes of its file system; 0: not known
+
 	// Means over the last second or so, ns; 0: there was nothing to measure.
 	LogWaitNs  int64 // from the beginning of a write to the log until it is durable
 	ReadWaitNs int64 // of reads of the disk
@@ -349,6 +375,19 @@ type ExitedReq struct {
 	CS   dataplane.CSID
 	Boot uint64
 }
+
+// MDSReadyReq is a metadata server's question to the leader: is it still a member, and may it vote
+// now? Status NotFound: it was removed.
+type MDSReadyReq struct {
+	Node    uint32
+	Applied uint64 // index of the last log entry that it has applied
+}
+
+// MDSReadyReply says whether it votes.
+type MDSReadyReply struct{ Voter bool }
+
+// MDSListReply is where the metadata servers are, "ip:port".
+type MDSListReply struct{ Addrs []string }
 
 // SettlePush asks the receiver to bring the members of each chunk to one history and, when Lost is
 // not empty, to exclude those members (compare-and-set first).
