@@ -53,7 +53,8 @@ func (l *leader) watchDrains(s *State, nowNs int64) {
 			d.rate += (now - d.rate) / drainSmooth
 			d.left, d.atNs = left, nowNs
 		}
-		if left == 0 && !d.dropping {
+		// As long as it is to be told what to forget it may have to activate what it was the head of.
+		if k := l.cs[c.ID]; left == 0 && !d.dropping && (k == nil || len(k.moved) == 0) {
 			d.dropping = true
 			l.dropDrained(c.ID)
 		}
@@ -231,7 +232,11 @@ func (c *call) onlyOn(ids []uint32) (n uint64) {
 type movedChunk struct {
 	id    dataplane.ChunkID
 	epoch dataplane.Epoch
+	dueNs int64 // not before: the head that leaves has to activate the members first
 }
+
+// movedGrace is how long a server that left keeps what it held.
+const movedGrace = time.Second
 
 // forgetMoved has servers delete a chunk that moved away from them. mu is held.
 func (l *leader) forgetMoved(rec *Record, from []dataplane.CSID) {
@@ -241,15 +246,22 @@ func (l *leader) forgetMoved(rec *Record, from []dataplane.CSID) {
 			k.moved = nil // it learns by its next inventory
 			l.leases.at(cs).relist = true
 		}
-		k.moved = append(k.moved, movedChunk{rec.ID, rec.Epoch})
+		k.moved = append(k.moved, movedChunk{rec.ID, rec.Epoch, l.now() + int64(movedGrace)})
 	}
 }
 
 // pushMoved tells servers what moved away from them. mu is held.
 func (l *leader) pushMoved() {
+	now := l.now()
 	for cs, k := range l.cs {
-		for len(k.moved) > 0 && k.peer != nil {
-			n := min(len(k.moved), forgetPerPush)
+		for k.peer != nil {
+			n := 0
+			for n < min(len(k.moved), forgetPerPush) && k.moved[n].dueNs <= now {
+				n++
+			}
+			if n == 0 {
+				break
+			}
 			p := &control.ForgetPush{}
 			for _, m := range k.moved[:n] {
 				p.Chunks = append(p.Chunks, m.id)

@@ -72,8 +72,9 @@ type stallFacts struct {
 }
 
 // stallCase says which server keeps writes from getting on, an index, or -1 if that can't be told.
-// A log that hangs while the others' don't is its own evidence. Otherwise it is who most others wait
-// for in vain, but one that itself waits for several is more likely the one that can't be reached.
+// A log that hangs while the others' don't is its own evidence. Otherwise it is who most others
+// wait for in vain, but one that itself waits for several is more likely the one that can't be
+// reached.
 func stallCase(list []stallFacts) int {
 	live, own, others := 0, -1, 0
 	for i, f := range list {
@@ -162,7 +163,8 @@ type serverHealth struct {
 	note     string
 }
 
-// peerHealth is the leader's judgement of its chunk servers. It is pure. Not safe for concurrent use.
+// peerHealth is the leader's judgement of its chunk servers. It is pure. Not safe for concurrent
+// use.
 type peerHealth struct {
 	cs     []*serverHealth // by id; nil: nothing known
 	stepNs int64

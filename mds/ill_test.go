@@ -183,8 +183,8 @@ func TestCSCase(t *testing.T) {
 	}
 }
 
-// TestStallIsExcluded: the log of one of four servers hangs. It is asked for its lease, gives it up,
-// may be excluded from a chunk at once, and comes back by a registration when it is well again.
+// TestStallIsExcluded: the log of one of four servers hangs. It is asked for its lease, gives it
+// up, may be excluded from a chunk at once, and comes back by a registration when it is well again.
 func TestStallIsExcluded(t *testing.T) {
 	c := newTestCluster(t, 1)
 	k := c.client(dataplane.RoleClient, 7, nil)
@@ -251,7 +251,8 @@ func TestStallIsExcluded(t *testing.T) {
 	var stat control.StatDoc
 	admin := c.client(dataplane.RoleAdmin, 9, nil)
 	admin.admin(control.AdminStat, nil, &stat)
-	if s := stat.CS[sick.id-1]; s.Status != control.CSIll || !strings.Contains(s.Reason, "hasn't got on") {
+	if s := stat.CS[sick.id-1]; s.Status != control.CSIll ||
+		!strings.Contains(s.Reason, "hasn't got on") {
 		t.Errorf("stat says %q, %q", s.Status, s.Reason)
 	}
 	stall = 0

@@ -68,7 +68,8 @@ func (m *mover) wake() { m.nextNs = 0 }
 
 // step begins moves and appends what to ask for to out. p has all servers that are there, also
 // those that take nothing, and counts what is under way.
-func (m *mover) step(nowNs int64, w recoverView, r *recoverer, p *placer, out []recoverOrder) []recoverOrder {
+func (m *mover) step(nowNs int64, w recoverView, r *recoverer, p *placer,
+	out []recoverOrder) []recoverOrder {
 	if len(r.queue) > 0 || r.moves >= r.limits.total {
 		return out
 	}

@@ -43,6 +43,7 @@ type csNode struct {
 
 	// Of the faults.
 	gone     bool // for good
+	drained  bool // it was to be removed from the cluster
 	excluded bool // from some chunk
 }
 
@@ -144,7 +145,8 @@ func (n *csNode) heartbeat() {
 	req := &control.HeartbeatReq{CS: n.id, Boot: n.boot, Failed: n.failed, Capacity: capacity,
 		Used: used, Stats: n.shard.Stats()}
 	n.shard.Gauge(req)
-	n.ask(dataplane.RoleCS, control.OpHeartbeat, req, dataplane.LeaseTime, true, func(p []byte, err error) {
+	n.ask(dataplane.RoleCS, control.OpHeartbeat, req, dataplane.LeaseTime, true, func(p []byte,
+		err error) {
 		n.asking = false
 		var reply control.HeartbeatReply
 		if err == nil {
@@ -192,6 +194,10 @@ func (n *csNode) register(sent int64) {
 				n.w.trace("cs %d registered, boot %d, forgets %v", n.id, n.boot, reply.Forget)
 			case k == dataplane.Denied || k == dataplane.Conflict || k == dataplane.WrongCluster:
 				n.shard.SetLease(0)
+				if k == dataplane.Denied && n.drained {
+					n.removed()
+					return
+				}
 				if n.failed == "" {
 					n.w.violate("cs %d may not register: %v", n.index+1, err)
 				}
@@ -228,7 +234,7 @@ func (n *csNode) pushed(op dataplane.Opcode, payload []byte) {
 			if err := control.Unmarshal(payload, &p); err != nil {
 				panic(err)
 			}
-			n.shard.Forget(p.Chunks)
+			n.shard.ForgetPush(&p)
 		case control.OpScrub:
 			n.shard.ScrubStart()
 		}

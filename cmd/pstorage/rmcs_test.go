@@ -24,7 +24,8 @@ func (n *node) cs(id uint32) control.CSDoc {
 	return control.CSDoc{}
 }
 
-// fails runs pstorage, which must fail with the status and say the text, while others change things.
+// fails runs pstorage, which must fail with the status and say the text, while others change
+// things.
 func (n *node) fails(status int, text string, args ...string) {
 	n.t.Helper()
 	r := n.run("", "pstorage", args...)
