@@ -328,6 +328,13 @@ func (s *settler) sealAll() {
 	})
 }
 
+// headless says that the head wasn't activated at the committed epoch, so that no write was ever
+// taken in it.
+func (s *settler) headless() bool {
+	return len(s.stay) > 0 && s.stay[0].CS == s.cfg.Members[0].CS && !s.tails[0].unknown &&
+		s.tails[0].epoch < s.cfg.Epoch
+}
+
 func (s *settler) decided() {
 	s.verdict = decide(s.cfg.Created, s.tails)
 	s.sh.slog.Debug("settling", "chunk", s.r.id, "epoch", s.cfg.Epoch, "tails", s.tails,
@@ -339,7 +346,7 @@ func (s *settler) decided() {
 		return
 	}
 	for _, i := range s.verdict.lost {
-		if s.tails[i].unknown && s.tails[s.verdict.winner].epoch < s.cfg.Epoch {
+		if s.tails[i].unknown && (s.tails[s.verdict.winner].epoch < s.cfg.Epoch || s.headless()) {
 			// The epoch never began: most likely it was being added, and its process ended.
 			s.sh.event(control.Warning, "replica-missing", fmt.Sprintf(
 				"chunk %v: cs %d doesn't have it; it is excluded", s.r.id, s.stay[i].CS))

@@ -53,12 +53,18 @@ func (l *leader) watchDrains(s *State, nowNs int64) {
 			d.rate += (now - d.rate) / drainSmooth
 			d.left, d.atNs = left, nowNs
 		}
-		// As long as it is to be told what to forget it may have to activate what it was the head of.
-		if k := l.cs[c.ID]; left == 0 && !d.dropping && (k == nil || len(k.moved) == 0) {
+		if left == 0 && !d.dropping && !l.activating(c.ID, nowNs) {
 			d.dropping = true
 			l.dropDrained(c.ID)
 		}
 	}
+}
+
+// activating says whether a server may still have to activate chunks that it was the head of. mu is
+// held.
+func (l *leader) activating(cs dataplane.CSID, nowNs int64) bool {
+	k := l.cs[cs]
+	return k != nil && len(k.moved) > 0 && k.moved[len(k.moved)-1].dueNs > nowNs
 }
 
 // dropDrained drops a server that holds nothing. mu is held.

@@ -153,6 +153,8 @@ func (n *csNode) heartbeat() {
 			err = control.Unmarshal(p, &reply)
 		}
 		switch k := dataplane.KindOf(err); {
+		case k == dataplane.Fenced && n.drained:
+			n.removed()
 		case err == nil && reply.Yield:
 			n.w.trace("cs %d gives its lease up", n.id)
 			n.shard.Yield()
