@@ -60,7 +60,7 @@ func (w *world) heal() {
 func (w *world) replicated() bool {
 	there := 0
 	for _, n := range w.cs {
-		if !n.gone {
+		if !n.gone && !n.drained {
 			there++
 		}
 	}

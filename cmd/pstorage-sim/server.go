@@ -43,6 +43,7 @@ type csNode struct {
 
 	// Of the faults.
 	gone     bool // for good
+	drained  bool // it was to be removed from the cluster
 	excluded bool // from some chunk
 	// onExcluded, if set, is called when it is excluded from a chunk.
 	onExcluded func()
@@ -146,13 +147,16 @@ func (n *csNode) heartbeat() {
 	req := &control.HeartbeatReq{CS: n.id, Boot: n.boot, Failed: n.failed, Capacity: capacity,
 		Used: used, Stats: n.shard.Stats()}
 	n.shard.Gauge(req)
-	n.ask(dataplane.RoleCS, control.OpHeartbeat, req, dataplane.LeaseTime, true, func(p []byte, err error) {
+	n.ask(dataplane.RoleCS, control.OpHeartbeat, req, dataplane.LeaseTime, true, func(p []byte,
+		err error) {
 		n.asking = false
 		var reply control.HeartbeatReply
 		if err == nil {
 			err = control.Unmarshal(p, &reply)
 		}
 		switch k := dataplane.KindOf(err); {
+		case k == dataplane.Fenced && n.drained:
+			n.removed()
 		case err == nil && reply.Yield:
 			n.w.trace("cs %d gives its lease up", n.id)
 			n.shard.Yield()
@@ -196,6 +200,10 @@ func (n *csNode) register(sent int64) {
 					reply.Forget, reply.Retired)
 			case k == dataplane.Denied || k == dataplane.Conflict || k == dataplane.WrongCluster:
 				n.shard.SetLease(0)
+				if k == dataplane.Denied && n.drained {
+					n.removed()
+					return
+				}
 				if n.failed == "" {
 					n.w.violate("cs %d may not register: %v", n.index+1, err)
 				}

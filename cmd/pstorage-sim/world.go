@@ -161,6 +161,7 @@ func (w *world) run() {
 		w.cl = append(w.cl, newClient(w, i))
 	}
 	newFaults(w).start()
+	w.startDrains()
 	end := w.sim.Now() + w.sc.length
 	w.sim.Run(func() bool { return len(w.violations) > 0 }, end)
 	if len(w.violations) == 0 {
