@@ -30,8 +30,8 @@ type Identity struct {
 	Log         string // 32 hex digits: the log that belongs to the store
 	CS          dataplane.CSID
 	Boot        uint64 // how often a server was started on this directory
-	Served      uint64 `json:",omitempty"` // the last of these starts that may have served
 	Capacity    uint64 // bytes for chunks
+	Stamp       uint64 // number of the store's checkpoint at the last start or orderly stop: stamp.go
 	LogPath     string // of the log: absolute, or relative to the directory
 	Tier        uint8
 	Location    string // "room/row/rack" or empty
@@ -58,7 +58,7 @@ func ReadIdentity(dir string) (*Identity, error) {
 	}
 	id, err := decodeIdentity(b)
 	if err != nil {
-		return nil, fmt.Errorf("%s: %w", path, err)
+		return nil, fmt.Errorf("%s: %w; put it back from a copy of this directory", path, err)
 	}
 	return id, nil
 }

@@ -15,7 +15,6 @@ import (
 //  2. staging area: complete a checkpoint that a power cut interrupted.
 //  3. slot table: what was known of each chunk at the last checkpoint.
 //  4. log: what happened since then, in order.
-//     Store, log and identity must be of the same life (startrecord.go).
 //  5. what ZERO records since then cleared is cleared again in the CRC pages.
 //
 // After it every chunk is unsettled: nothing is served of it before its members agreed.
@@ -31,7 +30,8 @@ type opener struct {
 	at    int64
 	zeros []zeroing
 	zero  zeroing
-	life  startRecord
+	drops []uint32             // slots whose chunk was dropped: perhaps before their space was given back
+	kept  map[uint32]slotEntry // of the slot table, of slots that the log takes away first
 }
 
 func (o *opener) start() {
@@ -46,7 +46,7 @@ func (o *opener) start() {
 		o.sh.later(func() { o.fail(errors.New("no memory in the buffer pool")) })
 		return
 	}
-	o.read(0, startOffset+dataplane.BlockSize, o.gotSuper)
+	o.read(0, stampOffset+dataplane.BlockSize, o.gotSuper)
 }
 
 func (o *opener) fail(err error) {
@@ -85,13 +85,15 @@ func (o *opener) gotSuper() {
 	if err == nil && sb.slots > ssdcache.MaxSlots {
 		err = fmt.Errorf("store of %d slots, at most %d are possible", sb.slots, ssdcache.MaxSlots)
 	}
+	if err == nil {
+		err = st.stamp.decode(o.buf.Bytes()[stampOffset:])
+	}
+	if err == nil {
+		err = st.stamp.checkIdentity(o.o.Identity)
+		st.marked = st.stamp.nr
+	}
 	if err == nil && st.disk.Size() < sb.size() {
 		err = fmt.Errorf("the store has %d bytes and should have %d: cut off", st.disk.Size(), sb.size())
-	}
-	if err == nil && o.o.Boot != 0 {
-		if err = o.life.decode(o.buf.Bytes()[startOffset:]); err == nil {
-			err = o.life.checkIdentity(o.o.Boot, o.o.Served)
-		}
 	}
 	if err != nil {
 		o.fail(dataplane.E("open the store", dataplane.Invalid, err))
@@ -170,20 +172,20 @@ func (o *opener) entry(slot uint32, b []byte) {
 
 func (o *opener) openLog() {
 	sh := o.sh
-	lo := ssdcache.Options{Disk: o.o.Cache, Env: sh.env, Pool: sh.pool,
+	o.buf.Release()
+	o.buf = nil
+	ssdcache.Open(ssdcache.Options{Disk: o.o.Cache, Env: sh.env, Pool: sh.pool, NewPool: o.o.NewPool,
 		Owner: ownerOf(sh.store.sb.log), MaxSlots: sh.store.sb.slots, Backing: sh.store,
-		OnFail: sh.fail, OnRoom: sh.pumpNow, Log: sh.slog}
-	if o.o.Boot != 0 {
-		lo.Stamp, lo.Accept = o.o.Boot, o.acceptLog
-	}
-	ssdcache.Open(lo, o.record, func(l *ssdcache.Log, err error) {
-		if err != nil {
-			o.fail(err)
-			return
-		}
-		sh.log = l
-		o.redoZeros()
-	})
+		OnFail: sh.fail, OnRoom: sh.pumpNow, Log: sh.slog, Accept: sh.store.stamp.checkLog}, o.record,
+		func(l *ssdcache.Log, err error) {
+			if err != nil {
+				o.fail(err)
+				return
+			}
+			sh.log = l
+			sh.store.logDurable = l.Durable
+			o.redoZeros()
+		})
 }
 
 // ownerOf is what ties the log to its store.
@@ -202,11 +204,12 @@ func (o *opener) record(rec *ssdcache.Record) {
 	switch {
 	case rec.Kind == ssdcache.Meta:
 		if r == nil || r.id != rec.Chunk {
+			if len(rec.Meta) > 0 && rec.Meta[0] == metaUnfinished {
+				break // what the copy was made over is lost
+			}
 			r = o.adopt(rec, r)
 		}
-		if rec.Epoch > r.epoch || rec.Epoch == r.epoch && rec.Seq >= r.last {
-			r.history.activate(rec.Epoch, rec.Seq)
-		}
+		r.replayMeta(rec.Epoch, rec.Seq, rec.Meta)
 		st.touch(rec.Slot)
 	case rec.Kind == ssdcache.Drop:
 		delete(st.residue, rec.Slot)
@@ -242,6 +245,12 @@ func (o *opener) adopt(rec *ssdcache.Record, old *replica) *replica {
 	sh.chunks[r.id] = r
 	sh.store.owners[r.slot] = r
 	delete(sh.store.residue, r.slot)
+	if e, ok := o.kept[r.slot]; ok && e.chunk == r.id && len(rec.Meta) > 0 &&
+		rec.Meta[0] == metaFilled {
+		// The table was written before this record, with the pages of what lies only in the store;
+		// what took the slot away is of an earlier use of it by this chunk.
+		sh.store.entries[r.slot].pages = e.pages
+	}
 	return r
 }
 
@@ -249,7 +258,14 @@ func (o *opener) disown(r *replica) {
 	sh := o.sh
 	delete(sh.chunks, r.id)
 	sh.store.owners[r.slot] = nil
+	if _, ok := o.kept[r.slot]; !ok {
+		if o.kept == nil {
+			o.kept = map[uint32]slotEntry{}
+		}
+		o.kept[r.slot] = sh.store.entries[r.slot]
+	}
 	sh.store.entries[r.slot] = slotEntry{}
+	o.drops = append(o.drops, r.slot)
 	sh.store.touch(r.slot)
 	kept := o.zeros[:0]
 	for _, z := range o.zeros {
@@ -263,22 +279,29 @@ func (o *opener) disown(r *replica) {
 // redoZeros clears the words that ZERO records since the last checkpoint cleared.
 func (o *opener) redoZeros() {
 	if len(o.zeros) == 0 {
-		o.markServed()
+		o.finish()
 		return
 	}
 	o.zero = o.zeros[0]
 	o.zeros = o.zeros[1:]
-	o.zero.done = func(*zeroing) { o.sh.later(o.redoZeros) }
+	first := o.zero.block
+	o.zero.done = func(z *zeroing) {
+		o.sh.store.holes.mark(z.slot, first, z.end-first)
+		o.sh.later(o.redoZeros)
+	}
 	o.sh.store.zero(&o.zero)
 }
 
 func (o *opener) finish() {
 	sh := o.sh
-	o.buf.Release()
-	o.buf = nil
 	for slot := int(sh.store.sb.slots) - 1; slot >= 0; slot-- {
 		if sh.store.owners[slot] == nil {
 			sh.store.free = append(sh.store.free, uint32(slot))
+		}
+	}
+	for _, slot := range o.drops {
+		if sh.store.owners[slot] == nil {
+			sh.store.holes.mark(slot, 0, dataplane.BlocksPerChunk)
 		}
 	}
 	o.done(sh, nil)

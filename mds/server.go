@@ -17,6 +17,7 @@ type server struct {
 	r    *replica
 	log  *slog.Logger
 	lead atomic.Pointer[leader] // nil: not the leader, or not ready yet
+	id   *identity              // of this server; nil in simulations
 }
 
 var _ control.Handler = (*server)(nil)
@@ -82,6 +83,10 @@ var handlers = map[dataplane.Opcode]handler{
 	control.OpUnreachable: on(forCS|forClients, (*call).unreachable),
 	control.OpExited:      on(forHosts, (*call).exited),
 	control.OpAddEvent:    on(forAll, (*call).addEvent),
+	control.OpMDSReady:    on(1<<dataplane.RoleMDS, (*call).mdsReady),
+	control.OpMDSList:     on(forAll, (*call).mdsList),
+	control.OpInventory:   on(forCS, (*call).inventoryPart),
+	control.OpRefused:     on(forHosts, (*call).refused),
 	control.OpAdmin:       on(forClients, (*call).admin),
 }
 

@@ -31,7 +31,7 @@ import (
 //	    64    8 durable: batches up to this number were durable
 //	    72    4 flags: 1 = closed in an orderly way, "durable" is the last batch there is
 //	    76    4 zero
-//	    80    8 stamp of the owner, see Options.Stamp; 0: none
+//	    80    8 mark: number of the store's last checkpoint, as it says (Marker)
 //	    88 4004 zero
 //	  4092    4 CRC32C of bytes 0-4091
 //
@@ -350,7 +350,7 @@ type super struct {
 	tail      uint64
 	tailBatch uint64
 	durable   uint64
-	stamp     uint64
+	mark      uint64
 	clean     bool
 }
 
@@ -368,10 +368,10 @@ func (s *super) put(b []byte) {
 	le.PutUint64(b[48:], s.tail)
 	le.PutUint64(b[56:], s.tailBatch)
 	le.PutUint64(b[64:], s.durable)
+	le.PutUint64(b[80:], s.mark)
 	if s.clean {
 		le.PutUint32(b[72:], flagClean)
 	}
-	le.PutUint64(b[80:], s.stamp)
 	le.PutUint32(b[superSize-4:], dataplane.CRC(b[:superSize-4]))
 }
 
@@ -389,7 +389,7 @@ func (s *super) decode(b []byte) error {
 	*s = super{segSize: le.Uint32(b[12:]), owner: le.Uint64(b[16:]), id: le.Uint64(b[24:]),
 		segments: le.Uint32(b[32:]), inc: le.Uint32(b[36:]), gen: le.Uint64(b[40:]),
 		tail: le.Uint64(b[48:]), tailBatch: le.Uint64(b[56:]), durable: le.Uint64(b[64:]),
-		stamp: le.Uint64(b[80:])}
+		mark: le.Uint64(b[80:])}
 	flags := le.Uint32(b[72:])
 	s.clean = flags&flagClean != 0
 	switch {

@@ -142,6 +142,9 @@ func Open(o Options, record func(*Record), done func(*Log, error)) {
 	if o.DestageAt == 0 {
 		o.DestageAt = 0.5
 	}
+	if o.NewPool == nil {
+		o.NewPool = uring.NewPool
+	}
 	l := &Log{o: o, disk: o.Disk, env: o.Env, pool: o.Pool, headBlocks: 1}
 	l.turn.TurnEnd = l.turnEnd
 	r := &opener{done: done}
@@ -238,7 +241,7 @@ func (r *opener) gotSuper(op *uring.DiskOp) {
 	l.reserve = min(max(l.segs/8, 2), 8)
 	l.first, l.pins = make([]uint64, l.segs), make([]uint32, l.segs)
 	var err error
-	if l.spill, err = uring.NewPool(spillSize); err == nil {
+	if l.spill, err = l.o.NewPool(spillSize); err == nil {
 		l.idx, err = newIndex(uint32(firstBlock + l.segs*uint64(l.segBlocks)))
 	}
 	if err == nil {
@@ -255,21 +258,17 @@ func (r *opener) gotSuper(op *uring.DiskOp) {
 		return
 	}
 	r.seg, r.nr, r.known = l.sb.tail, l.sb.tailBatch, l.sb.durable
-	if l.o.Accept == nil {
-		r.startWalk()
-		return
-	}
-	l.o.Accept(l.sb.stamp, func(err error) {
-		if err != nil {
-			r.fail(dataplane.E("open the log", dataplane.KindOf(err), err))
-			return
-		}
-		r.startWalk()
-	})
+	r.startWalk()
 }
 
 // sync makes what was replayed durable: the process before may have been killed in between.
 func (r *opener) sync() {
+	if accept := r.l.o.Accept; accept != nil {
+		if err := accept(r.l.sb.mark, r.nr-1); err != nil {
+			r.fail(err)
+			return
+		}
+	}
 	r.op = uring.DiskOp{Kind: uring.DiskSync, Done: func(op *uring.DiskOp) {
 		if op.Err != nil {
 			r.fail(ioError("flush the log", op.Err))
@@ -313,7 +312,6 @@ func (r *opener) finish(op *uring.DiskOp) {
 	l.cache.lap = l.tail + l.segs - l.reserve
 	l.sb.inc = max(l.sb.inc, r.inc) + 1
 	l.sb.clean = false
-	l.sb.stamp = l.o.Stamp
 	l.prepare()
 	l.writeSuper(func(err error) {
 		if err != nil {

@@ -29,7 +29,10 @@ type entry struct {
 	epoch   dataplane.Epoch
 	call    uint32 // number of the fetch or allocation that is under way for it; 0: none
 	state   entryState
-	dirty   bool // in f.dirty
+	dirty   bool   // in f.dirty
+	lost    bool   // some of what was written since the last flush is gone
+	life    uint16 // of the chunk, at the last write: see OpFlush
+	flushed uint16 // the same, when the flush under way began
 	n       uint8
 	members [dataplane.MaxReplicas]dataplane.CSID
 }
