@@ -71,6 +71,9 @@ func (cs *wildCS) Frame(c *session.Conn, h *dataplane.Header, crcs, payload []by
 	for range 1 + mode>>7 {
 		c.Send(&reply, sums, data)
 	}
+	if reply.ReqID != h.ReqID {
+		cs.fakeCS.Frame(c, h, crcs, payload, b) // a server that swallows a request is waited for
+	}
 }
 
 // FuzzReplies gives the client arbitrary answers: it must not panic, must give every operation an
