@@ -36,7 +36,8 @@ func (in *wildInput) frame(role dataplane.Role) (h dataplane.Header, payload []b
 	mode := in.byte()
 	h = dataplane.Header{Op: dataplane.Opcode(in.byte()), ReqID: in.uint(1), Chunk: chunkA,
 		Epoch: dataplane.Epoch(in.uint(1)), Seq: dataplane.Seq(in.uint(1)),
-		Offset: uint32(in.uint(1)) * dataplane.BlockSize, Aux: uint32(in.uint(1)), Flags: uint16(in.uint(1))}
+		Offset: uint32(in.uint(1)) * dataplane.BlockSize, Aux: uint32(in.uint(1)),
+		Flags: uint16(in.uint(1))}
 	if mode&1 != 0 {
 		h.ReqID, h.Epoch, h.Seq = in.uint(8), dataplane.Epoch(in.uint(4)), dataplane.Seq(in.uint(8))
 		h.Offset, h.Aux = uint32(in.uint(4)), uint32(in.uint(4))

@@ -34,7 +34,8 @@ func newFuzzSim() *fuzzSim {
 }
 
 // ask gives a request to its handler and waits for the answer.
-func (f *fuzzSim) ask(role dataplane.Role, op dataplane.Opcode, payload []byte) (answer any, err error) {
+func (f *fuzzSim) ask(role dataplane.Role, op dataplane.Opcode, payload []byte) (answer any,
+	err error) {
 	p := f.peers[role]
 	if p == nil {
 		p = control.SimPeer(session.Peer{Role: role, ID: uint64(role) + 100},

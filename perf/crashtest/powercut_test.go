@@ -180,8 +180,8 @@ func (c *cutter) unflushed(path string, cut int) string {
 		"some sectors"}[mode], n)
 }
 
-// torn says of each 512 bytes of a write whether they reach the disk: by sectors. The first block is
-// never torn: ext4 can't be mounted with a torn superblock.
+// torn says of each 512 bytes of a write whether they reach the disk: by sectors. The first block
+// is never torn: ext4 can't be mounted with a torn superblock.
 func (c *cutter) torn(offset int64) func(part int64) bool {
 	last, keep := int64(-1), false
 	return func(part int64) bool {
@@ -218,8 +218,8 @@ func (c *cutter) try(image string, check func()) {
 	check()
 }
 
-// unserve takes from the identity, which isn't on the disk, that there were starts that served since
-// the record was made: otherwise the next image is an old copy, which is refused.
+// unserve takes from the identity, which isn't on the disk, that there were starts that served
+// since the record was made: otherwise the next image is an old copy, which is refused.
 func (c *cutter) unserve() {
 	t := c.s.t
 	path := filepath.Join(c.s.home, "cs/identity")
