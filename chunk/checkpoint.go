@@ -35,18 +35,20 @@ type flusher struct {
 	tables  []int    // pages of the slot table of this pass, ascending
 	atTodo  int      // how many of them have been staged
 	atTable int
-	pinned  []*crcPage
-	staged  []stagedPage
-	round   uint64
-	buf     *uring.Buf
-	one     [][]byte
-	op      uring.DiskOp
-	inPlace [stageRound]uring.DiskOp
-	bufs    [stageRound][1][]byte
-	left    int
-	err     error
-	next    func()
-	steps   struct{ synced, place, placed, finish func() } // of next, made once
+	// unstamped: the stamp of this pass hasn't been staged yet.
+	unstamped bool
+	pinned    []*crcPage
+	staged    []stagedPage
+	round     uint64
+	buf       *uring.Buf
+	one       [][]byte
+	op        uring.DiskOp
+	inPlace   [stageRound]uring.DiskOp
+	bufs      [stageRound][1][]byte
+	left      int
+	err       error
+	next      func()
+	steps     struct{ synced, place, placed, finish func() } // of next, made once
 }
 
 func (f *flusher) init(st *store) {
@@ -104,6 +106,8 @@ func (f *flusher) begin() {
 	f.running, f.dirty, f.err = true, false, nil
 	f.serving, f.waiting = f.waiting, nil
 	f.todo, f.tables, f.atTodo, f.atTable = f.todo[:0], f.tables[:0], 0, 0
+	f.unstamped = true
+	f.st.nextStamp()
 	for i, w := range f.st.touched {
 		for ; w != 0; w &= w - 1 {
 			f.tables = append(f.tables, i*64+bits.TrailingZeros64(w))
@@ -160,6 +164,12 @@ func (f *flusher) sync(next func()) {
 func (f *flusher) fill() {
 	st := f.st
 	f.staged = f.staged[:0]
+	if f.unstamped {
+		f.unstamped = false
+		b := f.image(0)
+		st.stamp.put(b)
+		f.staged = append(f.staged, stagedPage{stampOffset, dataplane.CRC(b)})
+	}
 	lastTable := -1
 	// Each turn adds a page, perhaps the table page of the one before, and needs room for its own.
 	for ; f.atTodo < len(f.todo) && len(f.staged)+3 <= stageRound; f.atTodo++ {
@@ -272,6 +282,7 @@ func (f *flusher) fail(err error) {
 func (f *flusher) finish() {
 	served := f.serving
 	f.running, f.serving = false, nil
+	f.st.marked = f.st.stamp.nr
 	if f.dirty {
 		f.begin()
 	}

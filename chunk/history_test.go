@@ -49,7 +49,7 @@ func TestHistoryAgainstNaive(t *testing.T) {
 					lo, hi = min(lo, w.off), max(hi, w.off+w.length)
 				}
 			}
-			if got := h.barrier(off, length); int(got) != want {
+			if got := h.above(h.commit, off, length); int(got) != want {
 				t.Fatalf("barrier %d, want %d", got, want)
 			}
 			gotOff, gotLen := h.tail()
@@ -65,7 +65,7 @@ func TestHistoryReplay(t *testing.T) {
 	rng := rand.New(rand.NewPCG(3, 4))
 	for range 300 {
 		live := history{}
-		live.activate(1, 0)
+		live.activate(1, 0, nil)
 		type rec struct {
 			seq, commit dataplane.Seq
 			off         uint32
@@ -89,7 +89,7 @@ func TestHistoryReplay(t *testing.T) {
 		}
 		var back history
 		if entry.epoch == 0 {
-			back.activate(1, 0)
+			back.activate(1, 0, nil)
 			from = 0
 		} else {
 			back.load(&entry)
@@ -101,7 +101,7 @@ func TestHistoryReplay(t *testing.T) {
 			t.Fatalf("last %d commit %d, live %d %d", back.last, back.commit, live.last, live.commit)
 		}
 		for _, e := range live.uncommitted() {
-			covered := back.barrier(e.off, e.length) != 0
+			covered := back.above(back.commit, e.off, e.length) != 0
 			for _, p := range back.patched {
 				covered = covered || p.overlaps(e.off, e.length)
 			}

@@ -31,6 +31,7 @@ type Identity struct {
 	CS          dataplane.CSID
 	Boot        uint64 // how often a server was started on this directory
 	Capacity    uint64 // bytes for chunks
+	Stamp       uint64 // number of the store's checkpoint at the last start or orderly stop: stamp.go
 	LogPath     string // of the log: absolute, or relative to the directory
 	Tier        uint8
 	Location    string // "room/row/rack" or empty
@@ -57,7 +58,7 @@ func ReadIdentity(dir string) (*Identity, error) {
 	}
 	id, err := decodeIdentity(b)
 	if err != nil {
-		return nil, fmt.Errorf("%s: %w", path, err)
+		return nil, fmt.Errorf("%s: %w; put it back from a copy of this directory", path, err)
 	}
 	return id, nil
 }

@@ -109,6 +109,12 @@ func (l *link) Frame(_ *session.Conn, h *dataplane.Header, crcs, payload []byte,
 			sh.memberWrite(l, h, crcs, payload, buf)
 		}
 	case dataplane.OpWrite, dataplane.OpZero, dataplane.OpFlush:
+		if h.Op == dataplane.OpFlush && h.Flags&dataplane.FlagRecovery != 0 {
+			if l.mustBe(h, dataplane.RoleCS) {
+				sh.memberFlush(l, h)
+			}
+			break
+		}
 		if l.mustBe(h, dataplane.RoleClient) {
 			sh.clientWrite(l, h, crcs, payload, buf)
 		}

@@ -19,7 +19,7 @@ func (sh *Shard) memberWrite(l *link, h *dataplane.Header, crcs, payload []byte,
 		l.refuse(h, status)
 		return
 	}
-	if mark := h.Seq - behind(h); mark > r.commit && r.commitTo(mark) {
+	if mark := h.Seq - behind(h); mark > r.commit && r.markTo(mark) {
 		sh.markMoved(r)
 	}
 	q := sh.newRequest(l, h, r)
@@ -90,13 +90,16 @@ func (sh *Shard) take(q *request, buf *uring.Buf) {
 		h.ReqID = q.id()
 		if next := r.members[r.self+1].peer; next.open {
 			q.waiting = 1
+			if r.self+2 == len(r.members) {
+				q.direct = 1
+			}
 			next.send(h, q.crcs[:q.crcLen], q.data, buf)
 		} else {
 			q.status = dataplane.Unreachable // answered when durable here
 		}
 	}
 	sh.append(q, buf, q.hdr.Flags&dataplane.FlagZero != 0)
-	if sh.canary.AckVolatile {
+	if sh.canary.AckVolatile || q.early() {
 		sh.memberAck(q)
 	}
 }
@@ -105,6 +108,9 @@ func (sh *Shard) take(q *request, buf *uring.Buf) {
 func (sh *Shard) chainAnswered(q *request, p *peer, status dataplane.Kind) {
 	if q.waiting == 0 {
 		return
+	}
+	if q.direct != 0 {
+		p.gauge.waits.add(sh.env.Now() - q.began)
 	}
 	q.waiting = 0
 	if status != dataplane.OK {
@@ -115,21 +121,26 @@ func (sh *Shard) chainAnswered(q *request, p *peer, status dataplane.Kind) {
 
 // memberAck answers the head, or the one before in the chain.
 func (sh *Shard) memberAck(q *request) {
-	if q.waiting != 0 || q.local > 0 && !sh.canary.AckVolatile {
-		return
-	}
-	if q.local > 0 {
-		sh.answer(q, q.status)
+	if q.waiting != 0 || !q.held() && !sh.canary.AckVolatile {
 		return
 	}
 	sh.answer(q, q.status)
-	sh.free(q)
+	if q.local == 0 {
+		sh.free(q)
+	}
 }
 
 // memberCommit takes OpCommit: the head's commit mark.
 func (sh *Shard) memberCommit(h *dataplane.Header) {
 	r := sh.chunks[h.Chunk]
-	if r != nil && r.state == active && h.Epoch == r.epoch && r.commitTo(h.Seq) {
+	if r == nil || r.state != active || h.Epoch != r.epoch {
+		return
+	}
+	moved := r.markTo(h.Seq)
+	if r.memory && h.Aux <= 0xffff {
+		moved = r.commitTo(h.Seq-min(behind(h), h.Seq)) || moved
+	}
+	if moved {
 		sh.markMoved(r)
 	}
 }

@@ -30,6 +30,8 @@ type opener struct {
 	at    int64
 	zeros []zeroing
 	zero  zeroing
+	drops []uint32             // slots whose chunk was dropped: perhaps before their space was given back
+	kept  map[uint32]slotEntry // of the slot table, of slots that the log takes away first
 }
 
 func (o *opener) start() {
@@ -44,7 +46,7 @@ func (o *opener) start() {
 		o.sh.later(func() { o.fail(errors.New("no memory in the buffer pool")) })
 		return
 	}
-	o.read(0, superSize+scrubRecordArea, o.gotSuper)
+	o.read(0, stampOffset+dataplane.BlockSize, o.gotSuper)
 }
 
 func (o *opener) fail(err error) {
@@ -82,6 +84,13 @@ func (o *opener) gotSuper() {
 	}
 	if err == nil && sb.slots > ssdcache.MaxSlots {
 		err = fmt.Errorf("store of %d slots, at most %d are possible", sb.slots, ssdcache.MaxSlots)
+	}
+	if err == nil {
+		err = st.stamp.decode(o.buf.Bytes()[stampOffset:])
+	}
+	if err == nil {
+		err = st.stamp.checkIdentity(o.o.Identity)
+		st.marked = st.stamp.nr
 	}
 	if err == nil && st.disk.Size() < sb.size() {
 		err = fmt.Errorf("the store has %d bytes and should have %d: cut off", st.disk.Size(), sb.size())
@@ -165,15 +174,16 @@ func (o *opener) openLog() {
 	sh := o.sh
 	o.buf.Release()
 	o.buf = nil
-	ssdcache.Open(ssdcache.Options{Disk: o.o.Cache, Env: sh.env, Pool: sh.pool,
+	ssdcache.Open(ssdcache.Options{Disk: o.o.Cache, Env: sh.env, Pool: sh.pool, NewPool: o.o.NewPool,
 		Owner: ownerOf(sh.store.sb.log), MaxSlots: sh.store.sb.slots, Backing: sh.store,
-		OnFail: sh.fail, OnRoom: sh.pumpNow, Log: sh.slog}, o.record,
+		OnFail: sh.fail, OnRoom: sh.pumpNow, Log: sh.slog, Accept: sh.store.stamp.checkLog}, o.record,
 		func(l *ssdcache.Log, err error) {
 			if err != nil {
 				o.fail(err)
 				return
 			}
 			sh.log = l
+			sh.store.logDurable = l.Durable
 			o.redoZeros()
 		})
 }
@@ -194,11 +204,12 @@ func (o *opener) record(rec *ssdcache.Record) {
 	switch {
 	case rec.Kind == ssdcache.Meta:
 		if r == nil || r.id != rec.Chunk {
+			if len(rec.Meta) > 0 && rec.Meta[0] == metaUnfinished {
+				break // what the copy was made over is lost
+			}
 			r = o.adopt(rec, r)
 		}
-		if rec.Epoch > r.epoch || rec.Epoch == r.epoch && rec.Seq >= r.last {
-			r.history.activate(rec.Epoch, rec.Seq)
-		}
+		r.replayMeta(rec.Epoch, rec.Seq, rec.Meta)
 		st.touch(rec.Slot)
 	case rec.Kind == ssdcache.Drop:
 		delete(st.residue, rec.Slot)
@@ -234,6 +245,12 @@ func (o *opener) adopt(rec *ssdcache.Record, old *replica) *replica {
 	sh.chunks[r.id] = r
 	sh.store.owners[r.slot] = r
 	delete(sh.store.residue, r.slot)
+	if e, ok := o.kept[r.slot]; ok && e.chunk == r.id && len(rec.Meta) > 0 &&
+		rec.Meta[0] == metaFilled {
+		// The table was written before this record, with the pages of what lies only in the store;
+		// what took the slot away is of an earlier use of it by this chunk.
+		sh.store.entries[r.slot].pages = e.pages
+	}
 	return r
 }
 
@@ -241,7 +258,14 @@ func (o *opener) disown(r *replica) {
 	sh := o.sh
 	delete(sh.chunks, r.id)
 	sh.store.owners[r.slot] = nil
+	if _, ok := o.kept[r.slot]; !ok {
+		if o.kept == nil {
+			o.kept = map[uint32]slotEntry{}
+		}
+		o.kept[r.slot] = sh.store.entries[r.slot]
+	}
 	sh.store.entries[r.slot] = slotEntry{}
+	o.drops = append(o.drops, r.slot)
 	sh.store.touch(r.slot)
 	kept := o.zeros[:0]
 	for _, z := range o.zeros {
@@ -260,7 +284,11 @@ func (o *opener) redoZeros() {
 	}
 	o.zero = o.zeros[0]
 	o.zeros = o.zeros[1:]
-	o.zero.done = func(*zeroing) { o.sh.later(o.redoZeros) }
+	first := o.zero.block
+	o.zero.done = func(z *zeroing) {
+		o.sh.store.holes.mark(z.slot, first, z.end-first)
+		o.sh.later(o.redoZeros)
+	}
 	o.sh.store.zero(&o.zero)
 }
 
@@ -269,6 +297,11 @@ func (o *opener) finish() {
 	for slot := int(sh.store.sb.slots) - 1; slot >= 0; slot-- {
 		if sh.store.owners[slot] == nil {
 			sh.store.free = append(sh.store.free, uint32(slot))
+		}
+	}
+	for _, slot := range o.drops {
+		if sh.store.owners[slot] == nil {
+			sh.store.holes.mark(slot, 0, dataplane.BlocksPerChunk)
 		}
 	}
 	o.done(sh, nil)

@@ -31,6 +31,7 @@ type memberTail struct {
 	last    dataplane.Seq
 	commit  dataplane.Seq
 	ext     []extent // touched above the commit mark; seq 0: always to be copied
+	life    uint16   // write-ack=memory: 0 if its process hasn't been there all the time
 }
 
 // tailCopy is a range that one member must get from the winner.

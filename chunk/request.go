@@ -40,6 +40,9 @@ type request struct {
 	zero zeroing
 	rd   blockRead
 	due  int64 // read that waits: until when
+
+	began  int64  // when it went to the log and to others
+	direct uint32 // bits as in waiting: the answer is that of one server alone
 }
 
 // phase is what a request is waiting for; only what must be told apart.
@@ -60,6 +63,7 @@ func (sh *Shard) newRequest(l *link, h *dataplane.Header, r *replica) *request {
 		q.zero.done = func(z *zeroing) {
 			first := q.off / dataplane.BlockSize
 			sh.log.StoreChanged(z.slot, first, z.end-first)
+			sh.store.holes.mark(z.slot, first, z.end-first)
 			sh.localDone(q)
 		}
 		q.rd.sh = sh
@@ -71,6 +75,7 @@ func (sh *Shard) newRequest(l *link, h *dataplane.Header, r *replica) *request {
 		q.next = nil
 	}
 	q.link, q.hdr, q.r = l, *h, r
+	q.began, q.direct = 0, 0
 	q.off, q.length = h.Offset, h.Length
 	l.inflight++
 	r.refs++
@@ -109,6 +114,7 @@ func (sh *Shard) answer(q *request, status dataplane.Kind) {
 	h.Seq = q.seq
 	if r := q.r; r != nil && r.state == active {
 		h.Epoch = r.epoch
+		h.Aux = uint32(r.life)
 	}
 	l.finish(h)
 }

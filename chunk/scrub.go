@@ -15,7 +15,8 @@ import (
 // (a step) at a time, one low-priority read in flight:
 //
 //  1. tick: is it time for the next step? Clients that are at work are given way to.
-//  2. step: the next blocks; those that were never written cost nothing.
+//  2. step: the next blocks; those that were never written cost nothing. The space of those that
+//     were zeroed is given back if a crash left it (punch.go).
 //  3. gotPage: with their CRC page in memory: which blocks are to be compared, and with what. A
 //     block that the log has a copy of isn't: readers are given that one.
 //  4. read, compare. A block that doesn't match may have been overwritten meanwhile.
@@ -233,7 +234,7 @@ func (s *scrubber) step() {
 			return
 		}
 		r := st.owners[s.rec.slot]
-		if r == nil || r.gone {
+		if r == nil || r.gone || r.copying() {
 			s.rec.slot, s.rec.block = s.rec.slot+1, 0
 			continue
 		}
@@ -285,6 +286,9 @@ func (s *scrubber) gotPage(p *crcPage) {
 	for i := range uint32(scrubBlocks) {
 		switch s.expects(s.at + i) {
 		case wordZeros:
+			if p.word(s.at+i) == wordZeros {
+				s.sh.store.holes.mark(s.r.slot, s.at+i, 1) // a crash may have kept its space
+			}
 		case wordUnknown:
 			s.suspect[i/64] |= 1 << (i % 64)
 		default:

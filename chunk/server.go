@@ -56,11 +56,13 @@ type server struct {
 	client *control.Client
 	md     *mdsClient
 	addr   string
+	took   time.Duration // to open the shard
 
 	mu     sync.Mutex
 	failed string // how the disk failed
 	ready  bool
 	beat   chan struct{} // a heartbeat is wanted now
+	full   bool          // no room for new chunks; of keepLease
 }
 
 // Run serves the chunk server in o.Dir until ctx ends, then stops in an orderly way and returns
@@ -101,11 +103,12 @@ func Run(ctx context.Context, o Options) error {
 func lockDir(dir string) (*os.File, error) {
 	what := "serve chunk server " + dir
 	if _, err := ReadIdentity(dir); errors.Is(err, ErrNoIdentity) {
-		return nil, dataplane.E(what, dataplane.Invalid, err)
+		return nil, dataplane.E(what, dataplane.Invalid, missingIdentity(dir, err))
 	}
-	f, err := os.OpenFile(filepath.Join(dir, "lock"), os.O_RDWR|os.O_CREATE, 0o600)
+	path := filepath.Join(dir, "lock")
+	f, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE, 0o600)
 	if err != nil {
-		return nil, fmt.Errorf("%s: %w", what, err)
+		return nil, startError(what, path, err)
 	}
 	if err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
 		f.Close()
@@ -118,7 +121,7 @@ func lockDir(dir string) (*os.File, error) {
 	return f, nil
 }
 
-// identify checks whose the directory is and counts this start, durably.
+// identify checks whose the directory is.
 func (s *server) identify() error {
 	id, err := ReadIdentity(s.o.Dir)
 	what := "serve chunk server " + s.o.Dir
@@ -130,14 +133,7 @@ func (s *server) identify() error {
 			"the key is for %q (id %v)", id.ClusterName, id.Cluster, s.o.Cred.ClusterName,
 			s.o.Cred.Cluster))
 	}
-	id.Boot++
-	if err := id.write(s.o.Dir); err != nil {
-		return fmt.Errorf("%s: count this start: %w", what, err)
-	}
 	s.id = id
-	if id.CS != 0 && s.o.OnIdentity != nil {
-		s.o.OnIdentity(id.CS, id.Boot)
-	}
 	return nil
 }
 
@@ -191,14 +187,23 @@ func (s *server) serve(ctx context.Context) error {
 	if err := s.open(&cred); err != nil {
 		return err
 	}
-	err = s.keepLease(ctx)
-	if e := s.stop(); err == nil {
+	if err = s.countStart(); err == nil {
+		err = s.listen()
+	}
+	if err == nil {
+		err = s.keepLease(ctx)
+	}
+	e := s.stop()
+	if e == nil {
+		e = s.keepStamp()
+	}
+	if err == nil {
 		err = e
 	}
 	return err
 }
 
-// open opens the disks and the shard, and listens.
+// open opens the disks and the shard. Nothing was written if it fails, unless a disk failed.
 func (s *server) open(cred *session.Credentials) error {
 	what := "serve chunk server " + s.o.Dir
 	storePath, logPath := filepath.Join(s.o.Dir, storeFile), s.id.logPath(s.o.Dir)
@@ -206,13 +211,13 @@ func (s *server) open(cred *session.Credentials) error {
 	err := s.onLoop(func(done func(error)) {
 		store, err := s.loop.OpenDisk(storePath, uring.DiskOptions{LowDepth: 8})
 		if err != nil {
-			done(openError(what, "its store", err))
+			done(openError(what, "its store", storePath, err))
 			return
 		}
 		cache, err := s.loop.OpenDisk(logPath, uring.DiskOptions{LowDepth: 8})
 		if err != nil {
 			store.Close()
-			done(openError(what, "its log", err))
+			done(openError(what, "its journal", logPath, err))
 			return
 		}
 		Open(ShardOptions{Env: s.loop, Net: s.loop, Pool: s.loop.Pool(), Store: store, Cache: cache,
@@ -223,33 +228,44 @@ func (s *server) open(cred *session.Credentials) error {
 				if err != nil {
 					store.Close()
 					cache.Close()
-					done(dataplane.E(what, dataplane.KindOf(err), fmt.Errorf("%w (store %s, log %s)", err,
-						storePath, logPath)))
+					done(startError(what, storePath, dataplane.E(what, dataplane.KindOf(err),
+						fmt.Errorf("%w (store %s, journal %s)%s", err, storePath, logPath, putBack(err)))))
 					return
 				}
 				s.shard = sh
 				s.opened.Store(true)
-				var addr string
-				if addr, err = s.listenAddr(); err == nil {
-					s.addr, err = sh.Listen(addr)
-				}
-				done(err)
+				done(nil)
 			})
+	})
+	s.took = time.Since(started)
+	return err
+}
+
+// listen takes connections, and says so.
+func (s *server) listen() error {
+	err := s.onLoop(func(done func(error)) {
+		addr, err := s.listenAddr()
+		if err == nil {
+			s.addr, err = s.shard.Listen(addr)
+		}
+		done(err)
 	})
 	if err == nil {
 		s.log.Info("chunk server opened", "chunks", len(s.shard.chunks), "addr", s.addr,
-			"boot", s.id.Boot, "took", time.Since(started))
+			"boot", s.id.Boot, "took", s.took)
 	}
 	return err
 }
 
 // openError explains a missing file.
-func openError(what, which string, err error) error {
+func openError(what, which, path string, err error) error {
 	if errors.Is(err, os.ErrNotExist) {
 		return dataplane.E(what, dataplane.Invalid, fmt.Errorf("%s is missing: %w; without it data that "+
-			"was acknowledged is lost: mount or put back its disk, or remove this chunk server", which, err))
+			"was acknowledged is lost. Nothing was changed. Mount or put back its disk; if it is gone for "+
+			"good, drop this chunk server (pstorage drop-cs) and make a new one: the other copies of its "+
+			"chunks are complete", which, err))
 	}
-	return dataplane.E(what, dataplane.IOError, err)
+	return startError(what, path, err)
 }
 
 // listenAddr is the address to listen on, which is also what others are told.
@@ -310,7 +326,7 @@ func (s *server) push(op dataplane.Opcode, payload []byte) {
 			s.log.Error("message of the metadata server", "err", err)
 			return
 		}
-		s.loop.Post(func() { sh.Forget(p.Chunks) })
+		s.loop.Post(func() { sh.ForgetPush(p) })
 	case control.OpScrub:
 		s.loop.Post(sh.ScrubStart)
 	}
@@ -338,7 +354,12 @@ func (s *server) keepLease(ctx context.Context) error {
 			registered = err == nil
 		} else {
 			err = s.heartbeat(ctx)
-			if k := dataplane.KindOf(err); k == dataplane.NotFound || k == dataplane.Conflict {
+			if k := dataplane.KindOf(err); k == dataplane.Fenced {
+				s.shard.SetLease(0)
+				s.log.Error("this chunk server was removed from the cluster: it ends now and serves "+
+					"nothing any more; its directory may be deleted", "cs", s.id.CS, "dir", s.o.Dir)
+				return dataplane.E("serve chunk server "+s.o.Dir, dataplane.Denied, err)
+			} else if k == dataplane.NotFound || k == dataplane.Conflict {
 				s.log.Info("registering again", "reason", err)
 				registered = false
 				continue
@@ -375,6 +396,11 @@ func (s *server) register(ctx context.Context) error {
 	}); err != nil {
 		return err
 	}
+	held := req.Chunks
+	var err error
+	if req.Chunks, req.Parts, err = s.tellInventory(ctx, held); err != nil {
+		return err
+	}
 	ctx, cancel := context.WithTimeout(ctx, mdsTimeout)
 	defer cancel()
 	sent := monotonic()
@@ -397,7 +423,8 @@ func (s *server) register(ctx context.Context) error {
 	s.md.setSource(fmt.Sprintf("cs %d", s.id.CS))
 	if err := s.onLoop(func(done func(error)) {
 		s.shard.SetID(s.id.CS)
-		s.shard.ForgetHeld(reply.Forget, req.Chunks)
+		s.shard.ForgetHeld(reply.Forget, held)
+		s.shard.RetireHeld(reply.Retired, held)
 		done(nil)
 	}); err != nil {
 		return err
@@ -410,7 +437,7 @@ func (s *server) register(ctx context.Context) error {
 		s.shard.SetLease(sent + reply.LeaseNs)
 	} // else: heartbeats bring the rest
 	s.log.Info("registered", "cs", s.id.CS, "addr", s.addr, "lease", time.Duration(reply.LeaseNs),
-		"forget", len(reply.Forget))
+		"forget", len(reply.Forget), "retired", len(reply.Retired))
 	if !s.ready {
 		s.ready = true
 		if s.o.OnReady != nil {
@@ -426,11 +453,13 @@ func (s *server) heartbeat(ctx context.Context) error {
 		req.FenceSeq = s.shard.FenceSeq()
 		req.Stats = s.shard.Stats()
 		req.Capacity, req.Used = s.shard.Capacity()
+		s.shard.Gauge(req)
 		done(nil)
 	}); err != nil {
 		return err
 	}
-	s.checkSpace()
+	req.Stats.Allocated = allocated(filepath.Join(s.o.Dir, storeFile))
+	req.Capacity = s.checkSpace(req.Capacity, req.Used, req.Stats.Allocated)
 	s.mu.Lock()
 	req.Failed = s.failed
 	s.mu.Unlock()
@@ -442,6 +471,9 @@ func (s *server) heartbeat(ctx context.Context) error {
 	if err := s.client.CallOnce(ctx, control.OpHeartbeat, req, reply); err != nil {
 		return err
 	}
+	if reply.Yield {
+		return s.yield(ctx, req.Yielded)
+	}
 	ok, err := s.takeFences(&reply.Fences)
 	if err != nil || !ok {
 		return err
@@ -450,13 +482,16 @@ func (s *server) heartbeat(ctx context.Context) error {
 	return nil
 }
 
-// checkSpace stops taking new chunks when the file system under the store is nearly full: a
-// sparse store must not run out of space in the middle of a write-back.
-func (s *server) checkSpace() {
-	var fs unix.Statfs_t
-	if err := unix.Statfs(s.o.Dir, &fs); err == nil {
-		s.shard.SetFull(int64(fs.Bavail)*fs.Bsize < minReserve)
+// yield gives the lease up, and says so at once.
+func (s *server) yield(ctx context.Context, said bool) error {
+	err := s.onLoop(func(done func(error)) {
+		s.shard.Yield()
+		done(nil)
+	})
+	if err != nil || said {
+		return err
 	}
+	return s.heartbeat(ctx)
 }
 
 const stopTimeout = 20 * time.Second

@@ -41,8 +41,10 @@ type ShardOptions struct {
 	WallClock   func() int64
 	// OnFail is told once that the disk or the log failed: nothing is served any more.
 	OnFail func(error)
-	// Canary breaks promises on purpose, for testing simulations.
-	Canary Canary
+	// Canary breaks promises on purpose, for testing simulations; NewPool maps memory for the log,
+	// nil: uring.NewPool.
+	Canary  Canary
+	NewPool func(size int) (*uring.Pool, error)
 }
 
 // Shard is a chunk server: all of it that happens on one thread. Its methods are called on that
@@ -84,6 +86,7 @@ type Shard struct {
 	settling    int
 	repairs     []*repairing
 	copiers     []*copier
+	pace        copyPace
 	scrub       scrubber
 	digests     int // being computed
 
@@ -99,6 +102,7 @@ type Shard struct {
 	pumping             bool       // pumpTimer is armed for the next millisecond
 	nextWrite           int64      // smooth back-pressure: no write before this time
 
+	gauges   gauges
 	lease    atomic.Int64 // env time until which this server may serve
 	full     atomic.Bool  // the file system has no space for new chunks
 	dead     error
@@ -132,6 +136,7 @@ func Open(o ShardOptions, done func(*Shard, error)) {
 	sh.secondTimer.Fire = sh.everySecond
 	sh.laterTimer.Fire = sh.runLater
 	sh.scrub.init(sh, &o)
+	sh.pace.init(sh)
 	sh.store = newStore(o.Store, o.Env, o.Pool, o.Log)
 	sh.store.onFail = sh.fail
 	sh.store.onDamaged = sh.pageDamaged
@@ -139,7 +144,11 @@ func Open(o ShardOptions, done func(*Shard, error)) {
 }
 
 // SetID says which id the metadata servers gave this server.
-func (sh *Shard) SetID(id dataplane.CSID) { sh.id, sh.cred.ID = id, uint64(id) }
+// It is called at each registration.
+func (sh *Shard) SetID(id dataplane.CSID) {
+	sh.id, sh.cred.ID = id, uint64(id)
+	sh.gauges.yielded = false
+}
 
 // SetLease allows serving until the given time of the shard's Env, in ns. Any thread may call it.
 func (sh *Shard) SetLease(until int64) { sh.lease.Store(until) }
@@ -304,6 +313,7 @@ func (sh *Shard) everySecond() {
 	for _, p := range sh.peerList {
 		p.ping(now)
 	}
+	sh.reportStalls(now)
 	sh.env.Arm(&sh.secondTimer, int64(pingAfter))
 }
 
@@ -359,37 +369,37 @@ func (sh *Shard) SettlePush(p *control.SettlePush) {
 // Forget deletes chunks that no longer exist.
 func (sh *Shard) Forget(ids []dataplane.ChunkID) {
 	for _, id := range ids {
-		r := sh.chunks[id]
-		if r == nil || r.gone {
-			continue
-		}
-		if r.settler != nil {
-			r.settler.end()
-		}
-		if r.copier != nil {
-			r.copier.end("the chunk is deleted")
-		}
-		sh.refuseAll(r, dataplane.UnknownChunk)
-		if !r.isHead() {
-			sh.abandonHeld(r)
-		}
-		r.state, r.sealer, r.sealWait, r.gone = unsettled, nil, nil, true
-		delete(sh.chunks, id)
-		delete(sh.strangers, id)
-		if r.slot == noSlot {
-			continue
-		}
-		r.refs++
-		rec := ssdcache.Record{Kind: ssdcache.Drop, Slot: r.slot, Chunk: r.id, Epoch: r.epoch,
-			Seq: r.last}
-		sh.appendRecord(rec, func(err error) {
-			sh.release(r)
-			if err == nil {
-				sh.leaving = append(sh.leaving, r)
-				sh.pumpSoon()
-			}
-		})
+		sh.forget(id, nil)
 	}
+}
+
+// forget deletes a chunk; then (may be nil) is called when that is durable, and not if nothing was
+// kept of it.
+func (sh *Shard) forget(id dataplane.ChunkID, then func(error)) {
+	r := sh.chunks[id]
+	if r == nil || r.gone {
+		return
+	}
+	sh.unserve(r)
+	r.gone = true
+	delete(sh.chunks, id)
+	delete(sh.strangers, id)
+	if r.slot == noSlot {
+		return
+	}
+	r.refs++
+	rec := ssdcache.Record{Kind: ssdcache.Drop, Slot: r.slot, Chunk: r.id, Epoch: r.epoch,
+		Seq: r.last}
+	sh.appendRecord(rec, func(err error) {
+		sh.release(r)
+		if err == nil {
+			sh.leaving = append(sh.leaving, r)
+			sh.pumpSoon()
+		}
+		if then != nil {
+			then(err)
+		}
+	})
 }
 
 // freeLeaving gives the slots of forgotten chunks back, once nobody uses them.
@@ -412,7 +422,7 @@ func (sh *Shard) Inventory() []control.HeldChunk {
 	var list []control.HeldChunk
 	for _, r := range sh.store.owners {
 		if r != nil && !r.gone {
-			list = append(list, control.HeldChunk{Chunk: r.id, Epoch: r.epoch})
+			list = append(list, control.HeldChunk{Chunk: r.id, Epoch: r.heldEpoch()})
 		}
 	}
 	return list
@@ -468,6 +478,7 @@ func (sh *Shard) Stop(done func(error)) {
 		sh.copiers[0].end("stopping")
 	}
 	sh.scrub.stop()
+	sh.store.holes.drain()
 	tries := 0
 	var t uring.Timer
 	t.Fire = func() {
@@ -483,6 +494,7 @@ func (sh *Shard) Stop(done func(error)) {
 			for _, p := range sh.peerList {
 				sh.linkLost(p)
 			}
+			sh.store.holes.stop()
 		}
 		if sh.idle() || sh.dead != nil {
 			sh.closeAll(done)
@@ -503,7 +515,7 @@ func (sh *Shard) idle() bool {
 			return false
 		}
 	}
-	return sh.scrub.idle() && sh.digests == 0
+	return sh.scrub.idle() && sh.digests == 0 && sh.store.holes.idle()
 }
 
 func (sh *Shard) closeAll(done func(error)) {
@@ -517,7 +529,7 @@ func (sh *Shard) closeAll(done func(error)) {
 		}
 	}
 	timers := []*uring.Timer{&sh.tellTimer, &sh.pumpTimer, &sh.secondTimer, &sh.laterTimer,
-		&sh.fences.timer}
+		&sh.fences.timer, &sh.pace.timer}
 	for _, t := range timers {
 		sh.env.Disarm(t)
 	}

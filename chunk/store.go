@@ -35,6 +35,12 @@ type store struct {
 	onDamaged func(slot, block uint32) // a CRC page, from this block on, was damaged
 	dead      error                    // why the store isn't used any more
 	residue   map[uint32]bool          // free slots of which the log may still hold blocks
+	holes     puncher                  // gives the space of zeroed blocks back
+
+	stamp      stamp         // of the pass that is under way, or the last one
+	marked     uint64        // number of the last complete one
+	boot       uint64        // start of the server; 0: not counted yet
+	logDurable func() uint64 // last durable batch of the log; nil: not opened
 }
 
 // destage is one write-back in flight.
@@ -48,6 +54,8 @@ type destage struct {
 	waits [2]pageWait
 	need  int // pages that are not there yet
 	next  *destage
+
+	parked *destage // the next one that waits for a punch
 }
 
 func newStore(disk uring.Disk, env uring.Env, pool *uring.Pool, log *slog.Logger) *store {
@@ -63,6 +71,7 @@ func (st *store) attach(sb superblock, crcBudget int) {
 	st.touched = make([]uint64, (tablePages+63)/64)
 	st.cache = newCRCCache(st, crcBudget)
 	st.flushing.init(st)
+	st.holes.init(st)
 }
 
 // close gives memory and the disk back. Nothing may be in flight.
@@ -104,14 +113,10 @@ func (st *store) take(r *replica) (slot uint32, ok bool) {
 	return slot, true
 }
 
-// busy says whether a destage of the slot is in flight, or one of its pages is in use.
+// busy says whether a destage or a punch of the slot is in flight, or one of its pages is in use.
 func (st *store) busy(slot uint32) bool {
-	for d := st.writing; d != nil; d = d.next {
-		if d.wb.Slot == slot {
-			return true
-		}
-	}
-	return st.cache.busy(slot)
+	return st.writesTo(slot, 0, dataplane.BlocksPerChunk) || st.holes.busy(slot) ||
+		st.cache.busy(slot)
 }
 
 // give makes a slot free. Nothing of it may be in flight.
@@ -124,6 +129,7 @@ func (st *store) give(slot uint32) {
 
 // punch gives the disk space of a slot back, then the slot. Nothing of it may be in flight.
 func (st *store) punch(slot uint32) {
+	st.holes.unmark(slot, 0, dataplane.BlocksPerChunk)
 	op := &uring.DiskOp{Kind: uring.DiskDiscard, Offset: st.sb.block(slot, 0),
 		Length: dataplane.ChunkSize, Low: true}
 	op.Done = func(op *uring.DiskOp) {
@@ -159,6 +165,7 @@ func (st *store) WriteBack(wb *ssdcache.WriteBack) {
 	st.checkOverlap(d)
 	d.next, st.writing = st.writing, d
 	st.writes++
+	st.holes.unmark(wb.Slot, wb.Block, writeEnd(wb))
 	d.start()
 }
 
@@ -191,7 +198,11 @@ func (d *destage) page(i int, p *crcPage) {
 	d.pages[i] = p
 	d.need--
 	if d.need == 0 {
-		d.setWords()
+		d.setWords() // at once: a ZERO from now on comes after it
+		if holes := &d.st.holes; holes.hits(d.wb.Slot, d.wb.Block, writeEnd(d.wb)) {
+			d.parked, holes.waiting = holes.waiting, d
+			return
+		}
 		d.write()
 	}
 }

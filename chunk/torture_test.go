@@ -39,6 +39,7 @@ type torture struct {
 	stop    bool
 	lost    bool // a server was away for longer than a lease
 	fail    string
+	zeros   bool // many ZEROs, and a log so small that write-back and punches are always under way
 }
 
 // next sends the writer's next operation: whole blocks, odd pieces, zeros.
@@ -49,7 +50,11 @@ func (t *tortureWriter) next() {
 	t.n++
 	var off, length uint32
 	op := dataplane.OpWrite
-	switch t.rng.IntN(8) {
+	kind := t.rng.IntN(8)
+	if t.x.zeros && kind < 2 {
+		kind = 5
+	}
+	switch kind {
 	case 0, 1, 2:
 		off, length = uint32(t.rng.IntN(regionSize/4096))*4096, 4096
 	case 3:
@@ -179,8 +184,12 @@ func (x *torture) fault() {
 }
 
 func runTorture(t *testing.T, seed uint64) (reads, writes int, hash uint64) {
-	w := newWorld(t, seed, 3)
-	x := &torture{w: w, rng: w.sim.Rand("torture")}
+	return (&torture{w: newWorld(t, seed, 3)}).run(t, seed)
+}
+
+func (x *torture) run(t *testing.T, seed uint64) (reads, writes int, hash uint64) {
+	w := x.w
+	x.rng = w.sim.Rand("torture")
 	ids := []dataplane.ChunkID{chunkA, chunkA + 1}
 	w.md.add(ids[0], 2, 1, 2, 3)
 	w.md.add(ids[1], 2, 3, 1, 2)

@@ -19,7 +19,7 @@ import (
 //  5. The commit mark reaches the other members with the next write, or by itself: tellCommit.
 //
 // ZERO walks the same path without data. FLUSH only needs the chunk to be ready: everything that
-// was acknowledged is durable on all members already.
+// was acknowledged is durable on all members already; unless with write-ack=memory: memory.go.
 
 // clientWrite takes OpWrite, OpZero and OpFlush.
 func (sh *Shard) clientWrite(l *link, h *dataplane.Header, crcs, payload []byte, buf *uring.Buf) {
@@ -101,7 +101,7 @@ func (sh *Shard) writeStatus(r *replica, h *dataplane.Header) dataplane.Kind {
 
 // writable says that a write may get its seq now.
 func (r *replica) writable() bool {
-	return r.state == active && r.settler == nil && !r.broken &&
+	return r.state == active && !r.settling() && !r.broken &&
 		r.last-r.commit < dataplane.MaxInflightPerChunk
 }
 
@@ -140,7 +140,7 @@ func (sh *Shard) pumpOnce(r *replica) {
 			return
 		}
 		q = next
-		if r.state != active || r.settler != nil {
+		if r.state != active || r.settling() {
 			return
 		}
 	}
@@ -185,8 +185,7 @@ func (sh *Shard) startTaken(q *request) {
 	case q.status != dataplane.OK:
 		sh.drop(q, q.status)
 	case q.hdr.Op == dataplane.OpFlush:
-		// Everything acknowledged is durable on all members already.
-		sh.drop(q, dataplane.OK)
+		sh.clientFlush(q)
 	default:
 		buf := q.buf
 		q.buf = nil
@@ -263,7 +262,7 @@ func (sh *Shard) issue(q *request, buf *uring.Buf) {
 	q.phase = phaseFlight
 	r.accept(q.seq, q.off, q.length)
 	if r.copier != nil && !sh.canary.NoDirty {
-		r.copier.wrote(q.off, q.length)
+		r.copier.wrote(q, q.hdr.Op == dataplane.OpZero)
 	}
 	if !r.flight.put(q) {
 		panic("chunk: more writes in flight than the window")
@@ -275,6 +274,14 @@ func (sh *Shard) issue(q *request, buf *uring.Buf) {
 		sh.replicate(q, buf, zero)
 	}
 	sh.append(q, buf, zero)
+	if r.memory {
+		if q.waiting == 0 {
+			sh.memberDone(q)
+		}
+		if r.last-r.commit >= flushAt {
+			sh.flushRound(r)
+		}
+	}
 }
 
 // replicate sends a write to the other members: small ones to all, large ones along the chain.
@@ -283,12 +290,13 @@ func (sh *Shard) replicate(q *request, buf *uring.Buf, zero bool) {
 	h := &sh.out
 	*h = dataplane.Header{Op: dataplane.OpReplicate, ReqID: q.id(), Chunk: r.id, Epoch: r.epoch,
 		Offset: q.off, Length: q.length, Seq: q.seq,
-		Aux: uint32(r.term)<<16 | uint32(q.seq-r.commit)}
+		Aux: uint32(r.term)<<16 | uint32(q.seq-r.visible())}
 	h.Flags = dataplane.FlagData
 	if zero {
 		h.Flags = dataplane.FlagZero
 	}
-	r.told, r.toldAt = r.commit, sh.env.Now()
+	h.Flags |= q.hdr.Flags & dataplane.FlagFUA
+	r.told, r.toldAt = r.visible(), sh.env.Now()
 	to := r.members[1:]
 	if q.length > dataplane.SmallWrite && !zero && len(to) > 1 && r.toldAt >= r.noChain {
 		h.Flags |= dataplane.FlagChain
@@ -297,6 +305,9 @@ func (sh *Shard) replicate(q *request, buf *uring.Buf, zero bool) {
 	for i := range to {
 		if !sh.canary.AckEarly {
 			q.waiting |= 1 << (i + 1)
+			if h.Flags&dataplane.FlagChain == 0 {
+				q.direct |= 1 << (i + 1)
+			}
 		}
 		to[i].peer.send(h, q.crcs[:q.crcLen], q.data, buf)
 	}
@@ -307,6 +318,8 @@ func (sh *Shard) append(q *request, buf *uring.Buf, zero bool) {
 	r := q.r
 	r.busy++
 	q.local = 1
+	q.began = sh.env.Now()
+	sh.gauges.appendBegins(q.began)
 	q.app.Record = ssdcache.Record{Kind: ssdcache.Data, Slot: r.slot, Chunk: r.id, Epoch: r.epoch,
 		Seq: q.seq, Commit: r.commit, Offset: q.off, Length: q.length}
 	q.app.CRCs, q.app.Data, q.app.Buf = q.crcs[:q.crcLen], q.data, buf
@@ -320,13 +333,18 @@ func (sh *Shard) append(q *request, buf *uring.Buf, zero bool) {
 
 // appendDone is called when the log has a write durable, in the order of appends.
 func (sh *Shard) appendDone(q *request) {
+	sh.gauges.appendEnds(sh.env.Now(), q.began)
 	if q.app.Err != nil {
 		sh.fail(q.app.Err)
 		q.status = dataplane.IOError
 	} else if q.seq != 0 && q.app.Seq == q.seq && q.app.Epoch == q.r.epoch &&
 		q.seq > q.r.durable && q.seq <= q.r.last {
+		before := q.r.durable
 		q.r.durableTo(q.seq)
 		sh.store.touch(q.r.slot)
+		if q.r.memory {
+			sh.logged(q.r, before)
+		}
 	}
 	if q.app.Kind == ssdcache.Zero && q.app.Err == nil {
 		// Not before: a checkpoint could make cleared words durable and a crash lose the record.
@@ -365,6 +383,7 @@ func (sh *Shard) localDone(q *request) {
 
 // memberAnswered is the answer of a peer to OpReplicate.
 func (sh *Shard) memberAnswered(p *peer, h *dataplane.Header) {
+	p.gauge.answered = sh.env.Now()
 	q := sh.byID(h.ReqID)
 	if q == nil || q.seq != h.Seq {
 		return // the request was given up; a settling took care of it
@@ -386,6 +405,9 @@ func (sh *Shard) memberAnswered(p *peer, h *dataplane.Header) {
 			return
 		}
 		q.waiting &^= 1 << i
+		if q.direct&(1<<i) != 0 {
+			p.gauge.waits.add(sh.env.Now() - q.began)
+		}
 		sh.memberDone(q)
 		return
 	}
@@ -407,10 +429,10 @@ func (sh *Shard) replicaRefused(r *replica, q *request, i int, status dataplane.
 // memberDone commits what all members have.
 func (sh *Shard) memberDone(q *request) {
 	r := q.r
-	if q.local > 0 || q.waiting != 0 || q.status != dataplane.OK {
+	if !q.held() || q.waiting != 0 || q.status != dataplane.OK {
 		return
 	}
-	if r.flight.get(r.commit+1) == q {
+	if r.flight.get(r.visible()+1) == q {
 		sh.advance(r)
 	}
 }
@@ -418,17 +440,15 @@ func (sh *Shard) memberDone(q *request) {
 // advance moves the commit mark over all writes that every member has, and answers them.
 func (sh *Shard) advance(r *replica) {
 	for {
-		q := r.flight.get(r.commit + 1)
-		if q == nil || q.local > 0 || q.waiting != 0 || q.status != dataplane.OK {
+		q := r.flight.get(r.visible() + 1)
+		if q == nil || !q.held() || q.waiting != 0 || q.status != dataplane.OK {
 			break
 		}
-		if !r.commitTo(q.seq) {
-			panic("chunk: a write was committed before it was durable here")
-		}
+		r.advanceMark(q)
 		r.flight.remove(q.seq)
 		sh.finishWrite(q, dataplane.OK)
 	}
-	if len(r.members) > 1 && r.told < r.commit {
+	if len(r.members) > 1 && r.told < r.visible() || r.memory && r.commit < r.visible() {
 		sh.tellSoon(r)
 	}
 	if r.reads.n > 0 {
@@ -487,16 +507,20 @@ func (sh *Shard) tellCommit() {
 		next := r.nextTell
 		r.nextTell, r.inTell = nil, false
 		switch {
-		case r.state != active || r.told >= r.commit || !r.isHead():
+		case r.state != active || !r.isHead() || r.allTold():
 		case r.toldAt > silent:
 			sh.tellSoon(r)
 		default:
 			h := &sh.out
-			*h = dataplane.Header{Op: dataplane.OpCommit, Chunk: r.id, Epoch: r.epoch, Seq: r.commit}
+			*h = dataplane.Header{Op: dataplane.OpCommit, Chunk: r.id, Epoch: r.epoch, Seq: r.visible(),
+				Aux: uint32(r.visible() - r.commit)}
 			for _, m := range r.members[1:] {
 				m.peer.send(h, nil, nil, nil)
 			}
-			r.told, r.toldAt = r.commit, sh.env.Now()
+			r.told, r.toldCommit, r.toldAt = r.visible(), r.commit, sh.env.Now()
+			if r.memory {
+				sh.flushRound(r)
+			}
 		}
 		r = next
 	}

@@ -17,6 +17,7 @@ type server struct {
 	r    *replica
 	log  *slog.Logger
 	lead atomic.Pointer[leader] // nil: not the leader, or not ready yet
+	id   *identity              // of this server; nil in simulations
 }
 
 var _ control.Handler = (*server)(nil)
@@ -61,6 +62,9 @@ func on[T any](roles int, f func(c *call, req *T) (any, error)) handler {
 
 // handlers is the table of all requests.
 var handlers = map[dataplane.Opcode]handler{
+	control.OpAcquireLease:  on(forClients, (*call).acquireLease),
+	control.OpReleaseLeases: on(forClients, (*call).releaseLeases),
+	control.OpRenewLeases:   on(forClients, (*call).renewLeases),
 	control.OpLookup:        on(forClients, (*call).lookup),
 	control.OpGetAttr:       on(forClients, (*call).getAttr),
 	control.OpSetAttr:       on(forClients, (*call).setAttr),
@@ -75,9 +79,6 @@ var handlers = map[dataplane.Opcode]handler{
 	control.OpGetXattr:      on(forClients, (*call).getXattr),
 	control.OpSetXattr:      on(forClients, (*call).setXattr),
 	control.OpListXattr:     on(forClients, (*call).listXattr),
-	control.OpAcquireLease:  on(forClients, (*call).acquireLease),
-	control.OpReleaseLeases: on(forClients, (*call).releaseLeases),
-	control.OpRenewLeases:   on(forClients, (*call).renewLeases),
 	control.OpRegisterCS:    on(forCS, (*call).registerCS),
 	control.OpHeartbeat:     on(forCS, (*call).heartbeat),
 	control.OpGetChunk:      on(forCS|forClients, (*call).getChunk),
@@ -85,6 +86,10 @@ var handlers = map[dataplane.Opcode]handler{
 	control.OpUnreachable:   on(forCS|forClients, (*call).unreachable),
 	control.OpExited:        on(forHosts, (*call).exited),
 	control.OpAddEvent:      on(forAll, (*call).addEvent),
+	control.OpMDSReady:      on(1<<dataplane.RoleMDS, (*call).mdsReady),
+	control.OpMDSList:       on(forAll, (*call).mdsList),
+	control.OpInventory:     on(forCS, (*call).inventoryPart),
+	control.OpRefused:       on(forHosts, (*call).refused),
 	control.OpAdmin:         on(forClients, (*call).admin),
 }
 

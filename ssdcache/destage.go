@@ -81,7 +81,7 @@ func (d *destager) init(l *Log) error {
 		}
 		d.max = min(max(uint64(mem/segSize), 2), l.segs/2)
 		var err error
-		if d.image, err = uring.NewPool(int(d.max) * segSize); err != nil {
+		if d.image, err = l.o.NewPool(int(d.max) * segSize); err != nil {
 			return err
 		}
 		d.ops = make([]uring.DiskOp, max(segSize/pieceSize, 1))

@@ -30,7 +30,9 @@ import (
 //	    56    8 number of the tail segment's first batch
 //	    64    8 durable: batches up to this number were durable
 //	    72    4 flags: 1 = closed in an orderly way, "durable" is the last batch there is
-//	    76 4016 zero
+//	    76    4 zero
+//	    80    8 mark: number of the store's last checkpoint, as it says (Marker)
+//	    88 4004 zero
 //	  4092    4 CRC32C of bytes 0-4091
 //
 // A segment holds batches back to back. A batch is a header of 1, 2 or 4 blocks, then its data
@@ -348,6 +350,7 @@ type super struct {
 	tail      uint64
 	tailBatch uint64
 	durable   uint64
+	mark      uint64
 	clean     bool
 }
 
@@ -365,6 +368,7 @@ func (s *super) put(b []byte) {
 	le.PutUint64(b[48:], s.tail)
 	le.PutUint64(b[56:], s.tailBatch)
 	le.PutUint64(b[64:], s.durable)
+	le.PutUint64(b[80:], s.mark)
 	if s.clean {
 		le.PutUint32(b[72:], flagClean)
 	}
@@ -384,7 +388,8 @@ func (s *super) decode(b []byte) error {
 	}
 	*s = super{segSize: le.Uint32(b[12:]), owner: le.Uint64(b[16:]), id: le.Uint64(b[24:]),
 		segments: le.Uint32(b[32:]), inc: le.Uint32(b[36:]), gen: le.Uint64(b[40:]),
-		tail: le.Uint64(b[48:]), tailBatch: le.Uint64(b[56:]), durable: le.Uint64(b[64:])}
+		tail: le.Uint64(b[48:]), tailBatch: le.Uint64(b[56:]), durable: le.Uint64(b[64:]),
+		mark: le.Uint64(b[80:])}
 	flags := le.Uint32(b[72:])
 	s.clean = flags&flagClean != 0
 	switch {

@@ -35,7 +35,13 @@ type Options struct {
 	OnFail func(error)
 	// OnRoom is called when there is room again after Room said that there is none.
 	OnRoom func()
+	// Accept, if not nil, is asked before Open changes anything: mark is the Backing's Mark when the
+	// superblock was last written, last the number of the last batch that was found. An error ends
+	// Open with it.
+	Accept func(mark, last uint64) error
 	Log    *slog.Logger // nil: slog.Default
+	// NewPool maps memory that isn't part of Pool; nil: uring.NewPool. Simulations use theirs again.
+	NewPool func(size int) (*uring.Pool, error)
 }
 
 // Backing is the store behind the log. It is called on the loop's thread, and calls back later,
@@ -62,6 +68,10 @@ type WriteBack struct {
 
 	busy bool
 }
+
+// Marker is a Backing that counts its checkpoints: the log keeps the number of the last complete one,
+// so that a store that was replaced by an older copy of itself is found (Options.Accept).
+type Marker interface{ Mark() uint64 }
 
 // MaxRun is the most blocks of one WriteBack (1 MiB).
 const MaxRun = 256
@@ -137,6 +147,9 @@ const (
 	maxBatches = 64
 	spillSize  = maxBatches*maxHeaderBlocks*blockSize + 48<<20
 )
+
+// Durable is the number of the last batch that is durable, with all before it.
+func (l *Log) Durable() uint64 { return l.durable }
 
 // Err is why the log failed, or nil.
 func (l *Log) Err() error { return l.err }
@@ -322,6 +335,9 @@ func (l *Log) writeSuper(done func(error)) {
 	l.sbDone = done
 	l.sb.gen++
 	l.sb.durable = l.durable
+	if m, ok := l.o.Backing.(Marker); ok {
+		l.sb.mark = m.Mark()
+	}
 	buf := l.sbBuf.Bytes()[:superSize]
 	l.sb.put(buf)
 	l.sbOp = uring.DiskOp{Kind: uring.DiskWriteSync, Offset: int64(l.sb.gen%2) * superSize,

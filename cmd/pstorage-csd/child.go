@@ -9,6 +9,7 @@ import (
 	"log/slog"
 	"os"
 	"os/exec"
+	"strings"
 	"syscall"
 	"time"
 
@@ -19,6 +20,7 @@ import (
 //
 //	id CS BOOT     before it registers: this process will act as this incarnation
 //	ready ADDR     it serves
+//	refuse CS TEXT it won't serve this directory, and why; CS is 0 if it doesn't know whose it is
 const statusFD = 3
 
 // runChild starts a child for p, waits until it has exited, and returns who it was (zero if it
@@ -82,6 +84,13 @@ func readStatus(r io.Reader, ready func()) incarnation {
 		var addr string
 		if n, _ := fmt.Sscanf(lines.Text(), "ready %s", &addr); n == 1 {
 			ready()
+			continue
+		}
+		if rest, ok := strings.CutPrefix(lines.Text(), "refuse "); ok {
+			number, reason, _ := strings.Cut(rest, " ")
+			if n, _ := fmt.Sscan(number, &cs); n == 1 {
+				who.Refusal, who.RefusedCS = reason, cs
+			}
 		}
 	}
 	return who

@@ -13,7 +13,8 @@ import (
 type csdOptions struct {
 	cluster string
 	dirs    []string // -r: only these
-	child   bool     // serve the one directory of dirs, as a child of the supervisor
+	scrub   scrubFlags
+	child   bool // serve the one directory of dirs, as a child of the supervisor
 	log     cli.LogFlags
 }
 
@@ -48,6 +49,7 @@ serve their directory.`,
 		"serve only the chunk server in `DIR` (may be given several times)")
 	flags.BoolVar(&o.child, "child", false, "")
 	flags.MarkHidden("child")
+	o.scrub.add(flags)
 	o.log.Add(root)
 	return root
 }

@@ -2,9 +2,11 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"os"
+	"strings"
 
 	"pstorage/chunk"
 	"pstorage/cmd/cli"
@@ -37,7 +39,7 @@ func serveChild(ctx context.Context, o csdOptions, out io.Writer) error {
 	status := os.NewFile(statusFD, "status")
 	err = chunk.Run(ctx, chunk.Options{
 		Dir: dir, ListenAddr: addr, Cred: &cred, MDS: conf.BSOrNone,
-		Log: log.With("dir", dir),
+		Log: log.With("dir", dir), ScrubPeriod: o.scrub.period(), ScrubRate: o.scrub.rate(),
 		OnIdentity: func(id dataplane.CSID, boot uint64) {
 			fmt.Fprintf(status, "id %d %d\n", id, boot)
 		},
@@ -49,7 +51,24 @@ func serveChild(ctx context.Context, o csdOptions, out io.Writer) error {
 	if err != nil && o.log.File != "" {
 		log.Error("the chunk server has ended", "dir", dir, "err", err) // stderr may go nowhere
 	}
-	return refusal(dir, err)
+	if err = refusal(dir, err); refusesToServe(err) {
+		tellRefusal(status, dir, err)
+	}
+	return err
+}
+
+func refusesToServe(err error) bool {
+	var e *cli.Error
+	return errors.As(err, &e) && e.Status == cli.ExitRefuse
+}
+
+// tellRefusal tells the supervisor why nobody can serve dir, for the metadata servers.
+func tellRefusal(status io.Writer, dir string, err error) {
+	cs := dataplane.CSID(0)
+	if id, e := chunk.ReadIdentity(dir); e == nil {
+		cs = id.CS
+	}
+	fmt.Fprintf(status, "refuse %d %s\n", cs, strings.Join(strings.Fields(err.Error()), " "))
 }
 
 // refusal gives errors that another start wouldn't mend the exit status that says so.

@@ -49,11 +49,13 @@ func supervise(ctx context.Context, o csdOptions, out io.Writer) error {
 		command: func(p place) *exec.Cmd {
 			go certifier.client(p.cluster) // connected before the first report
 			args := append([]string{"--child", "-c", p.cluster, "-r", p.daemon.Dir}, o.log.Args()...)
+			args = append(args, o.scrub.args()...)
 			cmd := exec.Command(self, args...)
 			cmd.Stdout, cmd.Stderr = os.Stdout, os.Stderr
 			return cmd
 		},
 		certify: certifier.certify,
+		refuse:  certifier.refuse,
 		ready:   func() { cli.Notify("READY=1") },
 		wake:    onSIGHUP(ctx),
 	}

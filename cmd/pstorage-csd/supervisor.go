@@ -43,6 +43,9 @@ type place struct {
 type incarnation struct {
 	CS   dataplane.CSID
 	Boot uint64
+	// Refusal is why it won't serve its directory; RefusedCS whose that is, 0 if it can't know.
+	Refusal   string
+	RefusedCS dataplane.CSID
 }
 
 // supervisor runs one child per place. Its fields are set once, before run.
@@ -54,8 +57,10 @@ type supervisor struct {
 	// certify tells the metadata servers of place's cluster that a process has exited. It returns
 	// when they know, or ctx has ended.
 	certify func(ctx context.Context, p place, who incarnation)
-	ready   func() // called once: every child of the first list is ready, or refused to serve
-	wake    <-chan struct{}
+	// refuse tells them, until ctx ends, that nobody serves p. May be nil.
+	refuse func(ctx context.Context, p place, who incarnation)
+	ready  func() // called once: every child of the first list is ready, or refused to serve
+	wake   <-chan struct{}
 
 	spawner *cli.Spawner
 	leaving []*keeper // stopped, with a child that may not have exited yet
@@ -67,6 +72,8 @@ type keeper struct {
 	dir  string
 	stop context.CancelFunc
 	done chan struct{} // closed when its last child has exited
+	// again has the keeper of a directory that was refused try once more.
+	again chan struct{}
 }
 
 // run supervises until ctx ends, then stops all children and returns.
@@ -107,6 +114,10 @@ func (s *supervisor) run(ctx context.Context) error {
 				if k.ended() {
 					delete(running, p)
 				}
+				select {
+				case k.again <- struct{}{}:
+				default: // told already
+				}
 			}
 		}
 	}
@@ -138,7 +149,8 @@ func (s *supervisor) follow(ctx context.Context, running map[place]*keeper, plac
 			continue
 		}
 		keepCtx, stop := context.WithCancel(ctx)
-		k := &keeper{dir: p.daemon.Dir, stop: stop, done: make(chan struct{})}
+		k := &keeper{dir: p.daemon.Dir, stop: stop, done: make(chan struct{}),
+			again: make(chan struct{}, 1)}
 		running[p] = k
 		settled := func() {}
 		if first {
@@ -153,7 +165,7 @@ func (s *supervisor) follow(ctx context.Context, running map[place]*keeper, plac
 			for _, other := range before { // one process at a time has a directory
 				<-other.done
 			}
-			s.keep(keepCtx, p, settled)
+			s.keep(keepCtx, p, k.again, settled)
 		})
 	}
 }
@@ -171,7 +183,7 @@ func (s *supervisor) leavers(dir string) []*keeper {
 
 // keep has one child running for p until ctx ends or a child refuses. settled is called when the
 // first child is ready.
-func (s *supervisor) keep(ctx context.Context, p place, settled func()) {
+func (s *supervisor) keep(ctx context.Context, p place, again <-chan struct{}, settled func()) {
 	log := s.log.With("cluster", p.cluster, "dir", p.daemon.Dir)
 	delay := time.Duration(0)
 	for {
@@ -187,8 +199,14 @@ func (s *supervisor) keep(ctx context.Context, p place, settled func()) {
 		}
 		if refused(err) {
 			log.Error("the chunk server refuses to serve this directory and is not started again; "+
-				"when the cause is mended send this process SIGHUP, or restart it", "err", err)
-			return
+				"when the cause is mended send this process SIGHUP, or restart it", "err", err,
+				"reason", who.Refusal)
+			settled()
+			if s.refuse == nil || !s.refusing(ctx, p, who, again) {
+				return
+			}
+			delay = 0
+			continue
 		}
 		if lived >= stableAfter {
 			delay = 0
@@ -202,6 +220,27 @@ func (s *supervisor) keep(ctx context.Context, p place, settled func()) {
 		case <-time.After(delay):
 		}
 		delay = nextDelay(delay)
+	}
+}
+
+// refusing tells the metadata servers of a directory that isn't served until somebody wants it tried
+// again, which it says, or ctx ends.
+func (s *supervisor) refusing(ctx context.Context, p place, who incarnation,
+	again <-chan struct{}) bool {
+	select {
+	case <-again: // from before
+	default:
+	}
+	telling, stop := context.WithCancel(ctx)
+	defer stop()
+	if who.Refusal != "" {
+		s.keepers.Go(func() { s.refuse(telling, p, who) })
+	}
+	select {
+	case <-ctx.Done():
+		return false
+	case <-again:
+		return true
 	}
 }
 

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"strings"
+	"time"
 
 	"github.com/spf13/cobra"
 
@@ -18,7 +19,7 @@ func newScrub(a *app) *cobra.Command {
 		Use:   "scrub",
 		Short: "Compare what is stored with its checksums, and copies with each other",
 		Long: `Compare what is stored with its checksums, and copies with each other. Each chunk server
-does that by itself, once in 14 days and at low priority: it reads its whole store, and
+does that by itself, once in 14 days (pstorage-csd --scrub-period) and at low priority: it reads its whole store, and
 fetches damaged blocks from another copy. See also: pstorage get-event.`,
 		Example: `  pstorage scrub start        # all chunk servers, now
   pstorage scrub status`,
@@ -105,6 +106,43 @@ type scrubCSDoc struct {
 	Mismatches uint64 `json:"mismatches"` // parts of 64 KiB in which copies differed
 	StartedNs  int64  `json:"started_ns"`
 	FinishedNs int64  `json:"finished_ns"` // the last complete pass; 0: never
+	Rate       uint64 `json:"rate"`        // bytes per second since the pass began; 0: none is under way
+	LeftS      int64  `json:"left_s"`      // seconds to its end at that rate; -1: not known
+}
+
+// pace fills in how fast the pass is, holes included, and how long it will take.
+func (d *scrubCSDoc) pace(now time.Time) {
+	d.LeftS = -1
+	took := now.Sub(time.Unix(0, d.StartedNs)).Seconds()
+	if d.State != "scheduled" && d.State != "asked" || d.StartedNs == 0 || took < 1 || d.Done == 0 {
+		return
+	}
+	rate := float64(d.Done) / took
+	d.Rate = uint64(rate)
+	d.LeftS = int64(float64(d.Total-min(d.Done, d.Total))/rate + 0.5)
+}
+
+func (d *scrubCSDoc) rate() string {
+	if d.Rate == 0 {
+		return "-"
+	}
+	return size(d.Rate) + "/s"
+}
+
+// left is the time to the end of the pass, coarse as it is.
+func (d *scrubCSDoc) left() string {
+	left := time.Duration(d.LeftS) * time.Second
+	switch {
+	case d.LeftS < 0:
+		return "-"
+	case left < 2*time.Minute:
+		return fmt.Sprintf("%ds", d.LeftS)
+	case left < 2*time.Hour:
+		return fmt.Sprintf("%dm", int(left.Minutes()))
+	case left < 48*time.Hour:
+		return fmt.Sprintf("%dh", int(left.Hours()))
+	}
+	return fmt.Sprintf("%dd", int(left.Hours()/24))
 }
 
 func newScrubStatus(a *app) *cobra.Command {
@@ -114,7 +152,9 @@ func newScrubStatus(a *app) *cobra.Command {
 		Short: "Show how far each chunk server's pass is and what it found",
 		Long: `Show how far each chunk server's pass is and what it found. BAD are blocks of 4 KiB that
 didn't match their checksums, LOST those of them that no other copy could mend; DIFFER are
-parts of 64 KiB in which the copies of a chunk differ although their checksums are right.`,
+parts of 64 KiB in which the copies of a chunk differ although their checksums are right.
+RATE is that of the whole pass so far, LEFT what is left at that rate. A pass by schedule
+is spread over the whole period, so it is slow on purpose.`,
 		Example: `  pstorage scrub status
   pstorage scrub status --cs 3 -o json`,
 		Args: cli.NoArgs,
@@ -141,7 +181,9 @@ func scrubStatus(ctx context.Context, a *app, only uint32, out io.Writer) error 
 	doc := scrubStatusDoc{CS: []scrubCSDoc{}}
 	for _, c := range services.CS {
 		if (only == 0 && c.Status != control.CSDropped) || only == c.ID {
-			doc.CS = append(doc.CS, scrubOf(c))
+			d := scrubOf(c)
+			d.pace(time.Now())
+			doc.CS = append(doc.CS, d)
 		}
 	}
 	if only != 0 && len(doc.CS) == 0 {
@@ -176,11 +218,11 @@ func showScrub(t *table, servers []scrubCSDoc) {
 		t.line("No chunk server yet: make one with pstorage make-cs.")
 		return
 	}
-	t.row("CS", "STATUS", "PASS", "DONE", "OF", "READ", "BAD", "REPAIRED", "LOST", "DIFFER", "STARTED",
+	t.row("CS", "STATUS", "PASS", "DONE", "OF", "RATE", "LEFT", "READ", "BAD", "REPAIRED", "LOST", "DIFFER", "STARTED",
 		"LAST COMPLETE")
 	for _, s := range servers {
-		t.row(s.ID, s.Status, s.State, percent(s.Done, s.Total), size(s.Total), size(s.Read), s.Bad,
-			s.Repaired, s.Lost, s.Mismatches, when(s.StartedNs), when(s.FinishedNs))
+		t.row(s.ID, s.Status, s.State, percent(s.Done, s.Total), size(s.Total), s.rate(), s.left(),
+			size(s.Read), s.Bad, s.Repaired, s.Lost, s.Mismatches, when(s.StartedNs), when(s.FinishedNs))
 	}
 }
 

@@ -1,5 +1,11 @@
 package client
 
+import (
+	"fmt"
+
+	"pstorage/dataplane"
+)
+
 // This file is Flush. A write of a file with write-ack=disk is durable when it is acknowledged, so
 // there is nothing to do. With write-ack=memory the heads of all chunks that were written since
 // the last Flush are asked to make them durable. One round per file is under way; Flushes that
@@ -11,6 +17,33 @@ func (f *File) markDirty(index uint32) {
 		ent.dirty = true
 		f.dirty = append(f.dirty, index)
 	}
+}
+
+// wrote notes a write that was acknowledged and may not be durable, in the given life of the chunk.
+func (f *File) wrote(index uint32, life uint16) {
+	ent, _ := f.entry(index)
+	if ent.dirty && ent.life != life {
+		ent.lost = true
+	}
+	ent.life = life
+	f.markDirty(index)
+}
+
+// wasFlushed takes the answer of a flush. In another life than that of the writes before it those may
+// be gone: the processes of all members ended before they were durable. That is said once.
+func (f *File) wasFlushed(index uint32, life uint16) error {
+	ent, _ := f.entry(index)
+	lost := ent.lost || ent.flushed != life
+	ent.lost, ent.flushed = false, life
+	if !lost {
+		return nil
+	}
+	if !ent.dirty {
+		ent.life = life
+	}
+	return dataplane.E("flush", dataplane.IOError, fmt.Errorf("chunk %d of the file %v: all its servers "+
+		"ended at once before what was written had been flushed (write-ack=memory): some of it may be "+
+		"lost", index, f.id))
 }
 
 // flush starts a round for op, or makes it wait for the next.
@@ -35,7 +68,7 @@ func (f *File) flushRound() {
 	f.flushList, f.dirty = f.dirty, f.flushList[:0]
 	for _, index := range f.flushList {
 		ent, _ := f.entry(index)
-		ent.dirty = false
+		ent.dirty, ent.flushed = false, ent.life
 	}
 	f.flushOp.Kind, f.flushOp.File = Flush, f
 	if f.flushOp.Done == nil {

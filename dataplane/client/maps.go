@@ -29,7 +29,10 @@ type entry struct {
 	epoch   dataplane.Epoch
 	call    uint32 // number of the fetch or allocation that is under way for it; 0: none
 	state   entryState
-	dirty   bool // in f.dirty
+	dirty   bool   // in f.dirty
+	lost    bool   // some of what was written since the last flush is gone
+	life    uint16 // of the chunk, at the last write: see OpFlush
+	flushed uint16 // the same, when the flush under way began
 	n       uint8
 	members [dataplane.MaxReplicas]dataplane.CSID
 }
@@ -234,7 +237,7 @@ func (e *Engine) learnServers(servers []control.CSAddr) {
 	for i := range servers {
 		s := &servers[i]
 		pr := e.peer(s.CS)
-		pr.live = s.Live
+		pr.live, pr.pace.ill = s.Live, s.Ill
 		if s.Addr != "" && s.Addr != pr.addr {
 			pr.move(s.Addr)
 		}

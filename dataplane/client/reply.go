@@ -22,10 +22,14 @@ func (e *Engine) answer(p *part, pr *peer, h *dataplane.Header, crcs, payload []
 		return
 	}
 	if p.code != dataplane.OpRead {
-		if p.file.ackMemory && !p.op.FUA && p.code != dataplane.OpFlush {
-			p.file.markDirty(p.index)
+		var err error
+		switch life := uint16(h.Aux); {
+		case p.code == dataplane.OpFlush:
+			err = p.file.wasFlushed(p.index, life)
+		case (p.file.ackMemory || life != 0) && !p.op.FUA:
+			p.file.wrote(p.index, life)
 		}
-		e.partDone(p, nil)
+		e.partDone(p, err)
 		return
 	}
 	if bad := e.copyRead(p, crcs, payload); bad >= 0 {

@@ -33,6 +33,13 @@ const (
 	OpUnreachable = dataplane.OpControlBase + 36 // UnreachableReq -> Empty (clients, CS)
 	OpExited      = dataplane.OpControlBase + 37 // ExitedReq -> Empty (supervisor)
 	OpAddEvent    = dataplane.OpControlBase + 38 // Event -> Empty
+	// OpInventory: InventoryReq -> Empty, before an OpRegisterCS over the same connection.
+	OpInventory = dataplane.OpControlBase + 39
+	OpRefused   = dataplane.OpControlBase + 40 // RefusedReq -> Empty (supervisor)
+
+	// Metadata servers among themselves, and where they are.
+	OpMDSReady = dataplane.OpControlBase + 70 // MDSReadyReq -> MDSReadyReply (metadata servers)
+	OpMDSList  = dataplane.OpControlBase + 71 // Empty -> MDSListReply
 
 	// Pushes, from the metadata server to a chunk server, FlagPush, no reply.
 	OpSettle = dataplane.OpControlBase + 48 // SettlePush: be the coordinator for these chunks
@@ -203,6 +210,7 @@ type CSAddr struct {
 	CS   dataplane.CSID
 	Addr string // "ip:port"; empty: not registered since the leader started
 	Live bool   // its lease is valid, as far as the leader knows
+	Ill  bool   // much slower than its peers: to be avoided for reads
 }
 
 // StatFSReply is in bytes of user data (replicas already divided out, default policy).
@@ -267,7 +275,24 @@ type RegisterCSReq struct {
 	// registers again isn't taken for a copy of its directory. Zero: the process is known by its
 	// control.Client, so it must use one and the same for registrations and heartbeats.
 	Instance uint64
+	// Parts is how many InventoryReqs came before this over the same connection: their chunks are
+	// part of the inventory, too.
+	Parts    uint32
 	FenceSeq uint64 // as in HeartbeatReq
+}
+
+// InventoryReq is a part of an inventory that is too long for one message: Part counts from 0.
+type InventoryReq struct {
+	Part   uint32
+	Chunks []HeldChunk
+}
+
+// RefusedReq says that a chunk server's process refuses to serve its directory, and why. It is
+// repeated as long as that is so. CS is 0 if the directory doesn't say which it is.
+type RefusedReq struct {
+	CS         dataplane.CSID
+	Host, Path string
+	Reason     string
 }
 
 // HeldChunk is one chunk in a chunk server's inventory.
@@ -281,7 +306,10 @@ type RegisterCSReply struct {
 	CS      dataplane.CSID
 	LeaseNs int64               // counted from when the request was sent
 	Forget  []dataplane.ChunkID // not in the table any more: delete
-	Fences  FencePush           // to be taken over before serving; More: the lease isn't given yet
+	// Retired: the server isn't a member of them any more but may be again: what it holds stays, is
+	// served to nobody, and saves most of a copy.
+	Retired []dataplane.ChunkID
+	Fences  FencePush // to be taken over before serving; More: the lease isn't given yet
 }
 
 // HeartbeatReq renews the lease of a registered process.
@@ -292,7 +320,20 @@ type HeartbeatReq struct {
 	Stats          CSStats
 	Failed         string // not empty: the disk failed, and how
 	Instance       uint64 // as in RegisterCSReq
-	FenceSeq       uint64 // fences up to this number are in force; 0: none is
+	// StallNs is for how long writes of the log have been under way without any of them being done.
+	StallNs int64
+	// Waits is how long this server, as the head of chunks or a link of a chain, waits for others.
+	Waits []PeerWait
+	// Yielded: the process has given its lease up, as a reply had asked for: it serves nothing.
+	Yielded  bool
+	FenceSeq uint64 // fences up to this number are in force; 0: none is
+}
+
+// PeerWait is how long a chunk server waits for the acknowledgements of another one.
+type PeerWait struct {
+	CS      dataplane.CSID
+	WaitNs  int64 // mean since the last heartbeat; 0: there were none
+	StallNs int64 // writes are under way and none has been acknowledged for so long
 }
 
 // CSStats are counters since the start of the process.
@@ -312,12 +353,25 @@ type CSStats struct {
 	ScrubRepaired, ScrubLost        uint64 // of them; Lost: no other member had a good copy
 	ScrubMismatches                 uint64 // parts of 64 KiB in which replicas differed
 	ScrubStartedNs, ScrubFinishedNs int64  // since 1970; Finished: the last complete pass; 0: never
+
+	Allocated uint64 // bytes that the store takes of its file system; 0: not known
+
+	// Means over the last second or so, ns; 0: there was nothing to measure.
+	LogWaitNs  int64 // from the beginning of a write to the log until it is durable
+	ReadWaitNs int64 // of reads of the disk
+
+	Copies, Deltas uint64 // chunks copied to a new member as their head; Deltas: only what changed
+	CopyBytes      uint64 // bytes sent for copies, mirrored writes included
 }
 
 // HeartbeatReply: status NotFound or Conflict means register again.
 type HeartbeatReply struct {
 	LeaseNs int64
-	Fences  FencePush // as in RegisterCSReply
+	// Yield: writes don't get on here. The process gives its lease up at once, ends what it has
+	// begun for clients without an acknowledgement, and says Yielded in its next heartbeat, which it
+	// sends at once.
+	Yield  bool
+	Fences FencePush // as in RegisterCSReply
 }
 
 // UnreachableReq reports that CS doesn't answer for these chunks. The server starts a
@@ -333,6 +387,19 @@ type ExitedReq struct {
 	Boot uint64
 }
 
+// MDSReadyReq is a metadata server's question to the leader: is it still a member, and may it vote
+// now? Status NotFound: it was removed.
+type MDSReadyReq struct {
+	Node    uint32
+	Applied uint64 // index of the last log entry that it has applied
+}
+
+// MDSReadyReply says whether it votes.
+type MDSReadyReply struct{ Voter bool }
+
+// MDSListReply is where the metadata servers are, "ip:port".
+type MDSListReply struct{ Addrs []string }
+
 // SettlePush asks the receiver to bring the members of each chunk to one history and, when Lost is
 // not empty, to exclude those members (compare-and-set first).
 type SettlePush struct {
@@ -340,13 +407,19 @@ type SettlePush struct {
 	Lost   []dataplane.CSID
 }
 
-// ForgetPush asks the receiver to delete chunks.
-type ForgetPush struct{ Chunks []dataplane.ChunkID }
+// ForgetPush asks the receiver to delete chunks. With Epochs, Chunks[i] is deleted only if what is
+// held of it is older than Epochs[i]: the receiver gave its place up at that epoch, and may have
+// become a member again since.
+type ForgetPush struct {
+	Chunks []dataplane.ChunkID
+	Epochs []dataplane.Epoch
+}
 
 // RecoverPush asks the receiver, the head of each chunk, to copy Chunks[i] to Targets[i], which
 // isn't a member, and to add it as the last one. If Leaving[i] isn't zero, that member (it may be
 // the head itself) gives its place up in the same change of the configuration; without Leaving
-// nobody does. Who can't do that now does nothing; it is asked again.
+// nobody does. The head seals it together with the other members before it asks for that change, so
+// that it needn't lose its lease. Who can't do that now does nothing; it is asked again.
 type RecoverPush struct {
 	Chunks  []ChunkConfig
 	Targets []CSAddr

@@ -41,10 +41,14 @@ var ops = [...]opRow{
 	{OpUnreachable, "report unreachable chunk server", UnreachableReq{}, Empty{}},
 	{OpExited, "report exited chunk server", ExitedReq{}, Empty{}},
 	{OpAddEvent, "add event", Event{}, Empty{}},
+	{OpInventory, "list chunks", InventoryReq{}, Empty{}},
+	{OpRefused, "report refused chunk server", RefusedReq{}, Empty{}},
 
 	{OpSettle, "settle", SettlePush{}, nil},
 	{OpForget, "forget", ForgetPush{}, nil},
 	{OpRecover, "recover", RecoverPush{}, nil},
+	{OpMDSReady, "metadata server ready", MDSReadyReq{}, MDSReadyReply{}},
+	{OpMDSList, "list metadata servers", Empty{}, MDSListReply{}},
 	{OpScrub, "scrub", ScrubPush{}, nil},
 	{OpFence, "fence", FencePush{}, nil},
 

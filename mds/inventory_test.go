@@ -1,0 +1,114 @@
+package mds
+
+import (
+	"strings"
+	"testing"
+
+	"pstorage/dataplane"
+	"pstorage/dataplane/control"
+)
+
+// An inventory of 200 000 chunks comes in parts, and counts as a whole: all of its chunks are
+// foreign to the table, so all are to be forgotten, in several registrations.
+func TestLongInventory(t *testing.T) {
+	c := newTestCluster(t, 1)
+	s := c.newCS(1)
+	const n = 200_000
+	var held []control.HeldChunk
+	for i := range n {
+		held = append(held, control.HeldChunk{Chunk: dataplane.NewChunkID(3, uint64(i)), Epoch: 1})
+	}
+	send := func(parts ...int) uint32 {
+		for i, part := range parts {
+			from := part * 32 << 10
+			to := min(from+32<<10, n)
+			req := &control.InventoryReq{Part: uint32(i), Chunks: held[from:to]}
+			if size := len(control.Marshal(req)); size > dataplane.MaxControlPayload {
+				t.Fatalf("a part takes %d bytes", size)
+			}
+			s.must(control.OpInventory, req, nil)
+		}
+		return uint32(len(parts))
+	}
+	s.reg.Parts = send(0, 1, 2, 3, 4, 5)
+	s.reg.Chunks = held[6*32<<10:]
+	first := s.register()
+	if len(first.Forget) != maxForgetReply || first.Forget[0] != held[0].Chunk {
+		t.Fatalf("%d chunks to forget, want %d of %d", len(first.Forget), maxForgetReply, n)
+	}
+	// Parts count once, and only if all came.
+	s.wantKind(dataplane.NotReady, control.OpRegisterCS, &s.reg)
+	s.reg.Parts = send(0, 1) + 1
+	s.wantKind(dataplane.NotReady, control.OpRegisterCS, &s.reg)
+	s.wantKind(dataplane.NotReady, control.OpInventory, &control.InventoryReq{Part: 1})
+	// A new first part begins anew.
+	send(0, 1, 2)
+	s.reg.Parts, s.reg.Chunks = send(6), nil
+	again := s.register()
+	if want := n - 6*32<<10; len(again.Forget) != want || again.Forget[0] != held[6*32<<10].Chunk {
+		t.Fatalf("%d chunks to forget, want %d", len(again.Forget), want)
+	}
+	// Without parts an earlier one doesn't count.
+	send(0)
+	s.reg.Parts = 0
+	if r := s.register(); len(r.Forget) != 0 {
+		t.Fatalf("%d chunks to forget of an empty inventory", len(r.Forget))
+	}
+}
+
+// A directory that its process refuses is said to be refused, with the reason, until it serves.
+func TestRefusedDirectory(t *testing.T) {
+	c := newTestCluster(t, 1)
+	s := c.newCS(1)
+	sup := c.client(dataplane.RoleSupervisor, 77, nil)
+	const reason = "its journal is missing"
+	admin := c.client(dataplane.RoleAdmin, 78, nil)
+	sup.must(control.OpRefused, &control.RefusedReq{CS: s.id, Host: "h", Path: "/cs1",
+		Reason: reason}, nil)
+	find := func() control.CSDoc {
+		var doc control.ServicesDoc
+		admin.admin(control.AdminListServices, nil, &doc)
+		return doc.CS[0]
+	}
+	if d := find(); d.Status != control.CSActive {
+		t.Errorf("status %q of a server with a lease: another process was refused", d.Status)
+	}
+	sup.must(control.OpExited, &control.ExitedReq{CS: s.id, Boot: s.reg.Boot}, nil)
+	if d := find(); d.Status != control.CSRefused || d.Failed != reason {
+		t.Errorf("status %q, %q", d.Status, d.Failed)
+	}
+	sup.must(control.OpRefused, &control.RefusedReq{CS: s.id, Host: "h", Path: "/cs1",
+		Reason: reason}, nil)
+	sup.must(control.OpRefused, &control.RefusedReq{Host: "h", Path: "/cs9",
+		Reason: "no identity"}, nil)
+	var doc control.ServicesDoc
+	admin.admin(control.AdminListServices, nil, &doc)
+	if len(doc.Refused) != 1 || doc.Refused[0].Path != "/cs9" {
+		t.Errorf("refused directories %+v", doc.Refused)
+	}
+	events := 0
+	eventually(t, "the event", func() bool {
+		events = 0
+		var list control.EventsDoc
+		admin.admin(control.AdminEvents, control.EventsArgs{}, &list)
+		for _, e := range list.Events {
+			if e.Code == "cs-refused" && strings.Contains(e.Message, reason) {
+				events++
+			}
+		}
+		return events > 0
+	})
+	if events != 1 {
+		t.Errorf("%d events of one refusal", events)
+	}
+	sup.wantKind(dataplane.NotFound, control.OpRefused, &control.RefusedReq{CS: 99, Host: "h",
+		Path: "/x", Reason: "x"})
+	s.wantKind(dataplane.Denied, control.OpRefused, &control.RefusedReq{CS: s.id, Host: "h",
+		Path: "/x", Reason: "x"})
+	s.reg.Boot++
+	s.reg.Instance++
+	s.register()
+	if d := find(); d.Status != control.CSActive || d.Failed != "" {
+		t.Errorf("status %q, %q after it registered", d.Status, d.Failed)
+	}
+}
