@@ -41,6 +41,8 @@ type Options struct {
 	PoolSize  int // bytes of buffers; 0: 64 MiB and the CRC budget
 	CRCBudget int // bytes of CRC pages in memory; 0: up to 64 MiB, by the capacity
 
+	RelayFrom int // see ShardOptions
+
 	ScrubPeriod time.Duration // of a pass over the store; 0: 14 days; negative: only when asked
 	ScrubRate   int64         // bytes per second of one that was asked for; 0: 64 MiB
 }
@@ -61,8 +63,8 @@ type server struct {
 	mu     sync.Mutex
 	failed string // how the disk failed
 	ready  bool
-	beat   chan struct{} // a heartbeat is wanted now
 	full   bool          // no room for new chunks; of keepLease
+	beat   chan struct{} // a heartbeat is wanted now
 }
 
 // Run serves the chunk server in o.Dir until ctx ends, then stops in an orderly way and returns
@@ -222,8 +224,10 @@ func (s *server) open(cred *session.Credentials) error {
 		}
 		Open(ShardOptions{Env: s.loop, Net: s.loop, Pool: s.loop.Pool(), Store: store, Cache: cache,
 			Cred: cred, Metadata: s.md, ID: s.id.CS, Identity: s.id, Log: s.log,
+			SameDisk:  sameDisk(storePath, logPath),
 			CRCBudget: s.o.CRCBudget, OnFail: s.diskFailed, ScrubPeriod: s.o.ScrubPeriod,
-			ScrubRate: s.o.ScrubRate, WallClock: func() int64 { return time.Now().UnixNano() }},
+			ScrubRate: s.o.ScrubRate, RelayFrom: s.o.RelayFrom,
+			WallClock: func() int64 { return time.Now().UnixNano() }},
 			func(sh *Shard, err error) {
 				if err != nil {
 					store.Close()
