@@ -64,6 +64,7 @@ func TestOneWriter(t *testing.T) {
 			t.Fatalf("write after the hand-over: %v", err)
 		}
 	}
+	c.client.onLoop(func() { c.client.eng.opt.LeaseWait = 300 * time.Millisecond })
 	if _, err := source.WriteAt(block, 0); err == nil {
 		t.Fatal("the source writes after it gave the file up")
 	}
