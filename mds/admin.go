@@ -25,7 +25,8 @@ func (r *replica) offlineTimeout() time.Duration {
 // admin answers a command with a JSON document.
 func (c *call) admin(req *control.AdminReq) (any, error) {
 	changes := req.Command == control.AdminSetAttr || req.Command == control.AdminSetConfig ||
-		req.Command == control.AdminDropCS || req.Command == control.AdminScrubStart
+		req.Command == control.AdminDropCS || req.Command == control.AdminScrubStart ||
+		req.Command == control.AdminAddMDS || req.Command == control.AdminRemoveMDS
 	if changes && c.peer.Role != dataplane.RoleAdmin {
 		return nil, c.fail(dataplane.Denied, "%s is for administrators, not for a peer of role %v",
 			req.Command, c.peer.Role)
@@ -66,6 +67,10 @@ func (c *call) adminDoc(req *control.AdminReq) (any, error) {
 		return withArgs(req, c.dropCS)
 	case control.AdminScrubStart:
 		return withArgs(req, c.scrubStart)
+	case control.AdminAddMDS:
+		return withArgs(req, c.addMDS)
+	case control.AdminRemoveMDS:
+		return withArgs(req, c.removeMDS)
 	}
 	return nil, c.fail(dataplane.NotSupported, "command %.80q is unknown", req.Command)
 }
@@ -157,7 +162,7 @@ func (r *replica) servers() []control.MDSDoc {
 	_, leader := r.raft.LeaderWithID()
 	for _, s := range r.raft.GetConfiguration().Configuration().Servers {
 		list = append(list, control.MDSDoc{ID: string(s.ID), Addr: string(s.Address),
-			Leader: s.ID == leader, Voter: s.Suffrage == raft.Voter})
+			Leader: s.ID == leader, Voter: s.Suffrage == raft.Voter, Down: r.down.has(s.ID)})
 	}
 	return list
 }

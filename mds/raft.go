@@ -285,7 +285,8 @@ type replica struct {
 	running   sync.WaitGroup
 	verify    verifier
 	alone     atomic.Bool // the short times of a server that is alone are set
-	sim       *Sim        // nil but in simulations: stands for raft, the clock and threads
+	down      downServers
+	sim       *Sim // nil but in simulations: stands for raft, the clock and threads
 }
 
 // startReplica opens what is under dir and joins the group.
@@ -329,6 +330,7 @@ func startReplica(dir string, id uint32, addr string, cred *session.Credentials,
 		r.fsm.s.Close()
 		return nil, dataplane.E("start the metadata server in "+dir, dataplane.IOError, err)
 	}
+	r.watchDown()
 	r.setTimes()
 	r.running.Go(r.runProposals)
 	r.running.Go(r.runResults)

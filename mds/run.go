@@ -41,6 +41,8 @@ type identity struct {
 	Node        uint32            `json:"node"`
 	Addr        string            `json:"addr"`
 	Verifier    *session.Verifier `json:"verifier,omitempty"`
+	// Removed: the cluster doesn't know this server any more.
+	Removed bool `json:"removed,omitempty"`
 }
 
 // Peer is a metadata server of a new cluster.
@@ -60,6 +62,9 @@ type FormatOptions struct {
 	Node uint32
 	// Peers are all servers of a new cluster of several, this one among them. Empty: it is alone.
 	Peers []Peer
+	// Join: the cluster exists, and has given this server its number (control.AdminAddMDS). It
+	// starts with nothing and gets everything from the others.
+	Join bool
 }
 
 // Format makes the directory of a metadata server of a new cluster. dir must not exist or be
@@ -84,7 +89,11 @@ func Format(dir string, o FormatOptions) (err error) {
 			undo()
 		}
 	}()
-	if err := bootstrap(dir, &o); err != nil {
+	if o.Join {
+		if err := os.MkdirAll(filepath.Join(dir, raftDir, logDir), 0o700); err != nil {
+			return dataplane.E(op, dataplane.IOError, err)
+		}
+	} else if err := bootstrap(dir, &o); err != nil {
 		return dataplane.E(op, dataplane.KindOf(err), err)
 	}
 	id := identity{Version: identityVersion, ClusterID: o.Cluster[:], ClusterName: o.ClusterName,
@@ -175,18 +184,7 @@ func (id *identity) write(dir, op string) error {
 	if err != nil {
 		return dataplane.E(op, dataplane.Internal, err)
 	}
-	f, err := os.OpenFile(filepath.Join(dir, identityFile), os.O_WRONLY|os.O_CREATE|os.O_EXCL,
-		0o600)
-	if err != nil {
-		return dataplane.E(op, dataplane.IOError, err)
-	}
-	_, err = f.Write(append(b, '\n'))
-	if err == nil {
-		err = f.Sync()
-	}
-	if cerr := f.Close(); err == nil {
-		err = cerr
-	}
+	err = replaceFile(filepath.Join(dir, identityFile), append(b, '\n'))
 	if err == nil {
 		err = syncDir(dir)
 	}
@@ -266,6 +264,13 @@ type Options struct {
 	// others; 0: 300 s. One whose disk failed has no time.
 	Offline time.Duration
 
+	// Servers returns where metadata servers of the cluster may be, besides those that this one
+	// knows of by itself; nil: nowhere.
+	Servers func() []string
+	// OnServers is told where all metadata servers are when that has changed, while this one is a
+	// member and there is a leader.
+	OnServers func(addrs []string)
+
 	tune func(*raft.Config) // tests
 }
 
@@ -293,6 +298,9 @@ func Run(ctx context.Context, o Options) (err error) {
 		return err
 	}
 	defer lock.Close()
+	if id.Removed {
+		return removedError(id, o.Dir)
+	}
 	if o.Addr == "" {
 		o.Addr = id.Addr
 	}
@@ -306,7 +314,7 @@ func Run(ctx context.Context, o Options) (err error) {
 		return err
 	}
 	r.offline = o.Offline
-	s := &server{r: r, log: o.Log}
+	s := &server{r: r, log: o.Log, id: id}
 	return s.run(ctx, listener, id, &o)
 }
 
@@ -329,6 +337,11 @@ func (s *server) run(ctx context.Context, listener net.Listener, id *identity, o
 		defer close(leading)
 		s.watchLeadership(ctx, o.Leading)
 	}()
+	member := make(chan struct{})
+	go func() {
+		defer close(member)
+		s.watchMembership(ctx, o)
+	}()
 	o.Log.Info("metadata server is up", "node", id.Node, "addr", listener.Addr().String(),
 		"cluster", id.ClusterName, "dir", o.Dir)
 	if o.Ready != nil {
@@ -345,6 +358,7 @@ func (s *server) run(ctx context.Context, listener net.Listener, id *identity, o
 	// Stop taking requests, then leave the group, then close the log.
 	cancel()
 	<-leading
+	<-member
 	serr := s.r.shutdown()
 	if !ended {
 		if e := <-served; err == nil {

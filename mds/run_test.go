@@ -28,7 +28,7 @@ type testCluster struct {
 	addrs []string
 	dirs  []string
 	stops []func() error
-	leads []atomic.Bool
+	leads []*atomic.Bool
 	tune  func(*raft.Config)
 }
 
@@ -60,7 +60,10 @@ func newTestCluster(t *testing.T, n int) *testCluster {
 func prepareTestCluster(t *testing.T, n int) *testCluster {
 	t.Helper()
 	c := &testCluster{t: t, addrs: freeAddrs(t, n), stops: make([]func() error, n),
-		leads: make([]atomic.Bool, n)}
+		leads: make([]*atomic.Bool, n)}
+	for i := range c.leads {
+		c.leads[i] = new(atomic.Bool)
+	}
 	rand.Read(c.node.Cluster[:])
 	rand.Read(c.node.Key[:])
 	c.node.ClusterName = "test"
@@ -101,11 +104,11 @@ func testLog() *slog.Logger {
 func (c *testCluster) start(i int) {
 	c.t.Helper()
 	ctx, cancel := context.WithCancel(context.Background())
-	ready, done := make(chan string, 1), make(chan error, 1)
+	ready, done, leads := make(chan string, 1), make(chan error, 1), c.leads[i]
 	go func() {
 		done <- Run(ctx, Options{Dir: c.dirs[i], Cred: c.cred(dataplane.RoleMDS, uint64(i+1)),
 			Log: testLog().With("node", i+1), Ready: func(a string) { ready <- a }, tune: c.tune,
-			Leading: func(on bool) { c.leads[i].Store(on) }})
+			Leading: leads.Store})
 	}()
 	select {
 	case <-ready:

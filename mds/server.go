@@ -17,6 +17,7 @@ type server struct {
 	r    *replica
 	log  *slog.Logger
 	lead atomic.Pointer[leader] // nil: not the leader, or not ready yet
+	id   *identity              // of this server; nil in simulations
 }
 
 var _ control.Handler = (*server)(nil)
@@ -84,6 +85,8 @@ var handlers = map[dataplane.Opcode]handler{
 	control.OpAddEvent:    on(forAll, (*call).addEvent),
 	control.OpInventory:   on(forCS, (*call).inventoryPart),
 	control.OpRefused:     on(forHosts, (*call).refused),
+	control.OpMDSReady:    on(1<<dataplane.RoleMDS, (*call).mdsReady),
+	control.OpMDSList:     on(forAll, (*call).mdsList),
 	control.OpAdmin:       on(forClients, (*call).admin),
 }
 

@@ -7,6 +7,7 @@ import (
 	"sync"
 	"time"
 
+	"pstorage/cmd/cli"
 	"pstorage/dataplane"
 	"pstorage/dataplane/cluster"
 	"pstorage/dataplane/control"
@@ -15,14 +16,18 @@ import (
 // certifier tells metadata servers that a process has exited. It keeps one connection per
 // cluster, so that the report doesn't wait for a handshake.
 type certifier struct {
-	log *slog.Logger
+	log  *slog.Logger
+	ctx  context.Context // ends at close
+	stop context.CancelFunc
 
 	mu      sync.Mutex
 	clients map[string]*control.Client
 }
 
 func newCertifier(log *slog.Logger) *certifier {
-	return &certifier{log: log, clients: make(map[string]*control.Client)}
+	c := &certifier{log: log, clients: make(map[string]*control.Client)}
+	c.ctx, c.stop = context.WithCancel(context.Background())
+	return c
 }
 
 // certify reports that the process who, of p's cluster, has exited.
@@ -84,11 +89,13 @@ func (c *certifier) client(name string) (*control.Client, error) {
 		Addrs: conf.BSOrNone, Cred: &cred, Log: c.log})
 	if err == nil {
 		c.clients[name] = client
+		go cli.KeepBS(c.ctx, conf, client, c.log.With("cluster", name))
 	}
 	return client, err
 }
 
 func (c *certifier) close() {
+	c.stop()
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	for _, client := range c.clients {

@@ -21,6 +21,7 @@ type server struct {
 	cluster string
 	daemon  cluster.Daemon
 	cred    session.Credentials
+	conf    *cluster.Conf
 }
 
 // serve runs the chosen metadata servers until ctx ends. If one fails the others go on; the
@@ -70,8 +71,10 @@ func serve(ctx context.Context, o mdsdOptions, out io.Writer) error {
 }
 
 func runServer(ctx context.Context, log *slog.Logger, s server, ready func(addr string)) error {
+	log = log.With("cluster", s.cluster)
 	err := mds.Run(ctx, mds.Options{Dir: s.daemon.Dir, Cred: &s.cred, Addr: s.daemon.Addr,
-		Log: log.With("cluster", s.cluster), Ready: ready})
+		Log: log, Ready: ready, Servers: s.conf.BSOrNone,
+		OnServers: func(addrs []string) { cli.SaveBS(s.conf, addrs, log) }})
 	if err == nil {
 		return nil
 	}
@@ -116,7 +119,7 @@ func chooseServers(etc string, o mdsdOptions) ([]server, error) {
 			if err != nil {
 				return nil, cli.Fail("", err, "")
 			}
-			servers = append(servers, server{name, d, cred})
+			servers = append(servers, server{name, d, cred, conf})
 		}
 	}
 	switch {

@@ -86,6 +86,9 @@ func mount(ctx context.Context, o mountOptions, background bool, ready func(stri
 		return err
 	}
 	defer c.Close()
+	keep, stop := context.WithCancel(ctx)
+	defer stop()
+	go cli.KeepBS(keep, conf, c.Control(), log)
 	server, err := fuse.Mount(ctx, fuse.Options{Client: c, Mountpoint: mountpoint,
 		AllowOther: options.allowOther, ReadOnly: options.readOnly, FSName: options.fsName, Log: log})
 	if err != nil {

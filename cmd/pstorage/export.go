@@ -153,6 +153,7 @@ func exportNBD(ctx context.Context, a *app, o *nbdOptions, files []string, out i
 			"check that pstorage-mdsd runs and that "+conf.BSPath()+" has its address")
 	}
 	defer c.Close()
+	go cli.KeepBS(ctx, conf, c.Control(), log)
 	var exports []nbd.Export
 	for _, name := range files {
 		f, err := openExport(ctx, c, name, o)

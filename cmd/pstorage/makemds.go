@@ -1,6 +1,7 @@
 package main
 
 import (
+	"context"
 	"crypto/rand"
 	"fmt"
 	"io"
@@ -33,11 +34,16 @@ func newMakeMDS(a *app) *cobra.Command {
 		Long: `Make a metadata server on this node. With -I it is the first one of a new cluster: the
 cluster gets its id, its key and its password, and this node gets the key.
 
+Without -I the server joins the cluster that this node has a key of (pstorage auth-node).
+It gets everything from the others and votes as soon as it has caught up. Three servers
+survive the loss of one, five the loss of two; two or four are no better than one or three.
+
 pstorage-mdsd serves it.`,
-		Example: `  pstorage -c test_cluster make-mds -I -a 10.30.100.1 -r /pstorage/test_cluster-mds -p`,
-		Args:    cli.NoArgs,
+		Example: `  pstorage -c test_cluster make-mds -I -a 10.30.100.1 -r /pstorage/test_cluster-mds -p
+  pstorage -c test_cluster make-mds -a 10.30.100.2 -r /pstorage/test_cluster-mds`,
+		Args: cli.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			return makeMDS(a, o, passwordInput{o.fromStdin, os.Stdin, cmd.ErrOrStderr()},
+			return makeMDS(cmd.Context(), a, o, passwordInput{o.fromStdin, os.Stdin, cmd.ErrOrStderr()},
 				cmd.OutOrStdout())
 		},
 	}
@@ -54,15 +60,16 @@ pstorage-mdsd serves it.`,
 
 // makeMDS checks everything it can before it changes anything, and takes back what it did when a
 // later step fails.
-func makeMDS(a *app, o makeMDSOptions, in passwordInput, out io.Writer) error {
+func makeMDS(ctx context.Context, a *app, o makeMDSOptions, in passwordInput, out io.Writer) error {
 	conf, err := a.newConf()
 	if err != nil {
 		return err
 	}
 	if !o.initialise {
-		return cli.Failf("make a metadata server of cluster "+conf.Name(),
-			"joining an existing cluster isn't possible yet",
-			"make the first one of a new cluster with -I")
+		if o.setPassword || o.fromStdin {
+			return cli.Usage("a password is set with -I only; this node proves itself by its key")
+		}
+		return joinMDS(ctx, a, o, out)
 	}
 	if !o.setPassword && !o.fromStdin {
 		return cli.Usage("a new cluster needs a password: set it with -p, or -P to read it " +

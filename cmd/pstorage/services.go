@@ -37,8 +37,13 @@ func showServices(t *table, doc control.ServicesDoc) {
 	t.row("SERVICE", "ID", "ADDRESS", "STATUS", "SEEN", "HOST", "DIRECTORY")
 	for _, m := range doc.MDS {
 		status := "member"
-		if m.Leader {
+		switch {
+		case m.Leader:
 			status = "leader"
+		case m.Down:
+			status = "down"
+		case !m.Voter:
+			status = "joining"
 		}
 		t.row("mds", m.ID, m.Addr, status, "", "", "")
 	}

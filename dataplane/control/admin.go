@@ -1,5 +1,7 @@
 package control
 
+import "encoding/json"
+
 // The documents of OpAdmin: JSON, shared by the metadata server and the command line. Fields may
 // be added; names don't change.
 
@@ -15,6 +17,8 @@ const (
 	AdminSetConfig    = "set-config"    // SetConfigArgs -> ConfigDoc
 	AdminDropCS       = "drop-cs"       // DropCSArgs -> none
 	AdminScrubStart   = "scrub-start"   // ScrubArgs -> ScrubDoc
+	AdminAddMDS       = "add-mds"       // AddMDSArgs -> AddMDSDoc
+	AdminRemoveMDS    = "remove-mds"    // RemoveMDSArgs -> RemoveMDSDoc
 )
 
 // The states of a chunk server in CSDoc.Status.
@@ -71,6 +75,33 @@ type MDSDoc struct {
 	Addr   string `json:"addr"`
 	Leader bool   `json:"leader"`
 	Voter  bool   `json:"voter"`
+	// Down: it doesn't answer the leader.
+	Down bool `json:"down,omitempty"`
+}
+
+// AddMDSArgs is the address, "ip:port", of a metadata server that is being made.
+type AddMDSArgs struct {
+	Addr string `json:"addr"`
+}
+
+// AddMDSDoc is what a new metadata server needs. It becomes a member without a vote at once, and
+// gets its vote when it has caught up.
+type AddMDSDoc struct {
+	Node     uint32          `json:"node"`
+	Verifier json.RawMessage `json:"verifier,omitempty"` // of the cluster's password
+	MDS      []MDSDoc        `json:"mds"`                // with the new one
+}
+
+// RemoveMDSArgs names a metadata server by its number.
+type RemoveMDSArgs struct {
+	Node  uint32 `json:"node"`
+	Force bool   `json:"force"` // also when another one doesn't answer
+}
+
+// RemoveMDSDoc has what is left.
+type RemoveMDSDoc struct {
+	Removed MDSDoc   `json:"removed"`
+	MDS     []MDSDoc `json:"mds"`
 }
 
 // CSDoc is a chunk server. Sizes are in bytes.

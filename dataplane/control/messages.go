@@ -29,8 +29,12 @@ const (
 	OpExited      = dataplane.OpControlBase + 37 // ExitedReq -> Empty (supervisor)
 	OpAddEvent    = dataplane.OpControlBase + 38 // Event -> Empty
 	// OpInventory: InventoryReq -> Empty, before an OpRegisterCS over the same connection.
-	OpInventory = dataplane.OpControlBase + 39
-	OpRefused   = dataplane.OpControlBase + 40 // RefusedReq -> Empty (supervisor)
+	OpInventory = dataplane.OpControlBase + 44
+	OpRefused   = dataplane.OpControlBase + 45 // RefusedReq -> Empty (supervisor)
+
+	// Metadata servers among themselves, and where they are.
+	OpMDSReady = dataplane.OpControlBase + 39 // MDSReadyReq -> MDSReadyReply (metadata servers)
+	OpMDSList  = dataplane.OpControlBase + 40 // Empty -> MDSListReply
 
 	// Pushes, from the metadata server to a chunk server, FlagPush, no reply.
 	OpSettle = dataplane.OpControlBase + 48 // SettlePush: be the coordinator for these chunks
@@ -341,6 +345,19 @@ type ExitedReq struct {
 	CS   dataplane.CSID
 	Boot uint64
 }
+
+// MDSReadyReq is a metadata server's question to the leader: is it still a member, and may it vote
+// now? Status NotFound: it was removed.
+type MDSReadyReq struct {
+	Node    uint32
+	Applied uint64 // index of the last log entry that it has applied
+}
+
+// MDSReadyReply says whether it votes.
+type MDSReadyReply struct{ Voter bool }
+
+// MDSListReply is where the metadata servers are, "ip:port".
+type MDSListReply struct{ Addrs []string }
 
 // SettlePush asks the receiver to bring the members of each chunk to one history and, when Lost is
 // not empty, to exclude those members (compare-and-set first).

@@ -43,6 +43,8 @@ var ops = [...]opRow{
 	{OpSettle, "settle", SettlePush{}, nil},
 	{OpForget, "forget", ForgetPush{}, nil},
 	{OpRecover, "recover", RecoverPush{}, nil},
+	{OpMDSReady, "metadata server ready", MDSReadyReq{}, MDSReadyReply{}},
+	{OpMDSList, "list metadata servers", Empty{}, MDSListReply{}},
 	{OpScrub, "scrub", ScrubPush{}, nil},
 
 	{OpAdmin, "admin command", AdminReq{}, AdminReply{}},
