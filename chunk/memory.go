@@ -91,7 +91,8 @@ func (r *replica) markTo(seq dataplane.Seq) bool {
 // early says that q is answered before it is durable here.
 func (q *request) early() bool {
 	return q.r.memory && q.hdr.Flags&dataplane.FlagFUA == 0 &&
-		(q.hdr.Op == dataplane.OpReplicate || q.hdr.Op == dataplane.OpWrite || q.hdr.Op == dataplane.OpZero)
+		(q.hdr.Op == dataplane.OpReplicate || q.hdr.Op == dataplane.OpWrite ||
+			q.hdr.Op == dataplane.OpZero)
 }
 
 // held says that this server has done its part of q, so that it may be answered.

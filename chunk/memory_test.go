@@ -11,13 +11,14 @@ import (
 
 // memoryFlush is what a writer of the torture test knows of its unflushed writes.
 type memoryFlush struct {
-	cells  map[uint32]int // how many operations of a cell were acknowledged, if none were flushed since
+	cells  map[uint32]int // how many operations of a cell were acknowledged, not flushed
 	life   uint32
 	lossy  bool // they are of several lives
 	counts struct{ flushed, lost int }
 }
 
-// unflushed notes that cells [c, end) were written in memory mode, and goes on, mostly with a FLUSH.
+// unflushed notes that cells [c, end) were written in memory mode, and goes on, at times with a
+// FLUSH.
 func (t *tortureWriter) unflushed(c, end uint32) {
 	f, cl := &t.flush, t.x.w.cl
 	if len(f.cells) > 0 && f.life != cl.aux {
@@ -114,9 +115,9 @@ func (w *world) flush(id dataplane.ChunkID, flags uint16) *bool {
 	return done
 }
 
-// With write-ack=memory a write is answered before it is durable, a FLUSH and an FUA write aren't. A
-// member that dies takes nothing with it; when all die what was flushed is there, and the life says
-// that the rest may not be.
+// With write-ack=memory a write is answered before it is durable, a FLUSH and an FUA write aren't.
+// A member that dies takes nothing with it; when all die what was flushed is there, and the life
+// says that the rest may not be.
 func TestWriteAckMemory(t *testing.T) {
 	w := newWorld(t, 95, 3)
 	w.md.add(chunkA, 2, 1, 2, 3)

@@ -251,8 +251,8 @@ var activateMeta = []byte{metaActivate}
 
 // activate starts the chunk at cfg's epoch, with everything up to seq here and committed; done is
 // called when that is durable. by must be who sealed it.
-func (sh *Shard) activate(r *replica, cfg *control.ChunkConfig, seq dataplane.Seq, term, life uint16,
-	by any, done func(error)) {
+func (sh *Shard) activate(r *replica, cfg *control.ChunkConfig, seq dataplane.Seq,
+	term, life uint16, by any, done func(error)) {
 	fail := func(k dataplane.Kind, err error) {
 		done(dataplane.E("activate chunk "+r.id.String(), k, err))
 	}
