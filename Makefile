@@ -9,7 +9,7 @@ MOUNT ?= $(CURDIR)/run/mnt
 CS ?= 3
 
 .DEFAULT_GOAL := help
-.PHONY: help up down build test test-long demo sim bench fmt
+.PHONY: help up down build test test-long test-net demo sim bench fmt
 
 help: ## this list
 	@grep -E '^[a-z-]+:.*## ' Makefile | sed -E 's/:.*## /\t/' | expand -t 14
@@ -30,6 +30,10 @@ test: ## install what is missing, run all tests and the short demo (root for all
 
 test-long: ## the same without -short, and the demo in full
 	@.ci/test -long
+
+test-net: ## real processes on networks of their own, links cut and processes killed (root)
+	@.ci/deps test
+	@.ci/net
 
 demo: build ## a container on replicated storage, kills, bad input, speed (root)
 	@.ci/deps test

@@ -20,6 +20,10 @@ const maxReadBlocks = dataplane.PartSize/dataplane.BlockSize + 1
 //  2. Runs of neighbours are read, all at once.
 //  3. Each block's checksum is compared with the one it was looked up with. A mismatch mostly means
 //     that the block was moved or overwritten meanwhile: look it up again. One that stays is bad.
+//
+// What is looked up after the first moment may be of a write that came meanwhile: not committed, or
+// a ZERO that has taken the newest content out of the log's index and not cleared its word yet, so
+// that something older shows. Such a read is marked unsure.
 type blockRead struct {
 	sh   *Shard
 	r    *replica
@@ -39,6 +43,8 @@ type blockRead struct {
 	logged  uint32          // bit per block: in the log at pos
 	words   [maxReadBlocks]uint32
 	pos     [maxReadBlocks]ssdcache.Pos
+	later   bool // not the first lookup
+	unsure  bool // looked up again, with writes above the commit mark on the blocks
 	tries   int
 	pending int
 	wait    pageWait
@@ -50,6 +56,7 @@ type readPiece struct {
 	disk uring.DiskOp
 	log  ssdcache.ReadOp
 	mem  [1][]byte
+	from int64 // when it began
 	next *readPiece
 }
 
@@ -60,6 +67,7 @@ func (b *blockRead) start(r *replica, from uint32, n int, buf []byte) {
 	}
 	b.r, b.from, b.n, b.buf = r, from, n, buf
 	b.todo, b.bad, b.lost, b.tries = 1<<n-1, 0, 0, 0
+	b.later, b.unsure = false, false
 	r.refs++
 	b.round()
 }
@@ -67,6 +75,10 @@ func (b *blockRead) start(r *replica, from uint32, n int, buf []byte) {
 // round looks up all blocks that aren't finished, and reads them.
 func (b *blockRead) round() {
 	b.ticket, b.slot = b.sh.log.Ticket(), b.r.slot
+	if b.later && !b.unsure {
+		b.unsure = b.r.barrier(b.from*dataplane.BlockSize, uint32(b.n)*dataplane.BlockSize) != 0
+	}
+	b.later = true
 	if !b.lookUp() {
 		return
 	}
@@ -150,7 +162,7 @@ func (b *blockRead) submit(i int) int {
 	} else {
 		sh.pieces = p.next
 	}
-	p.br = b
+	p.br, p.from = b, sh.env.Now()
 	b.pending++
 	mem := b.buf[i*dataplane.BlockSize : j*dataplane.BlockSize]
 	if inLog != 0 {
@@ -175,6 +187,7 @@ func (sh *Shard) newPiece() *readPiece {
 
 func (sh *Shard) pieceDone(p *readPiece, err error) {
 	b := p.br
+	sh.gauges.reads.add(sh.env.Now() - p.from)
 	p.br, p.mem[0], p.log.Buf = nil, nil, nil
 	p.next, sh.pieces = sh.pieces, p
 	if err != nil {

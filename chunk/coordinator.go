@@ -41,6 +41,7 @@ type settler struct {
 	stepErr  error
 	retry    uring.Timer
 	join     *copier // with the member that is to be added
+	soft     bool    // writes go on: nobody was sealed yet
 	running  bool    // counts for maxSettling
 	tries    int
 }
@@ -71,6 +72,7 @@ func (sh *Shard) settle(r *replica, lost []dataplane.CSID) {
 		sh.nextSettler()
 		return
 	}
+	s.soft = false
 	if !s.running {
 		sh.settleQueue = append(sh.settleQueue, s) // now somebody waits for it
 		sh.nextSettler()
@@ -124,9 +126,9 @@ func (s *settler) end() {
 // again ends the attempt; another one begins soon, if anybody still needs it.
 func (s *settler) again(why string, err error) {
 	sh := s.sh
-	s.dropJoin(why, err)
 	s.attempt++
 	s.tries++
+	s.dropJoin(why, err)
 	if s.tries == 1 || s.tries%50 == 0 {
 		sh.slog.Info("chunk can't be settled yet", "chunk", s.r.id, "step", why, "tries", s.tries,
 			"err", err)
@@ -267,7 +269,7 @@ func (s *settler) each(what string, list []control.CSAddr, ask func(i int, p *pe
 // reachAll makes sure that all members that stay can be reached.
 func (s *settler) reachAll() {
 	s.each("reach all members", s.stay, func(i int, p *peer, done func(error)) {
-		p.call(dataplane.Header{Op: dataplane.OpPing}, nil, nil,
+		p.callWithin(reachTimeout, dataplane.Header{Op: dataplane.OpPing}, nil, nil,
 			func(_ *dataplane.Header, _, _ []byte, _ *uring.Buf, err error) {
 				s.unreachable(p, err)
 				done(err)
@@ -287,6 +289,7 @@ func (s *settler) unreachable(p *peer, err error) {
 
 // sealAll stops all members and learns what they have.
 func (s *settler) sealAll() {
+	s.soft = false
 	s.tails = make([]memberTail, len(s.stay))
 	s.gens = make([]uint32, len(s.stay))
 	h := dataplane.Header{Op: dataplane.OpSeal, Chunk: s.r.id, Epoch: s.cfg.Epoch,
@@ -311,7 +314,18 @@ func (s *settler) sealAll() {
 		if st != dataplane.OK {
 			done(dataplane.E("seal", st, nil))
 		}
-	}, s.decided)
+	}, func() {
+		if s.join == nil {
+			s.decided()
+			return
+		}
+		at := s.attempt
+		s.join.whenIdle(func() {
+			if s.attempt == at {
+				s.decided()
+			}
+		})
+	})
 }
 
 func (s *settler) decided() {
@@ -341,6 +355,9 @@ func (s *settler) decided() {
 		if len(s.verdict.lost) > 0 {
 			s.dropJoin("settle", errors.New("a member lost data"))
 		} else {
+			s.verdict.copies = slices.DeleteFunc(s.verdict.copies, func(x tailCopy) bool {
+				return s.stay[x.to].CS == c.leaving
+			})
 			s.verdict.copies = appendCopies(s.verdict.copies, len(s.stay), c.rest(s.tails))
 		}
 	}
@@ -522,14 +539,17 @@ func (s *settler) exclude() {
 	}
 	join := s.join != nil
 	if join {
-		stay, ids, gens = append(stay, s.join.target), append(ids, s.join.target.CS),
-			append(gens, s.join.gen)
+		stay, gens = s.joined(stay, gens)
+		ids = ids[:0]
+		for _, m := range stay {
+			ids = append(ids, m.CS)
+		}
 		s.r.unsure = s.cfg.Epoch
 	}
 	s.stay, s.gens = stay, gens
 	// An addition that failed may have been only delayed. It must not be committed once the chunk
 	// takes writes without the new member: an epoch in between makes sure of that.
-	if len(ids) == len(s.cfg.Members) && s.r.unsure != s.cfg.Epoch {
+	if !join && len(ids) == len(s.cfg.Members) && s.r.unsure != s.cfg.Epoch {
 		s.activateOthers()
 		return
 	}
@@ -579,6 +599,12 @@ func (s *settler) activateList(list []control.CSAddr, next func()) {
 		Epoch: s.cfg.Epoch, Length: uint32(len(payload)), Seq: s.verdict.last,
 		Aux: uint32(s.lifeFor())<<16 | uint32(s.term)}
 	s.each("activate", list, func(i int, p *peer, done func(error)) {
+		h, crcs, payload := h, crcs, payload
+		if d := s.dirtyToo(list[i].CS); d != nil {
+			payload = d.append(slices.Clone(payload))
+			crcs = crcsOf(payload)
+			h.Length, h.Flags = uint32(len(payload)), h.Flags|dataplane.FlagRecovery
+		}
 		p.call(h, crcs, payload,
 			func(a *dataplane.Header, _, _ []byte, _ *uring.Buf, err error) {
 				if err == nil && a.Status != dataplane.OK {
@@ -587,7 +613,8 @@ func (s *settler) activateList(list []control.CSAddr, next func()) {
 				done(err)
 			})
 	}, func(i int, done func(error)) {
-		s.sh.activate(s.r, s.cfg, s.verdict.last, s.term, s.lifeFor(), s, done)
+		o := activateOrder{s.cfg, s.verdict.last, s.term, s.lifeFor(), nil}
+		s.sh.activate(s.r, o, s, done)
 	}, next)
 }
 
@@ -622,6 +649,10 @@ func (s *settler) succeed() {
 			s.again("keep all members", fmt.Errorf("the connection to %v was lost", p))
 			return
 		}
+	}
+	if s.cfg.Members[0].CS != sh.id && s.join != nil && s.join.leaving == sh.id {
+		s.left()
+		return
 	}
 	if s.join != nil {
 		s.join.end("")

@@ -3,7 +3,6 @@ package chunk
 import (
 	"encoding/binary"
 	"fmt"
-	"math/bits"
 	"slices"
 
 	"pstorage/dataplane"
@@ -11,18 +10,23 @@ import (
 	"pstorage/uring"
 )
 
-// copier brings a chunk that lost a member to one more server, while writes go on. It runs on the
-// chunk's head when the metadata servers ask for it (RecoverPush):
+// copier brings a chunk to one more server, while writes go on: because it lost a member, or
+// because a member is to give its place up (leaving). It runs on the chunk's head when the metadata
+// servers ask for it (RecoverPush):
 //
 //	begin   the chunk is made ready: a head is active and knows its members
-//	seal    SEAL|FlagRecovery to the target: it drops whatever it had of the chunk, takes a fresh
-//	        slot, in which all reads as zeros, and believes in nothing until it is activated
-//	pump    granules (64 KiB) that hold anything but zeros go over as patches. A write marks its
-//	        granules in dirty. A granule is taken only when no write above the commit mark is on
-//	        it: its mark is cleared, then it is read, so what comes later marks it again
-//	pass    passes over what is dirty, until that is little or there have been enough of them
-//	join    a settle with the target in it: the members are sealed, the rest goes over, the
-//	        metadata servers add the target (epoch + 1), all are activated
+//	seal    SEAL|FlagRecovery to the target. If it holds a replica that the dirty map covers it
+//	        keeps that, from now on as an unfinished copy, and only the map's granules, and what
+//	        the target touched above its commit mark, are dirty. Otherwise it drops whatever it has,
+//	        takes a fresh slot, in which all reads as zeros, and all granules are dirty
+//	pump    dirty granules (64 KiB) go over as patches; into a fresh slot not those of zeros. A
+//	        granule is taken only when no write above the commit mark is on it
+//	mirror  a write on granules that are neither dirty nor on their way goes to the target, too, as
+//	        a patch behind theirs; any other write makes its granules dirty
+//	pass    after the first pass into a fresh slot the target makes it durable; then passes over
+//	        what is dirty, until that is little or there have been enough of them
+//	join    a settle with the target in it: the members are sealed, the one that leaves as well; the
+//	        rest goes over; the metadata servers change the members (epoch + 1); all are activated
 //
 // Whatever goes wrong before the metadata servers were asked ends the copier, and nothing has
 // happened: the target holds something that nobody believes. The metadata servers ask again.
@@ -30,69 +34,61 @@ type copier struct {
 	sh      *Shard
 	r       *replica
 	target  control.CSAddr
+	leaving dataplane.CSID // 0: nobody
 	epoch   dataplane.Epoch
 	gen     uint32 // of the connection over which the target was sealed
 	started bool   // the target was asked; from here on a seal of the chunk ends the copier
+	ready   bool   // the target was sealed: dirty is what it lacks
+	delta   bool   // it keeps what it had
 	ended   bool
 
 	dirty   granuleSet
+	moving  granuleSet // on their way: what is written to them meanwhile makes them dirty
 	sent    granuleSet // something was sent: zeros must be sent from now on, too
 	next    int        // granule the pass looks at next
 	pass    int
 	flying  int
+	window  int // parts that may be on their way
+	mirrors int // mirrored writes on their way
 	pumping bool
+	synced  bool   // what was written straight to the target's store is durable
+	idle    func() // called when nothing is on its way any more
 	parts   uint64 // sent, for the log
 	until   int64  // begin gives up then
+	paceAt  int64  // no part before that time
+	theirs  uint64 // bytes per second that the target allows; 0: any
 	timer   uring.Timer
-}
-
-// granules of a chunk: as large as a part.
-const granules = dataplane.ChunkSize / dataplane.PartSize
-
-type granuleSet [granules / 64]uint64
-
-func (s *granuleSet) set(g int)      { s[g/64] |= 1 << (g % 64) }
-func (s *granuleSet) clear(g int)    { s[g/64] &^= 1 << (g % 64) }
-func (s *granuleSet) has(g int) bool { return s[g/64]&(1<<(g%64)) != 0 }
-
-func (s *granuleSet) count() (n int) {
-	for _, w := range s {
-		n += bits.OnesCount64(w)
-	}
-	return n
-}
-
-// touch marks the granules of a range.
-func (s *granuleSet) touch(off, length uint32) {
-	for g := off / dataplane.PartSize; g*dataplane.PartSize < off+length; g++ {
-		s.set(int(g))
-	}
 }
 
 // RecoverPush has the metadata servers' word: copy these chunks to those servers. What can't be
 // started now is left; it is asked for again.
 func (sh *Shard) RecoverPush(p *control.RecoverPush) {
-	if sh.dead != nil || sh.stopping || len(p.Targets) != len(p.Chunks) {
+	if sh.dead != nil || sh.stopping || len(p.Targets) != len(p.Chunks) ||
+		len(p.Leaving) != 0 && len(p.Leaving) != len(p.Chunks) {
 		return
 	}
 	for i := range p.Chunks {
-		cfg, target := &p.Chunks[i], p.Targets[i]
+		cfg, target, leaving := &p.Chunks[i], p.Targets[i], dataplane.CSID(0)
+		if len(p.Leaving) > 0 {
+			leaving = p.Leaving[i]
+		}
+		isMember := func(m control.CSAddr) bool { return m.CS == leaving }
 		if len(sh.copiers) >= maxCopiers || target.CS == sh.id || target.CS == 0 ||
-			len(cfg.Members) == 0 || cfg.Members[0].CS != sh.id {
+			len(cfg.Members) == 0 || cfg.Members[0].CS != sh.id ||
+			leaving != 0 && !slices.ContainsFunc(cfg.Members, isMember) {
 			continue
 		}
 		r := sh.find(cfg.Chunk) // one that nobody has written to is made by settling it
 		if r == nil || r.copier != nil {
 			continue
 		}
-		c := &copier{sh: sh, r: r, target: target, epoch: cfg.Epoch,
-			until: sh.env.Now() + int64(copyPatience)}
-		for g := range granules {
-			c.dirty.set(g)
-		}
+		c := &copier{sh: sh, r: r, target: target, leaving: leaving, epoch: cfg.Epoch,
+			window: copyFirst, until: sh.env.Now() + int64(copyPatience)}
+		c.dirty.all()
 		c.timer.Fire = c.begin
 		r.copier = c
 		sh.copiers = append(sh.copiers, c)
+		sh.pace.watch()
 		sh.env.Arm(&c.timer, 0)
 	}
 }
@@ -112,9 +108,17 @@ func (c *copier) end(why string) {
 	if i := slices.Index(sh.copiers, c); i >= 0 {
 		sh.copiers = slices.Delete(sh.copiers, i, i+1)
 	}
+	if c.idle != nil {
+		c.idle()
+	}
 	if why == "" {
+		sh.stats.Copies++
+		if c.delta {
+			sh.stats.Deltas++
+		}
 		sh.slog.Info("chunk copied to a new member", "chunk", r.id, "cs", c.target.CS,
-			"epoch", r.epoch, "parts", c.parts, "passes", c.pass)
+			"epoch", r.epoch, "parts", c.parts, "passes", c.pass, "delta", c.delta,
+			"leaving", c.leaving)
 		return
 	}
 	sh.slog.Info("copy of a chunk given up", "chunk", r.id, "cs", c.target.CS, "reason", why,
@@ -148,10 +152,14 @@ func (c *copier) seal() {
 	}
 	c.started = true
 	c.timer.Fire = c.pump
+	h := dataplane.Header{Op: dataplane.OpSeal, Flags: dataplane.FlagRecovery, Chunk: c.r.id,
+		Epoch: c.epoch}
+	if d := c.r.dirty; d != nil {
+		h.Aux, h.Seq = uint32(d.since), d.mark
+	}
 	p := c.sh.peer(c.target.CS, c.target.Addr)
-	p.call(dataplane.Header{Op: dataplane.OpSeal, Flags: dataplane.FlagRecovery, Chunk: c.r.id,
-		Epoch: c.epoch}, nil, nil,
-		func(a *dataplane.Header, _, _ []byte, _ *uring.Buf, err error) {
+	p.call(h, nil, nil,
+		func(a *dataplane.Header, crcs, payload []byte, _ *uring.Buf, err error) {
 			switch {
 			case c.ended:
 			case err != nil:
@@ -160,9 +168,32 @@ func (c *copier) seal() {
 				c.end("the target refused: " + a.Status.String())
 			default:
 				c.gen = p.gen
-				c.pump()
+				c.sealed(a, crcs, payload)
 			}
 		})
+}
+
+// sealed takes the target's answer.
+func (c *copier) sealed(a *dataplane.Header, crcs, payload []byte) {
+	if a.Epoch != c.epoch {
+		t, err := parseSeal(a, crcs, payload)
+		d := c.r.dirty
+		if err != nil || d == nil || !d.covers(t.epoch, t.last) {
+			c.end(fmt.Sprintf("the target kept a replica at epoch %d that isn't covered: %v", a.Epoch,
+				err))
+			return
+		}
+		c.delta, c.synced = true, true
+		c.dirty = d.set
+		for _, e := range t.ext {
+			c.dirty.touch(e.off, e.length)
+		}
+		c.sent.all() // what it holds isn't zeros
+		c.sh.slog.Info("only what changed is copied", "chunk", c.r.id, "cs", c.target.CS,
+			"since", d.since, "epoch", c.epoch, "parts", c.dirty.count())
+	}
+	c.ready = true
+	c.pump()
 }
 
 // connected says whether the connection over which the target was sealed is still there.
@@ -171,14 +202,80 @@ func (c *copier) connected() bool {
 	return p.open && p.gen == c.gen
 }
 
-// wrote marks what a write touches. It is called before the write can be committed.
-func (c *copier) wrote(off, length uint32) { c.dirty.touch(off, length) }
+// wrote is told of a write that got its seq, before it can be committed.
+func (c *copier) wrote(q *request, zero bool) {
+	if !zero && c.ready && c.mirrors < copyMirrors && c.settledRange(q.off, q.length) &&
+		c.connected() {
+		c.mirror(q)
+		return
+	}
+	c.dirty.touch(q.off, q.length)
+}
+
+// settledRange says whether the target has, or has been sent, all granules of a range.
+func (c *copier) settledRange(off, length uint32) bool {
+	for g := off / dataplane.PartSize; g*dataplane.PartSize < off+length; g++ {
+		if c.dirty.has(int(g)) || c.moving.has(int(g)) {
+			return false
+		}
+	}
+	return true
+}
+
+// mirror sends a write to the target. Nobody waits for it but the settle at the end; should the
+// write be undone, what the members touched above their commit marks is sent anew by then.
+func (c *copier) mirror(q *request) {
+	off, length := q.off, q.length
+	for g := off / dataplane.PartSize; g*dataplane.PartSize < off+length; g++ {
+		c.sent.set(int(g))
+	}
+	c.mirrors++
+	c.sh.stats.CopyBytes += uint64(length)
+	h := dataplane.Header{Op: dataplane.OpPatch, Flags: dataplane.FlagData, Chunk: c.r.id,
+		Epoch: c.epoch, Offset: off, Length: length}
+	// The connection is open: the frame is encoded in this call, so the write's memory may go.
+	c.sh.peer(c.target.CS, c.target.Addr).call(h, q.crcs[:q.crcLen], q.data,
+		func(a *dataplane.Header, _, _ []byte, _ *uring.Buf, err error) {
+			c.mirrors--
+			switch {
+			case c.ended:
+				return
+			case err != nil:
+				c.end(err.Error())
+				return
+			case a.Status == dataplane.Overloaded:
+				c.dirty.touch(off, length)
+			case a.Status != dataplane.OK:
+				c.end("the target refused a write: " + a.Status.String())
+				return
+			}
+			c.checkIdle()
+		})
+}
+
+// whenIdle calls f, perhaps at once, when nothing is on its way to the target or the copier ended.
+func (c *copier) whenIdle(f func()) {
+	c.idle = f
+	c.checkIdle()
+}
+
+func (c *copier) checkIdle() {
+	if f := c.idle; f != nil && c.mirrors == 0 && c.flying == 0 {
+		c.idle = nil
+		f()
+	}
+}
 
 // pump keeps some granules under way; at the end of a pass it begins the next one.
 func (c *copier) pump() {
 	c.pumping = true
 	budget := copyBurst
-	for !c.ended && c.flying < copyParts && budget > 0 {
+	wait := int64(copyBreath) // others first
+	for !c.ended && c.flying < c.window && budget > 0 && c.next < granules {
+		if pause := c.pause(); pause > 0 {
+			wait = max(wait, pause)
+			break
+		}
 		g := c.pick()
 		if g < 0 {
 			break
@@ -190,8 +287,8 @@ func (c *copier) pump() {
 	switch {
 	case c.ended || c.timer.Armed():
 	case c.next < granules:
-		if c.flying < copyParts {
-			c.sh.env.Arm(&c.timer, int64(copyBreath)) // others first
+		if c.flying < c.window {
+			c.sh.env.Arm(&c.timer, wait)
 		}
 	case c.flying == 0:
 		c.passEnd()
@@ -206,6 +303,7 @@ func (c *copier) pick() int {
 		if c.dirty.has(g) && c.r.barrier(uint32(g)*dataplane.PartSize, dataplane.PartSize) == 0 {
 			c.next++
 			c.dirty.clear(g)
+			c.moving.set(g)
 			return g
 		}
 	}
@@ -213,13 +311,43 @@ func (c *copier) pick() int {
 }
 
 func (c *copier) passEnd() {
+	if !c.synced {
+		c.sync()
+		return
+	}
 	c.pass++
-	if c.dirty.count() <= copyRest || c.pass >= copyPasses {
+	if n := c.dirty.count(); n <= copyRest || c.pass >= copyPasses && n <= copyRestMost ||
+		c.pass >= copyPassesMost {
 		c.join()
 		return
 	}
 	c.next = 0
 	c.sh.env.Arm(&c.timer, int64(copyBreath))
+}
+
+// sync has the target make durable what it wrote straight to its store, so that this needn't be
+// done while writes wait.
+func (c *copier) sync() {
+	if !c.connected() {
+		c.end("the connection to the target was lost")
+		return
+	}
+	c.flying++
+	h := dataplane.Header{Op: dataplane.OpPatch, Chunk: c.r.id, Epoch: c.epoch}
+	c.sh.peer(c.target.CS, c.target.Addr).callWithin(copySyncTime, h, nil, nil,
+		func(a *dataplane.Header, _, _ []byte, _ *uring.Buf, err error) {
+			switch {
+			case c.ended:
+			case err != nil:
+				c.end(err.Error())
+			case a.Status != dataplane.OK:
+				c.end("the target can't make the copy durable: " + a.Status.String())
+			default:
+				c.synced = true
+				c.flying--
+				c.pump()
+			}
+		})
 }
 
 // read reads a granule and sends it unless the target has it: as zeros.
@@ -234,10 +362,10 @@ func (c *copier) read(g int) {
 		case err != nil:
 			c.end(err.Error())
 		case !c.sent.has(g) && allZeros(crcs, buf.Bytes()[:dataplane.PartSize]):
-			c.took()
+			c.took(g)
 		default:
 			c.sent.set(g)
-			c.send(g, slices.Clone(crcs), slices.Clone(buf.Bytes()[:dataplane.PartSize]))
+			c.send(g, crcs, buf)
 		}
 	})
 }
@@ -248,35 +376,35 @@ func allZeros(crcs, data []byte) bool {
 			return false
 		}
 	}
-	for _, b := range data { // a checksum is no proof
-		if b != 0 {
-			return false
-		}
-	}
-	return true
+	return isZero(data) // a checksum is no proof
 }
 
-// send patches the target; crcs and data are the call's own.
-func (c *copier) send(g int, crcs, data []byte) {
+// send patches the target; crcs and buf are good during the call.
+func (c *copier) send(g int, crcs []byte, buf *uring.Buf) {
 	if !c.connected() {
 		c.end("the connection to the target was lost")
 		return
 	}
 	c.parts++
+	c.sh.stats.CopyBytes += dataplane.PartSize
+	c.paid()
 	h := dataplane.Header{Op: dataplane.OpPatch, Flags: dataplane.FlagData, Chunk: c.r.id,
-		Epoch: c.epoch, Offset: uint32(g) * dataplane.PartSize, Length: uint32(len(data))}
-	c.sh.peer(c.target.CS, c.target.Addr).call(h, crcs, data,
+		Epoch: c.epoch, Offset: uint32(g) * dataplane.PartSize, Length: dataplane.PartSize}
+	c.sh.peer(c.target.CS, c.target.Addr).callBuf(h, crcs, buf,
 		func(a *dataplane.Header, _, _ []byte, _ *uring.Buf, err error) {
 			switch {
 			case c.ended:
 			case err != nil:
 				c.end(err.Error())
 			case a.Status == dataplane.Overloaded:
+				c.window = max(c.window/2, 1)
 				c.put(g)
 			case a.Status != dataplane.OK:
 				c.end("the target refused a part: " + a.Status.String())
 			default:
-				c.took()
+				c.theirs = uint64(a.Aux) << 10
+				c.window = min(c.window+1, copyParts)
+				c.took(g)
 			}
 		})
 }
@@ -284,20 +412,25 @@ func (c *copier) send(g int, crcs, data []byte) {
 // put gives a granule back to a later pass, because somebody has too much to do.
 func (c *copier) put(g int) {
 	c.dirty.set(g)
+	c.moving.clear(g)
 	c.flying--
 	if !c.timer.Armed() {
 		c.sh.env.Arm(&c.timer, int64(copyPause))
 	}
+	c.checkIdle()
 }
 
-func (c *copier) took() {
+func (c *copier) took(g int) {
+	c.moving.clear(g)
 	c.flying--
 	if !c.pumping && !c.timer.Armed() {
 		c.pump()
 	}
+	c.checkIdle()
 }
 
-// join settles the chunk with the target as a new member.
+// join settles the chunk with the target as a new member. Writes go on until the members are
+// sealed.
 func (c *copier) join() {
 	sh, r := c.sh, c.r
 	if r.state != active || r.settler != nil || r.broken || r.epoch != c.epoch || !c.connected() {
@@ -309,7 +442,7 @@ func (c *copier) join() {
 		c.end("the chunk can't be settled now")
 		return
 	}
-	r.settler.join = c
+	r.settler.join, r.settler.soft = c, true
 }
 
 // rest is what the target must still get once all members are sealed: what was written since it was
@@ -326,42 +459,6 @@ func (c *copier) rest(tails []memberTail) (need []extent) {
 	return need
 }
 
-// sealTarget takes SEAL|FlagRecovery: this server isn't a member at the committed epoch h.Epoch,
-// and a copy of the chunk is coming. What is here of it is older, or an unfinished copy.
-func (sh *Shard) sealTarget(l *link, h *dataplane.Header) {
-	r := sh.chunks[h.Chunk]
-	switch {
-	case sh.dead != nil:
-		l.refuse(h, dataplane.IOError)
-		return
-	case r != nil && (h.Epoch <= r.epoch || h.Epoch < r.sealEpoch):
-		l.refuse(h, dataplane.StaleEpoch)
-		return
-	case sh.lease.Load() == 0:
-		l.refuse(h, dataplane.NotReady) // see seal: the inventory of its registration is on its way
-		return
-	case !sh.log.Room():
-		l.refuse(h, dataplane.Overloaded)
-		return
-	}
-	sh.Forget([]dataplane.ChunkID{h.Chunk})
-	if r = sh.find(h.Chunk); r == nil {
-		l.refuse(h, dataplane.Overloaded)
-		return
-	}
-	if !sh.makeSlot(r) {
-		sh.forgetStranger(r)
-		l.refuse(h, dataplane.NoSpace)
-		return
-	}
-	r.state, r.sealer, r.sealEpoch = sealed, l, h.Epoch
-	l.reply(h, dataplane.OK)
-}
-
-// target says whether this replica is a copy that was never activated. It has a slot and no epoch.
-// Whatever it holds, some of it may be missing.
-func (r *replica) target() bool { return r.slot != noSlot && r.epoch == 0 }
-
 // ahead: somebody was told of a newer epoch of a chunk that is active here. It was committed, and
 // the coordinator that asked for it has gone.
 func (sh *Shard) ahead(r *replica, epoch dataplane.Epoch) {
@@ -372,22 +469,9 @@ func (sh *Shard) ahead(r *replica, epoch dataplane.Epoch) {
 	}
 }
 
-// ForgetHeld is Forget for the answer to a registration: held is the inventory that was sent. A
-// chunk that has come anew since then stays.
-func (sh *Shard) ForgetHeld(ids []dataplane.ChunkID, held []control.HeldChunk) {
-	epochs := make(map[dataplane.ChunkID]dataplane.Epoch, len(held))
-	for _, h := range held {
-		epochs[h.Chunk] = h.Epoch
-	}
-	for _, id := range ids {
-		if r := sh.chunks[id]; r != nil && r.epoch == epochs[id] {
-			sh.Forget([]dataplane.ChunkID{id})
-		}
-	}
-}
-
 // dropJoin goes on without the new member.
 func (s *settler) dropJoin(why string, err error) {
+	s.soft = false
 	if s.join != nil {
 		s.join.end(fmt.Sprintf("%s: %v", why, err))
 	}
@@ -402,4 +486,36 @@ func (s *settler) checkJoin() {
 		})) {
 		s.dropJoin("settle", dataplane.E("", dataplane.Conflict, nil))
 	}
+}
+
+// joined is what exclude asks for when a copier's target joins: the members that stay without the
+// one that leaves, and the target behind them.
+func (s *settler) joined(stay []control.CSAddr, gens []uint32) ([]control.CSAddr, []uint32) {
+	if i := slices.IndexFunc(stay, func(m control.CSAddr) bool {
+		return m.CS == s.join.leaving
+	}); i >= 0 {
+		stay, gens = slices.Delete(stay, i, i+1), slices.Delete(gens, i, i+1)
+	}
+	return append(stay, s.join.target), append(gens, s.join.gen)
+}
+
+// dirtyToo is the dirty map that goes to a new member with its activation, so that it can be the
+// head of the next copy; nil: none.
+func (s *settler) dirtyToo(cs dataplane.CSID) *dirtyMap {
+	r := s.r
+	if s.join == nil || cs != s.join.target.CS || r.copying() || r.epoch == 0 {
+		return nil
+	}
+	return r.dirtyFor(s.cfg.Epoch, s.verdict.last, isShort(s.cfg), nil)
+}
+
+// left ends a settle after which this server isn't a member any more. Its replica stays sealed
+// until the metadata servers say that it can go.
+func (s *settler) left() {
+	sh, r := s.sh, s.r
+	s.join.end("")
+	sh.abandonFlight(r, dataplane.NotHead)
+	s.end()
+	r.sealer, r.askedAt = nil, sh.env.Now()
+	sh.refuseWaiting(r, dataplane.NotHead)
 }

@@ -12,7 +12,7 @@ import (
 //
 //	+------------+------------+---------+-----------+------------------------+
 //	| superblock | slot table | staging | CRC pages | slots, 64 MiB each     |
-//	| 4 KiB at 0 | 128 B/slot | 4 MiB   | 64 KiB/slot | sparse, 64 MiB-aligned |
+//	| 4 KiB at 0 | 256 B/slot | 4 MiB   | 64 KiB/slot | sparse, 64 MiB-aligned |
 //	+------------+------------+---------+-----------+------------------------+
 //
 // Behind the superblock, at 4 KiB, is the scrub record (scrubrecord.go), at 8 KiB the stamp
@@ -22,7 +22,7 @@ import (
 //
 //	offset size field
 //	     0    8 magic "PSTORECS"
-//	     8    4 version (1)
+//	     8    4 version (2; 1 had slot entries of 128 bytes)
 //	    12    4 block size (4096)
 //	    16   16 disk uuid: the same in identity
 //	    32   16 cluster id
@@ -36,19 +36,23 @@ import (
 //	   104 3988 reserved, zero
 //	  4092    4 CRC32C of bytes 0-4091
 //
-// Slot entry, 128 bytes; never crosses a 512-byte sector, so it is old or new after a power cut:
+// Slot entry, 256 bytes; never crosses a 512-byte sector, so it is old or new after a power cut:
 //
 //	offset size field
 //	     0    8 chunk id; 0: the slot is free
 //	     8    4 epoch
-//	    12    4 flags, zero so far
+//	    12    4 flags: 1 a copy that was begun and never activated, 2 has a dirty map
 //	    16    8 last seq that is durable here
 //	    24    8 commit mark
 //	    32    4 tail: byte offset of the range that writes above the commit mark touched
 //	    36    4 tail: its length; 0: there were none
 //	    40   64 16 words, one per CRC page of the slot: see word(); 0: the page was never written
-//	   104   20 reserved, zero
-//	   124    4 CRC32C of bytes 0-123 and the slot's number (u32): a misplaced entry doesn't match
+//	   104    4 dirty map: since this epoch
+//	   108    4 reserved, zero
+//	   112    8 dirty map: from this seq on
+//	   120  128 dirty map: a bit per 64 KiB, see dirtyMap
+//	   248    4 reserved, zero
+//	   252    4 CRC32C of bytes 0-251 and the slot's number (u32): a misplaced entry doesn't match
 //
 // An entry of zeros is a free slot that was never used.
 //
@@ -68,10 +72,10 @@ import (
 //	 16384 4K*n the pages
 const (
 	storeMagic   = "PSTORECS"
-	storeVersion = 1
+	storeVersion = 2
 
 	superSize = dataplane.BlockSize
-	entrySize = 128
+	entrySize = 256
 
 	pagesPerSlot  = 16
 	wordsPerPage  = dataplane.BlockSize / 4 // 1024 blocks = 4 MiB
@@ -87,7 +91,9 @@ const (
 	tableOffset    = 1 << 20
 	areaAlign      = 1 << 20
 	maxSlots       = 1 << 22 // 256 TiB
-	slotFlagsKnown = 0
+	slotUnfinished = 1 << 0
+	slotDirty      = 1 << 1
+	slotFlagsKnown = slotUnfinished | slotDirty
 )
 
 // The areas must fit: a negative constant here doesn't compile.
@@ -243,6 +249,8 @@ type slotEntry struct {
 	last, commit     dataplane.Seq
 	tailOff, tailLen uint32
 	pages            [pagesPerSlot]uint32 // words of the CRC pages
+	unfinished       bool
+	dirty            *dirtyMap // nil: none
 }
 
 func (e *slotEntry) put(b []byte, slot uint32) {
@@ -258,13 +266,24 @@ func (e *slotEntry) put(b []byte, slot uint32) {
 	for i, w := range e.pages {
 		le.PutUint32(b[40+4*i:], w)
 	}
-	le.PutUint32(b[124:], entryCRC(b, slot))
+	flags := uint32(0)
+	if e.unfinished {
+		flags |= slotUnfinished
+	}
+	if e.dirty != nil {
+		flags |= slotDirty
+		le.PutUint32(b[104:], uint32(e.dirty.since))
+		le.PutUint64(b[112:], uint64(e.dirty.mark))
+		e.dirty.set.put(b[120:])
+	}
+	le.PutUint32(b[12:], flags)
+	le.PutUint32(b[entrySize-4:], entryCRC(b, slot))
 }
 
 func entryCRC(b []byte, slot uint32) uint32 {
 	var t [entrySize]byte
-	copy(t[:], b[:124])
-	binary.LittleEndian.PutUint32(t[124:], slot)
+	copy(t[:], b[:entrySize-4])
+	binary.LittleEndian.PutUint32(t[entrySize-4:], slot)
 	return dataplane.CRC(t[:])
 }
 
@@ -279,7 +298,7 @@ func (e *slotEntry) decode(b []byte, slot uint32) error {
 		return nil
 	}
 	le := binary.LittleEndian
-	if le.Uint32(b[124:]) != entryCRC(b, slot) {
+	if le.Uint32(b[entrySize-4:]) != entryCRC(b, slot) {
 		return errEntryCRC
 	}
 	e.chunk = dataplane.ChunkID(le.Uint64(b[0:]))
@@ -291,7 +310,14 @@ func (e *slotEntry) decode(b []byte, slot uint32) error {
 	for i := range e.pages {
 		e.pages[i] = le.Uint32(b[40+4*i:])
 	}
-	if le.Uint32(b[12:])&^slotFlagsKnown != 0 || e.commit > e.last ||
+	flags := le.Uint32(b[12:])
+	e.unfinished = flags&slotUnfinished != 0
+	if flags&slotDirty != 0 {
+		e.dirty = &dirtyMap{since: dataplane.Epoch(le.Uint32(b[104:])),
+			mark: dataplane.Seq(le.Uint64(b[112:]))}
+		e.dirty.set.get(b[120:])
+	}
+	if flags&^slotFlagsKnown != 0 || e.dirty != nil && e.dirty.since > e.epoch || e.commit > e.last ||
 		e.tailOff > dataplane.ChunkSize || e.tailLen > dataplane.ChunkSize-e.tailOff ||
 		e.tailOff%dataplane.BlockSize != 0 || e.tailLen%dataplane.BlockSize != 0 {
 		*e = slotEntry{}

@@ -172,7 +172,7 @@ func FuzzSlotEntry(f *testing.F) {
 			return
 		}
 		b = bytes.Clone(b[:entrySize])
-		binary.LittleEndian.PutUint32(b[124:], entryCRC(b, 3))
+		binary.LittleEndian.PutUint32(b[entrySize-4:], entryCRC(b, 3))
 		var e slotEntry
 		if e.decode(b, 3) == nil && e.chunk != 0 &&
 			(e.commit > e.last || e.tailLen > dataplane.ChunkSize) {

@@ -1,6 +1,7 @@
 package chunk
 
 import (
+	"bytes"
 	"testing"
 
 	"pstorage/dataplane"
@@ -81,5 +82,100 @@ func TestFailedMemberIsReported(t *testing.T) {
 	w.must(func() bool { return len(w.md.reported) > 0 }, 10*sec, "report")
 	if w.md.reported[0] != 3 {
 		t.Errorf("cs %d was reported", w.md.reported[0])
+	}
+}
+
+// oldInStore returns a world of one server on which block 0 of chunkA has version 1 in the store
+// and version 2 in the log, block 1 is in the store only, and no CRC page is in memory.
+func oldInStore(t *testing.T) *world {
+	w := newWorldWith(t, 35, 1, 8<<20, 1<<20)
+	w.md.add(chunkA, 1, 1)
+	w.mustWrite(chunkA, 0, pattern(1, 8192))
+	for i := range uint32(160) { // more than the log holds
+		w.mustWrite(chunkA, (i+1)<<16, pattern(9, 65536))
+	}
+	nd := w.nodes[0]
+	w.must(func() bool {
+		_, inLog := nd.sh.log.Lookup(0, 0)
+		return !inLog
+	}, 60*sec, "destage")
+	w.mustWrite(chunkA, 0, pattern(2, 4096))
+	nd.restart(false)
+	w.mustWrite(chunkA, 200<<16, pattern(3, 4096)) // so that it is settled
+	if _, inLog := nd.sh.log.Lookup(nd.sh.chunks[chunkA].slot, 0); !inLog {
+		t.Fatal("version 2 isn't in the log")
+	}
+	if nd.sh.store.cache.get(nd.sh.chunks[chunkA].slot*pagesPerSlot) != nil {
+		t.Fatal("the CRC page is in memory")
+	}
+	return w
+}
+
+// A read that waits for a CRC page while a ZERO of its blocks arrives must not see what was there
+// before the newest write: the ZERO has taken that out of the log's index, and not cleared the old
+// block's word yet.
+func TestReadWaitsForPageAcrossZero(t *testing.T) {
+	w := oldInStore(t)
+	var got []byte
+	w.cl.env.Do(func() {
+		w.cl.do(chunkA, dataplane.Header{Op: dataplane.OpRead, Length: 8192}, nil, 0,
+			func(p []byte) { got = append([]byte{}, p...) })
+		w.cl.do(chunkA, dataplane.Header{Op: dataplane.OpZero, Length: 4096}, nil, 0,
+			func([]byte) {})
+	})
+	w.must(func() bool { return got != nil }, 10*sec, "read")
+	if v2 := pattern(2, 4096); !bytes.Equal(got[:4096], v2) && !isZero(got[:4096]) {
+		t.Errorf("block 0 was read as %x, neither what it was nor zeros", got[:16])
+	}
+}
+
+// The same with a write: it may still be undone.
+func TestReadWaitsForPageAcrossWrite(t *testing.T) {
+	w := oldInStore(t)
+	nd := w.nodes[0]
+	var got []byte
+	w.cl.env.Do(func() {
+		w.cl.do(chunkA, dataplane.Header{Op: dataplane.OpRead, Length: 8192}, nil, 0,
+			func(p []byte) {
+				if got = append([]byte{}, p...); bytes.Equal(got[:4096], pattern(4, 4096)) {
+					if r := nd.sh.chunks[chunkA]; r.last != r.commit {
+						t.Error("a write in flight was read")
+					}
+				}
+			})
+	})
+	w.write(chunkA, 0, pattern(4, 4096), new(bool))
+	w.must(func() bool { return got != nil }, 10*sec, "read")
+}
+
+// A repair that ends while a ZERO of the block is on its way must not bring the block back.
+func TestRepairAcrossZero(t *testing.T) {
+	w := oldInStore(t)
+	nd := w.nodes[0]
+	old := pattern(1, 8192)[4096:]
+	w.read(chunkA, 65536, 4096, 0) // has the same CRC page
+	r := nd.sh.chunks[chunkA]
+	x := &repairing{sh: nd.sh, r: r, block: 1}
+	x.timer.Fire = func() { t.Error("the repair asks again") }
+	nd.env.Do(func() {
+		if x.place = nd.sh.placeOf(r, 1); !x.place.known || x.place.inLog {
+			t.Fatalf("block 1 is at %+v", x.place)
+		}
+		r.refs++
+		nd.sh.repairs = append(nd.sh.repairs, x)
+	})
+	done := false
+	w.cl.env.Do(func() {
+		w.cl.do(chunkA, dataplane.Header{Op: dataplane.OpZero, Offset: 4096, Length: 4096}, nil, 0,
+			func([]byte) { done = true })
+	})
+	w.must(func() bool { return r.last != r.commit }, sec, "zero on its way")
+	nd.env.Do(func() {
+		x.answered(&dataplane.Header{Offset: 4096, Status: dataplane.OK}, crcsOf(old), old, nil)
+	})
+	w.must(func() bool { return done }, sec, "zero")
+	w.run(100 * ms)
+	if got := w.read(chunkA, 4096, 4096, 0); !isZero(got) {
+		t.Errorf("a zeroed block reads as %x", got[:16])
 	}
 }

@@ -32,6 +32,12 @@ type history struct {
 	ext     []extent // from ext[head] on
 	head    int
 	patched []extent // seq 0: ranges touched out of order since the last activation
+
+	// unfinished: a copy to this replica was begun and never activated, so some of what it holds is
+	// of another time. What it knows above is of before the copy.
+	unfinished bool
+	dirty      *dirtyMap // nil: the chunk has all the members that it should have
+	blind      bool      // a canary of simulations: dirty misses writes
 }
 
 // maxPatched is how many ranges of patches are told apart; more are merged into one.
@@ -48,6 +54,9 @@ func (h *history) accept(seq dataplane.Seq, off, length uint32) {
 		h.ext, h.head = h.ext[:n], 0
 	}
 	h.ext = append(h.ext, extent{seq, off, length})
+	if h.dirty != nil && !h.blind {
+		h.dirty.set.touch(off, length)
+	}
 }
 
 // durableTo says that writes up to seq are durable here.
@@ -93,8 +102,12 @@ func (h *history) above(mark dataplane.Seq, off, length uint32) dataplane.Seq {
 	return 0
 }
 
-// patch notes that a range was changed out of order.
+// patch notes that a range was changed out of order. An unfinished copy doesn't count its parts:
+// whoever goes on with it sends them again.
 func (h *history) patch(off, length uint32) {
+	if h.unfinished {
+		return
+	}
 	if n := len(h.patched); n > 0 {
 		p := &h.patched[n-1]
 		if off >= p.off && off <= p.off+p.length {
@@ -108,14 +121,16 @@ func (h *history) patch(off, length uint32) {
 	}
 }
 
-// activate starts a new history: everything up to seq is here and committed.
-func (h *history) activate(epoch dataplane.Epoch, seq dataplane.Seq) {
+// activate starts a new history: everything up to seq is here and committed. dirty is what
+// dirtyFor returned.
+func (h *history) activate(epoch dataplane.Epoch, seq dataplane.Seq, dirty *dirtyMap) {
 	if epoch < h.epoch {
 		panic(fmt.Sprintf("chunk: activated at epoch %d after %d", epoch, h.epoch))
 	}
 	h.epoch, h.last, h.durable, h.commit = epoch, seq, seq, seq
 	h.ext, h.head = h.ext[:0], 0
 	h.patched = nil
+	h.unfinished, h.dirty = false, dirty
 }
 
 // tail is the range that everything durable and uncommitted touches: what the slot table keeps.
@@ -135,6 +150,7 @@ func (h *history) tail() (off, length uint32) {
 // load takes what the slot table kept.
 func (h *history) load(e *slotEntry) {
 	h.epoch, h.last, h.durable, h.commit = e.epoch, e.last, e.last, e.commit
+	h.unfinished, h.dirty = e.unfinished, e.dirty
 	if e.tailLen > 0 {
 		h.patched = append(h.patched, extent{0, e.tailOff, e.tailLen})
 	}
@@ -156,6 +172,9 @@ func (h *history) replay(epoch dataplane.Epoch, seq, commit dataplane.Seq, off, 
 	}
 	h.last, h.durable = seq, seq
 	h.ext = append(h.ext, extent{seq, off, length})
+	if h.dirty != nil {
+		h.dirty.set.touch(off, length)
+	}
 	if commit <= h.durable && commit > h.commit {
 		h.commit = commit
 		h.prune()

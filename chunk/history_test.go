@@ -65,7 +65,7 @@ func TestHistoryReplay(t *testing.T) {
 	rng := rand.New(rand.NewPCG(3, 4))
 	for range 300 {
 		live := history{}
-		live.activate(1, 0)
+		live.activate(1, 0, nil)
 		type rec struct {
 			seq, commit dataplane.Seq
 			off         uint32
@@ -89,7 +89,7 @@ func TestHistoryReplay(t *testing.T) {
 		}
 		var back history
 		if entry.epoch == 0 {
-			back.activate(1, 0)
+			back.activate(1, 0, nil)
 			from = 0
 		} else {
 			back.load(&entry)

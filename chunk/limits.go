@@ -38,33 +38,40 @@ const (
 const (
 	settleRetry   = 100 * time.Millisecond // between two attempts to settle a chunk
 	settleTimeout = 5 * time.Second        // for one step of settling
+	reachTimeout  = time.Second            // for a member to answer before a settling begins
 	meetTimeout   = 500 * time.Millisecond // for the next member of a chain to be reached
 	commitSilence = time.Millisecond       // after it the commit mark travels by itself
 	readPatience  = time.Second            // for the commit mark of a write that a read runs into
 	redialFirst   = 20 * time.Millisecond  // doubled up to redialMax
 	redialMax     = time.Second
-	chainBan      = 10 * time.Second       // no chain after a link in it broke
-	pingAfter     = 500 * time.Millisecond // of silence of another chunk server
-	peerSilence   = 2 * time.Second        // after it the connection is given up
-	pumpEvery     = time.Millisecond       // look again at what waits for space
+	chainBan      = 10 * time.Second        // no chain after a link in it broke
+	pingAfter     = 500 * time.Millisecond  // of silence of another chunk server
+	peerSilence   = 1500 * time.Millisecond // after it the connection is given up
+	pumpEvery     = time.Millisecond        // look again at what waits for space
 )
 
-// Back-pressure of the log: a write waits so long as the log's fill level asks for.
-const (
-	pressureSoft   = 0.5                   // below it nothing waits
-	pressureHard   = 0.95                  // at it writes wait until the level falls
-	pressureMaxGap = 20 * time.Millisecond // between two writes just below pressureHard
-)
+// pressureHard is the pressure of the log from which on patches to a new member wait.
+const pressureHard = 0.95
 
 // Copies to new members.
 const (
-	maxCopiers = 8  // chunks being copied at a time
-	copyParts  = 4  // parts of one of them under way
-	copyBurst  = 16 // parts looked at in one turn
-	copyRest   = 16 // granules that may be left to be copied while writes wait
-	copyPasses = 8
-	patchTries = 250 // of one part of a settling, copyPause apart, while a log is full
+	maxCopiers  = 8        // chunks being copied at a time
+	copyFirst   = 4        // parts of one of them under way at first
+	copyParts   = 24       // and at most
+	copyWrites  = 64       // parts that a target's store writes at a time
+	copyMirrors = 128      // writes on their way to the target of one copy
+	copyBurst   = 16       // parts looked at in one turn
+	directPatch = 16 << 10 // bytes of a patch that lies in a buffer of its own: session.DirectSize
 
+	// A copy makes passes until copyRest granules are left to be copied while writes wait; when it
+	// takes long copyRestMost will do.
+	copyRest       = 8
+	copyPasses     = 8
+	copyRestMost   = 64
+	copyPassesMost = 100
+	patchTries     = 250 // of one part of a settling, copyPause apart, while a log is full
+
+	copySyncTime = 30 * time.Second      // for a target to make durable what it wrote to its store
 	copyPatience = 10 * time.Second      // for the chunk to get ready
 	copyPause    = 20 * time.Millisecond // when something isn't ready
 	copyBreath   = 200 * time.Microsecond

@@ -90,6 +90,9 @@ func (sh *Shard) take(q *request, buf *uring.Buf) {
 		h.ReqID = q.id()
 		if next := r.members[r.self+1].peer; next.open {
 			q.waiting = 1
+			if r.self+2 == len(r.members) {
+				q.direct = 1
+			}
 			next.send(h, q.crcs[:q.crcLen], q.data, buf)
 		} else {
 			q.status = dataplane.Unreachable // answered when durable here
@@ -105,6 +108,9 @@ func (sh *Shard) take(q *request, buf *uring.Buf) {
 func (sh *Shard) chainAnswered(q *request, p *peer, status dataplane.Kind) {
 	if q.waiting == 0 {
 		return
+	}
+	if q.direct != 0 {
+		p.gauge.waits.add(sh.env.Now() - q.began)
 	}
 	q.waiting = 0
 	if status != dataplane.OK {

@@ -30,7 +30,8 @@ type opener struct {
 	at    int64
 	zeros []zeroing
 	zero  zeroing
-	drops []uint32 // slots whose chunk was dropped: perhaps before their space was given back
+	drops []uint32             // slots whose chunk was dropped: perhaps before their space was given back
+	kept  map[uint32]slotEntry // of the slot table, of slots that the log takes away first
 }
 
 func (o *opener) start() {
@@ -173,9 +174,10 @@ func (o *opener) openLog() {
 	sh := o.sh
 	o.buf.Release()
 	o.buf = nil
-	ssdcache.Open(ssdcache.Options{Disk: o.o.Cache, Env: sh.env, Pool: sh.pool,
+	ssdcache.Open(ssdcache.Options{Disk: o.o.Cache, Env: sh.env, Pool: sh.pool, NewPool: o.o.NewPool,
 		Owner: ownerOf(sh.store.sb.log), MaxSlots: sh.store.sb.slots, Backing: sh.store,
-		OnFail: sh.fail, OnRoom: sh.pumpNow, Log: sh.slog, Accept: sh.store.stamp.checkLog}, o.record,
+		Sequential: o.o.SameDisk, Accept: sh.store.stamp.checkLog,
+		OnFail: sh.fail, OnRoom: sh.pumpNow, Log: sh.slog}, o.record,
 		func(l *ssdcache.Log, err error) {
 			if err != nil {
 				o.fail(err)
@@ -203,11 +205,12 @@ func (o *opener) record(rec *ssdcache.Record) {
 	switch {
 	case rec.Kind == ssdcache.Meta:
 		if r == nil || r.id != rec.Chunk {
+			if len(rec.Meta) > 0 && rec.Meta[0] == metaUnfinished {
+				break // what the copy was made over is lost
+			}
 			r = o.adopt(rec, r)
 		}
-		if rec.Epoch > r.epoch || rec.Epoch == r.epoch && rec.Seq >= r.last {
-			r.history.activate(rec.Epoch, rec.Seq)
-		}
+		r.replayMeta(rec.Epoch, rec.Seq, rec.Meta)
 		st.touch(rec.Slot)
 	case rec.Kind == ssdcache.Drop:
 		delete(st.residue, rec.Slot)
@@ -243,6 +246,12 @@ func (o *opener) adopt(rec *ssdcache.Record, old *replica) *replica {
 	sh.chunks[r.id] = r
 	sh.store.owners[r.slot] = r
 	delete(sh.store.residue, r.slot)
+	if e, ok := o.kept[r.slot]; ok && e.chunk == r.id && len(rec.Meta) > 0 &&
+		rec.Meta[0] == metaFilled {
+		// The table was written before this record, with the pages of what lies only in the store;
+		// what took the slot away is of an earlier use of it by this chunk.
+		sh.store.entries[r.slot].pages = e.pages
+	}
 	return r
 }
 
@@ -250,6 +259,12 @@ func (o *opener) disown(r *replica) {
 	sh := o.sh
 	delete(sh.chunks, r.id)
 	sh.store.owners[r.slot] = nil
+	if _, ok := o.kept[r.slot]; !ok {
+		if o.kept == nil {
+			o.kept = map[uint32]slotEntry{}
+		}
+		o.kept[r.slot] = sh.store.entries[r.slot]
+	}
 	sh.store.entries[r.slot] = slotEntry{}
 	o.drops = append(o.drops, r.slot)
 	sh.store.touch(r.slot)

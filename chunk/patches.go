@@ -47,5 +47,5 @@ func (s *settler) after(at int, f func()) {
 // choked says whether a patch has to wait for the log: appends to a full log fail, for good. Those
 // of a copy leave some of it to writes.
 func (sh *Shard) choked(r *replica) bool {
-	return !sh.log.Room() || r.target() && sh.log.Pressure() >= pressureHard
+	return !sh.log.Room() || r.copying() && sh.log.Pressure() >= pressureHard
 }

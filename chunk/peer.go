@@ -22,7 +22,8 @@ type peer struct {
 	gen     uint32 // counts connections
 	backoff int64
 	redial  uring.Timer
-	heard   int64   // when it said something last
+	heard   int64 // when it said something last
+	gauge   peerGauge
 	calls   []*call // not answered yet; those before the connection is open are unsent
 	err     error   // why there is no connection
 }
@@ -86,22 +87,37 @@ func (p *peer) call(h dataplane.Header, crcs, payload []byte,
 	p.callWithin(settleTimeout, h, crcs, payload, done)
 }
 
+// callBuf is call over an open connection with a part in buf, which may go on return, as crcs.
+func (p *peer) callBuf(h dataplane.Header, crcs []byte, buf *uring.Buf,
+	done func(*dataplane.Header, []byte, []byte, *uring.Buf, error)) {
+	c := p.newCall(settleTimeout, h, done)
+	c.sent = true
+	p.c.SendBuf(&c.h, crcs, buf, 0, int(h.Length))
+}
+
 func (p *peer) callWithin(limit time.Duration, h dataplane.Header, crcs, payload []byte,
 	done func(*dataplane.Header, []byte, []byte, *uring.Buf, error)) {
+	c := p.newCall(limit, h, done)
+	c.crcs, c.payload = crcs, payload
+	if p.open {
+		c.send()
+	} else {
+		p.dial()
+	}
+}
+
+func (p *peer) newCall(limit time.Duration, h dataplane.Header,
+	done func(*dataplane.Header, []byte, []byte, *uring.Buf, error)) *call {
 	sh := p.sh
 	sh.nextCall++
-	c := &call{p: p, id: callBit | sh.nextCall, h: h, crcs: crcs, payload: payload, done: done}
+	c := &call{p: p, id: callBit | sh.nextCall, h: h, done: done}
 	c.h.ReqID = c.id
 	c.timer.Fire = func() {
 		p.end(c, nil, nil, nil, nil, dataplane.E("ask "+p.String(), dataplane.TimedOut, nil))
 	}
 	sh.env.Arm(&c.timer, int64(limit))
 	p.calls = append(p.calls, c)
-	if p.open {
-		c.send()
-	} else {
-		p.dial()
-	}
+	return c
 }
 
 func (c *call) send() {

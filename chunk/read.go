@@ -92,6 +92,9 @@ func (sh *Shard) startRead(q *request) {
 		return
 	}
 	q.rd.once = q.hdr.Flags&dataplane.FlagRecovery != 0
+	if !q.rd.once {
+		sh.pace.begins(q)
+	}
 	q.rd.start(q.r, off/dataplane.BlockSize, int(length/dataplane.BlockSize), q.buf.Bytes()[:length])
 }
 
@@ -103,11 +106,12 @@ func (sh *Shard) readDone(q *request) {
 	}
 	r := q.r
 	recovery := q.hdr.Flags&dataplane.FlagRecovery != 0
+	sh.pace.ends(q, q.rd.bad == 0)
 	switch {
 	case q.link == nil:
 		sh.free(q) // answered when the disk failed
 		return
-	case q.rd.bad != 0:
+	case q.rd.bad != 0 && (recovery || !q.rd.unsure):
 		sh.damaged(r, q.rd.from, &q.rd)
 		sh.drop(q, dataplane.BadCRC)
 		return
@@ -123,13 +127,8 @@ func (sh *Shard) readDone(q *request) {
 	case !recovery && r.epoch != q.hdr.Epoch:
 		sh.drop(q, epochStatus(q.hdr.Epoch, r.epoch))
 		return
-	case !recovery && q.rd.tries > 0 && r.barrier(q.off, q.length) != 0:
-		// Blocks were looked up again and may be of a write that can still be undone.
-		q.buf.Release()
-		q.buf = nil
-		q.due = sh.env.Now() + int64(readPatience)
-		r.reads.push(q)
-		sh.watch(r)
+	case !recovery && q.rd.unsure:
+		sh.readAgain(q)
 		return
 	}
 	sh.stats.Reads++
@@ -153,6 +152,21 @@ func (sh *Shard) readDone(q *request) {
 	q.link = nil
 	l.finishBuf(h, q.crcs[:q.crcLen], q.buf, from, to)
 	sh.free(q)
+}
+
+// readAgain waits for the writes that came while q read, and reads anew: what it has may be of one
+// that can still be undone, or older than what was there when it began.
+func (sh *Shard) readAgain(q *request) {
+	r := q.r
+	q.buf.Release()
+	q.buf = nil
+	if r.barrier(q.off, q.length) == 0 {
+		sh.startRead(q)
+		return
+	}
+	q.due = sh.env.Now() + int64(readPatience)
+	r.reads.push(q)
+	sh.watch(r)
 }
 
 // pumpReads starts the waiting reads whose blocks are committed, in order.

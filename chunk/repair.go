@@ -139,11 +139,13 @@ func (x *repairing) answered(a *dataplane.Header, crcs, payload []byte, err erro
 		sh.env.Arm(&x.timer, int64(settleRetry))
 		return
 	}
-	if r.gone || r.state != active || sh.placeOf(r, x.block) != x.place || !sh.log.Room() {
+	off := x.block * dataplane.BlockSize
+	// A ZERO on its way changes the place only when it is durable; what is appended now comes after.
+	if r.gone || r.state != active || sh.placeOf(r, x.block) != x.place || !sh.log.Room() ||
+		r.barrier(off, dataplane.BlockSize) != 0 {
 		x.end("not needed any more, or found again later")
 		return
 	}
-	off := x.block * dataplane.BlockSize
 	sh.log.Append(&ssdcache.Append{Record: ssdcache.Record{Kind: ssdcache.Data, Slot: r.slot,
 		Chunk: r.id, Epoch: r.epoch, Commit: r.commit, Offset: off, Length: dataplane.BlockSize},
 		CRCs: crcs, Data: payload, Done: func(a *ssdcache.Append) {

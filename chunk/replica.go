@@ -76,12 +76,21 @@ type replica struct {
 	copier *copier
 	unsure dataplane.Epoch
 
+	// Of a copy to here that was never activated: parts were written straight to the store; no more
+	// are, from now on; those are durable. And when it was paced last.
+	direct, flushed, kept bool
+	pacedAt               int64
+
 	// Head: the commit mark as the members know it.
 	told     dataplane.Seq
 	toldAt   int64
 	inTell   bool
 	nextTell *replica
 }
+
+// settling says whether writes wait for a settler. One that adds a member lets them go on until it
+// seals the others.
+func (r *replica) settling() bool { return r.settler != nil && !r.settler.soft }
 
 // isHead says whether this server orders the chunk's writes.
 func (r *replica) isHead() bool { return len(r.members) > 0 && r.self == 0 }
@@ -95,6 +104,7 @@ func (r *replica) fillEntry(e *slotEntry) {
 	e.chunk, e.epoch = r.id, r.epoch
 	e.last, e.commit = r.durable, r.commit
 	e.tailOff, e.tailLen = r.tail()
+	e.unfinished, e.dirty = r.unfinished, r.dirty
 }
 
 // configure takes the members of an activation. It is false if this server isn't among them.

@@ -40,6 +40,9 @@ type request struct {
 	zero zeroing
 	rd   blockRead
 	due  int64 // read that waits: until when
+
+	began  int64  // when it went to the log and to others
+	direct uint32 // bits as in waiting: the answer is that of one server alone
 }
 
 // phase is what a request is waiting for; only what must be told apart.
@@ -72,6 +75,7 @@ func (sh *Shard) newRequest(l *link, h *dataplane.Header, r *replica) *request {
 		q.next = nil
 	}
 	q.link, q.hdr, q.r = l, *h, r
+	q.began, q.direct = 0, 0
 	q.off, q.length = h.Offset, h.Length
 	l.inflight++
 	r.refs++

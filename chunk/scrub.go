@@ -234,7 +234,7 @@ func (s *scrubber) step() {
 			return
 		}
 		r := st.owners[s.rec.slot]
-		if r == nil || r.gone {
+		if r == nil || r.gone || r.copying() {
 			s.rec.slot, s.rec.block = s.rec.slot+1, 0
 			continue
 		}

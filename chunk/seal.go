@@ -62,7 +62,7 @@ func tailOf(r *replica) memberTail {
 	if r.slot == noSlot {
 		return memberTail{unknown: true}
 	}
-	if r.target() {
+	if r.copying() {
 		return memberTail{ext: []extent{{0, 0, dataplane.ChunkSize}}} // anything may be missing
 	}
 	t := memberTail{epoch: r.epoch, last: r.last, commit: r.commit, life: r.life}
@@ -92,10 +92,14 @@ func (sh *Shard) sealFrame(l *link, h *dataplane.Header) {
 }
 
 func (sh *Shard) sealReply(l *link, h *dataplane.Header, r *replica) {
+	sh.replyTail(l, h, tailOf(r))
+}
+
+// replyTail answers a SEAL.
+func (sh *Shard) replyTail(l *link, h *dataplane.Header, t memberTail) {
 	if !l.open {
 		return
 	}
-	t := tailOf(r)
 	a := h.Reply(dataplane.OK)
 	if t.unknown {
 		a.Status = dataplane.UnknownChunk
@@ -158,6 +162,9 @@ func crcsOf(payload []byte) []byte {
 
 // patchFrame takes OpPatch: blocks from the member with the longest history.
 func (sh *Shard) patchFrame(l *link, h *dataplane.Header, crcs, payload []byte, buf *uring.Buf) {
+	if sh.patchTarget(l, h, crcs, payload, buf) {
+		return
+	}
 	r := sh.chunks[h.Chunk]
 	switch {
 	case r == nil || r.state != sealed || r.sealer != any(l) || sh.dead != nil:
@@ -169,7 +176,8 @@ func (sh *Shard) patchFrame(l *link, h *dataplane.Header, crcs, payload []byte, 
 	case dataplane.CheckCRCs(crcs, h.Offset, payload) >= 0:
 		l.refuse(h, dataplane.BadCRC)
 		return
-	case sh.choked(r):
+	case sh.choked(r), r.copying() && sh.store.writesTo(r.slot, h.Offset/dataplane.BlockSize,
+		(h.Offset+h.Length)/dataplane.BlockSize):
 		l.refuse(h, dataplane.Overloaded)
 		return
 	case !sh.makeSlot(r):
@@ -211,7 +219,10 @@ func (sh *Shard) makeSlot(r *replica) bool {
 
 // appendRecord appends a record without data; then (may be nil) is called when it is durable.
 func (sh *Shard) appendRecord(rec ssdcache.Record, then func(error)) {
+	began := sh.env.Now()
+	sh.gauges.appendBegins(began)
 	sh.log.Append(&ssdcache.Append{Record: rec, Done: func(a *ssdcache.Append) {
+		sh.gauges.appendEnds(sh.env.Now(), began)
 		if a.Err != nil {
 			sh.fail(a.Err)
 		}
@@ -230,12 +241,23 @@ func (sh *Shard) activateFrame(l *link, h *dataplane.Header, crcs, payload []byt
 		l.refuse(h, dataplane.NotReady)
 		return
 	case h.Flags&dataplane.FlagData == 0 || dataplane.CheckCRCs(crcs, 0, payload) >= 0 ||
-		control.Unmarshal(payload, &cfg) != nil || cfg.Chunk != h.Chunk || cfg.Epoch != h.Epoch:
+		h.Flags&dataplane.FlagRecovery != 0 && len(payload) < dirtyMapSize:
+		l.refuse(h, dataplane.Malformed)
+		return
+	}
+	behind := len(payload)
+	if h.Flags&dataplane.FlagRecovery != 0 {
+		behind -= dirtyMapSize
+	}
+	if control.Unmarshal(payload[:behind], &cfg) != nil || cfg.Chunk != h.Chunk ||
+		cfg.Epoch != h.Epoch {
 		l.refuse(h, dataplane.Malformed)
 		return
 	}
 	q := *h
-	sh.activate(r, &cfg, h.Seq, uint16(h.Aux), uint16(h.Aux>>16), l, func(err error) {
+	o := activateOrder{cfg: &cfg, seq: h.Seq, term: uint16(h.Aux), life: uint16(h.Aux >> 16),
+		dirty: decodeDirty(payload[behind:], cfg.Epoch)}
+	sh.activate(r, o, l, func(err error) {
 		l.reply(&q, dataplane.KindOf(err))
 	})
 }
@@ -244,15 +266,19 @@ func (sh *Shard) activateFrame(l *link, h *dataplane.Header, crcs, payload []byt
 // would get there in 100 000 years.
 const maxSeq = 1 << 62
 
-// Bytes of a Meta record: its type, nothing else so far.
-const metaActivate = 1
+// activateOrder is what an OpActivate says.
+type activateOrder struct {
+	cfg   *control.ChunkConfig
+	seq   dataplane.Seq
+	term  uint16
+	life  uint16    // write-ack=memory: memory.go
+	dirty *dirtyMap // for a member that was copied to; may be nil
+}
 
-var activateMeta = []byte{metaActivate}
-
-// activate starts the chunk at cfg's epoch, with everything up to seq here and committed; done is
-// called when that is durable. by must be who sealed it.
-func (sh *Shard) activate(r *replica, cfg *control.ChunkConfig, seq dataplane.Seq,
-	term, life uint16, by any, done func(error)) {
+// activate starts the chunk at the configuration's epoch, with everything up to seq here and
+// committed; done is called when that is durable. by must be who sealed it.
+func (sh *Shard) activate(r *replica, o activateOrder, by any, done func(error)) {
+	cfg, seq, term, life := o.cfg, o.seq, o.term, o.life
 	fail := func(k dataplane.Kind, err error) {
 		done(dataplane.E("activate chunk "+r.id.String(), k, err))
 	}
@@ -282,14 +308,30 @@ func (sh *Shard) activate(r *replica, cfg *control.ChunkConfig, seq dataplane.Se
 		fail(dataplane.Invalid, errors.New("this server is not a member"))
 		return
 	}
+	if r.direct && !r.kept {
+		sh.keepDirect(r, func(err error) {
+			if err != nil {
+				fail(dataplane.IOError, err)
+				return
+			}
+			sh.activate(r, o, by, done)
+		})
+		return
+	}
 	// What is said here is true already, whether the record becomes durable or not: all members
 	// hold everything up to seq, and the metadata servers have committed the epoch.
-	r.history.activate(cfg.Epoch, seq)
+	r.history.activate(cfg.Epoch, seq, r.dirtyFor(cfg.Epoch, seq, isShort(cfg), o.dirty))
 	r.live(cfg, life)
-	r.sealEpoch, r.term = cfg.Epoch, term
+	r.sealEpoch, r.term, r.blind = cfg.Epoch, term, sh.canary.NoHistory
 	sh.store.touch(r.slot)
 	rec := ssdcache.Record{Kind: ssdcache.Meta, Slot: r.slot, Chunk: r.id, Epoch: cfg.Epoch, Seq: seq,
-		Commit: seq, Meta: activateMeta}
+		Commit: seq, Meta: []byte{metaActivate}}
+	if r.direct {
+		rec.Meta[0], r.direct = metaFilled, false
+	}
+	if r.dirty != nil {
+		rec.Meta = r.dirty.append(rec.Meta)
+	}
 	finish := func() {
 		if r.gone || r.state != sealed || r.sealer != by {
 			fail(dataplane.NotReady, errors.New("sealed by another coordinator meanwhile"))

@@ -221,6 +221,7 @@ func (s *server) open(cred *session.Credentials) error {
 		}
 		Open(ShardOptions{Env: s.loop, Net: s.loop, Pool: s.loop.Pool(), Store: store, Cache: cache,
 			Cred: cred, Metadata: s.md, ID: s.id.CS, Identity: s.id, Log: s.log,
+			SameDisk:  sameDisk(storePath, logPath),
 			CRCBudget: s.o.CRCBudget, OnFail: s.diskFailed, ScrubPeriod: s.o.ScrubPeriod,
 			ScrubRate: s.o.ScrubRate, WallClock: func() int64 { return time.Now().UnixNano() }},
 			func(sh *Shard, err error) {
@@ -318,7 +319,7 @@ func (s *server) push(op dataplane.Opcode, payload []byte) {
 			s.log.Error("message of the metadata server", "err", err)
 			return
 		}
-		s.loop.Post(func() { sh.Forget(p.Chunks) })
+		s.loop.Post(func() { sh.ForgetPush(p) })
 	case control.OpScrub:
 		s.loop.Post(sh.ScrubStart)
 	}
@@ -346,7 +347,12 @@ func (s *server) keepLease(ctx context.Context) error {
 			registered = err == nil
 		} else {
 			err = s.heartbeat(ctx)
-			if k := dataplane.KindOf(err); k == dataplane.NotFound || k == dataplane.Conflict {
+			if k := dataplane.KindOf(err); k == dataplane.Fenced {
+				s.shard.SetLease(0)
+				s.log.Error("this chunk server was removed from the cluster: it ends now and serves "+
+					"nothing any more; its directory may be deleted", "cs", s.id.CS, "dir", s.o.Dir)
+				return dataplane.E("serve chunk server "+s.o.Dir, dataplane.Denied, err)
+			} else if k == dataplane.NotFound || k == dataplane.Conflict {
 				s.log.Info("registering again", "reason", err)
 				registered = false
 				continue
@@ -409,13 +415,14 @@ func (s *server) register(ctx context.Context) error {
 	if err := s.onLoop(func(done func(error)) {
 		s.shard.SetID(s.id.CS)
 		s.shard.ForgetHeld(reply.Forget, held)
+		s.shard.RetireHeld(reply.Retired, held)
 		done(nil)
 	}); err != nil {
 		return err
 	}
 	s.shard.SetLease(sent + reply.LeaseNs)
 	s.log.Info("registered", "cs", s.id.CS, "addr", s.addr, "lease", time.Duration(reply.LeaseNs),
-		"forget", len(reply.Forget))
+		"forget", len(reply.Forget), "retired", len(reply.Retired))
 	if !s.ready {
 		s.ready = true
 		if s.o.OnReady != nil {
@@ -430,6 +437,7 @@ func (s *server) heartbeat(ctx context.Context) error {
 	if err := s.onLoop(func(done func(error)) {
 		req.Stats = s.shard.Stats()
 		req.Capacity, req.Used = s.shard.Capacity()
+		s.shard.Gauge(req)
 		done(nil)
 	}); err != nil {
 		return err
@@ -447,8 +455,23 @@ func (s *server) heartbeat(ctx context.Context) error {
 	if err := s.client.CallOnce(ctx, control.OpHeartbeat, req, reply); err != nil {
 		return err
 	}
+	if reply.Yield {
+		return s.yield(ctx, req.Yielded)
+	}
 	s.shard.SetLease(sent + reply.LeaseNs)
 	return nil
+}
+
+// yield gives the lease up, and says so at once.
+func (s *server) yield(ctx context.Context, said bool) error {
+	err := s.onLoop(func(done func(error)) {
+		s.shard.Yield()
+		done(nil)
+	})
+	if err != nil || said {
+		return err
+	}
+	return s.heartbeat(ctx)
 }
 
 const stopTimeout = 20 * time.Second

@@ -31,6 +31,8 @@ type ShardOptions struct {
 	Identity *Identity // what the superblock is compared with; nil (simulations): not compared
 
 	Log *slog.Logger // nil: slog.Default()
+	// SameDisk says that store and log lie on the same disk.
+	SameDisk bool
 	// CRCBudget is how many bytes of CRC pages are kept in memory; 0: 64 MiB.
 	CRCBudget int
 	// ScrubPeriod is how long a pass of the scrubber over the store takes; 0: 14 days; negative: it
@@ -41,8 +43,10 @@ type ShardOptions struct {
 	WallClock   func() int64
 	// OnFail is told once that the disk or the log failed: nothing is served any more.
 	OnFail func(error)
-	// Canary breaks promises on purpose, for testing simulations.
-	Canary Canary
+	// Canary breaks promises on purpose, for testing simulations; NewPool maps memory for the log,
+	// nil: uring.NewPool.
+	Canary  Canary
+	NewPool func(size int) (*uring.Pool, error)
 }
 
 // Shard is a chunk server: all of it that happens on one thread. Its methods are called on that
@@ -84,6 +88,7 @@ type Shard struct {
 	settling    int
 	repairs     []*repairing
 	copiers     []*copier
+	pace        copyPace
 	scrub       scrubber
 	digests     int // being computed
 
@@ -97,8 +102,8 @@ type Shard struct {
 	watched             []*replica // whose reads wait for a commit mark
 	leaving             []*replica // forgotten, their slots still in use
 	pumping             bool       // pumpTimer is armed for the next millisecond
-	nextWrite           int64      // smooth back-pressure: no write before this time
 
+	gauges   gauges
 	lease    atomic.Int64 // env time until which this server may serve
 	full     atomic.Bool  // the file system has no space for new chunks
 	dead     error
@@ -125,12 +130,13 @@ func Open(o ShardOptions, done func(*Shard, error)) {
 		strangers: map[dataplane.ChunkID]*replica{},
 		links:     map[linkKey]*link{},
 		peers:     map[dataplane.CSID]*peer{}}
-	sh.noReadCache = o.Identity != nil && o.Identity.LogPath == cacheFile
+	sh.noReadCache = o.SameDisk
 	sh.tellTimer.Fire = sh.tellCommit
 	sh.pumpTimer.Fire = sh.pump
 	sh.secondTimer.Fire = sh.everySecond
 	sh.laterTimer.Fire = sh.runLater
 	sh.scrub.init(sh, &o)
+	sh.pace.init(sh)
 	sh.store = newStore(o.Store, o.Env, o.Pool, o.Log)
 	sh.store.onFail = sh.fail
 	sh.store.onDamaged = sh.pageDamaged
@@ -138,7 +144,11 @@ func Open(o ShardOptions, done func(*Shard, error)) {
 }
 
 // SetID says which id the metadata servers gave this server.
-func (sh *Shard) SetID(id dataplane.CSID) { sh.id, sh.cred.ID = id, uint64(id) }
+// It is called at each registration.
+func (sh *Shard) SetID(id dataplane.CSID) {
+	sh.id, sh.cred.ID = id, uint64(id)
+	sh.gauges.yielded = false
+}
 
 // SetLease allows serving until the given time of the shard's Env, in ns. Any thread may call it.
 func (sh *Shard) SetLease(until int64) { sh.lease.Store(until) }
@@ -218,21 +228,8 @@ func (sh *Shard) runLater() {
 	}
 }
 
-// tight says whether a write has to wait for the log: smoothly, ever longer as it fills.
-func (sh *Shard) tight() bool {
-	p := sh.log.Pressure()
-	if p <= pressureSoft {
-		return !sh.log.Room()
-	}
-	now := sh.env.Now()
-	if p >= pressureHard || now < sh.nextWrite || !sh.log.Room() {
-		return true
-	}
-	x := (p - pressureSoft) / (pressureHard - pressureSoft)
-	gap := int64(x * x * float64(pressureMaxGap) / 16)
-	sh.nextWrite = max(sh.nextWrite, now-int64(pumpEvery)) + gap
-	return false
-}
+// tight says whether a write has to wait for the log, which lets in what it can write back.
+func (sh *Shard) tight() bool { return !sh.log.Room() }
 
 // stall has the chunk's queue looked at again soon.
 func (sh *Shard) stall(r *replica) {
@@ -303,6 +300,7 @@ func (sh *Shard) everySecond() {
 	for _, p := range sh.peerList {
 		p.ping(now)
 	}
+	sh.reportStalls(now)
 	sh.env.Arm(&sh.secondTimer, int64(pingAfter))
 }
 
@@ -358,37 +356,37 @@ func (sh *Shard) SettlePush(p *control.SettlePush) {
 // Forget deletes chunks that no longer exist.
 func (sh *Shard) Forget(ids []dataplane.ChunkID) {
 	for _, id := range ids {
-		r := sh.chunks[id]
-		if r == nil || r.gone {
-			continue
-		}
-		if r.settler != nil {
-			r.settler.end()
-		}
-		if r.copier != nil {
-			r.copier.end("the chunk is deleted")
-		}
-		sh.refuseAll(r, dataplane.UnknownChunk)
-		if !r.isHead() {
-			sh.abandonHeld(r)
-		}
-		r.state, r.sealer, r.sealWait, r.gone = unsettled, nil, nil, true
-		delete(sh.chunks, id)
-		delete(sh.strangers, id)
-		if r.slot == noSlot {
-			continue
-		}
-		r.refs++
-		rec := ssdcache.Record{Kind: ssdcache.Drop, Slot: r.slot, Chunk: r.id, Epoch: r.epoch,
-			Seq: r.last}
-		sh.appendRecord(rec, func(err error) {
-			sh.release(r)
-			if err == nil {
-				sh.leaving = append(sh.leaving, r)
-				sh.pumpSoon()
-			}
-		})
+		sh.forget(id, nil)
 	}
+}
+
+// forget deletes a chunk; then (may be nil) is called when that is durable, and not if nothing was
+// kept of it.
+func (sh *Shard) forget(id dataplane.ChunkID, then func(error)) {
+	r := sh.chunks[id]
+	if r == nil || r.gone {
+		return
+	}
+	sh.unserve(r)
+	r.gone = true
+	delete(sh.chunks, id)
+	delete(sh.strangers, id)
+	if r.slot == noSlot {
+		return
+	}
+	r.refs++
+	rec := ssdcache.Record{Kind: ssdcache.Drop, Slot: r.slot, Chunk: r.id, Epoch: r.epoch,
+		Seq: r.last}
+	sh.appendRecord(rec, func(err error) {
+		sh.release(r)
+		if err == nil {
+			sh.leaving = append(sh.leaving, r)
+			sh.pumpSoon()
+		}
+		if then != nil {
+			then(err)
+		}
+	})
 }
 
 // freeLeaving gives the slots of forgotten chunks back, once nobody uses them.
@@ -411,7 +409,7 @@ func (sh *Shard) Inventory() []control.HeldChunk {
 	var list []control.HeldChunk
 	for _, r := range sh.store.owners {
 		if r != nil && !r.gone {
-			list = append(list, control.HeldChunk{Chunk: r.id, Epoch: r.epoch})
+			list = append(list, control.HeldChunk{Chunk: r.id, Epoch: r.heldEpoch()})
 		}
 	}
 	return list
@@ -517,7 +515,8 @@ func (sh *Shard) closeAll(done func(error)) {
 			p.c.Close(errStopping)
 		}
 	}
-	timers := []*uring.Timer{&sh.tellTimer, &sh.pumpTimer, &sh.secondTimer, &sh.laterTimer}
+	timers := []*uring.Timer{&sh.tellTimer, &sh.pumpTimer, &sh.secondTimer, &sh.laterTimer,
+		&sh.pace.timer}
 	for _, t := range timers {
 		sh.env.Disarm(t)
 	}

@@ -20,6 +20,8 @@ type Canary struct {
 	ReadAbove        bool // reads don't wait for the commit mark
 	NoCRC            bool // blocks aren't compared with their checksums
 	NoDirty          bool // a copy to a new member misses what is written meanwhile
+	TrustPartial     bool // a half copied replica of a returned member passes for what it was
+	NoHistory        bool // a dirty map misses what was written since the exclusion
 }
 
 // SimStore returns the first block and the size of a new store of the given number of slots, all

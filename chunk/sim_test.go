@@ -225,7 +225,8 @@ type fakeMD struct {
 }
 
 func (m *fakeMD) add(id dataplane.ChunkID, minimum uint8, members ...dataplane.CSID) {
-	cfg := &control.ChunkConfig{Chunk: id, Epoch: 1, Minimum: minimum}
+	cfg := &control.ChunkConfig{Chunk: id, Epoch: 1, Minimum: minimum,
+		Wanted: uint8(len(members))}
 	for _, cs := range members {
 		cfg.Members = append(cfg.Members, control.CSAddr{CS: cs, Addr: m.w.nodes[cs-1].addr()})
 	}

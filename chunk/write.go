@@ -99,7 +99,7 @@ func (sh *Shard) writeStatus(r *replica, h *dataplane.Header) dataplane.Kind {
 
 // writable says that a write may get its seq now.
 func (r *replica) writable() bool {
-	return r.state == active && r.settler == nil && !r.broken &&
+	return r.state == active && !r.settling() && !r.broken &&
 		r.last-r.commit < dataplane.MaxInflightPerChunk
 }
 
@@ -138,7 +138,7 @@ func (sh *Shard) pumpOnce(r *replica) {
 			return
 		}
 		q = next
-		if r.state != active || r.settler != nil {
+		if r.state != active || r.settling() {
 			return
 		}
 	}
@@ -260,7 +260,7 @@ func (sh *Shard) issue(q *request, buf *uring.Buf) {
 	q.phase = phaseFlight
 	r.accept(q.seq, q.off, q.length)
 	if r.copier != nil && !sh.canary.NoDirty {
-		r.copier.wrote(q.off, q.length)
+		r.copier.wrote(q, q.hdr.Op == dataplane.OpZero)
 	}
 	if !r.flight.put(q) {
 		panic("chunk: more writes in flight than the window")
@@ -303,6 +303,9 @@ func (sh *Shard) replicate(q *request, buf *uring.Buf, zero bool) {
 	for i := range to {
 		if !sh.canary.AckEarly {
 			q.waiting |= 1 << (i + 1)
+			if h.Flags&dataplane.FlagChain == 0 {
+				q.direct |= 1 << (i + 1)
+			}
 		}
 		to[i].peer.send(h, q.crcs[:q.crcLen], q.data, buf)
 	}
@@ -313,6 +316,8 @@ func (sh *Shard) append(q *request, buf *uring.Buf, zero bool) {
 	r := q.r
 	r.busy++
 	q.local = 1
+	q.began = sh.env.Now()
+	sh.gauges.appendBegins(q.began)
 	q.app.Record = ssdcache.Record{Kind: ssdcache.Data, Slot: r.slot, Chunk: r.id, Epoch: r.epoch,
 		Seq: q.seq, Commit: r.commit, Offset: q.off, Length: q.length}
 	q.app.CRCs, q.app.Data, q.app.Buf = q.crcs[:q.crcLen], q.data, buf
@@ -326,6 +331,7 @@ func (sh *Shard) append(q *request, buf *uring.Buf, zero bool) {
 
 // appendDone is called when the log has a write durable, in the order of appends.
 func (sh *Shard) appendDone(q *request) {
+	sh.gauges.appendEnds(sh.env.Now(), q.began)
 	if q.app.Err != nil {
 		sh.fail(q.app.Err)
 		q.status = dataplane.IOError
@@ -375,6 +381,7 @@ func (sh *Shard) localDone(q *request) {
 
 // memberAnswered is the answer of a peer to OpReplicate.
 func (sh *Shard) memberAnswered(p *peer, h *dataplane.Header) {
+	p.gauge.answered = sh.env.Now()
 	q := sh.byID(h.ReqID)
 	if q == nil || q.seq != h.Seq {
 		return // the request was given up; a settling took care of it
@@ -396,6 +403,9 @@ func (sh *Shard) memberAnswered(p *peer, h *dataplane.Header) {
 			return
 		}
 		q.waiting &^= 1 << i
+		if q.direct&(1<<i) != 0 {
+			p.gauge.waits.add(sh.env.Now() - q.began)
+		}
 		sh.memberDone(q)
 		return
 	}

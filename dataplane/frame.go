@@ -48,13 +48,19 @@ const (
 	// many more bytes of reply payload are welcome. Reply: Epoch held, Seq = last seq appended,
 	// Aux = Seq minus commit mark, payload = extents (16 bytes each: seq u64, offset u32, length
 	// u32) of the writes above the commit mark, ascending by seq. Status UnknownChunk: has none.
+	// With FlagRecovery (head -> a server that isn't a member and is to get a copy): it drops what
+	// it holds of the chunk, if that is older than Epoch. But if Aux isn't 0 and the receiver holds
+	// the chunk at an epoch >= Aux with a last seq >= Seq, it keeps that, and answers as above.
 	OpSeal Opcode = 18
 	// OpPatch (coordinator -> sealed member): data of [Offset, +len), copied from the member with
-	// the longest history; outside the order of seqs. The reply means durable.
+	// the longest history; outside the order of seqs. The reply means durable, but for a fresh copy:
+	// there a patch without data (Length 0) makes all patches before it durable.
 	OpPatch Opcode = 19
 	// OpActivate (coordinator -> member): serve the chunk at Epoch with Seq as last and committed
-	// seq; payload = the encoded ChunkConfig. Aux is the term, 16 random bits: a write that was on
-	// its way since before the activation doesn't carry it. The reply means durable.
+	// seq; payload = the encoded ChunkConfig, and behind it the head's dirty map for a member that
+	// was copied to. Aux: the low 16 bits are the term, which is random: a write that was on its way
+	// since before the activation doesn't carry it; the high ones the bytes of the dirty map. The
+	// reply means durable.
 	OpActivate Opcode = 20
 	// OpDigest (head -> member): Epoch, Seq and Aux (the term of the activation) say at which state.
 	// The reply's payload is 1024 checksums of 4 bytes, one per 64 KiB of the chunk: of the

@@ -26,7 +26,8 @@ func (r *replica) offlineTimeout() time.Duration {
 func (c *call) admin(req *control.AdminReq) (any, error) {
 	changes := req.Command == control.AdminSetAttr || req.Command == control.AdminSetConfig ||
 		req.Command == control.AdminDropCS || req.Command == control.AdminScrubStart ||
-		req.Command == control.AdminAddMDS || req.Command == control.AdminRemoveMDS
+		req.Command == control.AdminAddMDS || req.Command == control.AdminRemoveMDS ||
+		req.Command == control.AdminRmCS
 	if changes && c.peer.Role != dataplane.RoleAdmin {
 		return nil, c.fail(dataplane.Denied, "%s is for administrators, not for a peer of role %v",
 			req.Command, c.peer.Role)
@@ -65,6 +66,8 @@ func (c *call) adminDoc(req *control.AdminReq) (any, error) {
 		return withArgs(req, c.setConfig)
 	case control.AdminDropCS:
 		return withArgs(req, c.dropCS)
+	case control.AdminRmCS:
+		return withArgs(req, c.rmCS)
 	case control.AdminScrubStart:
 		return withArgs(req, c.scrubStart)
 	case control.AdminAddMDS:
@@ -105,6 +108,12 @@ func (l *leader) space(s *State) control.SpaceDoc {
 	d.Used = d.Total - d.Free
 	copies := uint64(s.files.get(dataplane.RootID).policy.Replicas)
 	d.LogicalTotal, d.LogicalFree = d.Total/copies, d.Free/copies
+	d.Allocated = s.table.Len() * dataplane.ChunkSize
+	l.configure(s)
+	if d.Limit = l.conf.limit; d.Limit != 0 {
+		left := d.Limit - min(d.Limit, d.Allocated)
+		d.LogicalTotal, d.LogicalFree = min(d.LogicalTotal, d.Limit), min(d.LogicalFree, left)
+	}
 	return d
 }
 
@@ -121,19 +130,15 @@ func (l *leader) csDoc(s *State, c *CS, nowNs int64) control.CSDoc {
 		d.ReadRate, d.WriteRate = k.rates.reads, k.rates.writes
 		d.ReadSpeed, d.WriteSpeed = k.rates.readBytes, k.rates.writeBytes
 	}
-	switch {
-	case c.Dropped:
-		d.Status = control.CSDropped
-	case c.Failed != "":
-		d.Status = control.CSFailed
-	case l.leases.live(c.ID, nowNs):
-		d.Status = control.CSActive
-	case l.refusalOf(c.ID, nowNs) != "":
-		d.Status, d.Failed = control.CSRefused, l.refusalOf(c.ID, nowNs)
-	case silent < l.recover.offline:
-		d.Status = control.CSInactive
-	default:
-		d.Status = control.CSOffline
+	f := l.csFacts(c, nowNs)
+	d.Status = csCase(f)
+	d.Reason = l.csReason(s, c, d.Status, f)
+	away := d.Status == control.CSInactive || d.Status == control.CSOffline
+	if why := l.refusalOf(c.ID, nowNs); away && why != "" {
+		d.Status, d.Failed, d.Reason = control.CSRefused, why, why
+	}
+	if d.Status == control.CSReleasing {
+		d.Drain = l.drainDoc(s, c.ID)
 	}
 	return d
 }
@@ -177,48 +182,20 @@ func (l *leader) stat() *control.StatDoc {
 	d.Cluster, d.ClusterID = f.s.clusterName, f.s.clusterID.String()
 	d.Space, d.Files = l.space(f.s), f.s.fileCount()
 	slots := f.s.table.Slots()
-	live := make([]bool, len(f.s.cs))
-	for id := range live {
-		live[id] = l.leases.live(dataplane.CSID(id), l.now())
-	}
+	census := l.census(f.s)
 	full := l.fullReason()
+	offline, failed := l.recover.offline, l.recover.stats.failed
+	l.movesDoc(d)
 	f.mu.RUnlock()
 	l.mu.Unlock()
-	l.scan(slots, func(_ *State, rec *Record) { countChunk(&d.Chunks, rec, live) })
+	l.scan(slots, func(_ *State, rec *Record) { census.count(d, rec) })
 	d.Health, d.Reasons = health(d)
-	l.recoveryReasons(d)
+	recoveryReasons(d, offline, failed)
+	moveReasons(d)
 	if full != "" {
 		d.Health, d.Reasons = "critical", append([]string{full}, d.Reasons...)
 	}
 	return d
-}
-
-// countChunk adds a chunk to the counts. live is indexed by CS id.
-func countChunk(d *control.ChunksDoc, rec *Record, live []bool) {
-	n := 0
-	for _, m := range rec.members() {
-		if int(m.CS) < len(live) && live[m.CS] {
-			n++
-		}
-	}
-	d.Total++
-	if rec.Flags&flagFallback != 0 {
-		d.Fallback++
-	}
-	if n >= int(rec.Wanted) {
-		d.Healthy++
-		return
-	}
-	d.Degraded++
-	if n < int(rec.Minimum) {
-		d.BelowMinimum++
-	}
-	switch n {
-	case 0:
-		d.Offline++
-	case 1:
-		d.Urgent++
-	}
 }
 
 // health sums a stat document up, in words.
@@ -233,7 +210,7 @@ func health(d *control.StatDoc) (string, []string) {
 		}
 		reasons = append(reasons, fmt.Sprintf(format, n))
 	}
-	silent, failed, refused := uint64(0), uint64(0), uint64(0)
+	silent, failed, refused, ill := uint64(0), uint64(0), uint64(0), uint64(0)
 	for _, c := range d.CS {
 		switch c.Status {
 		case control.CSInactive, control.CSOffline:
@@ -242,6 +219,8 @@ func health(d *control.StatDoc) (string, []string) {
 			failed++
 		case control.CSRefused:
 			refused++
+		case control.CSIll:
+			ill++
 		}
 	}
 	say("critical", d.Chunks.Offline, "%d chunks have no live member: they can't be read")
@@ -252,6 +231,7 @@ func health(d *control.StatDoc) (string, []string) {
 	say("degraded", refused, "%d chunk servers refuse to serve their directory (list-services "+
 		"says why)")
 	say("degraded", silent, "%d chunk servers don't answer")
+	say("degraded", ill, "%d chunk servers are much slower than the others")
 	if d.Chunks.Fallback > 0 {
 		// It is as safe as the hardware allows; a word, no alarm.
 		reasons = append(reasons, fmt.Sprintf("%d chunks share a failure domain, because there "+
@@ -319,6 +299,9 @@ func (c *call) configDoc() *control.ConfigDoc {
 }
 
 func (c *call) setConfig(args *control.SetConfigArgs) (any, error) {
+	if err := checkConfig(args.Key, args.Value); err != nil {
+		return nil, c.fail(dataplane.Invalid, "%v", err)
+	}
 	_, err := c.change(&cmdSetConfig{origin: c.from, Key: args.Key, Value: args.Value,
 		Version: args.Version, Any: args.Any})
 	if err != nil {

@@ -119,7 +119,9 @@ type cmdReconfigure struct {
 	Epoch      dataplane.Epoch
 	Members    []dataplane.CSID
 	SetCreated bool
-	space      [dataplane.MaxReplicas]dataplane.CSID
+	// Moved: who leaves was sealed by the head, which asks for this, so it needn't register again.
+	Moved bool
+	space [dataplane.MaxReplicas]dataplane.CSID
 }
 
 func (c *cmdReconfigure) op() uint8 { return opReconfigure }
@@ -129,6 +131,7 @@ func (c *cmdReconfigure) put(e *encoder) {
 	e.u32(uint32(c.Epoch))
 	e.cs(c.Members)
 	e.bool(c.SetCreated)
+	e.bool(c.Moved)
 }
 
 func (c *cmdReconfigure) get(d *decoder) {
@@ -136,6 +139,9 @@ func (c *cmdReconfigure) get(d *decoder) {
 	c.Epoch = dataplane.Epoch(d.u32())
 	c.Members = d.cs(c.space[:0])
 	c.SetCreated = d.bool()
+	if len(d.b) > 0 { // since there are moves
+		c.Moved = d.bool()
+	}
 }
 
 func (c *cmdReconfigure) apply(s *State, r *Result) {
@@ -177,11 +183,14 @@ func (c *cmdReconfigure) apply(s *State, r *Result) {
 	if len(c.Members) > 0 {
 		s.countMembers(rec, false)
 		for _, m := range rec.members() {
-			s.fence(m.CS, rec, c.Members)
+			if !c.Moved {
+				s.fence(m.CS, rec, c.Members)
+			}
 		}
 		rec.changeMembers(c.Members)
 		rec.Epoch++
 		s.countMembers(rec, true)
+		s.judgeSpread(rec)
 	}
 	rec.ChangedNs = s.nowNs
 	rec.seal()

@@ -1,6 +1,7 @@
 package mds
 
 import (
+	"strings"
 	"time"
 
 	"pstorage/dataplane/control"
@@ -23,10 +24,14 @@ type fullness struct {
 func (l *leader) noSpace(err error) {
 	now := l.now()
 	fresh := l.full.atNs == 0 || now-l.full.atNs > int64(fullFor)
-	l.full = fullness{atNs: now, why: err.Error()}
+	advice := "; add chunk servers, or delete files"
+	if strings.Contains(err.Error(), control.ConfigLimit) {
+		advice = "; raise it, or delete files"
+	}
+	l.full = fullness{atNs: now, why: err.Error() + advice}
 	if fresh {
 		l.event(control.Fault, "mds", "no-space", "no space for new chunks, writers wait: "+
-			l.full.why+"; add chunk servers, or delete files")
+			l.full.why)
 	}
 }
 
@@ -35,6 +40,5 @@ func (l *leader) fullReason() string {
 	if l.full.atNs == 0 || l.now()-l.full.atNs > int64(fullFor) {
 		return ""
 	}
-	return "no space for new chunks, writers wait: " + l.full.why +
-		"; add chunk servers, or delete files"
+	return "no space for new chunks, writers wait: " + l.full.why
 }

@@ -41,10 +41,19 @@ type leader struct {
 	plan   *planner
 	// recover finds and has copied what has too few members.
 	recover *recoverer
-	cs      map[dataplane.CSID]*csLink
-	byPeer  map[*control.Peer]dataplane.CSID
-	view    placer
-	viewNs  int64 // when the view was made; 0: make it anew
+	move    *mover // moves chunks that are whole
+	drains  map[dataplane.CSID]*drain
+	health  *peerHealth
+	judging bool // whether a server can be done without is being found out
+	conf    settings
+	// states are the servers' states when they were last looked at, by id; "": not yet.
+	states   []string
+	statesNs int64
+	short    shortage
+	cs       map[dataplane.CSID]*csLink
+	byPeer   map[*control.Peer]dataplane.CSID
+	view     placer
+	viewNs   int64 // when the view was made; 0: make it anew
 
 	parts    map[*control.Peer]*parts // inventories that are on their way
 	refusals map[refusedKey]refusal
@@ -66,6 +75,7 @@ type csLink struct {
 	rates          csRates
 	forget         []dataplane.ChunkID // freed, and not pushed yet
 	pushed         bool                // it was told to forget some since it registered
+	moved          []movedChunk        // moved away, and not pushed yet
 }
 
 // csRates are per second, over the last few heartbeats.
@@ -73,15 +83,22 @@ type csRates struct{ reads, writes, readBytes, writeBytes float64 }
 
 // lead begins a leadership. The caller has confirmed the term by a barrier.
 func lead(r *replica, term uint64) *leader {
-	l := &leader{term: term, r: r, log: r.log, base: time.Now(), plan: newPlanner(),
-		recover: newRecoverer(r.offlineTimeout()),
-		cs:      make(map[dataplane.CSID]*csLink),
-		byPeer:  make(map[*control.Peer]dataplane.CSID)}
-	l.free.L = &l.mu
+	l := newLeader(r, term)
+	l.base = time.Now()
 	l.leases = newLeases(l.now())
 	l.view.rng = rand.New(rand.NewPCG(rand.Uint64(), rand.Uint64()))
 	l.ctx, l.stop = context.WithCancel(context.Background())
 	l.idle.Go(l.run)
+	return l
+}
+
+// newLeader returns what a leader begins with.
+func newLeader(r *replica, term uint64) *leader {
+	l := &leader{term: term, r: r, log: r.log, plan: newPlanner(),
+		recover: newRecoverer(r.offlineTimeout()), move: newMover(), health: newHealth(),
+		drains: make(map[dataplane.CSID]*drain), cs: make(map[dataplane.CSID]*csLink),
+		byPeer: make(map[*control.Peer]dataplane.CSID)}
+	l.free.L = &l.mu
 	return l
 }
 
@@ -334,6 +351,7 @@ func (l *leader) pushForgets() {
 			c.forget = nil
 		}
 	}
+	l.pushMoved()
 }
 
 // config describes a chunk to chunk servers. Both locks are held, fsm.mu for reading.
@@ -349,7 +367,7 @@ func (l *leader) config(s *State, rec *Record, nowNs int64) control.ChunkConfig 
 
 // addr says where a chunk server is. Both locks are held.
 func (l *leader) addr(s *State, cs dataplane.CSID, nowNs int64) control.CSAddr {
-	a := control.CSAddr{CS: cs, Live: l.leases.live(cs, nowNs)}
+	a := control.CSAddr{CS: cs, Live: l.leases.live(cs, nowNs), Ill: l.health.isIll(cs)}
 	if c := s.server(cs); c != nil {
 		a.Addr = c.Addr
 	}
@@ -385,10 +403,13 @@ func (l *leader) refreshView(s *State) {
 			continue
 		}
 		size, free := l.capacityOf(s, c)
-		n := node{cs: c.ID, tier: c.Tier, domain: domains.of(c), size: size, free: free}
+		n := node{cs: c.ID, tier: c.Tier, domain: domains.of(c), size: size, free: free,
+			chunks: uint64(s.csLoad[c.ID]), leaves: c.Releasing,
+			closed: c.Releasing || l.health.isIll(c.ID)}
 		if k := l.cs[c.ID]; k != nil {
 			n.load = k.rates.reads + k.rates.writes
 			busiest = max(busiest, n.load)
+			n.busy = k.stats.LogUsed > k.stats.LogSize/2
 		}
 		nodes = append(nodes, n)
 	}
@@ -396,6 +417,15 @@ func (l *leader) refreshView(s *State) {
 		nodes[i].load /= busiest
 	}
 	l.view.nodes = nodes
+	l.view.reindex()
+	for _, a := range l.recover.active {
+		if i := l.view.indexOf(a.target); i >= 0 && nodes[i].free >= dataplane.ChunkSize {
+			nodes[i].take()
+		}
+		if i := l.view.indexOf(a.leaving); i >= 0 && nodes[i].chunks > 0 {
+			nodes[i].chunks--
+		}
+	}
 }
 
 // allocate makes the chunks of a file's range that don't exist. When not all can be placed those
@@ -441,7 +471,11 @@ func (l *leader) placeMissing(req control.MapReq, op string) (*cmdAllocate, erro
 			continue
 		}
 		l.refreshView(f.s)
-		p, err := l.view.place(file.policy, i)
+		var p placed
+		err := l.overLimit(f.s, len(c.Chunks))
+		if err == nil {
+			p, err = l.view.place(file.policy, i)
+		}
 		if err != nil {
 			if len(c.Chunks) > 0 {
 				break

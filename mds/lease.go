@@ -27,6 +27,8 @@ type csLease struct {
 	registered  bool   // with this leader: its inventory has been seen
 	failed      bool   // says that its disk failed: no more leases for this process
 	relist      bool   // ask for its inventory at the next heartbeat
+	withheld    bool   // its lease isn't renewed: see yield.go
+	yielded     bool   // it says that it has given its lease up
 }
 
 // leases is the table of leases. It is soft state of a leader: it begins empty with the term.
@@ -53,7 +55,7 @@ func (l *leases) at(cs dataplane.CSID) *csLease {
 // believed to be.
 func (l *leases) live(cs dataplane.CSID, nowNs int64) bool {
 	e := l.at(cs)
-	return e.exitedBoot == 0 && !e.failed && nowNs-e.answeredNs < int64(leaseOut)
+	return e.exitedBoot == 0 && !e.failed && !e.yielded && nowNs-e.answeredNs < int64(leaseOut)
 }
 
 // leaseFacts is what leaseCase decides on.
@@ -63,6 +65,7 @@ type leaseFacts struct {
 	registering bool
 	exited      bool // the exit of the registered process was certified
 	exitedFor   time.Duration
+	yielded     bool // it acknowledged that its lease has ended
 }
 
 // leaseVerdict says whether a server may be excluded from chunks.
@@ -84,7 +87,7 @@ func leaseCase(f leaseFacts) leaseVerdict {
 		return leaseReturning
 	case f.leaderFor < leaseOut:
 		return leaseNewLeader
-	case f.silentFor >= leaseOut:
+	case f.yielded || f.silentFor >= leaseOut:
 		return leaseGone
 	case f.exited && f.exitedFor < exitGrace:
 		return leaseGrace
@@ -106,6 +109,7 @@ func (l *leases) verdict(cs dataplane.CSID, nowNs int64) leaseVerdict {
 		registering: e.registering > 0 || e.knockedNs != 0 && nowNs-e.knockedNs < int64(exitGrace),
 		exited:      e.exitedBoot != 0,
 		exitedFor:   time.Duration(nowNs - e.exitedNs),
+		yielded:     e.yielded,
 	})
 }
 
@@ -121,4 +125,5 @@ func (l *leases) registered(cs dataplane.CSID, nowNs int64) {
 	e.answeredNs = nowNs
 	e.exitedBoot, e.exitedNs = 0, 0
 	e.registered, e.failed, e.relist = true, false, false
+	e.withheld, e.yielded = false, false
 }

@@ -14,11 +14,13 @@ func TestLeaseCase(t *testing.T) {
 		for _, silent := range []time.Duration{0, short, long, time.Hour} {
 			for _, exitedFor := range []time.Duration{-1, 0, exitGrace - 1, exitGrace} {
 				for _, registering := range []bool{false, true} {
-					f := leaseFacts{leaderFor, silent, registering, exitedFor >= 0, exitedFor}
-					may := !registering && leaderFor >= leaseOut &&
-						(silent >= leaseOut || exitedFor >= exitGrace)
-					if got := leaseCase(f); (got == leaseGone) != may {
-						t.Errorf("%+v: %d", f, got)
+					for _, yielded := range []bool{false, true} {
+						f := leaseFacts{leaderFor, silent, registering, exitedFor >= 0, exitedFor, yielded}
+						may := !registering && leaderFor >= leaseOut &&
+							(silent >= leaseOut || exitedFor >= exitGrace || yielded)
+						if got := leaseCase(f); (got == leaseGone) != may {
+							t.Errorf("%+v: %d", f, got)
+						}
 					}
 				}
 			}

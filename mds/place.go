@@ -16,6 +16,10 @@ type node struct {
 	size   uint64                 // bytes for chunks
 	free   uint64                 // bytes; taken down by each placement
 	load   float64                // 0 idle to 1 busiest
+	chunks uint64                 // it is, or is to become, a member of
+	closed bool                   // takes nothing new: being removed, or ill
+	leaves bool                   // being removed
+	busy   bool                   // has enough to do without moves that can wait
 }
 
 // placer chooses servers for new chunks: at random, the better of two by free space and load, in
@@ -23,6 +27,7 @@ type node struct {
 // concurrent use.
 type placer struct {
 	nodes []node
+	index []int32 // by server: 1 + index in nodes; 0: none
 	rng   interface{ IntN(n int) int }
 }
 
@@ -74,9 +79,15 @@ func (p *placer) place(pol control.Policy, index uint32) (placed, error) {
 			out.n, pol.Minimum, len(p.nodes)))
 	}
 	for _, i := range chosen[:out.n] {
-		p.nodes[i].free -= dataplane.ChunkSize
+		p.nodes[i].take()
 	}
 	return out, nil
+}
+
+// take counts one more chunk.
+func (n *node) take() {
+	n.free -= dataplane.ChunkSize
+	n.chunks++
 }
 
 // next picks one more node, or -1, and the level at which its domain differs from the chosen.
@@ -127,7 +138,7 @@ func (p *placer) pick(tier uint8, anyTier bool, level uint8, chosen []int) int {
 
 func (p *placer) eligible(i int, tier uint8, anyTier bool, level uint8, chosen []int) bool {
 	n := &p.nodes[i]
-	if n.free < dataplane.ChunkSize || !anyTier && n.tier != tier {
+	if n.closed || n.free < dataplane.ChunkSize || !anyTier && n.tier != tier {
 		return false
 	}
 	for _, c := range chosen {

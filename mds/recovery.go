@@ -10,11 +10,12 @@ import (
 
 // Limits and times of recovery: of chunks with fewer members than wanted.
 const (
-	scanPerStep    = 8192    // records looked at in one step
-	maxNeeds       = 1 << 16 // chunks found in one round; the others are found in the next
-	startsPerStep  = 1024    // chunks looked at for starting in one step
-	recoverPerCS   = 2       // as the head that copies, and as the target
-	maxRecoveries  = 64
+	scanPerStep    = 8192            // records looked at in one step
+	maxNeeds       = 1 << 16         // chunks found in one round; the others are found in the next
+	startsPerStep  = 1024            // chunks looked at for starting in one step
+	recoverPerCS   = 2               // as the head that copies, and as the target: see settings
+	maxRecoveries  = 64              // in all: see settings
+	maxExclusions  = 512             // chunks in the planner, besides those that are complained about
 	recoverAgain   = 2 * time.Second // asked for again after this
 	recoverLimit   = time.Minute     // then something else is tried
 	recoverBackoff = 10 * time.Second
@@ -22,48 +23,67 @@ const (
 	maxBackoffs    = 4096
 )
 
-// lostFacts is what recoverCase knows of a server that was a member.
+// lostFacts is what recoverCase knows of a server that is or was a member.
 type lostFacts struct {
-	live   bool          // registered, with a lease: it can take the chunk again
-	dead   bool          // its disk failed, or it was dropped: it won't
+	live   bool          // a member: it has a lease; a former one: it can take the chunk again
+	dead   bool          // its disk failed, or it is removed: it won't
 	silent time.Duration // since its last answered heartbeat
+}
+
+// away: it is silent, and has the right to come back.
+func (f lostFacts) away(offline time.Duration) bool {
+	return !f.live && !f.dead && f.silent < offline
 }
 
 // recoverVerdict is what to do about a chunk's number of members.
 type recoverVerdict uint8
 
 const (
-	recoverNothing  recoverVerdict = iota // it has as many as wanted
-	recoverReturned                       // give it back to a former member
-	recoverElsewhere
-	recoverSettle // a member is away: it comes back or is excluded, before anything is copied
-	recoverWait   // the lost member may come back
+	recoverNothing   recoverVerdict = iota // it has as many as wanted
+	recoverReturned                        // give it back to a former member
+	recoverElsewhere                       // copy it to another server
+	recoverExclude                         // a member doesn't come back, or is in the way: exclude it
+	recoverWait                            // a member, or a former one, may come back
+	recoverOffline                         // no member is there
 	recoverVerdicts
 )
 
 // recoverCase decides whether a chunk is to be copied, and to which of its lost members (an index),
-// or to another server. A member that is only silent has offline as long to come back.
-func recoverCase(wanted int, members []bool, lost []lostFacts, offline time.Duration) (
+// or to another server. A server that is only silent has offline as long to come back. Nothing is
+// copied while a member is away: either it is waited for, or it is excluded first.
+func recoverCase(wanted int, members, lost []lostFacts, offline time.Duration) (
 	v recoverVerdict, i int) {
-	if len(members) >= wanted {
-		return recoverNothing, -1
-	}
-	if len(members) == 0 || slices.Contains(members, false) {
-		return recoverSettle, -1
-	}
-	for i, l := range lost {
-		if l.live && !l.dead {
-			return recoverReturned, i
-		}
-	}
-	waits := 0
-	for _, l := range lost {
-		if !l.dead && l.silent < offline {
+	live, waits := 0, 0
+	for _, m := range members {
+		switch {
+		case m.live:
+			live++
+		case m.away(offline):
 			waits++
 		}
 	}
-	if waits > 0 && len(members)+waits >= wanted {
+	gone := len(members) - live - waits
+	switch {
+	case live == 0:
+		return recoverOffline, -1
+	case live >= wanted && gone > 0:
+		return recoverExclude, -1
+	case live >= wanted:
+		return recoverNothing, -1
+	}
+	for _, l := range lost {
+		if l.away(offline) {
+			waits++
+		}
+	}
+	to := slices.IndexFunc(lost, func(l lostFacts) bool { return l.live && !l.dead })
+	switch {
+	case to < 0 && waits > 0 && live+waits >= wanted:
 		return recoverWait, -1
+	case live < len(members):
+		return recoverExclude, -1
+	case to >= 0:
+		return recoverReturned, to
 	}
 	return recoverElsewhere, -1
 }
@@ -73,60 +93,74 @@ type recoverView interface {
 	planView
 	slots() uint64
 	at(slot uint64) *Record // nil: free
-	lost(cs dataplane.CSID) lostFacts
+	member(cs dataplane.CSID) lostFacts
+	former(cs dataplane.CSID) lostFacts
 	// place chooses a server, not a member, for one more copy; 0: there is none.
 	place(rec *Record) dataplane.CSID
 }
 
-// need is a chunk that is to be copied.
+// need is a chunk that something is to be done about.
 type need struct {
 	chunk dataplane.ChunkID
-	left  uint8 // members it has
+	left  uint8 // live members
 }
 
 // recovery is a chunk being copied.
 type recovery struct {
 	source, target  dataplane.CSID
+	leaving         dataplane.CSID // a move: the member that gives its place up
+	kind            moveKind
 	epoch           dataplane.Epoch
 	beganNs, pushNs int64
+}
+
+func (a *recovery) order(id dataplane.ChunkID) recoverOrder {
+	return recoverOrder{id, a.source, a.target, a.leaving}
 }
 
 // recoverOrder asks a head to copy a chunk.
 type recoverOrder struct {
 	chunk          dataplane.ChunkID
 	source, target dataplane.CSID
+	leaving        dataplane.CSID // 0: nobody
 }
 
-// recoverStats says what is going on, for people. The counts are of the last round.
+// recoverStats says what was done since the leader began.
 type recoverStats struct {
-	active   uint64
-	done     uint64 // since the leader began
-	failed   uint64 // given up and tried again, since the leader began
-	queued   uint64 // wait for their turn
-	waiting  uint64 // for a member to come back
-	settling uint64 // a member is away, and not excluded yet
-	noPlace  uint64 // no server can take them
+	done   uint64 // copies
+	moved  uint64
+	failed uint64 // given up and tried again
+}
+
+// recoverLimits bound what goes on at a time.
+type recoverLimits struct {
+	perCS int // as the head that copies, and as the target
+	total int
 }
 
 // recoverer finds the chunks with too few members, in rounds over the whole table, and has them
-// copied: those with the fewest copies first, a few at a time per server. It is soft state of a
-// leader, and pure: time and facts come in. Not safe for concurrent use.
+// copied: those with the fewest copies first, a few at a time per server. Members that are gone for
+// good are excluded, whether somebody complains about them or not. It is soft state of a leader,
+// and pure: time and facts come in. Not safe for concurrent use.
 type recoverer struct {
 	offline time.Duration // a silent server's chunks are copied to others after this
+	limits  recoverLimits
 	cursor  uint64
 	end     uint64 // of the round's slots; 0: between two rounds
 	beganNs int64  // the round
 	nextNs  int64  // no round before this
 	found   []need
-	seen    [recoverVerdicts]uint64
+	exclude []need // found in the round: to be excluded from
 
-	queue   []need // of the last round
-	noPlace uint64
-	active  map[dataplane.ChunkID]*recovery
-	load    map[dataplane.CSID][2]int   // as source, as target
-	backoff map[dataplane.ChunkID]int64 // not before that time
-	order   []dataplane.ChunkID         // of active, oldest first
-	stats   recoverStats
+	queue      []need // of the last round
+	exclusions []need // of the last round
+	active     map[dataplane.ChunkID]*recovery
+	load       map[dataplane.CSID][2]int   // as source, as target
+	backoff    map[dataplane.ChunkID]int64 // not before that time
+	order      []dataplane.ChunkID         // of active, oldest first
+	moves      int                         // of active
+	stats      recoverStats
+	changed    bool // something has begun or ended since the shell looked
 	// leftover are targets that may hold a copy which was given up: their inventories tell.
 	leftover []dataplane.CSID
 }
@@ -134,7 +168,8 @@ type recoverer struct {
 func newRecoverer(offline time.Duration) *recoverer {
 	return &recoverer{offline: offline, active: make(map[dataplane.ChunkID]*recovery),
 		load:    make(map[dataplane.CSID][2]int),
-		backoff: make(map[dataplane.ChunkID]int64)}
+		backoff: make(map[dataplane.ChunkID]int64),
+		limits:  recoverLimits{recoverPerCS, maxRecoveries}}
 }
 
 // step goes on with everything a little, and returns what to ask for now, appended to out.
@@ -154,10 +189,13 @@ func (r *recoverer) watch(nowNs int64, w recoverView, out []recoverOrder) []reco
 			r.finish(id)
 			continue
 		case rec.Epoch != a.epoch:
-			if rec.has(a.target) {
-				r.stats.done++
-			} else {
+			switch {
+			case !rec.has(a.target):
 				r.leftover = append(r.leftover, a.target)
+			case a.leaving != 0:
+				r.stats.moved++
+			default:
+				r.stats.done++
 			}
 			r.finish(id)
 			r.nextNs = min(r.nextNs, nowNs) // there may be more to do
@@ -172,7 +210,7 @@ func (r *recoverer) watch(nowNs int64, w recoverView, out []recoverOrder) []reco
 			continue
 		case nowNs-a.pushNs >= int64(recoverAgain):
 			a.pushNs = nowNs
-			out = append(out, recoverOrder{id, a.source, a.target})
+			out = append(out, a.order(id))
 		}
 		keep = append(keep, id)
 	}
@@ -193,6 +231,19 @@ func (r *recoverer) count(a *recovery, by int) {
 	t := r.load[a.target]
 	t[1] += by
 	r.load[a.target] = t
+	if a.leaving != 0 {
+		r.moves += by
+	}
+	r.changed = true
+}
+
+// begin notes that a copy has been asked for.
+func (r *recoverer) begin(id dataplane.ChunkID, a recovery, nowNs int64) recoverOrder {
+	a.beganNs, a.pushNs = nowNs, nowNs
+	r.active[id] = &a
+	r.order = append(r.order, id)
+	r.count(&a, 1)
+	return a.order(id)
 }
 
 // scan looks at the next records of the table.
@@ -202,17 +253,22 @@ func (r *recoverer) scan(nowNs int64, w recoverView) {
 			return
 		}
 		r.cursor, r.end, r.beganNs = 0, w.slots(), nowNs
-		r.found, r.seen = r.found[:0], [recoverVerdicts]uint64{}
+		r.found, r.exclude = r.found[:0], r.exclude[:0]
 	}
 	for last := min(r.cursor+scanPerStep, r.end); r.cursor < last; r.cursor++ {
 		rec := w.at(r.cursor)
-		if rec == nil || rec.Present >= rec.Wanted {
+		if rec == nil {
 			continue
 		}
-		v, _ := r.judge(rec, w)
-		r.seen[v]++
-		if (v == recoverReturned || v == recoverElsewhere) && len(r.found) < maxNeeds {
-			r.found = append(r.found, need{rec.ID, rec.Present})
+		left := r.live(rec, w)
+		if left == rec.Present && left >= rec.Wanted {
+			continue
+		}
+		switch v, _ := r.judge(rec, w); {
+		case v == recoverExclude && len(r.exclude) < maxNeeds:
+			r.exclude = append(r.exclude, need{rec.ID, left})
+		case (v == recoverReturned || v == recoverElsewhere) && len(r.found) < maxNeeds:
+			r.found = append(r.found, need{rec.ID, left})
 		}
 	}
 	if r.cursor < r.end {
@@ -220,10 +276,11 @@ func (r *recoverer) scan(nowNs int64, w recoverView) {
 	}
 	r.end = 0
 	r.nextNs = nowNs + max(int64(recoverPause), nowNs-r.beganNs)
-	slices.SortStableFunc(r.found, func(a, b need) int { return cmp.Compare(a.left, b.left) })
+	for _, list := range [][]need{r.found, r.exclude} {
+		slices.SortStableFunc(list, func(a, b need) int { return cmp.Compare(a.left, b.left) })
+	}
 	r.queue, r.found = r.found, r.queue[:0]
-	r.stats.noPlace = r.noPlace
-	r.noPlace = 0
+	r.exclusions, r.exclude = r.exclude, r.exclusions[:0]
 	for id, until := range r.backoff {
 		if nowNs >= until {
 			delete(r.backoff, id)
@@ -231,18 +288,27 @@ func (r *recoverer) scan(nowNs int64, w recoverView) {
 	}
 }
 
+// live counts the members that have a lease.
+func (r *recoverer) live(rec *Record, w recoverView) (n uint8) {
+	for _, m := range rec.members() {
+		if w.live(m.CS) {
+			n++
+		}
+	}
+	return n
+}
+
 // judge applies recoverCase to a record.
 func (r *recoverer) judge(rec *Record, w recoverView) (v recoverVerdict, lost dataplane.CSID) {
-	var live [dataplane.MaxReplicas]bool
-	var facts [dataplane.MaxReplicas]lostFacts
+	var members, facts [dataplane.MaxReplicas]lostFacts
 	for i, m := range rec.members() {
-		live[i] = w.live(m.CS)
+		members[i] = w.member(m.CS)
 	}
 	former := rec.former()
 	for i, m := range former {
-		facts[i] = w.lost(m.CS)
+		facts[i] = w.former(m.CS)
 	}
-	v, i := recoverCase(int(rec.Wanted), live[:rec.Present], facts[:len(former)], r.offline)
+	v, i := recoverCase(int(rec.Wanted), members[:rec.Present], facts[:len(former)], r.offline)
 	if i >= 0 {
 		lost = former[i].CS
 	}
@@ -253,7 +319,7 @@ func (r *recoverer) judge(rec *Record, w recoverView) (v recoverVerdict, lost da
 func (r *recoverer) start(nowNs int64, w recoverView, out []recoverOrder) []recoverOrder {
 	keep := r.queue[:0]
 	for k := range r.queue {
-		if k >= startsPerStep || len(r.active) >= maxRecoveries {
+		if k >= startsPerStep || len(r.active)-r.moves >= r.limits.total {
 			keep = append(keep, r.queue[k:]...)
 			break
 		}
@@ -267,7 +333,7 @@ func (r *recoverer) start(nowNs int64, w recoverView, out []recoverOrder) []reco
 			continue
 		}
 		source := rec.members()[0].CS
-		if r.load[source][0] >= recoverPerCS {
+		if r.load[source][0] >= r.limits.perCS {
 			keep = append(keep, r.queue[k])
 			continue
 		}
@@ -275,21 +341,24 @@ func (r *recoverer) start(nowNs int64, w recoverView, out []recoverOrder) []reco
 			target = w.place(rec)
 		}
 		switch {
-		case target == 0:
-			r.noPlace++
-		case r.load[target][1] >= recoverPerCS:
+		case target == 0: // stat says so; the next round finds it again
+		case r.load[target][1] >= r.limits.perCS:
 			keep = append(keep, r.queue[k])
 		default:
-			a := &recovery{source: source, target: target, epoch: rec.Epoch, beganNs: nowNs,
-				pushNs: nowNs}
-			r.active[id] = a
-			r.order = append(r.order, id)
-			r.count(a, 1)
-			out = append(out, recoverOrder{id, source, target})
+			out = append(out, r.begin(id, recovery{source: source, target: target,
+				epoch: rec.Epoch}, nowNs))
 		}
 	}
 	r.queue = keep
 	return out
+}
+
+// excludeSome returns up to n chunks that a member is to be excluded from, the worst first.
+func (r *recoverer) excludeSome(n int) []need {
+	n = max(0, min(n, len(r.exclusions)))
+	some := r.exclusions[:n]
+	r.exclusions = r.exclusions[n:]
+	return some
 }
 
 // keeps says whether a chunk is being copied to cs, so that cs must not forget it.
@@ -298,11 +367,9 @@ func (r *recoverer) keeps(id dataplane.ChunkID, cs dataplane.CSID) bool {
 	return a != nil && a.target == cs
 }
 
-// report says what is going on.
-func (r *recoverer) report() recoverStats {
-	s := r.stats
-	s.active, s.queued = uint64(len(r.active)), uint64(len(r.queue))
-	s.waiting, s.settling = r.seen[recoverWait], r.seen[recoverSettle]
-	s.noPlace = max(s.noPlace, r.noPlace)
-	return s
+// moves says whether a chunk is being moved away from cs, to a server that is in members.
+func (r *recoverer) movesAway(id dataplane.ChunkID, epoch dataplane.Epoch, cs dataplane.CSID,
+	members []dataplane.CSID) bool {
+	a := r.active[id]
+	return a != nil && a.leaving == cs && a.epoch == epoch && slices.Contains(members, a.target)
 }

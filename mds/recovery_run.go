@@ -1,7 +1,6 @@
 package mds
 
 import (
-	"fmt"
 	"time"
 
 	"pstorage/dataplane"
@@ -14,49 +13,46 @@ type recoverFacts struct{ planFacts }
 func (w recoverFacts) slots() uint64          { return w.s.table.Slots() }
 func (w recoverFacts) at(slot uint64) *Record { return w.s.table.At(slot) }
 
-func (w recoverFacts) lost(cs dataplane.CSID) lostFacts {
+func (w recoverFacts) member(cs dataplane.CSID) lostFacts {
 	c := w.s.server(cs)
-	if c == nil || c.Dropped || c.Failed != "" {
-		return lostFacts{dead: true}
-	}
 	e := w.l.leases.at(cs)
-	return lostFacts{live: w.takes(cs), dead: e.failed,
+	return lostFacts{live: w.live(cs),
+		dead:   c == nil || c.Dropped || c.Releasing || c.Failed != "" || e.failed,
 		silent: time.Duration(w.nowNs - e.answeredNs)}
+}
+
+func (w recoverFacts) former(cs dataplane.CSID) lostFacts {
+	f := w.member(cs)
+	f.live = w.takes(cs)
+	return f
 }
 
 // takes says whether a server can become a member of one more chunk.
 func (w recoverFacts) takes(cs dataplane.CSID) bool {
 	c := w.s.server(cs)
-	return c != nil && !c.Dropped && c.Failed == "" && !c.Fenced && w.l.leases.live(cs, w.nowNs) &&
-		w.l.leases.at(cs).registering == 0
+	return c != nil && !c.Dropped && !c.Releasing && c.Failed == "" && !c.Fenced &&
+		w.live(cs) && w.l.leases.at(cs).registering == 0
 }
 
 func (w recoverFacts) place(rec *Record) dataplane.CSID {
 	w.l.refreshView(w.s)
 	view := &w.l.view
-	var chosen [dataplane.MaxReplicas]int
-	n := 0
+	var space [dataplane.MaxReplicas]int
+	chosen := space[:0]
 	for _, m := range rec.members() {
-		for i := range view.nodes {
-			if view.nodes[i].cs == m.CS {
-				chosen[n] = i
-				n++
-			}
+		if i := view.indexOf(m.CS); i >= 0 {
+			chosen = append(chosen, i)
 		}
 	}
-	if n < int(rec.Present) {
-		return 0
-	}
-	i, _ := view.next(control.Policy{Replicas: rec.Wanted, Minimum: rec.Minimum,
-		Domain: rec.Domain, Tier: rec.Tier}, chosen[:n])
+	i, _ := view.next(policyOf(rec), chosen)
 	if i < 0 {
 		return 0
 	}
-	view.nodes[i].free -= dataplane.ChunkSize
+	view.nodes[i].take()
 	return view.nodes[i].cs
 }
 
-// pushRecoveries has heads copy their chunks, as the recoverer says.
+// pushRecoveries has heads copy their chunks, as the recoverer and the mover say.
 func (l *leader) pushRecoveries() {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -67,16 +63,37 @@ func (l *leader) pushRecoveries() {
 	f := l.r.fsm
 	f.mu.RLock()
 	defer f.mu.RUnlock()
+	l.configure(f.s)
+	w := recoverFacts{planFacts{l, f.s, now}}
+	orders := l.recover.step(now, w, nil)
+	for _, n := range l.recover.excludeSome(maxExclusions - len(l.plan.queue)) {
+		l.plan.report(n.chunk, now)
+	}
+	if l.recover.changed {
+		l.recover.changed, l.viewNs = false, 0
+	}
+	l.refreshView(f.s)
+	orders = l.move.step(now, w, l.recover, &l.view, orders)
+	l.pushOrders(f.s, orders, now)
+	l.watchDrains(f.s, now)
+	l.watchMinimum(f.s, now)
+	l.watchHealth(now)
+	l.watchStates(f.s, now)
+}
+
+// pushOrders sends what the heads are to do. Both locks are held.
+func (l *leader) pushOrders(s *State, orders []recoverOrder, now int64) {
 	pushes := make(map[dataplane.CSID]*control.RecoverPush)
-	for _, o := range l.recover.step(now, recoverFacts{planFacts{l, f.s, now}}, nil) {
-		rec := f.s.table.Lookup(o.chunk)
+	for _, o := range orders {
+		rec := s.table.Lookup(o.chunk)
 		p := pushes[o.source]
 		if p == nil {
 			p = &control.RecoverPush{}
 			pushes[o.source] = p
 		}
-		p.Chunks = append(p.Chunks, l.config(f.s, rec, now))
-		p.Targets = append(p.Targets, l.addr(f.s, o.target, now))
+		p.Chunks = append(p.Chunks, l.config(s, rec, now))
+		p.Targets = append(p.Targets, l.addr(s, o.target, now))
+		p.Leaving = append(p.Leaving, o.leaving)
 	}
 	for cs, p := range pushes {
 		l.push(cs, control.OpRecover, p)
@@ -99,36 +116,11 @@ func (c *call) checkAdded(s *State, rec *Record, members []dataplane.CSID, nowNs
 		}
 		if !w.takes(m) {
 			return nil, c.fail(dataplane.NotReady, "CS %d can't become a member of chunk %v now: it "+
-				"has no lease, or is registering", m, rec.ID)
+				"has no lease, is being removed, or is registering", m, rec.ID)
 		}
 		added = append(added, m)
 	}
 	return added, nil
-}
-
-// recoveryReasons says in words what becomes of chunks with too few members.
-func (l *leader) recoveryReasons(d *control.StatDoc) {
-	l.mu.Lock()
-	s := l.recover.report()
-	offline := l.recover.offline
-	l.mu.Unlock()
-	d.Chunks.Recovering, d.Chunks.Recovered = s.active, s.done
-	if d.Chunks.Degraded == 0 {
-		return
-	}
-	say := func(n uint64, format string, args ...any) {
-		if n > 0 {
-			d.Reasons = append(d.Reasons, fmt.Sprintf(format, append([]any{n}, args...)...))
-		}
-	}
-	say(s.active, "%d chunks are being copied to another server")
-	say(s.queued, "%d chunks wait for their turn to be copied")
-	say(s.waiting, "%d chunks wait for a server that is away; after %v they are copied to others",
-		offline)
-	say(s.settling,
-		"%d chunks can't be copied yet: a member doesn't answer and must be excluded first")
-	say(s.noPlace, "%d chunks can't be copied: no other server that is online has room")
-	say(s.failed, "%d copies were given up and begun again")
 }
 
 // former returns the servers that were members, and whose places nobody took.

@@ -12,34 +12,85 @@ import (
 func TestRecoverCase(t *testing.T) {
 	const offline = 300 * time.Second
 	there, away := lostFacts{live: true}, lostFacts{silent: time.Minute}
-	offl, dead := lostFacts{silent: offline}, lostFacts{dead: true, live: true}
+	offl, dead := lostFacts{silent: offline}, lostFacts{dead: true}
 	type l = []lostFacts
-	type m = []bool
 	for i, c := range []struct {
-		wanted  int
-		members m
-		lost    l
-		want    recoverVerdict
-		index   int
+		wanted        int
+		members, lost l
+		want          recoverVerdict
+		index         int
 	}{
-		{3, m{true, true, true}, nil, recoverNothing, -1},
-		{2, m{true, true, true}, l{there}, recoverNothing, -1},
-		{3, m{true, false}, l{there}, recoverSettle, -1},
-		{3, m{true, true}, l{there}, recoverReturned, 0},
-		{3, m{true, true}, l{away}, recoverWait, -1},
-		{3, m{true, true}, l{offl}, recoverElsewhere, -1},
-		{3, m{true, true}, l{dead}, recoverElsewhere, -1},
-		{3, m{true, true}, nil, recoverElsewhere, -1}, // never had three
-		{3, m{true}, l{away, there}, recoverReturned, 1},
-		{3, m{true}, l{away, away}, recoverWait, -1},
-		{3, m{true}, l{away, offl}, recoverElsewhere, -1}, // one may come back, another is needed
-		{3, m{true}, l{away}, recoverElsewhere, -1},
-		{3, m{true}, l{dead, away}, recoverElsewhere, -1},
+		{3, l{there, there, there}, nil, recoverNothing, -1},
+		{2, l{there, there, there}, l{there}, recoverNothing, -1},
+		{3, l{there, there}, l{there}, recoverReturned, 0},
+		{3, l{there, there}, l{away}, recoverWait, -1},
+		{3, l{there, there}, l{offl}, recoverElsewhere, -1},
+		{3, l{there, there}, l{dead}, recoverElsewhere, -1},
+		{3, l{there, there}, nil, recoverElsewhere, -1}, // never had three
+		{3, l{there}, l{away, there}, recoverReturned, 1},
+		{3, l{there}, l{away, away}, recoverWait, -1},
+		{3, l{there}, l{away, offl}, recoverElsewhere, -1}, // one may come back, another is needed
+		{3, l{there}, l{away}, recoverElsewhere, -1},
+		{3, l{there}, l{dead, away}, recoverElsewhere, -1},
+		// A member that is listed and isn't there: it is waited for, or excluded before anything else.
+		{3, l{there, there, away}, nil, recoverWait, -1},
+		{3, l{away, there, there}, nil, recoverWait, -1},
+		{3, l{there, there, offl}, nil, recoverExclude, -1},
+		{3, l{there, dead, there}, nil, recoverExclude, -1},
+		{3, l{there, away}, l{there}, recoverExclude, -1}, // it is in the way of the other's return
+		{3, l{there, away}, l{away}, recoverWait, -1},
+		{3, l{there, away}, l{dead}, recoverExclude, -1}, // in the way of a new copy
+		{2, l{there, there, away}, nil, recoverNothing, -1},
+		{2, l{there, there, dead}, nil, recoverExclude, -1},
+		{3, l{away, away, away}, nil, recoverOffline, -1},
+		{3, l{dead}, l{there}, recoverOffline, -1},
+		{1, l{offl}, nil, recoverOffline, -1},
 	} {
 		v, at := recoverCase(c.wanted, c.members, c.lost, offline)
 		if v != c.want || at != c.index {
 			t.Errorf("case %d: %v, %d; want %v, %d", i, v, at, c.want, c.index)
 		}
+	}
+}
+
+// TestRecoverCaseRules holds the table against rules, for all inputs of up to three members and two
+// former ones.
+func TestRecoverCaseRules(t *testing.T) {
+	const offline = time.Minute
+	kinds := []lostFacts{{live: true}, {silent: time.Second}, {silent: offline}, {dead: true},
+		{dead: true, live: true}}
+	var try func(n int, list []lostFacts, f func([]lostFacts))
+	try = func(n int, list []lostFacts, f func([]lostFacts)) {
+		f(list)
+		if n > 0 {
+			for _, k := range kinds {
+				try(n-1, append(slices.Clone(list), k), f)
+			}
+		}
+	}
+	for wanted := range 4 {
+		try(3, nil, func(members []lostFacts) {
+			try(2, nil, func(lost []lostFacts) {
+				live := 0
+				for _, m := range members {
+					if m.live {
+						live++
+					}
+				}
+				v, i := recoverCase(wanted, members, lost, offline)
+				whole := live == len(members)
+				switch {
+				case live == 0 != (v == recoverOffline),
+					live < wanted && v == recoverNothing,
+					live >= wanted && whole && live > 0 && v != recoverNothing,
+					(v == recoverReturned || v == recoverElsewhere) && (!whole || live >= wanted),
+					(v == recoverReturned) != (i >= 0),
+					i >= 0 && (!lost[i].live || lost[i].dead),
+					v == recoverExclude && whole:
+					t.Errorf("%d wanted, %+v, %+v: %v, %d", wanted, members, lost, v, i)
+				}
+			})
+		})
 	}
 }
 
@@ -53,9 +104,12 @@ type recoverWorld struct {
 
 func (w *recoverWorld) slots() uint64          { return uint64(len(w.list)) }
 func (w *recoverWorld) at(slot uint64) *Record { return w.list[slot] }
-func (w *recoverWorld) lost(cs dataplane.CSID) lostFacts {
+func (w *recoverWorld) former(cs dataplane.CSID) lostFacts {
 	s, away := w.silent[cs]
 	return lostFacts{live: !away, silent: s}
+}
+func (w *recoverWorld) member(cs dataplane.CSID) lostFacts {
+	return lostFacts{live: w.live(cs), silent: w.silent[cs]}
 }
 func (w *recoverWorld) place(*Record) dataplane.CSID { return w.room }
 
@@ -95,28 +149,28 @@ func TestRecoverer(t *testing.T) {
 	w.silent[3] = time.Second
 	w.silent[2] = time.Second
 	want("it may come back", step(time.Second))
-	if s := r.report(); s.waiting != 6 || s.active != 0 {
-		t.Errorf("%+v", s)
+	if len(r.active)+len(r.queue)+len(r.exclusions) != 0 {
+		t.Errorf("%+v", r)
 	}
 	delete(w.silent, 3)
 	a, b, c := w.list[5], w.list[0], w.list[1]
-	want("back", step(time.Second), recoverOrder{a.ID, 1, 3}, recoverOrder{b.ID, 1, 3})
-	if s := r.report(); s.active != 2 || s.queued != 4 {
-		t.Errorf("%+v", s)
+	want("back", step(time.Second), recoverOrder{a.ID, 1, 3, 0}, recoverOrder{b.ID, 1, 3, 0})
+	if len(r.active) != 2 || len(r.queue) != 4 {
+		t.Errorf("%+v", r)
 	}
 	want("the limits hold", step(time.Second))
-	want("asked again", step(recoverAgain), recoverOrder{a.ID, 1, 3}, recoverOrder{b.ID, 1, 3})
+	want("asked again", step(recoverAgain), recoverOrder{a.ID, 1, 3, 0}, recoverOrder{b.ID, 1, 3, 0})
 	b.changeMembers([]dataplane.CSID{1, 2, 3})
 	b.Epoch++
-	want("the next", step(time.Millisecond), recoverOrder{c.ID, 1, 3})
-	if s := r.report(); s.done != 1 || s.active != 2 {
-		t.Errorf("%+v", s)
+	want("the next", step(time.Millisecond), recoverOrder{c.ID, 1, 3, 0})
+	if r.stats.done != 1 || len(r.active) != 2 {
+		t.Errorf("%+v", r)
 	}
 	w.absent[3] = true // both end, and are tried again later
-	want("the target is away", step(time.Millisecond), recoverOrder{w.list[2].ID, 1, 3},
-		recoverOrder{w.list[3].ID, 1, 3})
-	if s := r.report(); s.failed != 2 {
-		t.Errorf("%+v", s)
+	want("the target is away", step(time.Millisecond), recoverOrder{w.list[2].ID, 1, 3, 0},
+		recoverOrder{w.list[3].ID, 1, 3, 0})
+	if r.stats.failed != 2 {
+		t.Errorf("%+v", r)
 	}
 	if !slices.Contains(r.leftover, 3) || !r.keeps(w.list[2].ID, 3) || r.keeps(a.ID, 3) {
 		t.Errorf("what cs 3 holds: %v", r.leftover)
@@ -125,28 +179,29 @@ func TestRecoverer(t *testing.T) {
 	want("given up, too", step(time.Millisecond))
 	want("no place", step(time.Second))
 	step(time.Second)
-	if s := r.report(); s.noPlace == 0 {
-		t.Errorf("%+v", s)
+	if len(r.active) != 0 {
+		t.Errorf("%+v", r)
 	}
 	w.room = 7
 	got := step(recoverBackoff)
-	if len(got) != 2 || got[0] != (recoverOrder{a.ID, 1, 7}) {
+	if len(got) != 2 || got[0] != (recoverOrder{a.ID, 1, 7, 0}) {
 		t.Errorf("elsewhere: %+v", got)
 	}
 	w.absent[2] = true // a member that all but a have
+	w.silent[2] = time.Hour
 	now += int64(recoverLimit)
 	step(0)
 	step(recoverPause)
 	step(recoverPause)
-	if s := r.report(); s.settling != 4 {
-		t.Errorf("with a member away: %+v", s)
+	if n := r.excludeSome(100); len(n) != 9 || n[0].left != 1 {
+		t.Errorf("with a member gone: %+v", n)
 	}
 	clear(w.records)
 	w.list = nil
 	step(recoverLimit)
 	step(recoverPause)
-	if s := r.report(); s.active != 0 || s.queued != 0 || s.settling != 0 || r.load[1] != [2]int{} {
-		t.Errorf("at the end: %+v, load %v", s, r.load)
+	if len(r.active)+len(r.queue)+len(r.exclusions) != 0 || r.load[1] != [2]int{} {
+		t.Errorf("at the end: %+v", r)
 	}
 }
 

@@ -80,8 +80,21 @@ func putCS(e *encoder, c *CS) {
 	e.i64(c.RegisteredNs)
 	e.bool(c.Dropped)
 	e.str(c.Failed)
-	e.bool(c.Fenced)
+	flags := uint8(0)
+	if c.Fenced {
+		flags |= csFenced
+	}
+	if c.Releasing {
+		flags |= csReleasing
+	}
+	e.u8(flags)
 }
+
+// Flags of a chunk server, the last byte of what putCS writes.
+const (
+	csFenced    uint8 = 1 << 0
+	csReleasing uint8 = 1 << 1
+)
 
 func getCS(d *decoder) CS {
 	c := CS{ID: dataplane.CSID(d.u32())}
@@ -97,7 +110,8 @@ func getCS(d *decoder) CS {
 	c.RegisteredNs = d.i64()
 	c.Dropped = d.bool()
 	c.Failed = d.str()
-	c.Fenced = d.bool()
+	flags := d.u8()
+	c.Fenced, c.Releasing = flags&csFenced != 0, flags&csReleasing != 0
 	return c
 }
 
@@ -176,49 +190,9 @@ func (c *cmdRegisterCS) apply(s *State, r *Result) {
 	}
 	n.Instance, n.RegisteredNs = c.Instance, s.nowNs
 	n.Dropped, n.Failed, n.Fenced = false, "", false
+	n.Releasing = known != nil && known.Releasing
 	s.cs[n.ID] = &n
 	r.CS = n.ID
-}
-
-// cmdMarkCS notes that a CS was dropped by an administrator, or that its disk failed.
-type cmdMarkCS struct {
-	origin
-	CS      dataplane.CSID
-	Dropped bool
-	Failed  string
-}
-
-func (c *cmdMarkCS) op() uint8 { return opMarkCS }
-
-func (c *cmdMarkCS) put(e *encoder) {
-	e.u32(uint32(c.CS))
-	e.bool(c.Dropped)
-	e.str(c.Failed)
-}
-
-func (c *cmdMarkCS) get(d *decoder) {
-	c.CS = dataplane.CSID(d.u32())
-	c.Dropped = d.bool()
-	c.Failed = d.str()
-}
-
-func (c *cmdMarkCS) apply(s *State, r *Result) {
-	old := s.server(c.CS)
-	if old == nil {
-		r.fail(dataplane.NotFound, "CS %d", c.CS)
-		return
-	}
-	n := *old
-	source := fmt.Sprintf("cs %d", c.CS)
-	if c.Dropped && !n.Dropped {
-		n.Dropped, n.Fenced = true, true
-		s.addEvent(control.Warning, source, "cs-dropped", "removed from the cluster")
-	}
-	if c.Failed != "" && n.Failed == "" {
-		n.Failed = c.Failed[:min(len(c.Failed), maxEventText)]
-		s.addEvent(control.Fault, source, "cs-failed", "disk failed: "+n.Failed)
-	}
-	s.cs[c.CS] = &n
 }
 
 // cmdAddEvent appends to the event log.

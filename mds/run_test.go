@@ -406,12 +406,12 @@ func testAdmin(t *testing.T, c *testCluster) {
 		t.Errorf("events: %+v", events)
 	}
 	var conf control.ConfigDoc
-	k.admin(control.AdminSetConfig, control.SetConfigArgs{Key: "a.b", Value: "1"}, &conf)
+	k.admin(control.AdminSetConfig, control.SetConfigArgs{Key: "user.a", Value: "1"}, &conf)
 	if len(conf.Entries) != 1 || conf.Entries[0].Version != 1 {
 		t.Errorf("set-config: %+v", conf)
 	}
 	k.wantKind(dataplane.Conflict, control.OpAdmin, &control.AdminReq{
-		Command: control.AdminSetConfig, Args: []byte(`{"key":"a.b","value":"2"}`)})
+		Command: control.AdminSetConfig, Args: []byte(`{"key":"user.a","value":"2"}`)})
 	k.wantKind(dataplane.NotFound, control.OpAdmin, &control.AdminReq{
 		Command: control.AdminFileInfo, Args: []byte(`{"path":"/none"}`)})
 	k.wantKind(dataplane.NotEmpty, control.OpAdmin, &control.AdminReq{

@@ -197,6 +197,8 @@ func (c *call) grantLease(cs dataplane.CSID, req *control.RegisterCSReq, instanc
 	now := l.now()
 	l.leases.registered(cs, now)
 	l.plan.registered(cs)
+	l.returned(cs)
+	l.move.wake()
 	k := l.connect(cs, c.peer, instance)
 	k.capacity, k.used, k.stats, k.statsNs = req.Capacity, req.Used, control.CSStats{}, 0
 	k.forget, k.pushed = nil, false // the inventory says it all
@@ -301,13 +303,22 @@ func (c *call) heartbeat(req *control.HeartbeatReq) (any, error) {
 		l.diskFailed(req.CS, req.Failed)
 	}
 	instance := c.instanceOf(req.Instance)
+	same := known.Boot == req.Boot && known.Instance == instance
+	if same && e.withheld && !known.Dropped && !e.failed && e.exitedBoot == 0 {
+		if reply := l.yielding(req, l.now()); reply != nil {
+			l.connect(req.CS, c.peer, instance).report(req, l.now())
+			return reply, nil
+		}
+		return nil, c.fail(dataplane.NotFound, "CS %d: register again", req.CS)
+	}
 	switch judgeBeat(beatFacts{known: true, dropped: known.Dropped,
-		samePro: known.Boot == req.Boot && known.Instance == instance,
+		samePro: same,
 		fenced:  known.Fenced && !l.leases.unfenced, failed: e.failed || known.Failed != "",
 		excluding: e.excluding > 0, registering: e.registering > 0,
 		exited: e.exitedBoot != 0, relist: e.relist}) {
 	case beatDropped:
-		return nil, c.fail(dataplane.Denied, "CS %d was removed from the cluster", req.CS)
+		return nil, c.fail(dataplane.Fenced, "CS %d was removed from the cluster: it serves nothing any "+
+			"more, and its directory may be deleted", req.CS)
 	case beatOther:
 		return nil, c.fail(dataplane.Conflict, "CS %d: another process registered, start %d; this "+
 			"is start %d", req.CS, known.Boot, req.Boot)
@@ -319,6 +330,10 @@ func (c *call) heartbeat(req *control.HeartbeatReq) (any, error) {
 		return nil, c.fail(dataplane.NotFound, "CS %d: register again", req.CS)
 	}
 	now := l.now()
+	l.health.report(req.CS, req, now)
+	if req.Yielded {
+		return nil, c.fail(dataplane.NotFound, "CS %d: register again", req.CS)
+	}
 	e.answeredNs = now
 	if k := l.cs[req.CS]; k != nil && k.peer != nil && k.peer != c.peer && k.pushed {
 		e.relist = true // it came by a new connection before the old one was known to be lost
@@ -443,7 +458,7 @@ func (c *call) reconfigure(req *control.ReconfigureReq) (any, error) {
 	if err := c.l.valid(c.ctx); err != nil {
 		return nil, err
 	}
-	out, added, err := c.beginExclusion(req)
+	out, added, moved, err := c.beginExclusion(req)
 	if err != nil {
 		return nil, err
 	}
@@ -451,7 +466,8 @@ func (c *call) reconfigure(req *control.ReconfigureReq) (any, error) {
 	// A lost connection doesn't take the command back. As long as it may still be committed no
 	// registration of the excluded may begin, so the wait is only for the end of the leadership.
 	res, err := c.r.propose(c.l.ctx, &cmdReconfigure{Chunk: req.Chunk, Epoch: req.Epoch,
-		Members: req.Members, SetCreated: req.SetCreated})
+		Members: req.Members, SetCreated: req.SetCreated,
+		Moved: len(moved) > 0 && len(out) == 0})
 	if err == nil {
 		err = res.err(c.name())
 	}
@@ -463,17 +479,21 @@ func (c *call) reconfigure(req *control.ReconfigureReq) (any, error) {
 	defer l.mu.Unlock()
 	f.mu.RLock()
 	defer f.mu.RUnlock()
+	if len(out) == 0 {
+		l.forgetMoved(&res.Rec, moved)
+	}
 	reply := l.config(f.s, &res.Rec, l.now())
 	return &reply, nil
 }
 
 // beginExclusion checks that every member which the request leaves out may be excluded (invariant
 // I4), and that those that it adds can be added; and keeps registrations of both away until
-// endExclusion.
-func (c *call) beginExclusion(req *control.ReconfigureReq) (out, added []dataplane.CSID,
-	err error) {
+// endExclusion. Those in moved were sealed by the asker, as it was asked for a move: they needn't
+// lose their leases.
+func (c *call) beginExclusion(req *control.ReconfigureReq) (out, added,
+	moved []dataplane.CSID, err error) {
 	if len(req.Members) == 0 {
-		return nil, nil, nil
+		return nil, nil, nil, nil
 	}
 	l, f := c.l, c.r.fsm
 	l.mu.Lock()
@@ -482,11 +502,11 @@ func (c *call) beginExclusion(req *control.ReconfigureReq) (out, added []datapla
 	defer f.mu.RUnlock()
 	rec := f.s.table.Lookup(req.Chunk)
 	if rec == nil || rec.Epoch != req.Epoch {
-		return nil, nil, nil // the command says what is wrong
+		return nil, nil, nil, nil // the command says what is wrong
 	}
 	now := l.now()
 	if added, err = c.checkAdded(f.s, rec, req.Members, now); err != nil {
-		return nil, nil, err
+		return nil, nil, nil, err
 	}
 	for _, m := range rec.members() {
 		stays := false
@@ -500,7 +520,11 @@ func (c *call) beginExclusion(req *control.ReconfigureReq) (out, added []datapla
 		lacks := rec.Flags&flagCreated != 0 && l.plan.isMissing(rec.ID, m.CS) &&
 			v != leaseReturning
 		if v != leaseGone && !lacks {
-			return nil, nil, c.fail(dataplane.NotReady, "CS %d may still serve chunk %v and can't be "+
+			if l.recover.movesAway(rec.ID, rec.Epoch, m.CS, req.Members) {
+				moved = append(moved, m.CS)
+				continue
+			}
+			return nil, nil, nil, c.fail(dataplane.NotReady, "CS %d may still serve chunk %v and can't be "+
 				"excluded now", m.CS, rec.ID)
 		}
 		out = append(out, m.CS)
@@ -511,7 +535,7 @@ func (c *call) beginExclusion(req *control.ReconfigureReq) (out, added []datapla
 	for _, m := range added {
 		l.leases.at(m).adding++
 	}
-	return out, added, nil
+	return out, added, moved, nil
 }
 
 func (c *call) endExclusion(out, added []dataplane.CSID) {

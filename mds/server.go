@@ -83,10 +83,10 @@ var handlers = map[dataplane.Opcode]handler{
 	control.OpUnreachable: on(forCS|forClients, (*call).unreachable),
 	control.OpExited:      on(forHosts, (*call).exited),
 	control.OpAddEvent:    on(forAll, (*call).addEvent),
-	control.OpInventory:   on(forCS, (*call).inventoryPart),
-	control.OpRefused:     on(forHosts, (*call).refused),
 	control.OpMDSReady:    on(1<<dataplane.RoleMDS, (*call).mdsReady),
 	control.OpMDSList:     on(forAll, (*call).mdsList),
+	control.OpInventory:   on(forCS, (*call).inventoryPart),
+	control.OpRefused:     on(forHosts, (*call).refused),
 	control.OpAdmin:       on(forClients, (*call).admin),
 }
 

@@ -98,10 +98,7 @@ func (s *Sim) Lead() {
 		panic("mds: a leader already")
 	}
 	s.term++
-	l := &leader{term: s.term, r: s.srv.r, log: s.o.Log, plan: newPlanner(),
-		recover: newRecoverer(s.srv.r.offlineTimeout()),
-		cs:      make(map[dataplane.CSID]*csLink), byPeer: make(map[*control.Peer]dataplane.CSID)}
-	l.free.L = &l.mu
+	l := newLeader(s.srv.r, s.term)
 	l.leases = newLeases(s.o.Now())
 	if s.o.Canary.NoTermWait {
 		l.leases.sinceNs -= 2 * int64(leaseOut)

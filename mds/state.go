@@ -144,6 +144,8 @@ type CS struct {
 	// Fenced: it was excluded from a chunk since it registered, so it must register again (and
 	// forget that chunk) before its lease may be renewed.
 	Fenced bool
+	// Releasing: it is being drained, and is dropped when it is a member of nothing.
+	Releasing bool
 }
 
 // configEntry is one entry of the cluster configuration.

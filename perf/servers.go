@@ -21,6 +21,7 @@ type ServersOptions struct {
 	Binary string // path of pstorage; the other binaries lie beside it
 	Home   string // for configuration, logs and the metadata server's data; made if needed
 	CS     []ServerDisk
+	IP     string                        // that all listen on; empty: 127.0.0.1
 	Wrap   func(args ...string) []string // of the chunk servers' command line; nil: as it is
 }
 
@@ -55,7 +56,10 @@ func StartServers(ctx context.Context, o ServersOptions) (s *Servers, err error)
 			return s, err
 		}
 	}
-	addr, err := freeLoopbackAddr()
+	if s.o.IP == "" {
+		s.o.IP = "127.0.0.1"
+	}
+	addr, err := freeAddr(s.o.IP)
 	if err != nil {
 		return s, err
 	}
@@ -69,7 +73,7 @@ func StartServers(ctx context.Context, o ServersOptions) (s *Servers, err error)
 		return s, err
 	}
 	for _, disk := range o.CS {
-		args := []string{"make-cs", "-r", disk.Dir, "-a", "127.0.0.1"}
+		args := []string{"make-cs", "-r", disk.Dir, "-a", s.o.IP}
 		if disk.Journal != "" {
 			args = append(args, "-j", disk.Journal)
 		}
@@ -213,9 +217,9 @@ func (s *Servers) Stop() error {
 	return err
 }
 
-// freeLoopbackAddr returns an address at which nothing listens.
-func freeLoopbackAddr() (string, error) {
-	l, err := net.Listen("tcp", "127.0.0.1:0")
+// freeAddr returns an address at which nothing listens.
+func freeAddr(ip string) (string, error) {
+	l, err := net.Listen("tcp", net.JoinHostPort(ip, "0"))
 	if err != nil {
 		return "", err
 	}

@@ -142,6 +142,9 @@ func Open(o Options, record func(*Record), done func(*Log, error)) {
 	if o.DestageAt == 0 {
 		o.DestageAt = 0.5
 	}
+	if o.NewPool == nil {
+		o.NewPool = uring.NewPool
+	}
 	l := &Log{o: o, disk: o.Disk, env: o.Env, pool: o.Pool, headBlocks: 1}
 	l.turn.TurnEnd = l.turnEnd
 	r := &opener{done: done}
@@ -238,7 +241,7 @@ func (r *opener) gotSuper(op *uring.DiskOp) {
 	l.reserve = min(max(l.segs/8, 2), 8)
 	l.first, l.pins = make([]uint64, l.segs), make([]uint32, l.segs)
 	var err error
-	if l.spill, err = uring.NewPool(spillSize); err == nil {
+	if l.spill, err = l.o.NewPool(spillSize); err == nil {
 		l.idx, err = newIndex(uint32(firstBlock + l.segs*uint64(l.segBlocks)))
 	}
 	if err == nil {

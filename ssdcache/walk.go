@@ -100,7 +100,7 @@ func (r *opener) makeScans() error {
 	l := r.l
 	size := int(l.sb.segSize)
 	n := int(min(scansAhead, l.segs))
-	arena, err := uring.NewPool(n * size)
+	arena, err := l.o.NewPool(n * size)
 	if err != nil {
 		return err
 	}

@@ -53,6 +53,7 @@ type Pool struct {
 	brk   int // bytes handed out of the arena so far
 	free  [len(bufClasses)]*Buf
 	inUse int // bytes
+	unmap func([]byte) error
 }
 
 // NewPool maps a pool of size bytes (rounded up to a page). Memory is touched only when used.
@@ -63,10 +64,16 @@ func NewPool(size int) (*Pool, error) {
 	if err != nil {
 		return nil, fmt.Errorf("map a buffer pool of %d bytes: %w", size, err)
 	}
-	if uintptr(unsafe.Pointer(&m[0]))%BufAlign != 0 {
-		panic("uring: mapping isn't page-aligned")
+	return NewPoolIn(m, unix.Munmap), nil
+}
+
+// NewPoolIn returns a pool in memory that the caller mapped: page-aligned, outside the Go heap. It
+// is given back by unmap.
+func NewPoolIn(m []byte, unmap func([]byte) error) *Pool {
+	if len(m) == 0 || len(m)%BufAlign != 0 || uintptr(unsafe.Pointer(&m[0]))%BufAlign != 0 {
+		panic("uring: memory of a pool isn't page-aligned")
 	}
-	return &Pool{arena: m}, nil
+	return &Pool{arena: m, unmap: unmap}
 }
 
 // Get returns a buffer of at least n bytes (n <= 1 MiB) with one reference and old contents, or
@@ -126,5 +133,8 @@ func (p *Pool) Close() error {
 	if p.inUse != 0 {
 		panic(fmt.Sprintf("uring: pool closed with %d bytes in use", p.inUse))
 	}
-	return unix.Munmap(p.arena)
+	return p.unmap(p.arena)
 }
+
+// Abandon gives the memory back although buffers are in use: of a simulated process that was killed.
+func (p *Pool) Abandon() error { return p.unmap(p.arena) }

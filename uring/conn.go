@@ -28,6 +28,8 @@ const (
 const (
 	tagRecv uint8 = iota
 	tagSend
+	tagRelayIn
+	tagRelayOut
 )
 
 // conn is a Conn over the ring.
@@ -51,7 +53,8 @@ type conn struct {
 	paused    bool
 	receiving bool
 
-	out sendQueue
+	out   sendQueue
+	relay *relay // into is passed on by it
 
 	dirty    bool // in l.dirty
 	waiting  bool // in l.deferred
@@ -128,6 +131,10 @@ func (c *conn) flush() {
 }
 
 func (c *conn) armRecv() {
+	if c.relay != nil && !c.relay.copying {
+		c.armRelay()
+		return
+	}
 	p, flags := c.into[c.got:], uint32(unix.MSG_WAITALL)
 	if c.into == nil {
 		p, flags = c.room(), 0
@@ -169,8 +176,15 @@ func (c *conn) room() []byte {
 
 // complete implements completer.
 func (c *conn) complete(tag uint8, res int32, flags uint32) {
-	if tag == tagSend {
+	switch tag {
+	case tagSend:
 		c.completeSend(res)
+		return
+	case tagRelayIn:
+		c.relayIn()
+		return
+	case tagRelayOut:
+		c.relayOut()
 		return
 	}
 	c.receiving = false
@@ -192,6 +206,9 @@ func (c *conn) complete(tag uint8, res int32, flags uint32) {
 	c.empty = flags&CQESockNonempty == 0
 	if c.into != nil {
 		c.got += int(res)
+		if c.relay != nil {
+			c.relay.received(c.got)
+		}
 		if c.got < len(c.into) {
 			return
 		}
@@ -242,6 +259,10 @@ func (c *conn) deliver() {
 			panic(fmt.Sprintf("uring: handler of %s consumed %d of %d bytes (direct: %v)",
 				c.remote, n, len(p), into != nil))
 		}
+		if c.relay != nil && c.relay.n != len(into) {
+			panic(fmt.Sprintf("uring: handler of %s relays %d bytes and receives %d", c.remote, c.relay.n,
+				len(into)))
+		}
 		if c.from += n; n == 0 && len(p) >= RecvWindow && !c.paused {
 			c.Close(errRecvStuck)
 			return
@@ -266,6 +287,9 @@ func (c *conn) Close(err error) {
 	c.closing, c.closeErr = true, err
 	// Ends what is in flight; the memory is let go when that has completed.
 	_ = unix.Shutdown(int(c.file.fd), unix.SHUT_RDWR)
+	if c.relay != nil {
+		c.relay.sourceLost(io.ErrUnexpectedEOF)
+	}
 	c.wakeLater()
 }
 

@@ -26,7 +26,7 @@ type LoopOptions struct {
 	// MaxDiskOps bounds the disk operations in flight of the whole loop; more wait in queues.
 	// 0: a quarter of the completion queue.
 	MaxDiskOps int
-	// DialTimeout bounds Dial. 0: 5 s.
+	// DialTimeout bounds Dial. 0: 1.5 s, long enough for one lost packet.
 	DialTimeout time.Duration
 	// WaitFor is how many completions a sleep waits for, if they come within WaitTime of each
 	// other. 0: 1. More needs Linux 6.12 and is ignored without.
@@ -88,10 +88,11 @@ type Loop struct {
 	disks    []*ringDisk
 	diskOps  int // in flight
 
-	iovs  slab[iovecs]
-	sends slab[sendRec]
-	addrs slab[sockaddr]
-	zeros []byte
+	iovs   slab[iovecs]
+	sends  slab[sendRec]
+	addrs  slab[sockaddr]
+	relays relayPool
+	zeros  []byte
 
 	wake wakeup
 
@@ -206,7 +207,7 @@ func (o *LoopOptions) setDefaults() {
 		o.ConnMemory = 1 << 30
 	}
 	if o.DialTimeout == 0 {
-		o.DialTimeout = 5 * time.Second
+		o.DialTimeout = 1500 * time.Millisecond
 	}
 	if o.SubmitEarly == 0 {
 		o.SubmitEarly = 8
@@ -229,12 +230,16 @@ func (l *Loop) Registered() bool { return l.registered }
 type LoopStats struct {
 	Turns, Enters, Submissions, Completions, Overflows uint64
 	InFlight                                           int
+
+	// Bytes of relays (Relayer) that went through pipes, and that were copied in spite of it.
+	RelayPiped, RelayCopied uint64
 }
 
 // Stats returns the loop's counters. It belongs to the loop's thread.
 func (l *Loop) Stats() LoopStats {
 	return LoopStats{Turns: l.turns, Enters: l.ring.Enters, Submissions: l.sqes,
-		Completions: l.completions, Overflows: l.ring.Overflows, InFlight: l.inFlight}
+		Completions: l.completions, Overflows: l.ring.Overflows, InFlight: l.inFlight,
+		RelayPiped: l.relays.piped, RelayCopied: l.relays.copied}
 }
 
 // Now implements Env.
@@ -555,6 +560,7 @@ func (l *Loop) release() {
 	l.iovs.unmap()
 	l.sends.unmap()
 	l.addrs.unmap()
+	l.relays.close()
 	if l.zeros != nil {
 		_ = unix.Munmap(l.zeros)
 	}

@@ -33,6 +33,7 @@ type sendRec struct {
 type segment struct {
 	buf      *Buf
 	from, to int
+	relay    *relay // instead of buf: these bytes come from another connection
 }
 
 // sendQueue is the outgoing stream: a ring of segments.
@@ -80,23 +81,34 @@ func (q *sendQueue) extend(l *Loop, n int) []byte {
 }
 
 // pop takes n sent bytes off the front.
-func (q *sendQueue) pop(n int) {
+func (q *sendQueue) pop(n int) { q.drop(n, false) }
+
+// drop takes n bytes off the front: sent, or lost with the connection.
+func (q *sendQueue) drop(n int, lost bool) {
 	q.queued -= n
 	for q.n > 0 {
 		s := q.at(0)
 		k := min(n, s.to-s.from)
 		s.from += k
 		n -= k
-		if s.from < s.to {
+		r, sent, buf, whole := s.relay, s.from, s.buf, s.from == s.to
+		if whole {
+			if r == nil && buf == q.chunk && s.to == q.fill {
+				q.chunk = nil // it is sent to its end: begin a new one
+			}
+			*s = segment{}
+			q.head = (q.head + 1) & (len(q.segs) - 1)
+			q.n--
+		}
+		if r != nil && k > 0 {
+			r.taken(sent, lost)
+		}
+		if !whole {
 			break
 		}
-		if s.buf == q.chunk && s.to == q.fill {
-			q.chunk = nil // it is sent to its end: begin a new one
+		if buf != nil {
+			buf.Release()
 		}
-		s.buf.Release()
-		*s = segment{}
-		q.head = (q.head + 1) & (len(q.segs) - 1)
-		q.n--
 	}
 	if n != 0 || q.queued < 0 {
 		panic(fmt.Sprintf("uring: %d bytes sent that weren't queued (queued %d)", n, q.queued))
@@ -104,7 +116,7 @@ func (q *sendQueue) pop(n int) {
 }
 
 func (q *sendQueue) release(l *Loop) {
-	q.pop(q.queued)
+	q.drop(q.queued, true)
 	if q.rec != nil {
 		l.sends.put(q.rec)
 		q.rec = nil
@@ -159,6 +171,14 @@ func (c *conn) AppendBuf(b *Buf, from, to int) {
 
 // armSend submits the front of the queue.
 func (c *conn) armSend() {
+	for c.out.n > 0 && c.out.at(0).relay != nil {
+		if !c.sendRelay(c.out.at(0).relay) {
+			return
+		}
+	}
+	if c.out.queued == 0 {
+		return
+	}
 	s := c.l.sqe()
 	if s == nil {
 		c.touch()
@@ -183,7 +203,7 @@ func (c *conn) armSend() {
 func (q *sendQueue) fillRec() *unix.Msghdr {
 	r := q.rec
 	total, k := 0, 0
-	for k < len(r.iov) && k < q.n && total < maxSend {
+	for k < len(r.iov) && k < q.n && total < maxSend && q.at(k).relay == nil {
 		s := q.at(k)
 		r.iov[k].Base = &s.buf.mem[s.from]
 		r.iov[k].Len = uint64(s.to - s.from)

@@ -16,6 +16,6 @@ func main() {
 
 func newRoot() *cobra.Command {
 	root := &cobra.Command{Use: "pstorage-perf", Short: "Measure a pstorage cluster"}
-	root.AddCommand(newQuick(), newNative(), newFlip(), newEngine())
+	root.AddCommand(newQuick(), newNative(), newFlip(), newEngine(), newRelay())
 	return root
 }

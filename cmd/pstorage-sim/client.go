@@ -6,8 +6,6 @@ import (
 	"math/rand/v2"
 	"time"
 
-	"golang.org/x/sys/unix"
-
 	"pstorage/dataplane"
 	dpclient "pstorage/dataplane/client"
 	"pstorage/dataplane/control"
@@ -27,13 +25,12 @@ type client struct {
 
 	// Of the process.
 	env     *simloop.Env
-	pool    *uring.Pool
+	mem     pools
 	eng     *dpclient.Engine
 	peer    uint64
 	handles []*dpclient.File
 	running int
 	idle    uring.Timer
-	dead    []*uring.Pool
 }
 
 func newClient(w *world, index int) *client {
@@ -49,13 +46,13 @@ func (c *client) newProcess() {
 	c.boot++
 	c.env = w.sim.NewEnvOptions(fmt.Sprintf("client%d.%d", c.index+1, c.boot),
 		simloop.EnvOptions{DriftPPM: c.drift})
-	var err error
-	if c.pool, err = uring.NewPool(32 << 20); err != nil {
+	pool, err := c.mem.pool(32 << 20)
+	if err != nil {
 		panic(err)
 	}
 	c.peer = c.env.Rand() | 1
 	c.eng = dpclient.NewEngine(dpclient.Options{Env: c.env, Net: w.net.Node(c.env, c.ip),
-		Pool: c.pool, Cred: cred(dataplane.RoleClient, c.peer), Meta: &clientMeta{c}, MaxParts: 128,
+		Pool: pool, Cred: cred(dataplane.RoleClient, c.peer), Meta: &clientMeta{c}, MaxParts: 128,
 		Log: w.log.With("client", c.index+1)})
 	c.handles = nil
 	for _, f := range w.files {
@@ -74,17 +71,14 @@ func (c *client) newProcess() {
 // crash ends the process; what it was writing may or may not happen, at any time.
 func (c *client) crash() {
 	c.env.Kill()
-	c.dead = append(c.dead, c.pool)
+	c.mem.free()
 	c.w.files[c.index].abandon()
 }
 
 func (c *client) freeAll() {
 	if !c.env.Dead() {
 		c.env.Kill()
-		c.dead = append(c.dead, c.pool)
-	}
-	for _, p := range c.dead {
-		_ = unix.Munmap(p.Arena())
+		c.mem.free()
 	}
 }
 
@@ -154,6 +148,7 @@ func (c *client) submit(op *dpclient.Op, done func()) {
 	c.w.ops++
 	op.Done = func(op *dpclient.Op) {
 		c.running--
+		defer c.w.recycle(op)
 		if op.Err != nil {
 			c.w.violate("client %d: %v at %d (%d bytes): %v", c.index+1, op.Kind, op.Offset,
 				len(op.Buf), op.Err)
@@ -170,7 +165,7 @@ func (c *client) write(f *file, off int64, n int, zero bool) {
 	op := &dpclient.Op{Kind: dpclient.Zero, File: c.handles[f.index], Offset: off, Length: int64(n)}
 	if !zero {
 		tag = f.newTag()
-		buf := make([]byte, n)
+		buf := c.w.bufs.get(n)
 		for i := 0; i < n; i += 8 {
 			binary.LittleEndian.PutUint64(buf[i:], tag)
 		}
@@ -194,7 +189,7 @@ func (c *client) flush(f *file) {
 func (c *client) read(f *file, off int64, n int) {
 	r := f.beginRead(off, n)
 	op := &dpclient.Op{Kind: dpclient.Read, File: c.handles[f.index], Offset: off,
-		Buf: make([]byte, n)}
+		Buf: c.w.bufs.get(n)}
 	c.submit(op, func() { r.returned(op.Buf[:op.N], fmt.Sprintf("client %d", c.index+1)) })
 }
 
@@ -279,4 +274,12 @@ func (w *world) makeFile(i int) {
 	w.wait(func() bool { return step == 1 }, 60*sec, "file made")
 	env.Kill()
 	w.files = append(w.files, f)
+}
+
+// recycle takes back the memory of an operation that is done.
+func (w *world) recycle(op *dpclient.Op) {
+	if len(op.Buf) > 0 {
+		w.bufs.put(op.Buf)
+		op.Buf = nil
+	}
 }

@@ -3,7 +3,6 @@ package main
 import (
 	"bytes"
 	"fmt"
-	"slices"
 
 	"pstorage/dataplane"
 	"pstorage/dataplane/control"
@@ -196,10 +195,14 @@ func (w *world) compare(c *control.ChunkConfig) {
 		}
 		if i == 0 {
 			first = data
-		} else if !bytes.Equal(first, data) {
+			defer w.bufs.put(data)
+			continue
+		}
+		if !bytes.Equal(first, data) {
 			w.violate("chunk %v: cs %d and cs %d differ%s", c.Chunk, c.Members[0].CS, m.CS,
 				firstDifference(first, data))
 		}
+		w.bufs.put(data)
 	}
 	w.compareWritten(c, first)
 }
@@ -227,6 +230,7 @@ func usedOf(index uint32) (list []area) {
 
 // replica reads the used parts of a member's replica; damaged blocks get time to be repaired.
 func (w *world) replica(n *csNode, c *control.ChunkConfig) (all []byte) {
+	all = w.bufs.get(int(areas[0].length + areas[1].length))[:0]
 	for _, a := range usedOf(c.Index) {
 		off := uint32(a.off - int64(c.Index)*dataplane.ChunkSize)
 		for try := 0; ; try++ {
@@ -235,7 +239,8 @@ func (w *world) replica(n *csNode, c *control.ChunkConfig) (all []byte) {
 			done := false
 			n.env.Do(func() {
 				n.shard.SimPeek(c.Chunk, off, uint32(a.length), func(p []byte, e error) {
-					got, err, done = slices.Clone(p), e, true
+					got, err, done = w.bufs.get(int(a.length)), e, true
+					copy(got, p)
 				})
 			})
 			if !w.wait(func() bool { return done }, 20*sec, "replica read") {
@@ -243,6 +248,7 @@ func (w *world) replica(n *csNode, c *control.ChunkConfig) (all []byte) {
 			}
 			if err == nil {
 				all = append(all, got...)
+				w.bufs.put(got)
 				break
 			}
 			if try == 20 {

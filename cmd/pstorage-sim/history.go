@@ -3,10 +3,10 @@ package main
 import (
 	"encoding/binary"
 	"fmt"
-	"math"
 	"slices"
 
 	"pstorage/dataplane"
+	"pstorage/perf/history"
 )
 
 // A file is a row of registers, one per aligned block of 4 KiB. Every write has a tag of its own,
@@ -18,12 +18,13 @@ import (
 //     the versions of a block are in one order, known beforehand, also with writes of parts of
 //     blocks and zeros. Each read is checked when it returns (rowReader).
 //   - those whose writer crashes: a write in flight then may happen at any later time. They have
-//     whole blocks with tags only, and the history of each block is checked at the end (zones.go).
+//     whole blocks with tags only, and the history of each block is checked at the end (package
+//     history).
 const (
 	sectorSize = 512
 	sectors    = dataplane.BlockSize / sectorSize
 	fileSize   = 2 * dataplane.ChunkSize
-	never      = int64(math.MaxInt64)
+	never      = history.Never
 )
 
 // area is a range of files that is used.
@@ -45,16 +46,9 @@ type version struct {
 type block struct {
 	off      int64
 	versions []version
-	floor    int   // index of the newest version that is known to be visible
-	writing  bool  // a write of the living writer is in flight
-	history  []rop // of files whose writer crashes
-}
-
-// rop is a read or write of a whole block with a unique value (0: as it was at first).
-type rop struct {
-	value    uint64
-	inv, ret int64
-	write    bool
+	floor    int          // index of the newest version that is known to be visible
+	writing  bool         // a write of the living writer is in flight
+	history  []history.Op // of files whose writer crashes
 }
 
 type file struct {
@@ -103,7 +97,8 @@ func (f *file) invoke(off int64, n int, tag uint64) {
 	f.touched(off, n, func(b *block, from, to int) {
 		b.writing = true
 		if f.whole {
-			b.history = append(b.history, rop{value: tag, inv: now, ret: never, write: true})
+			b.history = append(b.history,
+				history.Op{Value: tag, Inv: now, Ret: never, Write: true})
 			return
 		}
 		v := version{inv: now, ret: never, content: b.versions[len(b.versions)-1].content}
@@ -121,8 +116,8 @@ func (f *file) acked(off int64, n int) {
 		b.writing = false
 		if f.whole {
 			for i := len(b.history) - 1; i >= 0; i-- {
-				if b.history[i].write {
-					b.history[i].ret = now
+				if b.history[i].Write {
+					b.history[i].Ret = now
 					return
 				}
 			}
@@ -199,7 +194,7 @@ func (r *reading) block(b *block, floor, from, to int, c *content, who string) {
 				return
 			}
 		}
-		b.history = append(b.history, rop{value: c[from], inv: r.inv, ret: f.w.sim.Now()})
+		b.history = append(b.history, history.Op{Value: c[from], Inv: r.inv, Ret: f.w.sim.Now()})
 		return
 	}
 	for k := floor; k < len(b.versions); k++ {
@@ -218,20 +213,13 @@ func (b *block) explain(inv int64, floor, from, to int, c *content) string {
 		v := &b.versions[k]
 		if slices.Equal(v.content[from:to], c[from:to]) {
 			return fmt.Sprintf("old data: read since %s returned version %d (%x), written %s to %s, "+
-				"after version %d (%x, written %s, acknowledged %s) was visible", when(inv), k,
-				c[from:to], when(v.inv), when(v.ret), floor, b.versions[floor].content[from:to],
-				when(b.versions[floor].inv), when(b.versions[floor].ret))
+				"after version %d (%x, written %s, acknowledged %s) was visible", history.When(inv), k,
+				c[from:to], history.When(v.inv), history.When(v.ret), floor, b.versions[floor].content[from:to],
+				history.When(b.versions[floor].inv), history.When(b.versions[floor].ret))
 		}
 	}
 	return fmt.Sprintf("content %x isn't any version's; newest is %d (%x)", c[from:to],
 		len(b.versions)-1, b.versions[len(b.versions)-1].content[from:to])
-}
-
-func when(t int64) string {
-	if t == never {
-		return "never"
-	}
-	return fmt.Sprintf("%.6f", float64(t)/1e9)
 }
 
 // checkHistories checks the files whose writers crashed.
@@ -241,7 +229,7 @@ func (f *file) checkHistories() {
 	}
 	for _, a := range areas {
 		for off := a.off; off < a.off+a.length; off += dataplane.BlockSize {
-			if why := linearizable(f.blocks[off].history); why != "" {
+			if why := history.Check(f.blocks[off].history); why != "" {
 				f.w.violate("block at %d of file %d: %s", off, f.index+1, why)
 			}
 		}

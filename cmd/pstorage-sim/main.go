@@ -6,6 +6,7 @@ package main
 import (
 	"flag"
 	"fmt"
+	"log/slog"
 	"os"
 	"runtime/debug"
 	"sort"
@@ -26,6 +27,7 @@ func main() {
 	flag.BoolVar(&o.trace, "trace", false, "print what happens (for one seed)")
 	flag.Usage = usage
 	debug.SetGCPercent(400)
+	slog.SetDefault(slog.New(quiet{})) // of connections that have no logger of their own
 	flag.Parse()
 	if flag.NArg() > 0 || o.seeds < 1 || o.jobs < 1 {
 		usage()
@@ -63,7 +65,7 @@ type options struct {
 func (o *options) run() (bad int) {
 	start := time.Now()
 	var mu sync.Mutex
-	next, ran, virtual := o.first, 0, time.Duration(0)
+	next, ran, virtual, events, ops := o.first, 0, time.Duration(0), uint64(0), 0
 	var wg sync.WaitGroup
 	for range o.jobs {
 		wg.Go(func() {
@@ -88,6 +90,8 @@ func (o *options) run() (bad int) {
 				mu.Lock()
 				ran++
 				virtual += res.virtual
+				events += res.events
+				ops += res.ops
 				if len(res.violations) > 0 {
 					bad++
 					o.report(seed, &res)
@@ -98,8 +102,10 @@ func (o *options) run() (bad int) {
 	}
 	wg.Wait()
 	took := time.Since(start)
-	fmt.Printf("%.0f seeds per minute, %.1f simulated hours in %v\n",
-		float64(ran)/took.Minutes(), virtual.Hours(), took.Round(time.Millisecond))
+	per := func(n float64) float64 { return n / float64(max(ran, 1)) }
+	fmt.Printf("%.0f seeds per minute, %.1f simulated hours in %v; per seed %.0f events, %.0f "+
+		"operations, %.1f s\n", float64(ran)/took.Minutes(), virtual.Hours(),
+		took.Round(time.Millisecond), per(float64(events)), per(float64(ops)), per(virtual.Seconds()))
 	fmt.Printf("seeds=%d violations=%d simulated=%v\n", ran, bad, virtual.Round(time.Millisecond))
 	return bad
 }

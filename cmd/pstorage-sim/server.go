@@ -4,8 +4,6 @@ import (
 	"fmt"
 	"time"
 
-	"golang.org/x/sys/unix"
-
 	"pstorage/chunk"
 	"pstorage/dataplane"
 	"pstorage/dataplane/control"
@@ -30,6 +28,7 @@ type csNode struct {
 
 	// Of the process.
 	env        *simloop.Env
+	mem        *pools
 	pool       *uring.Pool
 	shard      *chunk.Shard
 	opening    bool
@@ -50,7 +49,7 @@ type csNode struct {
 // deadProcess is what a process left.
 type deadProcess struct {
 	shard *chunk.Shard
-	pool  *uring.Pool
+	mem   *pools
 }
 
 const slots = 12
@@ -83,8 +82,10 @@ func (n *csNode) newProcess() {
 	n.boot++
 	n.env = n.w.sim.NewEnvOptions(fmt.Sprintf("cs%d.%d", n.index+1, n.boot),
 		simloop.EnvOptions{DriftPPM: n.drift})
+	n.freeDead()
+	n.mem = &pools{}
 	var err error
-	if n.pool, err = uring.NewPool(64 << 20); err != nil {
+	if n.pool, err = n.mem.pool(64 << 20); err != nil {
 		panic(err)
 	}
 	n.shard, n.registered, n.asking, n.failed = nil, false, false, ""
@@ -103,7 +104,8 @@ func (n *csNode) open() {
 		chunk.Open(chunk.ShardOptions{Env: env, Net: n.w.net.Node(env, n.ip), Pool: n.pool,
 			Store: n.store, Cache: n.cache, Cred: cred(dataplane.RoleCS, uint64(n.id)),
 			Metadata: &csMeta{n, env}, ID: n.id, Log: n.w.log.With("cs", n.index+1),
-			CRCBudget: n.budget, Canary: n.w.can.cs, OnFail: func(err error) { n.failed = err.Error() }},
+			CRCBudget: n.budget, Canary: n.w.can.cs, NewPool: n.mem.pool,
+			OnFail: func(err error) { n.failed = err.Error() }},
 			func(sh *chunk.Shard, err error) {
 				n.opening = false
 				if err != nil {
@@ -139,23 +141,30 @@ func (n *csNode) heartbeat() {
 		return
 	}
 	capacity, used := n.shard.Capacity()
-	n.ask(dataplane.RoleCS, control.OpHeartbeat, &control.HeartbeatReq{CS: n.id, Boot: n.boot,
-		Failed: n.failed, Capacity: capacity, Used: used, Stats: n.shard.Stats()},
-		dataplane.LeaseTime, true, func(p []byte, err error) {
-			n.asking = false
-			var reply control.HeartbeatReply
-			if err == nil {
-				err = control.Unmarshal(p, &reply)
-			}
-			switch k := dataplane.KindOf(err); {
-			case err == nil:
-				n.shard.SetLease(sent + reply.LeaseNs)
-			case k == dataplane.NotFound || k == dataplane.Conflict:
-				n.w.trace("cs %d registers again: %v", n.id, err)
-				n.registered = false
+	req := &control.HeartbeatReq{CS: n.id, Boot: n.boot, Failed: n.failed, Capacity: capacity,
+		Used: used, Stats: n.shard.Stats()}
+	n.shard.Gauge(req)
+	n.ask(dataplane.RoleCS, control.OpHeartbeat, req, dataplane.LeaseTime, true, func(p []byte, err error) {
+		n.asking = false
+		var reply control.HeartbeatReply
+		if err == nil {
+			err = control.Unmarshal(p, &reply)
+		}
+		switch k := dataplane.KindOf(err); {
+		case err == nil && reply.Yield:
+			n.w.trace("cs %d gives its lease up", n.id)
+			n.shard.Yield()
+			if !req.Yielded {
 				n.heartbeat()
 			}
-		})
+		case err == nil:
+			n.shard.SetLease(sent + reply.LeaseNs)
+		case k == dataplane.NotFound || k == dataplane.Conflict:
+			n.w.trace("cs %d registers again: %v", n.id, err)
+			n.registered = false
+			n.heartbeat()
+		}
+	})
 }
 
 func (n *csNode) register(sent int64) {
@@ -232,7 +241,7 @@ func (n *csNode) kill(certified bool) {
 		return
 	}
 	n.env.Kill()
-	n.dead = append(n.dead, deadProcess{n.shard, n.pool})
+	n.dead = append(n.dead, deadProcess{n.shard, n.mem})
 	w, boot := n.w, n.boot
 	w.mds.gone(n.ip, n.instance)
 	delete(w.mds.procs, n.instance)
@@ -262,15 +271,21 @@ func (n *csNode) start(cut bool) {
 
 func (n *csNode) freeAll() {
 	if !n.env.Dead() {
-		n.dead = append(n.dead, deadProcess{n.shard, n.pool})
+		n.dead = append(n.dead, deadProcess{n.shard, n.mem})
 		n.env.Kill()
 	}
+	n.freeDead()
+}
+
+// freeDead takes back the memory of processes that have ended. It isn't called in their turns.
+func (n *csNode) freeDead() {
 	for _, d := range n.dead {
 		if d.shard != nil {
 			d.shard.SimAbandon()
 		}
-		_ = unix.Munmap(d.pool.Arena())
+		d.mem.free()
 	}
+	n.dead = n.dead[:0]
 }
 
 // csMeta is chunk.Metadata of one process.

@@ -36,6 +36,7 @@ type result struct {
 	hash       uint64
 	virtual    time.Duration
 	ops        int
+	events     uint64
 }
 
 // world is a simulated cluster.
@@ -59,6 +60,7 @@ type world struct {
 	configs    map[dataplane.ChunkID]control.ChunkConfig
 	recovered  map[dataplane.ChunkID]bool // a head was asked to add a member
 	ops        int
+	bufs       buffers
 }
 
 var simKey = [32]byte{1, 2, 3}
@@ -96,7 +98,7 @@ func runSeed(cfg config) (res result) {
 		}
 		w.free()
 		res = result{violations: w.violations, scenario: w.sc.String(), hash: w.sim.Hash(),
-			virtual: time.Duration(w.sim.Now()), ops: w.ops}
+			virtual: time.Duration(w.sim.Now()), ops: w.ops, events: w.sim.Events()}
 	}()
 	w.run()
 	return res

@@ -34,7 +34,7 @@ func newListServices(a *app) *cobra.Command {
 }
 
 func showServices(t *table, doc control.ServicesDoc) {
-	t.row("SERVICE", "ID", "ADDRESS", "STATUS", "SEEN", "HOST", "DIRECTORY")
+	t.row("SERVICE", "ID", "ADDRESS", "STATUS", "SEEN", "HOST", "DIRECTORY", "REASON")
 	for _, m := range doc.MDS {
 		status := "member"
 		switch {
@@ -45,10 +45,10 @@ func showServices(t *table, doc control.ServicesDoc) {
 		case !m.Voter:
 			status = "joining"
 		}
-		t.row("mds", m.ID, m.Addr, status, "", "", "")
+		t.row("mds", m.ID, m.Addr, status, "", "", "", "")
 	}
 	for _, c := range doc.CS {
-		t.row("cs", c.ID, c.Addr, csStatus(c), ago(c.SilentMs), c.Host, c.Path)
+		t.row("cs", c.ID, c.Addr, csStatus(c), ago(c.SilentMs), c.Host, c.Path, c.Reason)
 	}
 	for _, r := range doc.Refused {
 		t.row("cs", "?", "", control.CSRefused+": "+r.Reason, "", r.Host, r.Path)

@@ -48,8 +48,11 @@ func showStat(t *table, doc control.StatDoc) {
 	t.line("Space: %s of %s free for data (%s of %s on disks)",
 		size(doc.Space.LogicalFree), size(doc.Space.LogicalTotal),
 		size(doc.Space.Free), size(doc.Space.Total))
+	if doc.Space.Limit > 0 {
+		t.line("Capacity limit: %s of %s allocated", size(doc.Space.Allocated), size(doc.Space.Limit))
+	}
 	t.line("Files: %d", doc.Files)
-	t.line("Chunks: %s", chunkLine(doc.Chunks))
+	t.line("Chunks: %s", chunkLine(doc))
 	t.line("")
 	showMDS(t, doc.MDS)
 	t.line("")
@@ -57,7 +60,8 @@ func showStat(t *table, doc control.StatDoc) {
 }
 
 // chunkLine names the number of chunks and what is wrong with how many.
-func chunkLine(c control.ChunksDoc) string {
+func chunkLine(doc control.StatDoc) string {
+	c := doc.Chunks
 	parts := []string{fmt.Sprintf("%d, %d healthy", c.Total, c.Healthy)}
 	for _, state := range []struct {
 		n    uint64
@@ -65,7 +69,7 @@ func chunkLine(c control.ChunksDoc) string {
 	}{
 		{c.Degraded, "degraded"}, {c.BelowMinimum, "below the minimum (writes wait)"},
 		{c.Urgent, "urgent (one copy left)"}, {c.Offline, "offline"},
-		{c.Recovering, "being copied"}, {c.Fallback, "in a finer failure domain than asked for"},
+		{c.Recovering, "being copied"}, {doc.Moves.Active, "being moved"}, {c.Fallback, "in a finer failure domain than asked for"},
 	} {
 		if state.n > 0 {
 			parts = append(parts, fmt.Sprintf("%d %s", state.n, state.name))
@@ -102,8 +106,11 @@ func showCS(t *table, servers []control.CSDoc) {
 }
 
 func csStatus(c control.CSDoc) string {
-	if c.Failed != "" {
+	switch {
+	case c.Failed != "":
 		return c.Status + ": " + c.Failed
+	case c.Status == control.CSReleasing && c.Drain != nil:
+		return fmt.Sprintf("%s: %d left", c.Status, c.Drain.Left)
 	}
 	return c.Status
 }

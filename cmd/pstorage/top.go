@@ -209,7 +209,7 @@ func topHead(d control.StatDoc, err error) string {
 		escape(d.Health), when(d.TimeNs))
 	text += fmt.Sprintf("Space   %s of %s free for data, %d files\n", size(d.Space.LogicalFree),
 		size(d.Space.LogicalTotal), d.Files)
-	text += "Chunks  " + chunkLine(d.Chunks) + "\n"
+	text += "Chunks  " + chunkLine(d) + "\n"
 	text += "MDS     "
 	for _, m := range d.MDS {
 		if m.Leader {
@@ -285,7 +285,7 @@ func csColor(c control.CSDoc) tcell.Color {
 	switch c.Status {
 	case control.CSActive:
 		return tcell.ColorDefault
-	case control.CSInactive, control.CSDropped:
+	case control.CSInactive, control.CSDropped, control.CSReleasing:
 		return tcell.ColorYellow
 	}
 	return tcell.ColorRed

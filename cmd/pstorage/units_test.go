@@ -36,10 +36,11 @@ func TestClean(t *testing.T) {
 }
 
 func TestChunkLine(t *testing.T) {
-	if got := chunkLine(control.ChunksDoc{Total: 3, Healthy: 3}); got != "3, 3 healthy" {
+	line := func(c control.ChunksDoc) string { return chunkLine(control.StatDoc{Chunks: c}) }
+	if got := line(control.ChunksDoc{Total: 3, Healthy: 3}); got != "3, 3 healthy" {
 		t.Errorf("got %q", got)
 	}
-	got := chunkLine(control.ChunksDoc{Total: 3, Healthy: 1, Degraded: 2, Urgent: 1})
+	got := line(control.ChunksDoc{Total: 3, Healthy: 1, Degraded: 2, Urgent: 1})
 	if got != "3, 1 healthy, 2 degraded, 1 urgent (one copy left)" {
 		t.Errorf("got %q", got)
 	}

@@ -44,8 +44,8 @@ type Options struct {
 	PeerParts int // parts in flight at one chunk server; default 512
 
 	DialTimeout time.Duration // default 2 s
-	PingAfter   time.Duration // of silence with requests outstanding; default 1 s
-	PeerTimeout time.Duration // of silence with requests outstanding; then it is lost; default 5 s
+	PingAfter   time.Duration // of silence with requests outstanding; default 0.5 s
+	PeerTimeout time.Duration // of silence with requests outstanding; then it is lost; default 2 s
 	ReadTimeout time.Duration // of one answer, then another member is asked; default 3 s
 	MinBackoff  time.Duration // before the second try; default 10 ms
 	MaxBackoff  time.Duration // between later tries; default 200 ms
@@ -72,8 +72,8 @@ func (o *Options) setDefaults() {
 	def(&o.PeerBytes, 8<<20)
 	def(&o.PeerParts, 512)
 	defd(&o.DialTimeout, 2*time.Second)
-	defd(&o.PingAfter, time.Second)
-	defd(&o.PeerTimeout, 5*time.Second)
+	defd(&o.PingAfter, 500*time.Millisecond)
+	defd(&o.PeerTimeout, 2*time.Second)
 	defd(&o.ReadTimeout, 3*time.Second)
 	defd(&o.MinBackoff, 10*time.Millisecond)
 	defd(&o.MaxBackoff, 200*time.Millisecond)

@@ -16,19 +16,35 @@ const (
 	AdminGetConfig    = "get-config"    // none -> ConfigDoc
 	AdminSetConfig    = "set-config"    // SetConfigArgs -> ConfigDoc
 	AdminDropCS       = "drop-cs"       // DropCSArgs -> none
+	AdminRmCS         = "rm-cs"         // RmCSArgs -> RmCSDoc
 	AdminScrubStart   = "scrub-start"   // ScrubArgs -> ScrubDoc
 	AdminAddMDS       = "add-mds"       // AddMDSArgs -> AddMDSDoc
 	AdminRemoveMDS    = "remove-mds"    // RemoveMDSArgs -> RemoveMDSDoc
 )
 
+// The keys of the cluster's configuration that mean something; an absent one has its default.
+const (
+	ConfigRebalance = "rebalance"                // on (default), off: no balancing of fill levels
+	ConfigPerServer = "recovery.per-server"      // chunks copied at a time: from, and to, one server
+	ConfigTotal     = "recovery.total"           // chunks copied at a time in all
+	ConfigOffline   = "recovery.offline-timeout" // how long a silent server is waited for: 300s
+	ConfigLimit     = "capacity.limit"           // of user data: 10T; writers wait above it
+)
+
+// ConfigKeys are all of them.
+var ConfigKeys = []string{ConfigLimit, ConfigRebalance, ConfigOffline, ConfigPerServer,
+	ConfigTotal}
+
 // The states of a chunk server in CSDoc.Status.
 const (
-	CSActive   = "active"   // its lease is valid
-	CSInactive = "inactive" // silent, for less than the offline timeout
-	CSOffline  = "offline"  // silent for longer
-	CSFailed   = "failed"   // its disk failed
-	CSDropped  = "dropped"  // removed from the cluster
-	CSRefused  = "refused"  // its process won't serve its directory: Failed says why
+	CSActive    = "active"    // its lease is valid
+	CSInactive  = "inactive"  // silent, but its lease may still be valid, or it was only just here
+	CSOffline   = "offline"   // its lease has ended: it serves nothing
+	CSIll       = "ill"       // much slower than its peers
+	CSReleasing = "releasing" // being drained: its chunks are moved to others
+	CSFailed    = "failed"    // its disk failed
+	CSDropped   = "dropped"   // removed from the cluster
+	CSRefused   = "refused"   // its process won't serve its directory: Failed says why
 )
 
 // StatDoc is the state of the cluster.
@@ -40,9 +56,12 @@ type StatDoc struct {
 	Space     SpaceDoc  `json:"space"`
 	Files     uint64    `json:"files"` // files, directories and symlinks, without the root
 	Chunks    ChunksDoc `json:"chunks"`
-	MDS       []MDSDoc  `json:"mds"`
-	CS        []CSDoc   `json:"cs"`
-	TimeNs    int64     `json:"time_ns"`
+	// Recovery says what becomes of each degraded chunk; Moves of those that change servers.
+	Recovery RecoveryDoc `json:"recovery"`
+	Moves    MovesDoc    `json:"moves"`
+	MDS      []MDSDoc    `json:"mds"`
+	CS       []CSDoc     `json:"cs"`
+	TimeNs   int64       `json:"time_ns"`
 }
 
 // SpaceDoc is in bytes. Total, free and used are of disks; the logical ones divide by the normal
@@ -53,6 +72,10 @@ type SpaceDoc struct {
 	Used         uint64 `json:"used"`
 	LogicalTotal uint64 `json:"logical_total"`
 	LogicalFree  uint64 `json:"logical_free"`
+	// Limit is the configured capacity.limit, of user data; 0: none. Allocated is what counts
+	// against it: all chunks, each once.
+	Limit     uint64 `json:"limit,omitempty"`
+	Allocated uint64 `json:"allocated"`
 }
 
 // ChunksDoc counts chunks. A member counts as present while its lease is valid. Degraded, below
@@ -67,6 +90,47 @@ type ChunksDoc struct {
 	Fallback     uint64 `json:"fallback"`      // in a finer failure domain than asked for
 	Recovering   uint64 `json:"recovering"`    // being copied to one more server
 	Recovered    uint64 `json:"recovered"`     // copies completed since the leader of now began
+}
+
+// RecoveryDoc counts the degraded chunks by what becomes of them: each is in exactly one field.
+type RecoveryDoc struct {
+	Copying   uint64 `json:"copying"`   // being copied to one more server
+	Queued    uint64 `json:"queued"`    // wait for their turn
+	Again     uint64 `json:"again"`     // a copy failed; it is tried again in a moment
+	NoPlace   uint64 `json:"no_place"`  // no other server that is online has room
+	Waiting   uint64 `json:"waiting"`   // for a server that is away and may come back
+	Excluding uint64 `json:"excluding"` // a member that is gone must be excluded first
+	Offline   uint64 `json:"offline"`   // no live member: nothing to copy from
+	Starting  uint64 `json:"starting"`  // the metadata server began to lead only just now
+}
+
+// Sum is the number of chunks counted.
+func (d *RecoveryDoc) Sum() uint64 {
+	return d.Copying + d.Queued + d.Again + d.NoPlace + d.Waiting + d.Excluding + d.Offline +
+		d.Starting
+}
+
+// MovesDoc is about chunks that have all their copies and change servers.
+type MovesDoc struct {
+	Active    uint64  `json:"active"`    // under way
+	Drain     uint64  `json:"drain"`     // of those: from servers that are being removed
+	Mend      uint64  `json:"mend"`      // to get into different failure domains
+	Balance   uint64  `json:"balance"`   // to even out how full the servers are
+	Done      uint64  `json:"done"`      // since the leader of now began
+	Paused    bool    `json:"paused"`    // rebalancing is switched off (rebalance=off)
+	Balancing bool    `json:"balancing"` // servers aren't evenly full, and that is being mended
+	Fullest   float64 `json:"fullest"`   // share of its space that the fullest server has allocated
+	Emptiest  float64 `json:"emptiest"`
+}
+
+// DrainDoc is how far a server that is being removed is.
+type DrainDoc struct {
+	Left    uint64  `json:"left"`     // chunks that it still is a member of
+	Moving  uint64  `json:"moving"`   // of those: under way
+	NoPlace uint64  `json:"no_place"` // of those: no other server can take them
+	Waiting uint64  `json:"waiting"`  // of those: must be recovered first
+	Rate    float64 `json:"rate"`     // chunks per second, lately
+	ETAMs   int64   `json:"eta_ms"`   // -1: not known
 }
 
 // MDSDoc is a metadata server.
@@ -106,23 +170,25 @@ type RemoveMDSDoc struct {
 
 // CSDoc is a chunk server. Sizes are in bytes.
 type CSDoc struct {
-	ID         uint32   `json:"id"`
-	Addr       string   `json:"addr"`
-	Host       string   `json:"host"`
-	Path       string   `json:"path"`
-	Location   string   `json:"location,omitempty"`
-	Tier       uint8    `json:"tier"`
-	Status     string   `json:"status"`
-	Failed     string   `json:"failed,omitempty"` // why, if the status is failed or refused
-	Capacity   uint64   `json:"capacity"`
-	Used       uint64   `json:"used"`
-	Chunks     uint64   `json:"chunks"`
-	SilentMs   int64    `json:"silent_ms"` // since its last heartbeat
-	ReadRate   float64  `json:"read_rate"` // operations per second, lately
-	WriteRate  float64  `json:"write_rate"`
-	ReadSpeed  float64  `json:"read_speed"` // bytes per second, lately
-	WriteSpeed float64  `json:"write_speed"`
-	Stats      *CSStats `json:"stats,omitempty"` // as last reported
+	ID         uint32    `json:"id"`
+	Addr       string    `json:"addr"`
+	Host       string    `json:"host"`
+	Path       string    `json:"path"`
+	Location   string    `json:"location,omitempty"`
+	Tier       uint8     `json:"tier"`
+	Status     string    `json:"status"`
+	Reason     string    `json:"reason,omitempty"` // of the status, in words
+	Failed     string    `json:"failed,omitempty"` // why, if the status is failed or refused
+	Capacity   uint64    `json:"capacity"`
+	Used       uint64    `json:"used"`
+	Chunks     uint64    `json:"chunks"`
+	SilentMs   int64     `json:"silent_ms"` // since its last heartbeat
+	ReadRate   float64   `json:"read_rate"` // operations per second, lately
+	WriteRate  float64   `json:"write_rate"`
+	ReadSpeed  float64   `json:"read_speed"` // bytes per second, lately
+	WriteSpeed float64   `json:"write_speed"`
+	Stats      *CSStats  `json:"stats,omitempty"` // as last reported
+	Drain      *DrainDoc `json:"drain,omitempty"` // of one that is releasing
 }
 
 // ServicesDoc lists all daemons that the cluster knows.
@@ -240,6 +306,23 @@ type SetConfigArgs struct {
 type DropCSArgs struct {
 	CS    uint32 `json:"cs"`
 	Force bool   `json:"force,omitempty"`
+}
+
+// RmCSArgs removes chunk servers from the cluster, all or none of them. Without Cancel or Force
+// their chunks are moved to others first; each is dropped when it holds nothing. Cancel takes
+// back such a removal. Force drops them at once; if that made the last available copy of a chunk
+// unavailable it is refused, unless LoseData is set. Query changes nothing.
+type RmCSArgs struct {
+	CS       []uint32 `json:"cs"`
+	Cancel   bool     `json:"cancel,omitempty"`
+	Force    bool     `json:"force,omitempty"`
+	LoseData bool     `json:"lose_data,omitempty"`
+	Query    bool     `json:"query,omitempty"`
+}
+
+// RmCSDoc describes the servers named in RmCSArgs. Paused says why nothing is moved at all now.
+type RmCSDoc struct {
+	CS []CSDoc `json:"cs"`
 }
 
 // ScrubArgs names the chunk server whose scrubber shall begin a pass; 0: all.

@@ -97,10 +97,10 @@ func TestCodecGolden(t *testing.T) {
 			Members: []dataplane.CSID{1, 2}}},
 		Servers: []CSAddr{{CS: 3, Addr: "a:1", Live: true}},
 	}
-	const want = "38000000" + // bytes that follow
+	const want = "39000000" + // bytes that follow
 		"01000000" + "1c000000" + "01000000" + "0807060504030201" + "09000000" +
 		"02000000" + "01000000" + "02000000" +
-		"01000000" + "0c000000" + "03000000" + "03000000" + "613a31" + "01"
+		"01000000" + "0d000000" + "03000000" + "03000000" + "613a31" + "01" + "00"
 	if got := hex.EncodeToString(Marshal(m)); got != want {
 		t.Errorf("got  %s\nwant %s", got, want)
 	}

@@ -33,8 +33,8 @@ const (
 	OpRefused   = dataplane.OpControlBase + 45 // RefusedReq -> Empty (supervisor)
 
 	// Metadata servers among themselves, and where they are.
-	OpMDSReady = dataplane.OpControlBase + 39 // MDSReadyReq -> MDSReadyReply (metadata servers)
-	OpMDSList  = dataplane.OpControlBase + 40 // Empty -> MDSListReply
+	OpMDSReady = dataplane.OpControlBase + 70 // MDSReadyReq -> MDSReadyReply (metadata servers)
+	OpMDSList  = dataplane.OpControlBase + 71 // Empty -> MDSListReply
 
 	// Pushes, from the metadata server to a chunk server, FlagPush, no reply.
 	OpSettle = dataplane.OpControlBase + 48 // SettlePush: be the coordinator for these chunks
@@ -204,6 +204,7 @@ type CSAddr struct {
 	CS   dataplane.CSID
 	Addr string // "ip:port"; empty: not registered since the leader started
 	Live bool   // its lease is valid, as far as the leader knows
+	Ill  bool   // much slower than its peers: to be avoided for reads
 }
 
 // StatFSReply is in bytes of user data (replicas already divided out, default policy).
@@ -297,6 +298,9 @@ type RegisterCSReply struct {
 	CS      dataplane.CSID
 	LeaseNs int64               // counted from when the request was sent
 	Forget  []dataplane.ChunkID // not in the table any more: delete
+	// Retired: the server isn't a member of them any more but may be again: what it holds stays, is
+	// served to nobody, and saves most of a copy.
+	Retired []dataplane.ChunkID
 }
 
 // HeartbeatReq renews the lease of a registered process.
@@ -307,6 +311,19 @@ type HeartbeatReq struct {
 	Stats          CSStats
 	Failed         string // not empty: the disk failed, and how
 	Instance       uint64 // as in RegisterCSReq
+	// StallNs is for how long writes of the log have been under way without any of them being done.
+	StallNs int64
+	// Waits is how long this server, as the head of chunks or a link of a chain, waits for others.
+	Waits []PeerWait
+	// Yielded: the process has given its lease up, as a reply had asked for: it serves nothing.
+	Yielded bool
+}
+
+// PeerWait is how long a chunk server waits for the acknowledgements of another one.
+type PeerWait struct {
+	CS      dataplane.CSID
+	WaitNs  int64 // mean since the last heartbeat; 0: there were none
+	StallNs int64 // writes are under way and none has been acknowledged for so long
 }
 
 // CSStats are counters since the start of the process.
@@ -328,10 +345,23 @@ type CSStats struct {
 	ScrubStartedNs, ScrubFinishedNs int64  // since 1970; Finished: the last complete pass; 0: never
 
 	Allocated uint64 // bytes that the store takes of its file system; 0: not known
+
+	// Means over the last second or so, ns; 0: there was nothing to measure.
+	LogWaitNs  int64 // from the beginning of a write to the log until it is durable
+	ReadWaitNs int64 // of reads of the disk
+
+	Copies, Deltas uint64 // chunks copied to a new member as their head; Deltas: only what changed
+	CopyBytes      uint64 // bytes sent for copies, mirrored writes included
 }
 
 // HeartbeatReply: status NotFound or Conflict means register again.
-type HeartbeatReply struct{ LeaseNs int64 }
+type HeartbeatReply struct {
+	LeaseNs int64
+	// Yield: writes don't get on here. The process gives its lease up at once, ends what it has
+	// begun for clients without an acknowledgement, and says Yielded in its next heartbeat, which it
+	// sends at once.
+	Yield bool
+}
 
 // UnreachableReq reports that CS doesn't answer for these chunks. The server starts a
 // reconfiguration when that chunk server's lease is gone; otherwise the asker tries on.
@@ -366,13 +396,19 @@ type SettlePush struct {
 	Lost   []dataplane.CSID
 }
 
-// ForgetPush asks the receiver to delete chunks.
-type ForgetPush struct{ Chunks []dataplane.ChunkID }
+// ForgetPush asks the receiver to delete chunks. With Epochs, Chunks[i] is deleted only if what is
+// held of it is older than Epochs[i]: the receiver gave its place up at that epoch, and may have
+// become a member again since.
+type ForgetPush struct {
+	Chunks []dataplane.ChunkID
+	Epochs []dataplane.Epoch
+}
 
 // RecoverPush asks the receiver, the head of each chunk, to copy Chunks[i] to Targets[i], which
 // isn't a member, and to add it as the last one. If Leaving[i] isn't zero, that member (it may be
 // the head itself) gives its place up in the same change of the configuration; without Leaving
-// nobody does. Who can't do that now does nothing; it is asked again.
+// nobody does. The head seals it together with the other members before it asks for that change, so
+// that it needn't lose its lease. Who can't do that now does nothing; it is asked again.
 type RecoverPush struct {
 	Chunks  []ChunkConfig
 	Targets []CSAddr

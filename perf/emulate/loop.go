@@ -8,6 +8,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"time"
 
@@ -24,9 +25,10 @@ func (l loop) sys(name string) string {
 	return filepath.Join("/sys/block", filepath.Base(l.device), name)
 }
 
-// attach makes a loop device with direct I/O over a file.
-func attach(file string) (loop, error) {
-	out, err := tool("losetup", "--find", "--show", "--direct-io=on", file)
+// attach makes a loop device with direct I/O over a file, with sectors of the given size.
+func attach(file string, sector int) (loop, error) {
+	out, err := tool("losetup", "--find", "--show", "--direct-io=on", "--sector-size",
+		strconv.Itoa(sector), file)
 	if err != nil {
 		return loop{}, err
 	}

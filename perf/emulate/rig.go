@@ -7,6 +7,7 @@ import (
 	"os"
 	"path/filepath"
 	"regexp"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -33,6 +34,7 @@ type Rig struct {
 	group group
 	lock  *os.File
 	disks []*Disk
+	fault []*Faulty
 }
 
 // Disk is an emulated disk.
@@ -103,17 +105,22 @@ func clear(name string) (found bool, err error) {
 	_, err = os.Stat(groupOf(name).path)
 	found = err == nil
 	errs := []error{groupOf(name).remove()} // kills the processes that keep mounts busy
+	served, err := servedOf(prefix + name + "-")
+	errs = append(errs, err)
 	loops, err := loopsOf(prefix + name + "-")
 	errs = append(errs, err)
-	found = found || len(loops) > 0
+	found = found || len(loops)+len(served) > 0
 	for _, l := range loops {
 		err := l.detach()
-		if err == nil {
+		if err == nil && !slices.Contains(served, l.file) {
 			err = os.Remove(l.file)
 		}
 		if !errors.Is(err, fs.ErrNotExist) {
 			errs = append(errs, err)
 		}
+	}
+	for _, file := range served {
+		errs = append(errs, unserve(file))
 	}
 	return found, errors.Join(errs...)
 }
@@ -151,6 +158,11 @@ func Sweep() ([]string, error) {
 // Add makes a disk of size bytes, not limited. Its file is sparse. label becomes a part of the
 // file's name: small letters and digits.
 func (r *Rig) Add(label string, size int64) (*Disk, error) {
+	return r.AddSectors(label, size, 512)
+}
+
+// AddSectors is Add for a disk that takes only I/O aligned to sector bytes: 512 to 4096.
+func (r *Rig) AddSectors(label string, size int64, sector int) (*Disk, error) {
 	if !goodName.MatchString(label) || size < 1<<20 || size%4096 != 0 {
 		return nil, fmt.Errorf("emulated disk %q of %d bytes: a name of small letters and digits and "+
 			"at least 1 MiB in steps of 4 KiB are needed", label, size)
@@ -163,7 +175,7 @@ func (r *Rig) Add(label string, size int64) (*Disk, error) {
 	err = errors.Join(f.Truncate(size), f.Close())
 	var l loop
 	if err == nil {
-		l, err = attach(file)
+		l, err = attach(file, sector)
 	}
 	if err != nil {
 		return nil, errors.Join(fmt.Errorf("emulate disk %q: %w", label, err), os.Remove(file))
@@ -199,10 +211,14 @@ func (r *Rig) Close() error {
 	if r.lock == nil {
 		return nil
 	}
+	var errs []error
+	for _, f := range r.fault {
+		errs = append(errs, f.Close())
+	}
 	_, err := clear(r.name)
-	err = errors.Join(err, r.lock.Close())
+	errs = append(errs, err, r.lock.Close())
 	r.lock = nil
-	return err
+	return errors.Join(errs...)
 }
 
 // Device is the path of the disk's block device.

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"hash/crc32"
 	"io"
+	"math/bits"
 	"syscall"
 
 	"pstorage/uring"
@@ -25,11 +26,11 @@ type Conn struct {
 	wire    []segment // on the way to this end, in order
 	last    int64     // arrival of the wire's last segment
 	credit  int       // bytes on the way to this end or unread here
-	in      []byte    // arrived, not consumed
-	offered int       // length of in that Recv left unconsumed: it is called again with more
-	into    []byte    // being filled, see uring.ConnHandler
+	in      []byte    // arrived, not consumed: the end of inMem
+	inMem   []byte
+	offered int    // length of in that Recv left unconsumed: it is called again with more
+	into    []byte // being filled, see uring.ConnHandler
 	got     int
-	scratch []byte
 	paused  bool
 	feeding bool
 	end     error // the peer's end was reached, once all of in was offered
@@ -41,6 +42,7 @@ var _ uring.Conn = (*Conn)(nil)
 // piece is a part of the outgoing stream.
 type piece struct {
 	data []byte
+	all  []byte     // memory of the net, of which data is what isn't sent yet; or nil
 	buf  *uring.Buf // whose memory data is, or nil
 	crc  uint32     // of data when queued, if buf isn't nil
 }
@@ -67,8 +69,8 @@ func (c *Conn) Reserve(n int) []byte {
 }
 
 func (c *Conn) reserve(n int) []byte {
-	b := make([]byte, n)
-	c.add(piece{data: b})
+	b := c.net.mem.get(n)
+	c.add(piece{data: b, all: b})
 	return b
 }
 
@@ -79,7 +81,7 @@ func (c *Conn) AppendBuf(b *uring.Buf, from, to int) {
 	}
 	b.Retain()
 	data := b.Bytes()[from:to]
-	c.add(piece{data, b, crc32.ChecksumIEEE(data)})
+	c.add(piece{data: data, buf: b, crc: crc32.ChecksumIEEE(data)})
 }
 
 func (c *Conn) add(p piece) {
@@ -130,7 +132,8 @@ func (c *Conn) shut(err error) {
 			p.buf.Release()
 		}
 	}
-	c.out, c.queued, c.wire, c.in, c.into = nil, 0, nil, nil, nil
+	c.net.mem.put(c.inMem)
+	c.out, c.queued, c.wire, c.in, c.inMem, c.into = nil, 0, nil, nil, nil, nil
 	c.net.drop(c)
 	c.node.env.Post(func() {
 		if c.handler != nil {
@@ -158,7 +161,9 @@ func (c *Conn) flush() {
 		if c.net.rng.IntN(4) == 0 {
 			n = 1 + c.net.rng.IntN(n) // streams come in any pieces
 		}
-		c.peer.send(segment{data: append([]byte(nil), p.data[:n]...)})
+		data := c.net.mem.get(n)
+		copy(data, p.data)
+		c.peer.send(segment{data: data})
 		c.queued -= n
 		p.data = p.data[n:]
 		if p.buf != nil {
@@ -168,6 +173,7 @@ func (c *Conn) flush() {
 			if p.buf != nil {
 				p.buf.Release()
 			}
+			c.net.mem.put(p.all)
 			c.out = c.out[1:]
 		}
 	}
@@ -202,10 +208,26 @@ func (c *Conn) arrive() {
 		case s.fin:
 			c.end = io.EOF
 		default:
-			c.in = append(c.in, s.data...)
+			c.take(s.data)
 		}
 	}
 	c.feed()
+}
+
+// take adds to what has arrived.
+func (c *Conn) take(data []byte) {
+	switch {
+	case len(c.in)+len(data) <= cap(c.in):
+	case len(c.in)+len(data) <= cap(c.inMem):
+		c.in = c.inMem[:copy(c.inMem[:cap(c.inMem)], c.in)]
+	default:
+		old := c.inMem
+		c.inMem = c.net.mem.get(max(2*cap(old), len(c.in)+len(data)))
+		c.in = c.inMem[:copy(c.inMem, c.in)]
+		c.net.mem.put(old)
+	}
+	c.in = append(c.in, data...)
+	c.net.mem.put(data)
 }
 
 // feed gives the handler what it is due.
@@ -243,9 +265,11 @@ func (c *Conn) feedOnce() bool {
 	if give <= c.offered {
 		return false
 	}
-	c.scratch = append(c.scratch[:0], c.in[:give]...)
-	n, into := c.handler.Recv(c.scratch)
-	fill(c.scratch, 0xdb) // valid only during the call
+	scratch := c.net.mem.get(give)
+	copy(scratch, c.in)
+	n, into := c.handler.Recv(scratch)
+	spoil(scratch) // valid only during the call
+	c.net.mem.put(scratch)
 	if c.closed {
 		return false
 	}
@@ -261,4 +285,26 @@ func (c *Conn) feedOnce() bool {
 		c.into, c.got, c.offered = into, 0, 0
 	}
 	return true
+}
+
+// memory gives buffers of a power of two bytes, and takes them back.
+type memory [24][][]byte
+
+// get returns n bytes with old contents.
+func (m *memory) get(n int) []byte {
+	class := bits.Len(uint(max(n, 64) - 1))
+	if l := len(m[class]); l > 0 {
+		b := m[class][l-1]
+		m[class] = m[class][:l-1]
+		return b[:n]
+	}
+	return make([]byte, n, 1<<class)
+}
+
+// put takes back what get returned; nobody uses it any more. Nil is nothing.
+func (m *memory) put(b []byte) {
+	if b != nil {
+		class := bits.Len(uint(cap(b) - 1))
+		m[class] = append(m[class], b)
+	}
 }

@@ -36,18 +36,28 @@ type Fault struct {
 	Delay    int64 // ns more
 }
 
-// page holds what is durable of 4096 bytes, and for each sector the number of the write that the
-// durable bytes are from, so that an older unsynced write can't come back over it.
+// page is 4096 bytes of a disk: what reads see, what a power cut leaves for sure, and for each
+// sector the number of the write that the durable bytes are from, so that an older unsynced write
+// can't come back over it. The contents pointed to are shared and never change; nil: zeros.
 type page struct {
-	data [pageSize]byte
-	from [pageSize / sector]uint64
+	cur, durable *[pageSize]byte
+	own          bool // durable isn't shared: it may be changed in place
+	from         [pageSize / sector]uint64
 }
+
+// zeros is the content of pages that zeros were written to.
+var zeros [pageSize]byte
+
+// leaf is a row of pages. Disks are sparse: most leaves are never made.
+type leaf [leafPages]page
+
+const leafPages = 64
 
 // pending is a completed write that isn't durable.
 type pending struct {
 	nr   uint64 // order of completion
 	off  int64
-	data []byte // nil: n zero bytes
+	data []byte // never changed; nil: n zero bytes
 	n    int64
 }
 
@@ -58,18 +68,17 @@ type Disk struct {
 	// Ops counts operations submitted, by kind.
 	Ops [uring.DiskAllocate + 1]int
 
-	env     *Env
-	opt     DiskOptions
-	rng     *rand.Rand
-	size    int64
-	align   int
-	cur     []*[pageSize]byte // what reads see; nil: zeros
-	durable []*page           // what a power cut leaves for sure; nil: zeros
-	pend    []pending
-	nr      uint64 // of the last completed write
-	flying  []*diskTask
-	free    []*diskTask
-	failed  []badRange
+	env    *Env
+	opt    DiskOptions
+	rng    *rand.Rand
+	size   int64
+	align  int
+	leaves []*leaf
+	pend   []pending
+	nr     uint64 // of the last completed write
+	flying []*diskTask
+	free   []*diskTask
+	failed []badRange
 }
 
 type badRange struct {
@@ -104,7 +113,7 @@ func NewDisk(e *Env, size int64, align int, o DiskOptions) *Disk {
 	def(&o.SyncLatency, 150_000)
 	def(&o.PerKiB, 300)
 	d := &Disk{opt: o, size: size, align: align}
-	d.grow(size)
+	d.leaves = make([]*leaf, (size+leafPages*pageSize-1)/(leafPages*pageSize))
 	d.rng = e.sim.Rand(fmt.Sprintf("disk of %s at %d", e.name, e.sim.seq))
 	d.Attach(e)
 	return d
@@ -164,8 +173,8 @@ func (d *Disk) FlipBit(off int64, bit uint) {
 func (d *Disk) ReadAt(p []byte, off int64) {
 	for len(p) > 0 {
 		n := min(len(p), pageSize-int(off%pageSize))
-		if i := off / pageSize; i < int64(len(d.cur)) && d.cur[i] != nil {
-			copy(p[:n], d.cur[i][off%pageSize:])
+		if pg := d.look(off); pg != nil && pg.cur != nil {
+			copy(p[:n], pg.cur[off%pageSize:])
 		} else {
 			clear(p[:n])
 		}
@@ -175,12 +184,58 @@ func (d *Disk) ReadAt(p []byte, off int64) {
 
 // WriteAt changes what is stored at off, at once and durably: for tests.
 func (d *Disk) WriteAt(p []byte, off int64) {
+	p = append([]byte(nil), p...)
 	d.store(off, p, int64(len(p)))
 	for len(p) > 0 {
 		n := min(len(p), pageSize-int(off%pageSize))
-		copy(d.durablePage(off / pageSize).data[off%pageSize:], p[:n])
+		pg := d.page(off)
+		pg.durable, pg.own = changed(pg.durable, int(off%pageSize), p[:n], n), false
 		p, off = p[n:], off+int64(n)
 	}
+}
+
+// look returns the page at off, nil if there is none.
+func (d *Disk) look(off int64) *page {
+	i := off / pageSize
+	if i/leafPages >= int64(len(d.leaves)) || d.leaves[i/leafPages] == nil {
+		return nil
+	}
+	return &d.leaves[i/leafPages][i%leafPages]
+}
+
+// page returns the page at off.
+func (d *Disk) page(off int64) *page {
+	i := off / pageSize
+	for i/leafPages >= int64(len(d.leaves)) {
+		d.leaves = append(d.leaves, nil)
+	}
+	l := d.leaves[i/leafPages]
+	if l == nil {
+		l = new(leaf)
+		d.leaves[i/leafPages] = l
+	}
+	return &l[i%leafPages]
+}
+
+// changed returns the content old with n bytes from at on replaced by those of data (nil: zeros).
+// data is shared, not copied, if it covers the page.
+func changed(old *[pageSize]byte, at int, data []byte, n int) *[pageSize]byte {
+	switch {
+	case n == pageSize && data == nil:
+		return &zeros
+	case n == pageSize:
+		return (*[pageSize]byte)(data)
+	case old == nil:
+		old = &zeros
+	}
+	c := new([pageSize]byte)
+	*c = *old
+	if data == nil {
+		clear(c[at : at+n])
+	} else {
+		copy(c[at:at+n], data)
+	}
+	return c
 }
 
 // Submit implements uring.Disk.
@@ -206,7 +261,7 @@ func (d *Disk) Submit(op *uring.DiskOp) {
 	switch op.Kind {
 	case uring.DiskRead:
 		for _, b := range op.Bufs {
-			fill(b, 0xdb)
+			spoil(b)
 		}
 	case uring.DiskWrite, uring.DiskWriteSync:
 		t.crc = sum(op)
@@ -346,12 +401,11 @@ func (d *Disk) apply(op *uring.DiskOp, f Fault) {
 func (d *Disk) zero(off, n int64) {
 	for end := off + n; off < end; {
 		k := min(end-off, pageSize-off%pageSize)
-		if i := off / pageSize; i < int64(len(d.cur)) && (d.cur[i] != nil || d.durable[i] != nil) {
+		if pg := d.look(off); pg != nil && (pg.cur != nil || pg.durable != nil) {
 			d.addPending(off, nil, k)
 		}
 		off += k
 	}
-	d.grow(off)
 }
 
 // tear makes some sectors of the write visible, as pending.
@@ -379,38 +433,19 @@ func (d *Disk) addPending(off int64, data []byte, n int64) {
 	d.pend = append(d.pend, pending{d.nr, off, data, n})
 }
 
-// store changes what reads see. Nil data: zeros.
+// store changes what reads see. Nil data: zeros. data isn't copied.
 func (d *Disk) store(off int64, data []byte, n int64) {
-	d.grow(off + n)
 	for n > 0 {
 		k := min(n, pageSize-off%pageSize)
-		p := d.cur[off/pageSize]
-		if p == nil {
-			p = new([pageSize]byte)
-			d.cur[off/pageSize] = p
-		}
+		p := d.page(off)
 		if data == nil {
-			clear(p[off%pageSize:][:k])
+			p.cur = changed(p.cur, int(off%pageSize), nil, int(k))
 		} else {
-			copy(p[off%pageSize:], data[:k])
+			p.cur = changed(p.cur, int(off%pageSize), data[:k], int(k))
 			data = data[k:]
 		}
 		off, n = off+k, n-k
 	}
-}
-
-func (d *Disk) grow(size int64) {
-	if pages := int((size + pageSize - 1) / pageSize); pages > len(d.cur) {
-		d.cur = append(d.cur, make([]*[pageSize]byte, pages-len(d.cur))...)
-		d.durable = append(d.durable, make([]*page, pages-len(d.durable))...)
-	}
-}
-
-func (d *Disk) durablePage(i int64) *page {
-	if d.durable[i] == nil {
-		d.durable[i] = new(page)
-	}
-	return d.durable[i]
 }
 
 // sync makes all writes that completed up to mark durable.
@@ -434,23 +469,57 @@ func (d *Disk) syncIf(covered func(*pending) bool) {
 }
 
 func (d *Disk) makeDurable(p *pending) {
-	for at := int64(0); at < p.n; at += sector {
-		d.makeSectorDurable(p, at)
+	for at := int64(0); at < p.n; {
+		k := min(p.n-at, pageSize-(p.off+at)%pageSize)
+		if k < pageSize || !d.makePageDurable(p, at) {
+			for end := at + k; at < end; at += sector {
+				d.makeSectorDurable(p, at)
+			}
+			continue
+		}
+		at += k
 	}
+}
+
+// makePageDurable stores the page at offset at of p; false: a part of it is newer already.
+func (d *Disk) makePageDurable(p *pending, at int64) bool {
+	pg := d.page(p.off + at)
+	for _, nr := range pg.from {
+		if nr >= p.nr {
+			return false
+		}
+	}
+	for i := range pg.from {
+		pg.from[i] = p.nr
+	}
+	var data []byte
+	if p.data != nil {
+		data = p.data[at : at+pageSize]
+	}
+	pg.durable, pg.own = changed(nil, 0, data, pageSize), false
+	return true
 }
 
 // makeSectorDurable stores the sector at offset at of p unless a newer one is durable already.
 func (d *Disk) makeSectorDurable(p *pending, at int64) {
 	off := p.off + at
-	pg := d.durablePage(off / pageSize)
-	if s := off % pageSize / sector; pg.from[s] < p.nr {
-		pg.from[s] = p.nr
-		dst := pg.data[off%pageSize:][:sector]
-		if p.data == nil {
-			clear(dst)
-		} else {
-			copy(dst, p.data[at:])
+	pg := d.page(off)
+	s := off % pageSize / sector
+	if pg.from[s] >= p.nr {
+		return
+	}
+	pg.from[s] = p.nr
+	if !pg.own {
+		c := new([pageSize]byte)
+		if pg.durable != nil {
+			*c = *pg.durable
 		}
+		pg.durable, pg.own = c, true
+	}
+	if to := pg.durable[off%pageSize:][:sector]; p.data == nil {
+		clear(to)
+	} else {
+		copy(to, p.data[at:])
 	}
 }
 
@@ -474,11 +543,16 @@ func (d *Disk) abandon() {
 func (d *Disk) PowerCut() {
 	d.abandon()
 	d.survive(d.rng)
-	d.cur = make([]*[pageSize]byte, len(d.durable))
-	for i, p := range d.durable {
-		if p != nil {
-			c := p.data
-			d.cur[i] = &c
+	d.forgetVolatile()
+}
+
+// forgetVolatile makes reads see what is durable.
+func (d *Disk) forgetVolatile() {
+	for _, l := range d.leaves {
+		if l != nil {
+			for i := range l {
+				l[i].cur, l[i].own = l[i].durable, false
+			}
 		}
 	}
 }
@@ -488,12 +562,14 @@ func (d *Disk) PowerCut() {
 func (d *Disk) CrashClone(e *Env, seed uint64) *Disk {
 	c := &Disk{opt: d.opt, size: d.size, align: d.align, nr: d.nr, env: e,
 		rng: rand.New(rand.NewPCG(seed, 0x9e3779b97f4a7c15))}
-	c.cur = make([]*[pageSize]byte, len(d.cur))
-	c.durable = make([]*page, len(d.durable))
-	for i, p := range d.durable {
-		if p != nil {
-			cp := *p
-			c.durable[i] = &cp
+	c.leaves = make([]*leaf, len(d.leaves))
+	for i, l := range d.leaves {
+		if l != nil {
+			for k := range l {
+				l[k].own = false
+			}
+			cp := *l
+			c.leaves[i] = &cp
 		}
 	}
 	c.pend = append([]pending(nil), d.pend...)
@@ -503,13 +579,7 @@ func (d *Disk) CrashClone(e *Env, seed uint64) *Disk {
 		}
 	}
 	c.survive(c.rng)
-	for i, p := range c.durable {
-		c.cur[i] = nil
-		if p != nil {
-			data := p.data
-			c.cur[i] = &data
-		}
-	}
+	c.forgetVolatile()
 	return c
 }
 
@@ -520,19 +590,15 @@ func (d *Disk) survive(rng *rand.Rand) {
 	for i := range d.pend {
 		p := &d.pend[i]
 		whole := rng.IntN(8) < odds
-		for at := int64(0); at < p.n; at += sector {
-			keep := false
-			switch style {
-			case 0:
-			case 1:
-				keep = true
-			case 2, 3:
-				keep = whole
-			default:
-				keep = rng.IntN(8) < odds
-			}
-			if keep {
-				d.makeSectorDurable(p, at)
+		switch {
+		case style == 0 || style == 2 && !whole || style == 3 && !whole:
+		case style <= 3:
+			d.makeDurable(p)
+		default:
+			for at := int64(0); at < p.n; at += sector {
+				if rng.IntN(8) < odds {
+					d.makeSectorDurable(p, at)
+				}
 			}
 		}
 	}
@@ -547,13 +613,13 @@ func sum(op *uring.DiskOp) uint32 {
 	return c
 }
 
-func fill(b []byte, v byte) {
-	if len(b) == 0 {
-		return
-	}
-	b[0] = v
-	for n := 1; n < len(b); n *= 2 {
-		copy(b[n:], b[:n])
+// spoil makes memory useless that nobody may look at now: some of each sector, as that is cheap
+// and enough to be noticed.
+func spoil(b []byte) {
+	for len(b) > 0 {
+		n := min(len(b), sector)
+		copy(b[:n], "\xdb\xdb\xdb\xdb\xdb\xdb\xdb\xdb\xdb\xdb\xdb\xdb\xdb\xdb\xdb\xdb")
+		b = b[n:]
 	}
 }
 

@@ -266,3 +266,9 @@ func TestTimersAndTurns(t *testing.T) {
 	e.Post(func() { t.Error("ran on a dead node") })
 	s.Run(func() bool { return false }, 1e9)
 }
+
+func fill(b []byte, v byte) {
+	for i := range b {
+		b[i] = v
+	}
+}

@@ -39,6 +39,7 @@ type Net struct {
 	conns     []*Conn
 	cuts      [][2]string // from, to
 	slow      []slowWay
+	mem       memory // of what is on its way
 }
 
 // NewNet returns a network without nodes.

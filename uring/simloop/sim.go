@@ -29,6 +29,7 @@ type Sim struct {
 	envs   []*Env
 	seed   uint64
 	hash   uint64
+	events uint64
 	inTurn bool
 }
 
@@ -40,6 +41,9 @@ func (s *Sim) Now() int64 { return s.now }
 
 // Hash sums up the history so far: every event's time, node and kind, and what Note was given.
 func (s *Sim) Hash() uint64 { return s.hash }
+
+// Events is how many events there were: turns of nodes, arrivals, what After asked for.
+func (s *Sim) Events() uint64 { return s.events }
 
 // Note adds v to the history's hash: for results that tests want to compare between runs.
 func (s *Sim) Note(v uint64) {
@@ -97,6 +101,7 @@ func (s *Sim) step(limit int64) bool {
 		return false
 	}
 	s.now = max(s.now, when)
+	s.events++
 	if next != nil {
 		next.turn()
 		return true

@@ -1,0 +1,80 @@
+package main
+
+import (
+	"fmt"
+	"math/bits"
+	"slices"
+	"sync"
+
+	"golang.org/x/sys/unix"
+
+	"pstorage/uring"
+)
+
+// Memory is used again from process to process and from seed to seed, with its old contents: what
+// a run does must not depend on them, and comparing two runs of a seed shows that it doesn't.
+
+// arenas are mappings for pools, by size.
+var arenas = struct {
+	sync.Mutex
+	free map[int][][]byte
+}{free: map[int][][]byte{}}
+
+// pools are what one process has.
+type pools struct{ maps [][]byte }
+
+// pool returns an empty pool of size bytes.
+func (p *pools) pool(size int) (*uring.Pool, error) {
+	arenas.Lock()
+	defer arenas.Unlock()
+	var m []byte
+	if list := arenas.free[size]; len(list) > 0 {
+		m, arenas.free[size] = list[len(list)-1], list[:len(list)-1]
+	} else {
+		var err error
+		if m, err = unix.Mmap(-1, 0, size, unix.PROT_READ|unix.PROT_WRITE,
+			unix.MAP_PRIVATE|unix.MAP_ANONYMOUS|unix.MAP_NORESERVE); err != nil {
+			return nil, fmt.Errorf("map %d bytes: %w", size, err)
+		}
+	}
+	p.maps = append(p.maps, m)
+	return uring.NewPoolIn(m, p.unmap), nil
+}
+
+// unmap takes back the memory of one pool.
+func (p *pools) unmap(m []byte) error {
+	i := slices.IndexFunc(p.maps, func(o []byte) bool { return &o[0] == &m[0] })
+	if i < 0 {
+		panic("memory of a pool given back twice")
+	}
+	p.maps = slices.Delete(p.maps, i, i+1)
+	arenas.Lock()
+	defer arenas.Unlock()
+	arenas.free[len(m)] = append(arenas.free[len(m)], m)
+	return nil
+}
+
+// free takes back everything. The process has ended and isn't in a turn.
+func (p *pools) free() {
+	for len(p.maps) > 0 {
+		_ = p.unmap(p.maps[0])
+	}
+}
+
+// buffers are memory for operations, by powers of two.
+type buffers [24][][]byte
+
+func (m *buffers) get(n int) []byte {
+	class := bits.Len(uint(n - 1))
+	if l := len(m[class]); l > 0 {
+		b := m[class][l-1]
+		m[class] = m[class][:l-1]
+		return b[:n]
+	}
+	return make([]byte, n, 1<<class)
+}
+
+func (m *buffers) put(b []byte) {
+	class := bits.Len(uint(cap(b) - 1))
+	m[class] = append(m[class], b)
+}

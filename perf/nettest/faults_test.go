@@ -1,0 +1,371 @@
+package nettest
+
+import (
+	"errors"
+	"fmt"
+	"math/rand/v2"
+	"os"
+	"regexp"
+	"slices"
+	"strconv"
+	"syscall"
+	"testing"
+	"time"
+
+	"pstorage/perf/netlab"
+)
+
+// scene is the cluster under load, and what faults choose their victims with.
+type scene struct {
+	*testCluster
+	rng  *rand.Rand
+	load []*loader
+}
+
+// fault is something that goes wrong for a while.
+type fault struct {
+	name   string
+	sample bool          // a part of the short form
+	hold   time.Duration // from injecting to mending
+	goals  goals
+	// inject makes it go wrong and returns what mends it, after having checked that it fired.
+	inject func(s *scene) (mend func() error, err error)
+}
+
+// goals are what is wanted of a fault; 0: nothing.
+type goals struct {
+	write, readP99, meta time.Duration
+	noCopy               bool // nothing is copied for it
+}
+
+// hostLost is what is wanted when a server is silent without a sign.
+var hostLost = goals{write: 4 * time.Second, readP99: 100 * time.Millisecond}
+
+// faults are all faults, in the order of the test.
+func faults() []fault {
+	return []fault{
+		{"kill -9 of a CS", true, time.Second, goals{write: 500 * time.Millisecond, noCopy: true},
+			killChild},
+		{"kill -9 of a CS and its supervisor", true, 5 * time.Second, goals{}, killSupervisor},
+		{"kill -9 of the MDS leader", true, 3 * time.Second,
+			goals{write: 250 * time.Millisecond, meta: 2500 * time.Millisecond}, killLeader},
+		{"a CS cut from all", true, 6 * time.Second, hostLost, isolate(pickCS, true, true)},
+		{"nothing reaches a CS", true, 6 * time.Second, hostLost, isolate(pickCS, false, true)},
+		{"nothing comes from a CS", false, 6 * time.Second, hostLost, isolate(pickCS, true, false)},
+		{"the MDS leader cut from all", false, 6 * time.Second, hostLost,
+			isolate((*scene).leader, true, true)},
+		{"link of two CS cut", true, 6 * time.Second, goals{}, cutPair(pickCS, pickCS)},
+		{"link of a client and a CS cut", false, 6 * time.Second, goals{}, cutClient},
+		{"links cut one by one, also one way, and healed in another order", true, time.Second, goals{},
+			cutMany(6)},
+		{"three groups that can't reach each other", false, 6 * time.Second, goals{}, cutGroups},
+		{"a CS stopped with SIGSTOP", true, 5 * time.Second, hostLost, stopChild},
+		{"a CS stopped for 30 s", false, 30 * time.Second, hostLost, stopChild},
+		{"kill -9 of all servers at once", true, time.Second, goals{}, killAll},
+	}
+}
+
+func pickCS(s *scene) (*server, error) { return s.cs[s.rng.IntN(len(s.cs))], nil }
+
+// killChild kills one chunk server; its supervisor starts it again.
+func killChild(s *scene) (func() error, error) {
+	cs, _ := pickCS(s)
+	pid, err := cs.child()
+	if err != nil {
+		return nil, err
+	}
+	if err := syscall.Kill(pid, syscall.SIGKILL); err != nil {
+		return nil, err
+	}
+	return func() error {
+		again, err := cs.child()
+		if err == nil && again == pid {
+			err = fmt.Errorf("%s still has the child %d", cs.name, pid)
+		}
+		return err
+	}, nil
+}
+
+// killSupervisor kills a node's chunk server with its supervisor: nobody certifies the exit.
+func killSupervisor(s *scene) (func() error, error) {
+	cs, _ := pickCS(s)
+	return func() error { s.start(cs); return nil }, cs.kill()
+}
+
+func killLeader(s *scene) (func() error, error) {
+	m, err := s.leader()
+	if err != nil {
+		return nil, err
+	}
+	return func() error { s.start(m); return nil }, m.kill()
+}
+
+// leader hides the cluster's: choosers of victims know the scene.
+func (s *scene) leader() (*server, error) { return s.testCluster.leader() }
+
+// stopChild stops a chunk server's process; its connections stay open.
+func stopChild(s *scene) (func() error, error) {
+	cs, _ := pickCS(s)
+	pid, err := cs.child()
+	if err != nil {
+		return nil, err
+	}
+	if err := syscall.Kill(pid, syscall.SIGSTOP); err != nil {
+		return nil, err
+	}
+	return func() error {
+		state, err := processState(pid)
+		if err == nil && state != "T" {
+			err = fmt.Errorf("%s was to be stopped, its state was %s", cs.name, state)
+		}
+		return errors.Join(err, syscall.Kill(pid, syscall.SIGCONT))
+	}, nil
+}
+
+// processState is the letter that /proc has for a process.
+func processState(pid int) (string, error) {
+	text, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
+	if err != nil {
+		return "", err
+	}
+	m := regexp.MustCompile(`\) (\w) `).FindSubmatch(text)
+	if m == nil {
+		return "", fmt.Errorf("process %d: %q", pid, text)
+	}
+	return string(m[1]), nil
+}
+
+func killAll(s *scene) (func() error, error) {
+	all := slices.Concat(s.mds, s.cs)
+	var errs []error
+	for _, v := range all {
+		errs = append(errs, v.cmd.Process.Kill())
+	}
+	for _, v := range all {
+		<-v.exited
+	}
+	return func() error {
+		for _, v := range all {
+			s.start(v)
+		}
+		return nil
+	}, errors.Join(errs...)
+}
+
+// nodes are all nodes.
+func (s *scene) nodes() []*netlab.Node {
+	all := slices.Clone(s.clients)
+	for _, v := range slices.Concat(s.mds, s.cs) {
+		all = append(all, v.node)
+	}
+	return all
+}
+
+// cut cuts links; mending checks that packets vanished, and heals in random order.
+func (s *scene) cut(cuts []netlab.Cut) (func() error, error) {
+	before, err := lost(cuts)
+	if err != nil {
+		return nil, err
+	}
+	if err := s.lab.Cut(cuts...); err != nil {
+		return nil, err
+	}
+	return func() error {
+		after, err := lost(cuts)
+		if err == nil && after <= before {
+			err = fmt.Errorf("no packet vanished on %v", cuts)
+		}
+		s.rng.Shuffle(len(cuts), func(i, j int) { cuts[i], cuts[j] = cuts[j], cuts[i] })
+		return errors.Join(err, s.lab.Heal(cuts...))
+	}, nil
+}
+
+// lost counts packets that vanished on the way to the ends of cuts.
+func lost(cuts []netlab.Cut) (uint64, error) {
+	var sum uint64
+	seen := map[*netlab.Node]bool{}
+	for _, c := range cuts {
+		if seen[c.To] {
+			continue
+		}
+		seen[c.To] = true
+		n, err := c.To.Lost()
+		if err != nil {
+			return 0, err
+		}
+		sum += n
+	}
+	return sum, nil
+}
+
+// isolate cuts a server from all others: what it sends (from), what it is sent (to), or both.
+func isolate(pick func(*scene) (*server, error), from, to bool) func(*scene) (func() error, error) {
+	return func(s *scene) (func() error, error) {
+		victim, err := pick(s)
+		if err != nil {
+			return nil, err
+		}
+		var cuts []netlab.Cut
+		for _, n := range s.nodes() {
+			if n == victim.node {
+				continue
+			}
+			if from {
+				cuts = append(cuts, netlab.Cut{From: victim.node, To: n})
+			}
+			if to {
+				cuts = append(cuts, netlab.Cut{From: n, To: victim.node})
+			}
+		}
+		return s.cut(cuts)
+	}
+}
+
+// cutPair cuts one link between two servers. In a cluster with chunks on all of them packets of
+// idle connections vanish, too.
+func cutPair(pickA, pickB func(*scene) (*server, error)) func(*scene) (func() error, error) {
+	return func(s *scene) (func() error, error) {
+		a, err := pickA(s)
+		b := a
+		for err == nil && b == a {
+			b, err = pickB(s)
+		}
+		if err != nil {
+			return nil, err
+		}
+		return s.cut(netlab.Both(a.node, b.node))
+	}
+}
+
+func cutClient(s *scene) (func() error, error) {
+	cs, _ := pickCS(s)
+	return s.cut(netlab.Both(s.clients[s.rng.IntN(len(s.clients))], cs.node))
+}
+
+// cutMany cuts n links one after the other, half of them one way only, and heals them in random
+// order, 300 ms apart.
+func cutMany(n int) func(*scene) (func() error, error) {
+	const apart = 300 * time.Millisecond
+	return func(s *scene) (func() error, error) {
+		all := s.nodes()
+		var steps [][]netlab.Cut
+		for len(steps) < n {
+			i, j := s.rng.IntN(len(all)), s.rng.IntN(len(all))
+			if i == j {
+				continue
+			}
+			step := []netlab.Cut{{From: all[i], To: all[j]}}
+			if s.rng.IntN(2) == 0 {
+				step = netlab.Both(all[i], all[j])
+			}
+			if err := s.lab.Cut(step...); err != nil {
+				return nil, err
+			}
+			steps = append(steps, step)
+			time.Sleep(apart)
+		}
+		return func() error {
+			vanished, err := lost(slices.Concat(steps...))
+			if err == nil && vanished == 0 {
+				err = fmt.Errorf("no packet vanished on %v", steps)
+			}
+			s.rng.Shuffle(len(steps), func(i, j int) { steps[i], steps[j] = steps[j], steps[i] })
+			for _, step := range steps {
+				err = errors.Join(err, s.lab.Heal(step...))
+				time.Sleep(apart)
+			}
+			return errors.Join(err, s.lab.HealAll()) // a link may have been cut twice
+		}, nil
+	}
+}
+
+// cutGroups makes three groups of nodes.
+func cutGroups(s *scene) (func() error, error) {
+	all := s.nodes()
+	s.rng.Shuffle(len(all), func(i, j int) { all[i], all[j] = all[j], all[i] })
+	var cuts []netlab.Cut
+	for i, a := range all {
+		for j, b := range all {
+			if i%3 != j%3 {
+				cuts = append(cuts, netlab.Cut{From: a, To: b})
+			}
+		}
+	}
+	return s.cut(cuts)
+}
+
+// seedOf is the seed of this run: chosen, or by the clock.
+func seedOf(t *testing.T) uint64 {
+	seed := uint64(time.Now().UnixNano()) % 1e9
+	if text := os.Getenv("PSTORAGE_NET_SEED"); text != "" {
+		var err error
+		if seed, err = strconv.ParseUint(text, 10, 64); err != nil {
+			t.Fatal("PSTORAGE_NET_SEED: ", err)
+		}
+	}
+	t.Logf("seed %d (again: PSTORAGE_NET_SEED=%d make test-net)", seed, seed)
+	return seed
+}
+
+// TestFaults runs the faults one after the other under load and checks all histories at the end.
+// PSTORAGE_NET_FAULTS is a pattern that chooses some of them.
+func TestFaults(t *testing.T) {
+	needs(t)
+	choice, err := regexp.Compile(os.Getenv("PSTORAGE_NET_FAULTS"))
+	if err != nil {
+		t.Fatal("PSTORAGE_NET_FAULTS: ", err)
+	}
+	seed := seedOf(t)
+	c := newCluster(t, "faults", 3, 6, 2)
+	s := &scene{testCluster: c, rng: rand.New(rand.NewPCG(seed, 1))}
+	mnt := c.mount(c.clients[1])
+	s.load = c.startLoad(c.registerFiles(mnt), seed)
+	fio := c.startFio(c.clients[1], mnt, seed)
+	var done []window
+	for _, f := range faults() {
+		if testing.Short() && !f.sample || !choice.MatchString(f.name) {
+			continue
+		}
+		done = append(done, s.suffer(f))
+	}
+	if len(done) == 0 {
+		t.Fatal("no fault has been chosen")
+	}
+	if err := fio.finish(); err != nil {
+		t.Error(err)
+	}
+	t.Logf("fio: %d runs with verification", fio.runs)
+	events := c.finish(s.load)
+	judge(t, events)
+	report(t, events, done)
+}
+
+// suffer has one fault happen and waits until it is over.
+func (s *scene) suffer(f fault) window {
+	s.t.Helper()
+	s.await(healWithin, "the cluster is healthy before: "+f.name, s.up)
+	s.progress(s.load)
+	w := window{fault: f, begin: now(), copied: s.copied()}
+	mend, err := f.inject(s)
+	if err != nil {
+		s.t.Fatalf("%s: %v", f.name, err)
+	}
+	time.Sleep(f.hold)
+	w.mended = now()
+	if err := mend(); err != nil {
+		s.t.Fatalf("%s: %v", f.name, err)
+	}
+	s.progress(s.load)
+	s.await(healWithin, "the cluster is healthy after: "+f.name, s.up)
+	w.end = now()
+	w.copied = s.copied() - w.copied
+	s.t.Logf("%s: healthy %.1f s after its end", f.name, float64(w.end-w.mended)/1e9)
+	return w
+}
+
+// copied is how many chunks the leader of now has had copied.
+func (s *scene) copied() int64 {
+	doc, err := s.stat()
+	s.must(err)
+	return int64(doc.Chunks.Recovered)
+}
