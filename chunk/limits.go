@@ -60,6 +60,7 @@ const (
 	copyParts   = 24       // and at most
 	copyWrites  = 64       // parts that a target's store writes at a time
 	copyMirrors = 128      // writes on their way to the target of one copy
+	copyDamaged = 4096     // granules read again because they were damaged
 	copyBurst   = 16       // parts looked at in one turn
 	directPatch = 16 << 10 // bytes of a patch that lies in a buffer of its own: session.DirectSize
 

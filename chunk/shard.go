@@ -41,6 +41,9 @@ type ShardOptions struct {
 	ScrubPeriod time.Duration
 	ScrubRate   int64
 	WallClock   func() int64
+	// RelayFrom is from how many bytes on, not yet received, a link of a chain passes a part on while
+	// it arrives; NeverRelay: as a whole, when it is there.
+	RelayFrom int
 	// OnFail is told once that the disk or the log failed: nothing is served any more.
 	OnFail func(error)
 	// Canary breaks promises on purpose, for testing simulations; NewPool maps memory for the log,
@@ -59,6 +62,9 @@ type Shard struct {
 	md   Metadata
 	id   dataplane.CSID
 	slog *slog.Logger
+
+	relayFrom int
+	relayed   uint64 // parts
 
 	store *store
 	log   *ssdcache.Log
@@ -111,6 +117,7 @@ type Shard struct {
 	stopping bool
 	stats    control.CSStats
 	canary   Canary
+	fences   fencing
 }
 
 // Open reads the store and replays the log, and calls done with the shard, which isn't serving yet,
@@ -125,7 +132,7 @@ func Open(o ShardOptions, done func(*Shard, error)) {
 	cred := *o.Cred
 	cred.ID = uint64(o.ID)
 	sh := &Shard{env: o.Env, net: o.Net, pool: o.Pool, cred: &cred, md: o.Metadata, id: o.ID,
-		slog: o.Log, cache: o.Cache, onFail: o.OnFail, canary: o.Canary,
+		slog: o.Log, cache: o.Cache, onFail: o.OnFail, canary: o.Canary, relayFrom: o.RelayFrom,
 		chunks:    map[dataplane.ChunkID]*replica{},
 		strangers: map[dataplane.ChunkID]*replica{},
 		links:     map[linkKey]*link{},
@@ -516,7 +523,7 @@ func (sh *Shard) closeAll(done func(error)) {
 		}
 	}
 	timers := []*uring.Timer{&sh.tellTimer, &sh.pumpTimer, &sh.secondTimer, &sh.laterTimer,
-		&sh.pace.timer}
+		&sh.pace.timer, &sh.fences.timer}
 	for _, t := range timers {
 		sh.env.Disarm(t)
 	}

@@ -61,6 +61,7 @@ type world struct {
 	recovered  map[dataplane.ChunkID]bool // a head was asked to add a member
 	ops        int
 	bufs       buffers
+	unread     string // why a replica couldn't be read
 }
 
 var simKey = [32]byte{1, 2, 3}
@@ -76,6 +77,7 @@ func runSeed(cfg config) (res result) {
 		configs:   map[dataplane.ChunkID]control.ChunkConfig{},
 		recovered: map[dataplane.ChunkID]bool{}}
 	w.sim = simloop.New(cfg.seed)
+	w.sim.Limit = 2_000_000 // a hundred times as many as usual
 	w.rnd = w.sim.Rand("messages")
 	w.sc = newScenario(w.sim.Rand("scenario"))
 	w.net = simloop.NewNet(w.sim, simloop.NetOptions{})
