@@ -54,8 +54,10 @@ func TestMountGivesSpaceBack(t *testing.T) {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { detachMount(mnt) })
-	n.ok("", "pstorage-mount", "-c", "c1", "--pidfile", n.path("mount.pid"), "--log",
-		n.path("mount.log"), mnt)
+	if r := n.run("", "pstorage-mount", "-c", "c1", "--pidfile", n.path("mount.pid"), "--log",
+		n.path("mount.log"), mnt); r.status != 0 {
+		t.Fatalf("mount: %s", r.stderr)
+	}
 	const size = 24 << 20
 	image := mnt + "/image"
 	someData(t, n.path("data"), size)
