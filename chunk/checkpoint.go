@@ -1,6 +1,7 @@
 package chunk
 
 import (
+	"cmp"
 	"fmt"
 	"math/bits"
 	"slices"
@@ -44,7 +45,8 @@ type flusher struct {
 	one       [][]byte
 	op        uring.DiskOp
 	inPlace   [stageRound]uring.DiskOp
-	bufs      [stageRound][1][]byte
+	order     [stageRound]placement // of the staged pages, by target
+	bufs      [stageRound][]byte
 	left      int
 	err       error
 	next      func()
@@ -232,13 +234,28 @@ func (f *flusher) stageTable(page int) {
 		dataplane.CRC(b)})
 }
 
-// place writes the images where they belong.
+// placement says where image i of the staging area belongs.
+type placement struct {
+	target int64
+	i      int
+}
+
+// place writes the images where they belong, neighbours together.
 func (f *flusher) place() {
-	f.left = len(f.staged)
+	order := f.order[:len(f.staged)]
 	for i := range f.staged {
-		op := &f.inPlace[i]
-		f.bufs[i][0] = f.image(i)
-		op.Offset, op.Bufs = f.staged[i].target, f.bufs[i][:]
+		order[i] = placement{f.staged[i].target, i}
+	}
+	slices.SortFunc(order, func(a, b placement) int { return cmp.Compare(a.target, b.target) })
+	f.left = 0
+	for i, j := 0, 0; i < len(order); i = j {
+		for j = i; j < len(order) && j-i < uring.MaxDiskBufs &&
+			order[j].target == order[i].target+int64(j-i)*dataplane.BlockSize; j++ {
+			f.bufs[j] = f.image(order[j].i)
+		}
+		op := &f.inPlace[f.left]
+		op.Offset, op.Bufs = order[i].target, f.bufs[i:j]
+		f.left++
 	}
 	for i, n := 0, f.left; i < n; i++ {
 		f.st.disk.Submit(&f.inPlace[i])

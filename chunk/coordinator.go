@@ -32,6 +32,7 @@ type settler struct {
 	tails    []memberTail
 	gens     []uint32 // the connections over which members were sealed
 	verdict  verdict
+	told     []dataplane.CSID // of whose loss was reported
 	term     uint16
 	life     uint16 // of this attempt's activation: memory.go; 0: not chosen yet
 	pending  int
@@ -363,19 +364,8 @@ func (s *settler) decided() {
 		s.again("find all that was acknowledged on all members", nil)
 		return
 	}
-	for _, i := range s.verdict.lost {
-		if s.tails[i].unknown && s.tails[s.verdict.winner].epoch < s.cfg.Epoch {
-			// The epoch never began: most likely it was being added, and its process ended.
-			s.sh.event(control.Warning, "replica-missing", fmt.Sprintf(
-				"chunk %v: cs %d doesn't have it; it is excluded", s.r.id, s.stay[i].CS))
-			continue
-		}
-		s.sh.event(control.Fault, "replica-lost", fmt.Sprintf(
-			"chunk %v: cs %d lost data that it had acknowledged; it is excluded", s.r.id, s.stay[i].CS))
-	}
-	if s.sh.canary.NoPatches {
-		s.verdict.copies = nil
-	}
+	s.tellLost()
+	s.spoil()
 	if c := s.join; c != nil {
 		if len(s.verdict.lost) > 0 {
 			s.dropJoin("settle", errors.New("a member lost data"))
@@ -388,6 +378,44 @@ func (s *settler) decided() {
 	}
 	s.nextCopy, s.copyAt, s.copying, s.stepErr = 0, 0, 0, nil
 	s.copyMore()
+}
+
+// tellLost reports members that lost data, each once.
+func (s *settler) tellLost() {
+	begun := begun(s.tails, s.cfg.Epoch)
+	for _, i := range s.verdict.lost {
+		cs := s.stay[i].CS
+		if slices.Contains(s.told, cs) {
+			continue
+		}
+		s.told = append(s.told, cs)
+		if s.tails[i].unknown && !begun {
+			// Most likely it was being added, and its process ended.
+			s.sh.event(control.Warning, "replica-missing", fmt.Sprintf(
+				"chunk %v: cs %d doesn't have it; it is excluded", s.r.id, cs))
+			continue
+		}
+		s.sh.event(control.Fault, "replica-lost", fmt.Sprintf(
+			"chunk %v: cs %d lost data that it had acknowledged; it is excluded", s.r.id, cs))
+	}
+}
+
+// spoil is where canaries make a verdict wrong.
+func (s *settler) spoil() {
+	c, v := &s.sh.canary, &s.verdict
+	if c.NoPatches {
+		v.copies = nil
+	}
+	if c.KeepLosers {
+		v.lost = nil
+	}
+	if c.FirstWins && v.winner != 0 && !s.tails[0].unknown && !s.tails[0].unfinished() {
+		rest := decide(s.cfg.Created, s.tails[:1])
+		for i := 1; i < len(s.tails); i++ {
+			rest.copies = appendCopies(rest.copies, i, missing(&s.tails[0], &s.tails[i]))
+		}
+		v.winner, v.last, v.copies, v.lost = 0, s.tails[v.winner].last, rest.copies, nil
+	}
 }
 
 // copyMore keeps some parts under way from the winner to those who miss them.
@@ -578,6 +606,13 @@ func (s *settler) exclude() {
 		s.activateOthers()
 		return
 	}
+	if s.sh.canary.NoExclude && !join {
+		cfg := *s.cfg
+		cfg.Members = stay
+		s.cfg, s.lost = &cfg, nil
+		s.activateOthers()
+		return
+	}
 	at := s.attempt
 	s.sh.md.Reconfigure(&control.ReconfigureReq{Chunk: s.r.id, Epoch: s.cfg.Epoch, Members: ids},
 		func(cfg *control.ChunkConfig, err error) {
@@ -618,6 +653,7 @@ func (s *settler) activateOthers() {
 }
 
 func (s *settler) activateList(list []control.CSAddr, next func()) {
+	s.r.setFile(s.sh, s.cfg)
 	payload := control.Marshal(s.cfg)
 	crcs := crcsOf(payload)
 	h := dataplane.Header{Op: dataplane.OpActivate, Flags: dataplane.FlagData, Chunk: s.r.id,

@@ -51,6 +51,7 @@ type copier struct {
 	window  int // parts that may be on their way
 	mirrors int // mirrored writes on their way
 	pumping bool
+	damaged int    // granules that were found damaged, each time
 	synced  bool   // what was written straight to the target's store is durable
 	idle    func() // called when nothing is on its way any more
 	parts   uint64 // sent, for the log
@@ -358,6 +359,10 @@ func (c *copier) read(g int) {
 		switch {
 		case c.ended:
 		case dataplane.KindOf(err) == dataplane.Overloaded:
+			c.put(g)
+		case dataplane.KindOf(err) == dataplane.BadCRC && c.damaged < copyDamaged:
+			c.damaged++ // being repaired from another member
+			c.next = min(c.next, g)
 			c.put(g)
 		case err != nil:
 			c.end(err.Error())

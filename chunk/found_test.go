@@ -5,6 +5,9 @@ import (
 	"testing"
 
 	"pstorage/dataplane"
+	"pstorage/dataplane/control"
+	"pstorage/uring"
+	"pstorage/uring/simloop"
 )
 
 // Faults that the simulator of whole clusters found, each as a test of its own.
@@ -177,5 +180,72 @@ func TestRepairAcrossZero(t *testing.T) {
 	w.run(100 * ms)
 	if got := w.read(chunkA, 4096, 4096, 0); !isZero(got) {
 		t.Errorf("a zeroed block reads as %x", got[:16])
+	}
+}
+
+// A copy goes on when it finds damaged blocks, and waits for their repair each time.
+func TestCopyOfDamagedChunk(t *testing.T) {
+	w := newWorldWith(t, 36, 3, 8<<20, 1<<20)
+	w.md.add(chunkA, 1, 1, 2)
+	var want []byte
+	for i := range uint32(160) { // more than the log holds
+		data := pattern(uint64(i+1), 65536)
+		w.mustWrite(chunkA, i<<16, data)
+		want = append(want, data...)
+	}
+	head := w.nodes[0]
+	w.must(func() bool {
+		_, inLog := head.sh.log.Lookup(0, 0)
+		return !inLog
+	}, 60*sec, "destage")
+	spoiled := 0
+	for b := range uint32(400) {
+		if at, ok := head.sh.SimBlockAt(chunkA, b); ok && b%3 == 0 {
+			head.store.FlipBit(at+7, 3)
+			spoiled++
+		}
+	}
+	if spoiled < 50 {
+		t.Fatalf("only %d blocks are in the store", spoiled)
+	}
+	cfg, _ := w.md.get(chunkA)
+	head.env.Do(func() {
+		head.sh.RecoverPush(&control.RecoverPush{Chunks: []control.ChunkConfig{*cfg},
+			Targets: []control.CSAddr{{CS: 3, Addr: w.nodes[2].addr()}}})
+	})
+	w.must(func() bool { return len(w.md.chunks[chunkA].Members) == 3 }, 60*sec, "copy")
+	w.mustWrite(chunkA, 0, want[:4096])
+	for _, nd := range w.nodes {
+		if got := nd.contents(chunkA, 0, uint32(len(want))); !bytes.Equal(got, want) {
+			t.Errorf("cs %d has something else", nd.cs)
+		}
+	}
+}
+
+// With write-ack=memory, too, a ZERO that was acknowledged is what is read.
+func TestZeroInMemoryIsRead(t *testing.T) {
+	w := newWorldWith(t, 37, 2, 8<<20, 1<<20)
+	w.md.add(chunkA, 1, 1, 2)
+	w.md.chunks[chunkA].Ack = 1
+	for i := range uint32(160) { // more than the log holds
+		w.mustWrite(chunkA, i<<16, pattern(uint64(i+1), 65536))
+	}
+	for _, nd := range w.nodes {
+		w.must(func() bool {
+			_, inLog := nd.sh.log.Lookup(0, 0)
+			return !inLog
+		}, 60*sec, "destage")
+		nd.cache.Fault = func(*uring.DiskOp) simloop.Fault { return simloop.Fault{Delay: 5 * ms} }
+	}
+	done := false
+	w.cl.env.Do(func() {
+		w.cl.do(chunkA, dataplane.Header{Op: dataplane.OpZero, Length: 4096}, nil, 0,
+			func([]byte) { done = true })
+	})
+	w.must(func() bool { return done }, sec, "zero")
+	for member := range 2 {
+		if got := w.read(chunkA, 0, 4096, member); !isZero(got) {
+			t.Errorf("member %d: a zeroed block reads as %x", member, got[:16])
+		}
 	}
 }

@@ -50,12 +50,8 @@ const (
 	pumpEvery     = time.Millisecond        // look again at what waits for space
 )
 
-// Back-pressure of the log: a write waits so long as the log's fill level asks for.
-const (
-	pressureSoft   = 0.5                   // below it nothing waits
-	pressureHard   = 0.95                  // at it writes wait until the level falls
-	pressureMaxGap = 20 * time.Millisecond // between two writes just below pressureHard
-)
+// pressureHard is the pressure of the log from which on patches to a new member wait.
+const pressureHard = 0.95
 
 // Copies to new members.
 const (
@@ -64,6 +60,7 @@ const (
 	copyParts   = 24       // and at most
 	copyWrites  = 64       // parts that a target's store writes at a time
 	copyMirrors = 128      // writes on their way to the target of one copy
+	copyDamaged = 4096     // granules read again because they were damaged
 	copyBurst   = 16       // parts looked at in one turn
 	directPatch = 16 << 10 // bytes of a patch that lies in a buffer of its own: session.DirectSize
 

@@ -18,6 +18,7 @@ type link struct {
 	inflight int  // requests not answered yet
 	paused   bool // isn't read from
 	open     bool
+	arriving *request // the part that is being received, and has been passed on
 }
 
 // linkKey names who is at the other end.
@@ -49,7 +50,7 @@ func (l *link) Open(c *session.Conn) {
 	case l.role == dataplane.RoleAdmin:
 		// Any number of them: they only look.
 	default:
-		if old := sh.links[key]; old != nil {
+		if old := sh.links[key]; old != nil && !(sh.canary.KeepLinks && p.Role == dataplane.RoleClient) {
 			old.c.Close(dataplane.E("connection of "+p.String(), dataplane.Closed,
 				fmt.Errorf("replaced by a newer one from %s", c.RemoteAddr())))
 			old.lost()
@@ -78,6 +79,9 @@ func (l *link) lost() {
 	}
 	l.open = false
 	sh := l.sh
+	if q := l.arrived(); q != nil {
+		sh.drop(q, dataplane.Closed)
+	}
 	sh.linkCount--
 	if l.role == dataplane.RoleClient {
 		sh.clients--

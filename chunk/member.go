@@ -15,14 +15,25 @@ import (
 // memberWrite takes OpReplicate.
 func (sh *Shard) memberWrite(l *link, h *dataplane.Header, crcs, payload []byte, buf *uring.Buf) {
 	r := sh.chunks[h.Chunk]
-	if status := sh.checkReplicate(r, h, crcs, payload); status != dataplane.OK {
+	q := l.arrived()
+	status := sh.checkReplicate(r, h, crcs, payload)
+	if q != nil && status == dataplane.OK && h.Seq != r.last+1 {
+		status = dataplane.Conflict // its turn has passed
+	}
+	if status != dataplane.OK {
+		if q != nil {
+			sh.drop(q, status)
+			return
+		}
 		l.refuse(h, status)
 		return
 	}
 	if mark := h.Seq - behind(h); mark > r.commit && r.markTo(mark) {
 		sh.markMoved(r)
 	}
-	q := sh.newRequest(l, h, r)
+	if q == nil {
+		q = sh.newRequest(l, h, r)
+	}
 	q.seq = h.Seq
 	if h.Seq != r.last+1 {
 		if !q.keep(crcs, payload, buf) || !r.flight.put(q) {
@@ -45,6 +56,18 @@ func (sh *Shard) memberWrite(l *link, h *dataplane.Header, crcs, payload []byte,
 
 func (sh *Shard) checkReplicate(r *replica, h *dataplane.Header,
 	crcs, payload []byte) dataplane.Kind {
+	if status := sh.checkPlace(r, h); status != dataplane.OK {
+		return status
+	}
+	if h.Flags&dataplane.FlagData != 0 && dataplane.CheckCRCs(crcs, h.Offset, payload) >= 0 {
+		sh.stats.CRCErrors++
+		return dataplane.BadCRC
+	}
+	return dataplane.OK
+}
+
+// checkPlace checks what can be known before the payload is there.
+func (sh *Shard) checkPlace(r *replica, h *dataplane.Header) dataplane.Kind {
 	switch {
 	case sh.dead != nil:
 		return dataplane.IOError
@@ -53,15 +76,13 @@ func (sh *Shard) checkReplicate(r *replica, h *dataplane.Header,
 		return dataplane.Malformed
 	case r == nil:
 		return dataplane.UnknownChunk
-	case h.Epoch < r.epoch:
+	case h.Epoch < r.epoch && !sh.canary.OldEpoch:
 		return dataplane.StaleEpoch
-	case r.state != active || h.Epoch != r.epoch || r.isHead() || h.Aux>>16 != uint32(r.term):
+	case r.state != active || r.isHead() ||
+		(h.Epoch != r.epoch || h.Aux>>16 != uint32(r.term)) && !sh.canary.OldEpoch:
 		return dataplane.NotReady
 	case h.Seq <= r.last || h.Seq > r.commit+2*dataplane.MaxInflightPerChunk:
 		return dataplane.Conflict
-	case h.Flags&dataplane.FlagData != 0 && dataplane.CheckCRCs(crcs, h.Offset, payload) >= 0:
-		sh.stats.CRCErrors++
-		return dataplane.BadCRC
 	}
 	return dataplane.OK
 }
@@ -84,12 +105,14 @@ func (sh *Shard) take(q *request, buf *uring.Buf) {
 	r := q.r
 	q.phase = phaseMember
 	r.accept(q.seq, q.off, q.length)
-	if q.hdr.Flags&dataplane.FlagChain != 0 && r.self+1 < len(r.members) {
+	if !q.relayed && q.hdr.Flags&dataplane.FlagChain != 0 && r.self+1 < len(r.members) {
 		h := &sh.out
 		*h = q.hdr
 		h.ReqID = q.id()
 		if next := r.members[r.self+1].peer; next.open {
-			q.waiting = 1
+			if !sh.canary.AckChain {
+				q.waiting = 1
+			}
 			if r.self+2 == len(r.members) {
 				q.direct = 1
 			}

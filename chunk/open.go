@@ -176,7 +176,8 @@ func (o *opener) openLog() {
 	o.buf = nil
 	ssdcache.Open(ssdcache.Options{Disk: o.o.Cache, Env: sh.env, Pool: sh.pool, NewPool: o.o.NewPool,
 		Owner: ownerOf(sh.store.sb.log), MaxSlots: sh.store.sb.slots, Backing: sh.store,
-		OnFail: sh.fail, OnRoom: sh.pumpNow, Log: sh.slog, Accept: sh.store.stamp.checkLog}, o.record,
+		Sequential: o.o.SameDisk, Accept: sh.store.stamp.checkLog,
+		OnFail: sh.fail, OnRoom: sh.pumpNow, Log: sh.slog}, o.record,
 		func(l *ssdcache.Log, err error) {
 			if err != nil {
 				o.fail(err)

@@ -42,6 +42,10 @@ func (sh *Shard) clientRead(l *link, h *dataplane.Header) {
 		l.refuse(h, epochStatus(h.Epoch, r.epoch))
 		return
 	}
+	if sh.canary.ServeUnsettled && r.state == unsettled && r.slot != noSlot && h.Epoch == r.epoch {
+		sh.startRead(sh.newRequest(l, h, r))
+		return
+	}
 	if r.state == active && (r.commit == r.last || r.barrier(h.Offset, h.Length) == 0 ||
 		sh.canary.ReadAbove) {
 		sh.startRead(sh.newRequest(l, h, r))
@@ -121,7 +125,7 @@ func (sh *Shard) readDone(q *request) {
 	case !recovery && !sh.leased():
 		sh.drop(q, dataplane.NoLease)
 		return
-	case !recovery && r.state != active:
+	case !recovery && r.state != active && !(sh.canary.ServeUnsettled && r.state == unsettled):
 		sh.drop(q, dataplane.NotReady)
 		return
 	case !recovery && r.epoch != q.hdr.Epoch:

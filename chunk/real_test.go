@@ -171,16 +171,22 @@ type running struct {
 
 func runReal(t testing.TB, dir string, m *tableMDS) *running {
 	t.Helper()
+	return runRealWith(t, Options{Dir: dir}, m)
+}
+
+func runRealWith(t testing.TB, o Options, m *tableMDS) *running {
+	t.Helper()
 	ctx, cancel := context.WithCancel(context.Background())
 	r := &running{stop: cancel, done: make(chan error, 1)}
 	ready := make(chan struct{})
 	go func() {
-		r.done <- Run(ctx, Options{Dir: dir, Cred: realCred(dataplane.RoleCS, 0),
-			MDS: func() []string { return []string{m.addr} },
-			OnReady: func(id dataplane.CSID, addr string) {
-				r.id, r.addr = id, addr
-				close(ready)
-			}})
+		o.Cred = realCred(dataplane.RoleCS, 0)
+		o.MDS = func() []string { return []string{m.addr} }
+		o.OnReady = func(id dataplane.CSID, addr string) {
+			r.id, r.addr = id, addr
+			close(ready)
+		}
+		r.done <- Run(ctx, o)
 	}()
 	select {
 	case <-ready:

@@ -49,6 +49,14 @@ func (t *memberTail) patched() bool {
 // is never the one to copy from.
 func (t *memberTail) unfinished() bool { return !t.unknown && t.epoch == 0 }
 
+// begun says whether anything can have been acknowledged in the committed epoch. A head is activated
+// last, after all others: if anybody isn't in the epoch yet, nothing was.
+func begun(tails []memberTail, epoch dataplane.Epoch) bool {
+	return !slices.ContainsFunc(tails, func(t memberTail) bool {
+		return !t.unknown && !t.unfinished() && t.epoch < epoch
+	})
+}
+
 // verdict is what settling comes to.
 type verdict struct {
 	dataLost bool // the chunk was created and nobody has it

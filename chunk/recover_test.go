@@ -170,3 +170,22 @@ func TestAppendCopiesMerges(t *testing.T) {
 		t.Fatalf("%v, want %s", got, want)
 	}
 }
+
+func TestBegun(t *testing.T) {
+	old, now, gone := memberTail{epoch: 2, last: 7}, memberTail{epoch: 3, last: 7},
+		memberTail{unknown: true}
+	for _, c := range []struct {
+		name  string
+		tails []memberTail
+		want  bool
+	}{
+		{"all are in the epoch", []memberTail{now, now, now}, true},
+		{"one lost it", []memberTail{now, now, gone}, true},
+		{"the head wasn't activated, the new member lost it", []memberTail{old, now, gone}, false},
+		{"a copy that isn't finished says nothing", []memberTail{now, {}, now}, true},
+	} {
+		if got := begun(c.tails, 3); got != c.want {
+			t.Errorf("%s: %v", c.name, got)
+		}
+	}
+}

@@ -35,6 +35,7 @@ type request struct {
 	local   int    // what has to happen here: log append, then clearing of words
 	waiting uint32 // head: bit per member that hasn't answered; member: bit 0: the next in the chain
 	status  dataplane.Kind
+	relayed bool // member: passed on while it arrived
 
 	app  ssdcache.Append
 	zero zeroing
@@ -95,7 +96,7 @@ func (sh *Shard) free(q *request) {
 	q.data, q.r = nil, nil
 	q.gen++
 	q.seq, q.crcLen, q.local, q.waiting = 0, 0, 0, 0
-	q.phase, q.merging, q.merged = phaseNone, false, false
+	q.phase, q.merging, q.merged, q.relayed = phaseNone, false, false, false
 	q.status, q.due = dataplane.OK, 0
 	q.app.Data, q.app.CRCs, q.app.Buf, q.app.Err = nil, nil, nil, nil
 	q.next, sh.freeReqs = sh.freeReqs, q

@@ -41,6 +41,8 @@ type Options struct {
 	PoolSize  int // bytes of buffers; 0: 64 MiB and the CRC budget
 	CRCBudget int // bytes of CRC pages in memory; 0: up to 64 MiB, by the capacity
 
+	RelayFrom int // see ShardOptions
+
 	ScrubPeriod time.Duration // of a pass over the store; 0: 14 days; negative: only when asked
 	ScrubRate   int64         // bytes per second of one that was asked for; 0: 64 MiB
 }
@@ -61,14 +63,15 @@ type server struct {
 	mu     sync.Mutex
 	failed string // how the disk failed
 	ready  bool
-	full   bool // no room for new chunks; of keepLease
+	full   bool          // no room for new chunks; of keepLease
+	beat   chan struct{} // a heartbeat is wanted now
 }
 
 // Run serves the chunk server in o.Dir until ctx ends, then stops in an orderly way and returns
 // nil. An error says why it can't serve (any more); another start can't mend one of the kinds
 // WrongCluster, Denied, Conflict and Invalid.
 func Run(ctx context.Context, o Options) error {
-	s := &server{o: o, log: o.Log}
+	s := &server{o: o, log: o.Log, beat: make(chan struct{}, 1)}
 	if s.log == nil {
 		s.log = slog.Default()
 	}
@@ -221,8 +224,10 @@ func (s *server) open(cred *session.Credentials) error {
 		}
 		Open(ShardOptions{Env: s.loop, Net: s.loop, Pool: s.loop.Pool(), Store: store, Cache: cache,
 			Cred: cred, Metadata: s.md, ID: s.id.CS, Identity: s.id, Log: s.log,
+			SameDisk:  sameDisk(storePath, logPath),
 			CRCBudget: s.o.CRCBudget, OnFail: s.diskFailed, ScrubPeriod: s.o.ScrubPeriod,
-			ScrubRate: s.o.ScrubRate, WallClock: func() int64 { return time.Now().UnixNano() }},
+			ScrubRate: s.o.ScrubRate, RelayFrom: s.o.RelayFrom,
+			WallClock: func() int64 { return time.Now().UnixNano() }},
 			func(sh *Shard, err error) {
 				if err != nil {
 					store.Close()
@@ -312,6 +317,13 @@ func (s *server) push(op dataplane.Opcode, payload []byte) {
 			return
 		}
 		s.loop.Post(func() { sh.RecoverPush(p) })
+	case control.OpFence:
+		p := &control.FencePush{}
+		if err := control.Unmarshal(payload, p); err != nil {
+			s.log.Error("message of the metadata server", "err", err)
+			return
+		}
+		s.loop.Post(func() { sh.Fence(p, s.beatSoon) })
 	case control.OpForget:
 		p := &control.ForgetPush{}
 		if err := control.Unmarshal(payload, p); err != nil {
@@ -370,6 +382,7 @@ func (s *server) keepLease(ctx context.Context) error {
 		select {
 		case <-ctx.Done():
 		case <-tick.C:
+		case <-s.beat:
 		}
 	}
 	return nil
@@ -380,6 +393,7 @@ func (s *server) register(ctx context.Context) error {
 		Path: s.o.Dir, Tier: s.id.Tier, Location: s.id.Location}
 	req.Host, _ = os.Hostname()
 	if err := s.onLoop(func(done func(error)) {
+		req.FenceSeq = s.shard.FenceSeq()
 		req.Chunks = s.shard.Inventory()
 		req.Capacity, req.Used = s.shard.Capacity()
 		done(nil)
@@ -419,7 +433,13 @@ func (s *server) register(ctx context.Context) error {
 	}); err != nil {
 		return err
 	}
-	s.shard.SetLease(sent + reply.LeaseNs)
+	ok, err := s.takeFences(&reply.Fences)
+	if err != nil {
+		return err
+	}
+	if ok {
+		s.shard.SetLease(sent + reply.LeaseNs)
+	} // else: heartbeats bring the rest
 	s.log.Info("registered", "cs", s.id.CS, "addr", s.addr, "lease", time.Duration(reply.LeaseNs),
 		"forget", len(reply.Forget), "retired", len(reply.Retired))
 	if !s.ready {
@@ -434,6 +454,7 @@ func (s *server) register(ctx context.Context) error {
 func (s *server) heartbeat(ctx context.Context) error {
 	req := &control.HeartbeatReq{CS: s.id.CS, Boot: s.id.Boot}
 	if err := s.onLoop(func(done func(error)) {
+		req.FenceSeq = s.shard.FenceSeq()
 		req.Stats = s.shard.Stats()
 		req.Capacity, req.Used = s.shard.Capacity()
 		s.shard.Gauge(req)
@@ -456,6 +477,10 @@ func (s *server) heartbeat(ctx context.Context) error {
 	}
 	if reply.Yield {
 		return s.yield(ctx, req.Yielded)
+	}
+	ok, err := s.takeFences(&reply.Fences)
+	if err != nil || !ok {
+		return err
 	}
 	s.shard.SetLease(sent + reply.LeaseNs)
 	return nil

@@ -31,6 +31,8 @@ type ShardOptions struct {
 	Identity *Identity // what the superblock is compared with; nil (simulations): not compared
 
 	Log *slog.Logger // nil: slog.Default()
+	// SameDisk says that store and log lie on the same disk.
+	SameDisk bool
 	// CRCBudget is how many bytes of CRC pages are kept in memory; 0: 64 MiB.
 	CRCBudget int
 	// ScrubPeriod is how long a pass of the scrubber over the store takes; 0: 14 days; negative: it
@@ -39,6 +41,9 @@ type ShardOptions struct {
 	ScrubPeriod time.Duration
 	ScrubRate   int64
 	WallClock   func() int64
+	// RelayFrom is from how many bytes on, not yet received, a link of a chain passes a part on while
+	// it arrives; NeverRelay: as a whole, when it is there.
+	RelayFrom int
 	// OnFail is told once that the disk or the log failed: nothing is served any more.
 	OnFail func(error)
 	// Canary breaks promises on purpose, for testing simulations; NewPool maps memory for the log,
@@ -57,6 +62,9 @@ type Shard struct {
 	md   Metadata
 	id   dataplane.CSID
 	slog *slog.Logger
+
+	relayFrom int
+	relayed   uint64 // parts
 
 	store *store
 	log   *ssdcache.Log
@@ -100,7 +108,6 @@ type Shard struct {
 	watched             []*replica // whose reads wait for a commit mark
 	leaving             []*replica // forgotten, their slots still in use
 	pumping             bool       // pumpTimer is armed for the next millisecond
-	nextWrite           int64      // smooth back-pressure: no write before this time
 
 	gauges   gauges
 	lease    atomic.Int64 // env time until which this server may serve
@@ -110,6 +117,7 @@ type Shard struct {
 	stopping bool
 	stats    control.CSStats
 	canary   Canary
+	fences   fencing
 }
 
 // Open reads the store and replays the log, and calls done with the shard, which isn't serving yet,
@@ -124,12 +132,12 @@ func Open(o ShardOptions, done func(*Shard, error)) {
 	cred := *o.Cred
 	cred.ID = uint64(o.ID)
 	sh := &Shard{env: o.Env, net: o.Net, pool: o.Pool, cred: &cred, md: o.Metadata, id: o.ID,
-		slog: o.Log, cache: o.Cache, onFail: o.OnFail, canary: o.Canary,
+		slog: o.Log, cache: o.Cache, onFail: o.OnFail, canary: o.Canary, relayFrom: o.RelayFrom,
 		chunks:    map[dataplane.ChunkID]*replica{},
 		strangers: map[dataplane.ChunkID]*replica{},
 		links:     map[linkKey]*link{},
 		peers:     map[dataplane.CSID]*peer{}}
-	sh.noReadCache = o.Identity != nil && o.Identity.LogPath == cacheFile
+	sh.noReadCache = o.SameDisk
 	sh.tellTimer.Fire = sh.tellCommit
 	sh.pumpTimer.Fire = sh.pump
 	sh.secondTimer.Fire = sh.everySecond
@@ -227,21 +235,8 @@ func (sh *Shard) runLater() {
 	}
 }
 
-// tight says whether a write has to wait for the log: smoothly, ever longer as it fills.
-func (sh *Shard) tight() bool {
-	p := sh.log.Pressure()
-	if p <= pressureSoft {
-		return !sh.log.Room()
-	}
-	now := sh.env.Now()
-	if p >= pressureHard || now < sh.nextWrite || !sh.log.Room() {
-		return true
-	}
-	x := (p - pressureSoft) / (pressureHard - pressureSoft)
-	gap := int64(x * x * float64(pressureMaxGap) / 16)
-	sh.nextWrite = max(sh.nextWrite, now-int64(pumpEvery)) + gap
-	return false
-}
+// tight says whether a write has to wait for the log, which lets in what it can write back.
+func (sh *Shard) tight() bool { return !sh.log.Room() }
 
 // stall has the chunk's queue looked at again soon.
 func (sh *Shard) stall(r *replica) {
@@ -528,7 +523,7 @@ func (sh *Shard) closeAll(done func(error)) {
 		}
 	}
 	timers := []*uring.Timer{&sh.tellTimer, &sh.pumpTimer, &sh.secondTimer, &sh.laterTimer,
-		&sh.pace.timer}
+		&sh.pace.timer, &sh.fences.timer}
 	for _, t := range timers {
 		sh.env.Disarm(t)
 	}

@@ -10,6 +10,7 @@ import (
 // Canary are deliberate faults. Each breaks a promise that a simulation checks; a simulation that
 // doesn't find them proves nothing. The zero value is none.
 type Canary struct {
+	NoFileFence      bool // writes with tokens below the file's fence are taken
 	AckEarly         bool // the head answers before the other members have the write
 	AckVolatile      bool // a member answers before the write is durable
 	NoLease          bool // serves without a lease
@@ -20,6 +21,14 @@ type Canary struct {
 	ReadAbove        bool // reads don't wait for the commit mark
 	NoCRC            bool // blocks aren't compared with their checksums
 	NoDirty          bool // a copy to a new member misses what is written meanwhile
+	AckChain         bool // a link of a chain answers before the next one has
+	OldEpoch         bool // members take writes of any epoch and activation
+	SealEarly        bool // a SEAL is answered before what was accepted is durable
+	ServeUnsettled   bool // chunks in doubt are read before their members have settled
+	KeepLinks        bool // a client's older connection is served on beside its new one
+	NoExclude        bool // lost members are left out without a new epoch
+	FirstWins        bool // settling takes the first member's history, not the longest
+	KeepLosers       bool // a member that lost data stays
 	TrustPartial     bool // a half copied replica of a returned member passes for what it was
 	NoHistory        bool // a dirty map misses what was written since the exclusion
 }
@@ -32,6 +41,12 @@ func SimStore(slots uint32, tag byte) (super []byte, size int64, owner uint64) {
 	super = make([]byte, superSize)
 	sb.put(super)
 	return super, sb.size(), ownerOf(sb.log)
+}
+
+// SimData is where the slots of a store begin: what lies before are its tables.
+func SimData(slots uint32) int64 {
+	sb := newSuperblock(slots)
+	return sb.data
 }
 
 // SimReplica is what a server knows of a chunk.

@@ -20,13 +20,14 @@ type statDoc struct {
 	LogPressure                 float64
 	LeaseLeftNs                 int64
 	Failed                      string
+	Relayed                     uint64 // parts, passed on while they arrived
 }
 
 // stat answers OpStat: a JSON document of counters.
 func (l *link) stat(h *dataplane.Header) {
 	sh := l.sh
 	d := statDoc{CS: sh.id, CSStats: sh.Stats(), Links: sh.linkCount, PoolInUse: sh.pool.InUse(),
-		LogPressure: sh.log.Pressure(), LeaseLeftNs: sh.lease.Load() - sh.env.Now()}
+		LogPressure: sh.log.Pressure(), LeaseLeftNs: sh.lease.Load() - sh.env.Now(), Relayed: sh.relayed}
 	d.Capacity, d.Used = sh.Capacity()
 	if sh.dead != nil {
 		d.Failed = sh.dead.Error()

@@ -234,7 +234,7 @@ func (d *destage) write() {
 		}
 		op := d.ops[d.used]
 		d.used++
-		op.Offset, op.Bufs = offset, bufs[:n]
+		op.Offset, op.Bufs, op.Low = offset, bufs[:n], !d.wb.Urgent
 		for _, b := range bufs[:n] {
 			offset += int64(len(b))
 		}

@@ -91,6 +91,8 @@ func (sh *Shard) writeStatus(r *replica, h *dataplane.Header) dataplane.Kind {
 	case h.Epoch > r.epoch:
 		sh.ahead(r, h.Epoch)
 		return dataplane.NotReady
+	case uint64(h.Seq) < r.fence && h.Op != dataplane.OpFlush && !sh.canary.NoFileFence:
+		return dataplane.Fenced
 	case len(r.members) < r.minimum:
 		return dataplane.BelowMinimum
 	}

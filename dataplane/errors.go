@@ -44,7 +44,8 @@ const (
 	TooLarge     Kind = 29
 	Internal     Kind = 30
 	NoAttribute  Kind = 31 // no such extended attribute
-	kindEnd      Kind = 32
+	LeaseHeld    Kind = 32 // another client has the right to write the file
+	kindEnd      Kind = 33
 )
 
 type kindRow struct {
@@ -84,10 +85,11 @@ var kinds = [kindEnd]kindRow{
 	NameTooLong:  {"name too long", syscall.ENAMETOOLONG, false},
 	Unreachable:  {"unreachable", syscall.EHOSTUNREACH, true},
 	WrongCluster: {"belongs to another cluster", syscall.EACCES, false},
-	Fenced:       {"fenced", syscall.ESHUTDOWN, false},
+	Fenced:       {"fenced", syscall.EROFS, false},
 	TooLarge:     {"too large", syscall.EFBIG, false},
 	Internal:     {"internal error", syscall.EIO, false},
 	NoAttribute:  {"no such attribute", syscall.ENODATA, false},
+	LeaseHeld:    {"being written by another client", syscall.EBUSY, false},
 }
 
 // Valid says whether k is a kind that this version knows.

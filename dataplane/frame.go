@@ -20,10 +20,12 @@ const (
 	// OpRead (client or CS -> CS): bytes [Offset, Offset+Length) of the chunk at Epoch. The reply
 	// carries the data and CRCs. With FlagRecovery (CS only) a sealed chunk answers too.
 	OpRead Opcode = 1
-	// OpWrite (client -> head): FlagData. The reply carries the seq; status OK means durable on
-	// every member (or in their memory, for chunks with write-ack=memory).
+	// OpWrite (client -> head): FlagData. Seq is the token of the client's lease on the file, 0:
+	// none. The reply carries the seq; status OK means durable on every member (or in their memory,
+	// for chunks with write-ack=memory).
 	OpWrite Opcode = 2
 	// OpZero (client -> head): [Offset, Offset+Length) reads as zeros from now on. Block-aligned.
+	// Seq as in OpWrite.
 	OpZero Opcode = 3
 	// OpFlush (client -> head): reply when all earlier acknowledged writes of the chunk are durable. With
 	// FlagRecovery (head -> member): reply when everything up to Seq is durable there; Aux: the term and

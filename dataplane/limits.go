@@ -26,4 +26,9 @@ const (
 	HeartbeatEvery = 500 * time.Millisecond
 	LeaseTime      = 2 * time.Second
 	LeaseMargin    = 200 * time.Millisecond
+
+	// FileLeaseTime is for how long a client that says nothing keeps its right to write files, and
+	// RenewEvery how often it says something. Its writes are kept out by fences, not by clocks.
+	FileLeaseTime = 30 * time.Second
+	RenewEvery    = 5 * time.Second
 )

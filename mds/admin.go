@@ -27,7 +27,7 @@ func (c *call) admin(req *control.AdminReq) (any, error) {
 	changes := req.Command == control.AdminSetAttr || req.Command == control.AdminSetConfig ||
 		req.Command == control.AdminDropCS || req.Command == control.AdminScrubStart ||
 		req.Command == control.AdminAddMDS || req.Command == control.AdminRemoveMDS ||
-		req.Command == control.AdminRmCS
+		req.Command == control.AdminRmCS || req.Command == control.AdminRevoke
 	if changes && c.peer.Role != dataplane.RoleAdmin {
 		return nil, c.fail(dataplane.Denied, "%s is for administrators, not for a peer of role %v",
 			req.Command, c.peer.Role)
@@ -68,6 +68,10 @@ func (c *call) adminDoc(req *control.AdminReq) (any, error) {
 		return withArgs(req, c.dropCS)
 	case control.AdminRmCS:
 		return withArgs(req, c.rmCS)
+	case control.AdminRevoke:
+		return withArgs(req, c.revoke)
+	case control.AdminRevokeWait:
+		return withArgs(req, c.revokeWait)
 	case control.AdminScrubStart:
 		return withArgs(req, c.scrubStart)
 	case control.AdminAddMDS:

@@ -43,7 +43,8 @@ func (c *call) fileInfo(args *control.PathArgs) (any, error) {
 	if err != nil {
 		return nil, err
 	}
-	doc := &control.FileInfoDoc{AttrDoc: attrDoc(args.Path, f), List: []control.ChunkDoc{}}
+	doc := &control.FileInfoDoc{AttrDoc: attrDoc(args.Path, f), List: []control.ChunkDoc{},
+		Writer: l.leaseDoc(fsm.s, f)}
 	now := l.now()
 	for i := uint32(0); int(i) < len(f.slots.pages)*slotsPerPage; i++ {
 		slot := f.slots.get(i)

@@ -43,6 +43,7 @@ const (
 	opAddEvent    = 12
 	opSetConfig   = 13
 	opReap        = 14
+	opLease       = 20
 )
 
 // command is one change of the state.
@@ -72,6 +73,7 @@ type Result struct {
 	CS    dataplane.CSID // RegisterCS
 	More  bool           // too much for one command: send the same one again
 	Freed []freedChunk   // to be forgotten by their servers
+	Lease fileLease      // Lease, also when it failed: as it is
 }
 
 // freedChunk is a chunk that no longer exists and the servers that held it.
@@ -127,6 +129,8 @@ func newCommand(op uint8) command {
 		return &cmdSetConfig{}
 	case opReap:
 		return &cmdReap{}
+	case opLease:
+		return &cmdLease{}
 	}
 	return nil
 }

@@ -60,6 +60,7 @@ type leader struct {
 
 	relistNs int64 // not before then is the next inventory asked for
 	full     fullness
+	fence    fencer
 }
 
 // csLink is the leader's view of a chunk server's process.
@@ -358,7 +359,7 @@ func (l *leader) pushForgets() {
 func (l *leader) config(s *State, rec *Record, nowNs int64) control.ChunkConfig {
 	c := control.ChunkConfig{Chunk: rec.ID, File: rec.File, Index: rec.Index, Epoch: rec.Epoch,
 		Created: rec.Flags&flagCreated != 0, Minimum: rec.Minimum, Ack: rec.Ack, Wanted: rec.Wanted,
-		Members: make([]control.CSAddr, 0, rec.Present)}
+		Members: make([]control.CSAddr, 0, rec.Present), Fence: s.leaseOf(rec.File).fence}
 	for _, m := range rec.members() {
 		c.Members = append(c.Members, l.addr(s, m.CS, nowNs))
 	}

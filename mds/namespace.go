@@ -183,6 +183,7 @@ func (s *State) unlink(id dataplane.FileID) {
 func (s *State) destroy(id dataplane.FileID, r *Result) {
 	if s.files.get(id).chunks <= freeStep {
 		s.freeTail(id, 0, freeStep, r)
+		delete(s.leases.fences, id)
 		s.files.remove(id)
 		return
 	}
@@ -232,6 +233,7 @@ func (c *cmdReap) apply(s *State, r *Result) {
 	}
 	id := s.orphans[0]
 	if _, more := s.freeTail(id, 0, freeStep, r); !more {
+		delete(s.leases.fences, id)
 		s.files.remove(id)
 		s.orphans = slices.Delete(s.orphans, 0, 1)
 	}

@@ -49,7 +49,7 @@ func (r *restorer) run(blocks *blockReader) error {
 		}
 		d := &decoder{b: b}
 		switch typ {
-		case blockFiles, blockCS, blockConfig, blockEvents, blockDedupe:
+		case blockFiles, blockCS, blockConfig, blockEvents, blockDedupe, blockLeaseHead, blockLeases:
 			for range d.count(1) {
 				if err := r.element(typ, d); err != nil {
 					return err
@@ -136,6 +136,8 @@ func (r *restorer) element(typ uint8, d *decoder) error {
 		r.counts[3]++
 		s.remember(dedupeEntry{key: dedupeKey{d.u64(), d.u64()}, kind: dataplane.Kind(d.u16()),
 			msg: d.str(), file: dataplane.FileID(d.u64())})
+	case blockLeaseHead, blockLeases:
+		bad = !s.readLease(typ, d)
 	}
 	if bad || d.bad {
 		return errCorrupt("element of a snapshot block of type %d", typ)

@@ -228,8 +228,14 @@ func (c *call) grantLease(cs dataplane.CSID, req *control.RegisterCSReq, instanc
 	delete(l.refusals, refusedKey{cs: cs})
 	l.viewNs = 0
 	l.recover.nextNs = 0
-	return &control.RegisterCSReply{CS: cs, LeaseNs: int64(dataplane.LeaseTime),
-		Forget: forget, Retired: retired}, nil
+	reply := &control.RegisterCSReply{CS: cs, LeaseNs: int64(dataplane.LeaseTime), Forget: forget,
+		Retired: retired}
+	l.fenceAck(cs, req.FenceSeq)
+	f := c.r.fsm
+	f.mu.RLock()
+	reply.Fences = f.s.fencesAfter(req.FenceSeq)
+	f.mu.RUnlock()
+	return reply, nil
 }
 
 // event adds to the event log, without waiting for it.
@@ -343,7 +349,11 @@ func (c *call) heartbeat(req *control.HeartbeatReq) (any, error) {
 		e.relist = true // it came by a new connection before the old one was known to be lost
 	}
 	l.connect(req.CS, c.peer, instance).report(req, now)
-	return &control.HeartbeatReply{LeaseNs: int64(dataplane.LeaseTime)}, nil
+	l.fenceAck(req.CS, req.FenceSeq)
+	f.mu.RLock()
+	defer f.mu.RUnlock()
+	return &control.HeartbeatReply{LeaseNs: int64(dataplane.LeaseTime),
+		Fences: f.s.fencesAfter(req.FenceSeq)}, nil
 }
 
 // diskFailed notes a failed disk, for good. mu is held.

@@ -37,6 +37,10 @@ import (
 //	   6  any     remembered results, oldest first: count u32, then peer u64, request u64,
 //	              kind u16, message, file id u64
 //	   7  any     chunk records: number of the first page u64, then pages of 8 KiB as in Record
+//	   9  one     last lease token u64, last fence number u64; these two blocks are there only if
+//	              some file ever had a lease
+//	  10  any     leases: file id, holder, token, fence, number of the fence u64, time of the grant
+//	              i64, released in disorder u8, host, mount, revoked by
 //	  15  one     end: numbers of files, servers, events, results and pages, u64 each
 //
 // Directories, slots of files and chunks per server are rebuilt from these.
@@ -44,14 +48,16 @@ const (
 	snapMagic   = "PSMDSNAP"
 	snapVersion = 1
 
-	blockHead   = 1
-	blockFiles  = 2
-	blockCS     = 3
-	blockConfig = 4
-	blockEvents = 5
-	blockDedupe = 6
-	blockPages  = 7
-	blockEnd    = 15
+	blockHead      = 1
+	blockFiles     = 2
+	blockCS        = 3
+	blockConfig    = 4
+	blockEvents    = 5
+	blockDedupe    = 6
+	blockPages     = 7
+	blockLeaseHead = 9
+	blockLeases    = 10
+	blockEnd       = 15
 
 	maxBlock      = 1 << 20
 	softBlock     = 256 << 10 // a block of small things is written when it is that long
@@ -68,6 +74,7 @@ type Snapshot struct {
 	events fifo[control.Event]
 	dedupe fifo[dedupeEntry]
 	table  *Capture
+	leases leaseState
 }
 
 // Capture remembers the state as it is. Its cost is a few bytes per 64 files or chunks. One at a
@@ -79,7 +86,8 @@ func (s *State) Capture() (*Snapshot, error) {
 			errors.New("another snapshot is being written"))
 	}
 	sn := &Snapshot{s: s, table: table, files: s.files.capture(), config: s.config,
-		cs: append([]*CS(nil), s.cs...), events: s.events.capture(), dedupe: s.dedupe.capture()}
+		leases: s.leases,
+		cs:     append([]*CS(nil), s.cs...), events: s.events.capture(), dedupe: s.dedupe.capture()}
 	e := &sn.head
 	e.b = append(e.b, snapMagic...)
 	e.u32(snapVersion)
@@ -161,7 +169,7 @@ func (sn *Snapshot) Write(out io.Writer) error {
 		return err
 	}
 	steps := []func(*blockWriter) error{sn.writeFiles, sn.writeRegistry, sn.writeEvents,
-		sn.writeDedupe, sn.writePages}
+		sn.writeDedupe, sn.writePages, sn.writeLeases}
 	for _, step := range steps {
 		if err := step(w); err != nil {
 			return err

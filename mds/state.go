@@ -37,6 +37,8 @@ type file struct {
 	policy              control.Policy
 	xattrs              []xattr // ascending by name; replaced, never changed in place
 
+	lease *fileLease // who may write it; nil: nobody, and no fence
+
 	slots slotMap   // derived from the chunk records
 	dir   *dirIndex // derived; directories only
 }
@@ -185,6 +187,7 @@ type State struct {
 	dedupe  fifo[dedupeEntry]
 	seen    map[dedupeKey]dedupeEntry // derived from dedupe
 	byDisk  map[[16]byte]dataplane.CSID
+	leases  leaseState
 }
 
 // NewState returns the state before the first command: a root directory and nothing else.

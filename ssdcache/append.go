@@ -80,6 +80,7 @@ type batch struct {
 	appends appendList
 	count   int // of appends
 	clean   int // of the data blocks, for the read cache
+	moved   int // of the data blocks, out of segments to be used again
 	sealed  bool
 	done    bool
 	err     error
@@ -133,7 +134,7 @@ func (l *Log) checkAppend(a *Append) {
 	why := a.check()
 	switch {
 	case why != "":
-	case a.Kind == Clean:
+	case a.Kind == Clean || a.Kind == Moved:
 		why = "records of this kind are the log's own"
 	case l.closing != nil:
 		why = "the log is being closed"
@@ -254,7 +255,7 @@ func (l *Log) newBatch() *batch {
 			staging: make([]*uring.Buf, 0, 8)}
 		b.op.Done = func(*uring.DiskOp) { l.batchDone(b) }
 	}
-	b.hdr, b.count, b.clean, b.sealed, b.done, b.err = hdr, 0, 0, false, false, nil
+	b.hdr, b.count, b.clean, b.moved, b.sealed, b.done, b.err = hdr, 0, 0, 0, false, false, nil
 	return b
 }
 

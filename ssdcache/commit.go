@@ -29,7 +29,8 @@ func (l *Log) submitBatches() {
 // canWait says whether b is an open batch of a few copies for the read cache, for which nobody
 // waits: a header for each would waste the log.
 func (l *Log) canWait(b *batch) bool {
-	return !b.sealed && b.appends.first == nil && b.clean < cleanPerBatch/2 && l.closing == nil &&
+	return !b.sealed && b.appends.first == nil && b.moved == 0 &&
+		b.clean < cleanPerBatch/2 && l.closing == nil &&
 		l.destage.phase < checkpointing
 }
 
@@ -74,7 +75,7 @@ func (l *Log) retire() {
 			l.durable = b.h.nr
 			l.stats.Batches++
 			l.stats.Appends += uint64(b.count)
-			l.stats.Blocks += uint64(b.h.dataBlocks - b.clean)
+			l.stats.Blocks += uint64(b.h.dataBlocks - b.clean - b.moved)
 			l.stats.LogBlocks += uint64(b.h.headBlocks + b.h.dataBlocks)
 		}
 		l.freeMemory(b)

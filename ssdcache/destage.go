@@ -9,10 +9,12 @@ import (
 // Destage, in rounds:
 //
 //	1 take the oldest segments, up to an eighth of the log; note the blocks still dirty in them, per
-//	  segment sorted by (slot, block); these lists are merged as the round goes
+//	  segment sorted by (slot, block), from where the last round stopped; these lists are merged as
+//	  the round goes
 //	2 form runs of neighbouring blocks; blocks that lie between and are in the log anyway, dirty in
 //	  younger segments or clean, fill gaps (runs.go)
-//	3 read them from the log, write them to the Backing; what was overwritten meanwhile is left out
+//	3 read them from the log, write them to the Backing; what was overwritten meanwhile is left out.
+//	  If the Backing is slow, most are appended to the log again instead (move.go)
 //	4 Backing.Checkpoint: durable
 //	5 wait until all appends made before 4 are durable: blocks were left out in 3 because of them
 //	6 superblock with the new tail: from now on replay begins behind these segments
@@ -24,13 +26,15 @@ import (
 
 // Tuning of destage. Times in nanoseconds.
 const (
-	maxWriteBacks = 8
+	maxWriteBacks = 64      // in flight,
+	minWriteBacks = 4       // and at least so many may be, at full speed;
+	flightTime    = 4e6     // in between, as many as the store takes in this time
 	roundShare    = 8       // a round takes at most this part of the log,
 	roundBlocks   = 1 << 16 // and this many blocks of log
 	pieceSize     = 1 << 20 // of one read
 	pauseAtStart  = 2e6     // between runs, at DestageAt
 	pauseIdle     = 10e6    // between runs, when nothing is appended
-	fullSpeedAt   = 0.5     // part of the way from DestageAt to full where there are no pauses
+	fullSpeedAt   = 0.25    // part of the way from DestageAt to full where there are no pauses
 	tickEvery     = 1e9     // to find out whether the log is idle
 )
 
@@ -46,27 +50,38 @@ const (
 )
 
 type destager struct {
-	l       *Log
-	phase   phase
-	idle    bool   // this round runs because nothing else happens
-	from    uint64 // segments of the round: [from, from+n)
-	n       uint64
-	end     uint64 // all that lies in segments before this one is durable
-	max     uint64 // most segments of a round
-	taken   uint64 // segments collected
-	blocks  []uint64
-	lists   listHeap
-	total   int         // blocks of the round
-	handled int         // of them, written or left out
-	image   *uring.Pool // Sequential: the round's segments
-	ops     []uring.DiskOp
-	settle  uint64 // batch that must be durable before the tail moves
-	pending int    // reads of segments, or runs, in flight
-	runs    [maxWriteBacks]run
-	spare   *uring.Buf  // memory of one run, if the pool has none
-	timer   uring.Timer // pause between runs, or between segments
-	tick    uring.Timer
-	seen    uint64 // batches at the last tick
+	l                          *Log
+	phase                      phase
+	idle                       bool   // this round runs because nothing else happens
+	from                       uint64 // segments of the round: [from, from+n)
+	n                          uint64
+	end                        uint64 // all that lies in segments before this one is durable
+	max                        uint64 // most segments of a round
+	taken                      uint64 // segments collected
+	blocks                     []uint64
+	lists                      listHeap
+	total                      int // blocks of the round
+	handled                    int // of them: written, moved, or superseded meanwhile
+	written, moved, superseded int
+	ops                        int      // write-backs done
+	base                       blockKey // keys are ordered from here on, around
+	last                       blockKey // written last
+	writeRest                  bool     // nothing more is moved in this round
+	moving                     bool     // the log is waited for, for moving
+	app                        Append   // for moved blocks
+	appCRC                     [4]byte
+	image                      *uring.Pool // Sequential: the round's segments
+	pieces                     []uring.DiskOp
+	ahead                      uint64 // segments after the round and before this one are in the image
+	aheadOps                   []uring.DiskOp
+	aheadPending               int
+	settle                     uint64 // batch that must be durable before the tail moves
+	pending                    int    // reads of segments, or runs, in flight
+	runs                       [maxWriteBacks]run
+	spare                      *uring.Buf  // memory of one run, if the pool has none
+	timer                      uring.Timer // pause between runs, or between segments
+	tick                       uring.Timer
+	seen                       uint64 // batches at the last tick
 }
 
 func (d *destager) init(l *Log) error {
@@ -77,16 +92,20 @@ func (d *destager) init(l *Log) error {
 	if l.o.Sequential {
 		mem := l.o.DestageMemory
 		if mem == 0 {
-			mem = min(int(l.segs)*segSize/16, 32<<20)
+			mem = min(int(l.segs)*segSize/4, 64<<20)
 		}
 		d.max = min(max(uint64(mem/segSize), 2), l.segs/2)
 		var err error
 		if d.image, err = l.o.NewPool(int(d.max) * segSize); err != nil {
 			return err
 		}
-		d.ops = make([]uring.DiskOp, max(segSize/pieceSize, 1))
-		for i := range d.ops {
-			d.ops[i].Done, d.ops[i].Bufs = d.pieceRead, make([][]byte, 1)
+		d.pieces = make([]uring.DiskOp, max(segSize/pieceSize, 1))
+		for i := range d.pieces {
+			d.pieces[i].Done, d.pieces[i].Bufs = d.pieceRead, make([][]byte, 1)
+		}
+		d.aheadOps = make([]uring.DiskOp, len(d.pieces))
+		for i := range d.aheadOps {
+			d.aheadOps[i].Done, d.aheadOps[i].Bufs = d.aheadRead, make([][]byte, 1)
 		}
 	}
 	if d.spare = l.pool.Get(MaxRun * blockSize); d.spare == nil {
@@ -121,7 +140,7 @@ func (d *destager) release() error {
 
 // inFlight says whether anything of destage must be waited for before the log can be closed.
 func (d *destager) inFlight() bool {
-	return d.pending > 0 || d.phase >= checkpointing
+	return d.pending > 0 || d.aheadPending > 0 || d.phase >= checkpointing
 }
 
 // InWriteBack says whether a WriteBack of any of the n blocks from block on is in flight. Whoever
@@ -141,7 +160,7 @@ func (l *Log) InWriteBack(slot, block, n uint32) bool {
 func (d *destager) onTick() {
 	l := d.l
 	l.env.Arm(&d.tick, tickEvery)
-	quiet := d.seen == l.nextNr
+	quiet := d.seen == l.nextNr && !l.wantRoom
 	d.seen = l.nextNr
 	d.idle = quiet
 	if quiet && l.err == nil && l.closing == nil && d.phase == resting {
@@ -160,15 +179,18 @@ func (l *Log) startDestage() {
 // begin starts a round, if there is a segment to write back.
 func (d *destager) begin() {
 	l := d.l
-	d.end = l.head // the segment being filled isn't taken
-	if l.oldest != nil {
-		d.end = min(d.end, l.oldest.h.seg)
+	d.end = d.durableEnd() // the segment being filled isn't taken
+	most := d.max
+	if l.pace.perBlock > 0 && !l.pace.slow() {
+		most = min(most, max(l.segs/roundShare, 2)) // a checkpoint doesn't cost much
 	}
-	d.from, d.n = l.tail, min(d.max, d.end-l.tail)
+	d.from, d.n = l.tail, min(most, d.end-l.tail)
 	if d.n == 0 {
 		return
 	}
 	d.blocks, d.lists, d.taken, d.total, d.handled = d.blocks[:0], d.lists[:0], 0, 0, 0
+	d.written, d.moved, d.superseded, d.ops = 0, 0, 0, 0
+	d.base, d.writeRest, d.moving = d.last, false, false
 	l.stats.Rounds++
 	d.phase = collecting
 	l.pace.begin()
@@ -196,16 +218,24 @@ func (d *destager) collect() {
 		d.pump()
 		return
 	}
+	if d.aheadPending > 0 && d.from+d.taken == d.ahead {
+		return // it is being read
+	}
 	base := l.place(d.from+d.taken, 0)
 	first := len(d.blocks)
 	for i := range l.segBlocks {
 		p := base + Pos(i)
 		if key, ok := l.idx.current(p); ok && l.idx.state[p]&isClean == 0 {
-			d.blocks = append(d.blocks, uint64(key)<<32|uint64(p))
+			d.blocks = append(d.blocks, d.entry(key, p))
 		}
 	}
 	list := d.blocks[first:]
-	if d.image != nil {
+	if !d.fits(len(list)) {
+		d.blocks, d.n = d.blocks[:first], d.taken
+		l.env.Arm(&d.timer, 0)
+		return
+	}
+	if d.image != nil && d.from+d.taken >= d.ahead {
 		d.readSegment(list)
 	}
 	slices.Sort(list)
@@ -233,8 +263,8 @@ func (d *destager) readSegment(list []uint64) {
 			}
 			last = p
 		}
-		o := &d.ops[op]
-		o.Kind, o.Low, o.Offset = uring.DiskRead, true, int64(first)*blockSize
+		o := &d.pieces[op]
+		o.Kind, o.Low, o.Offset = uring.DiskRead, d.urgency() < 1, int64(first)*blockSize
 		o.Bufs[0] = mem[:(last-first+1)*blockSize]
 		d.pending++
 		l.disk.Submit(o)
@@ -244,9 +274,59 @@ func (d *destager) readSegment(list []uint64) {
 // inImage is the memory of position p, and what follows, in the image of the round's segments.
 func (d *destager) inImage(p Pos) []byte {
 	l := d.l
-	s := l.seqOf(p) - d.from
+	s := l.seqOf(p) % d.max
 	at := int(s)*int(l.sb.segSize) + int(p-l.segStart(l.segOf(p)))*blockSize
 	return d.image.Arena()[at:]
+}
+
+// readAhead reads the segments after those of the round, one after the other, while the round is
+// written, as far as there is memory for them and writes wait for write-back.
+func (d *destager) readAhead() {
+	l := d.l
+	next := max(d.ahead, d.from+d.n)
+	if d.image == nil || d.aheadPending > 0 || d.phase < writing || d.urgency() < 1 ||
+		next >= d.durableEnd() || next-d.from >= d.max || l.err != nil || l.closing != nil {
+		return
+	}
+	d.ahead = next
+	mem := d.image.Arena()[int(next%d.max)*int(l.sb.segSize):][:l.sb.segSize]
+	for i := range d.aheadOps {
+		o := &d.aheadOps[i]
+		n := min(len(mem), pieceSize)
+		o.Kind, o.Low, o.Offset = uring.DiskRead, false, int64(l.place(next, 0))*blockSize+
+			int64(i)*pieceSize
+		o.Bufs[0], mem = mem[:n], mem[n:]
+		d.aheadPending++
+		l.disk.Submit(o)
+	}
+}
+
+func (d *destager) aheadRead(op *uring.DiskOp) {
+	l := d.l
+	d.aheadPending--
+	if op.Err != nil {
+		l.fail(ioError("read the log for write-back", op.Err))
+	}
+	if d.aheadPending > 0 {
+		return
+	}
+	d.ahead++
+	if l.closing != nil {
+		l.env.AtTurnEnd(&l.turn)
+	}
+	if d.phase == collecting {
+		d.onTimer()
+		return
+	}
+	d.readAhead()
+}
+
+// durableEnd is the first segment that may hold what isn't durable.
+func (d *destager) durableEnd() uint64 {
+	if l := d.l; l.oldest != nil {
+		return min(l.head, l.oldest.h.seg)
+	}
+	return d.l.head
 }
 
 func (d *destager) pieceRead(op *uring.DiskOp) {
@@ -257,6 +337,18 @@ func (d *destager) pieceRead(op *uring.DiskOp) {
 	if d.pending == 0 {
 		d.collect()
 	}
+}
+
+// entry is how a block is noted: in the order of the store's disk, from base on, around.
+func (d *destager) entry(key blockKey, p Pos) uint64 { return uint64(key-d.base)<<32 | uint64(p) }
+
+// depth is how many runs may be in flight.
+func (d *destager) depth(u float64) int {
+	most := float64(2 * minWriteBacks)
+	if per := d.l.pace.perOp; per > 0 {
+		most = min(max(flightTime/per, minWriteBacks), maxWriteBacks)
+	}
+	return 1 + int(u*(most-1))
 }
 
 // urgency is 0 where destage starts and 1 from the level of full speed on.
@@ -275,14 +367,27 @@ func (d *destager) pump() {
 		d.stop()
 		return
 	}
+	d.idle = d.idle && d.seen == l.nextNr
+	d.readAhead()
 	u := d.urgency()
 	pause := int64((1 - u) * (1 - u) * pauseAtStart)
 	if d.idle && l.fill() < l.o.DestageAt {
 		pause = pauseIdle
 	}
-	for d.phase == writing && d.pending < 1+int(u*(maxWriteBacks-1)) && !d.timer.Armed() {
+	for d.phase == writing && d.pending < d.depth(u) && !d.timer.Armed() && len(d.lists) > 0 {
+		moves := d.moves()
+		if moves && d.moved == 0 {
+			l.pace.sample(l.env.Now(), true)
+		}
+		if moves && !d.mayMove() {
+			d.moving = true
+			break
+		}
 		r := d.freeRun()
-		if r == nil || !d.fill(r) {
+		if r == nil || moves && !d.fillMoves(r) || !moves && !d.fill(r) {
+			break
+		}
+		if !d.memory(r) {
 			break
 		}
 		d.pending++

@@ -19,7 +19,7 @@ import (
 //
 //	offset size field
 //	     0    8 magic "PSLOGSB\x01"
-//	     8    4 version (2; 1 had no Clean records)
+//	     8    4 version (3; 2 had no Moved records, 1 no Clean ones)
 //	    12    4 bytes of a segment
 //	    16    8 owner
 //	    24    8 format id: random, so that what an earlier format left is not taken for ours
@@ -40,7 +40,7 @@ import (
 //
 //	offset size field
 //	     0    8 magic "PSLOGBA\x01"
-//	     8    2 version (2)
+//	     8    2 version (3)
 //	    10    2 header blocks
 //	    12    4 data blocks
 //	    16    8 owner
@@ -70,9 +70,9 @@ import (
 //	28    4 zero
 //	32    8 seq
 //	40    8 commit mark
-//	48      Data and Clean: CRC32C of each block, 4 bytes each; then meta
+//	48      Data, Clean and Moved: CRC32C of each block, 4 bytes each; then meta
 const (
-	version         = 2 // written; 1 can be read
+	version         = 3 // written; older ones can be read
 	blockSize       = dataplane.BlockSize
 	firstBlock      = 16 // of segment 0
 	superSize       = blockSize
@@ -119,6 +119,9 @@ const (
 	Drop RecordKind = 4 // the slot's chunk is gone: all its blocks leave the index
 	// Clean is a copy of blocks of the store, for reading. The log makes it itself, replay skips it.
 	Clean RecordKind = 5
+	// Moved are blocks of a segment that is to be used again, as they were. The log makes it itself,
+	// with Chunk, Epoch, Seq and Commit 0: the owner has learnt those from the first record.
+	Moved RecordKind = 6
 )
 
 // Record is one entry of the log.
@@ -134,7 +137,7 @@ type Record struct {
 	Meta   []byte // owner-defined, at most MaxMeta bytes; any kind may carry it
 }
 
-func (r *Record) hasData() bool { return r.Kind == Data || r.Kind == Clean }
+func (r *Record) hasData() bool { return r.Kind == Data || r.Kind == Clean || r.Kind == Moved }
 
 // blocks is how many data blocks the record has in the log.
 func (r *Record) blocks() int {
@@ -151,7 +154,7 @@ func (r *Record) headerBytes() int { return entrySize + 4*r.blocks() + (len(r.Me
 func (r *Record) check() string {
 	ranged := r.hasData() || r.Kind == Zero
 	switch {
-	case r.Kind < Data || r.Kind > Clean:
+	case r.Kind < Data || r.Kind > Moved:
 		return "unknown kind"
 	case len(r.Meta) > MaxMeta:
 		return "too much meta"

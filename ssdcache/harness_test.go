@@ -275,6 +275,9 @@ func (r *rig) open() error {
 }
 
 func (r *rig) onRecord(rec *Record) {
+	if rec.Kind == Moved {
+		return // contents are checked
+	}
 	seq := uint64(rec.Seq)
 	r.records++
 	if seq <= r.replay || seq > uint64(len(r.history)) {

@@ -24,9 +24,9 @@ type Options struct {
 	Backing         Backing
 	// DestageAt is the fill level, 0 to 1, from which segments are written back; default 0.5.
 	DestageAt float64
-	// Sequential is for a log on a disk whose random reads are slow, such as the disk of the store
-	// itself. Write-back then reads whole segments to memory, as many as fit DestageMemory bytes: a
-	// sixteenth of the log by default, at most 32 MiB. Otherwise a round of write-back takes an
+	// Sequential is for a log on the disk of the store itself: its reads take time away from the
+	// store. Write-back then reads whole segments to memory, as many as fit DestageMemory bytes: a
+	// quarter of the log by default, at most 64 MiB. Otherwise a round of write-back takes an
 	// eighth of the log and reads block by block.
 	Sequential    bool
 	DestageMemory int
@@ -63,6 +63,7 @@ type WriteBack struct {
 	Blocks      int      // at most MaxRun
 	Data        [][]byte // page-aligned memory, at most uring.MaxDiskBufs pieces
 	CRCs        []byte   // 4 bytes per block
+	Urgent      bool     // not in the background: writes wait for it
 	Err         error
 	Done        func(*WriteBack)
 
@@ -84,6 +85,7 @@ type Stats struct {
 	Rounds, WriteBacks uint64 // of destage
 	Destaged           uint64 // blocks written back
 	GapBlocks          uint64 // clean blocks written again, to merge what lies around them
+	Moved              uint64 // blocks appended again instead, see move.go
 	Superseded         uint64 // blocks in segments written back that were overwritten meanwhile
 	Admitted, Rescued  uint64 // blocks of the read cache: taken in; kept when a segment was used again
 	Segments           int    // of the log
@@ -190,7 +192,12 @@ func (l *Log) Room() bool {
 
 // hasRoom counts as ready what prepare will find ready at the end of the turn.
 func (l *Log) hasRoom() bool {
-	if l.waiting > maxWaiting || l.ready <= l.head || !l.pace.allows() {
+	return l.waiting <= maxWaiting && l.hasSpace() && l.pace.allows()
+}
+
+// hasSpace says whether the reserve is whole.
+func (l *Log) hasSpace() bool {
+	if l.ready <= l.head {
 		return false
 	}
 	for s := l.ready + 1; s <= l.head+l.reserve; s++ {
@@ -276,6 +283,7 @@ func (l *Log) turnEnd() {
 	l.cache.rescue()
 	l.prepare()
 	l.destage.trySettle()
+	l.destage.goOnMoving()
 	if l.err == nil {
 		l.startDestage()
 	}

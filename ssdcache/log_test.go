@@ -332,7 +332,7 @@ func TestRefusesWrongLogs(t *testing.T) {
 				le.PutUint32(b[superSize-4:], dataplane.CRC(b[:superSize-4]))
 				r.disk.WriteAt(b, i*superSize)
 			}
-		}, "version 3"},
+		}, "version 4"},
 		{"damaged superblocks", func(r *rig) {
 			r.disk.FlipBit(100, 1)
 			r.disk.FlipBit(superSize+100, 1)

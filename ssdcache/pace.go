@@ -16,20 +16,36 @@ type pacer struct {
 	rate  float64 // blocks per ns from then on
 	held  bool    // waiting for a burst
 
-	sampled int64 // when handled was last looked at
-	handled int
-	perItem float64 // ns per block of the round, smoothed; 0: not known
-	rest    float64 // ns from the last write-back to the new tail, smoothed
-	wrote   int64   // when the last write-back of the round ended
+	sampled  int64 // when handled was last looked at
+	handled  int
+	perItem  float64 // ns per block written back, smoothed; 0: not known
+	perOp    float64 // ns per write-back that the Backing needs, smoothed; 0: not known
+	perBlock float64 // ns per block of the round that it needs, smoothed; 0: not known
+	perMove  float64 // ns per block moved, smoothed
+
+	flying       int     // write-backs in flight
+	busySince    int64   // they are, or since the last one was completed
+	busy         float64 // ns with some in flight in this sample, in which
+	done, blocks int     // were completed
+
+	ops   int     // write-backs, and
+	moves int     // moved blocks of the round when handled was last looked at
+	rest  float64 // ns from the last write-back to the new tail, smoothed
+	wrote int64   // when the last write-back of the round ended
 }
 
 // Tuning of the pace.
 const (
-	paceLevel   = 0.85 // of Pressure: where a round may end
-	sampleTime  = 50e6 // ns of a sample
-	burstTime   = 20e6 // ns worth of intake that is let in at once,
-	burstBlocks = 256  // and at most so many blocks
-	slowDisk    = 5e6  // ns that a hard disk takes for one block
+	paceLevel   = 0.85  // of Pressure: where a round may end
+	busyTime    = 30e6  // ns of a sample of the Backing's speed,
+	busyOps     = 512   // or so many write-backs
+	sampleTime  = 50e6  // ns of a sample
+	burstTime   = 2e6   // ns worth of intake that is let in at once, at least,
+	burstMost   = 100e6 // and at most; in between it is
+	burstOps    = 20    // the time of so many write-backs,
+	burstBlocks = 256   // and at most so many blocks
+	firstMove   = 50e3  // ns per moved block, until it is known
+	slowDisk    = 5e6   // ns that a hard disk takes for one block
 )
 
 func (p *pacer) init(l *Log) {
@@ -70,27 +86,87 @@ func (p *pacer) allows() bool {
 }
 
 // burst is how many blocks are let in at once.
-func (p *pacer) burst() float64 { return min(p.rate*burstTime, burstBlocks) }
+func (p *pacer) burst() float64 {
+	time := min(max(burstOps*p.perOp, burstTime), burstMost)
+	return min(p.rate*time, burstBlocks)
+}
+
+// moved says that a block was moved: that takes log, too, but isn't intake.
+func (p *pacer) moved() { p.base += 1 + 1./64 }
 
 // begin is called when a round begins.
 func (p *pacer) begin() {
 	p.began = p.l.env.Now()
-	p.sampled, p.handled, p.wrote = p.began, 0, 0
+	p.sampled, p.wrote = p.began, 0
+	p.handled, p.ops, p.moves = 0, 0, 0
 	p.update()
 }
 
-// sample learns how fast blocks are written back.
-func (p *pacer) sample(now int64) {
+// sample learns how fast blocks are written back, and moved, when there is enough to learn from;
+// when writing back ends, from what there is.
+func (p *pacer) sample(now int64, ends bool) {
 	d := &p.l.destage
-	if d.phase > writing || d.handled == p.handled || now-p.sampled < sampleTime && p.perItem > 0 {
+	if d.phase > writing || d.handled == p.handled {
 		return
 	}
-	per := float64(now-p.sampled) / float64(d.handled-p.handled)
-	if p.perItem == 0 {
-		p.perItem = per
+	took := float64(now - p.sampled)
+	if took < sampleTime && !ends {
+		return
 	}
-	p.perItem += (per - p.perItem) / 8
-	p.sampled, p.handled = now, d.handled
+	ops, moves := d.ops-p.ops, d.moved-p.moves
+	switch {
+	case ops > 0 && moves == 0:
+		smooth(&p.perItem, took/float64(d.handled-p.handled))
+	case ops == 0 && moves > 0:
+		smooth(&p.perMove, took/float64(moves))
+	}
+	p.skip(now)
+}
+
+// sent and served learn how long the Backing is busy for a write-back, and for a block. A disk may
+// take many at once and then none for a while, so it's the time that is cut in samples.
+func (p *pacer) sent() {
+	if p.flying++; p.flying == 1 {
+		p.busySince = p.l.env.Now()
+	}
+}
+
+func (p *pacer) served(blocks int) {
+	now := p.l.env.Now()
+	p.busy += float64(now - p.busySince)
+	p.busySince = now
+	p.flying--
+	p.done++
+	p.blocks += blocks
+	if p.busy < busyTime && p.done < busyOps {
+		return
+	}
+	const weight = 0.5
+	per, perBlock := p.busy/float64(p.done), p.busy/float64(max(p.blocks, 1))
+	if p.perOp == 0 {
+		p.perOp, p.perBlock = per, perBlock
+	}
+	p.perOp += (per - p.perOp) * weight
+	p.perBlock += (perBlock - p.perBlock) * weight
+	p.busy, p.done, p.blocks = 0, 0, 0
+}
+
+// slow says whether writing back takes the Backing so long that moving is cheaper.
+func (p *pacer) slow() bool {
+	return p.perBlock > slowStore || p.perMove > 0 && p.perBlock > 3*p.perMove
+}
+
+func smooth(v *float64, x float64) {
+	if *v == 0 {
+		*v = x
+	}
+	*v += (x - *v) / 8
+}
+
+// skip begins a new sample.
+func (p *pacer) skip(now int64) {
+	d := &p.l.destage
+	p.sampled, p.handled, p.ops, p.moves = now, d.handled, d.ops, d.moved
 }
 
 // update computes the rate anew.
@@ -99,33 +175,54 @@ func (p *pacer) update() {
 	now := l.env.Now()
 	if d.urgency() < 1 || d.idle {
 		// Write-back isn't at its full speed by its own choice: nothing is learnt from it.
-		p.sampled, p.handled = now, d.handled
+		p.skip(now)
 		p.stop()
 		return
 	}
-	p.sample(now)
+	p.sample(now, false)
 	if d.phase > writing && p.wrote == 0 {
 		p.wrote = now
 	}
-	per := p.perItem
-	if per == 0 {
-		per = slowDisk // until the first run is written
-	}
 	seg := float64(l.segBlocks)
-	total := float64(d.total)
-	if d.phase == collecting {
-		total = float64(d.n) * seg // at most
-	}
-	left := max((total-float64(d.handled))*per+p.rest, sampleTime)
-	whole := max(total*per+p.rest, sampleTime)
+	write, move := p.todo()
+	left := max(p.time(write, move), sampleTime)
+	whole := max(p.time(write+float64(d.written), move+float64(d.moved)), sampleTime)
 	level := l.o.DestageAt + paceLevel*(1-l.o.DestageAt)
-	room := (level-l.fill())*float64(l.segs-l.reserve-1)*seg - float64(l.at)
-	rate := max(room/left, float64(d.n)*seg/(2*whole))
+	room := (level-l.fill())*float64(l.segs-l.reserve-1)*seg - float64(l.at) - move
+	freed := float64(d.n)*seg - move - float64(d.moved)
+	rate := max(room/left, freed/(2*whole))
 	base := p.position()
 	if p.on { // what was too much remains so; what wasn't used is kept for a burst
 		base = min(base+p.burst(), p.bound(now))
 	}
 	p.base, p.at, p.rate, p.on = base, now, rate, true
+}
+
+// todo is how many blocks of the round are still to be written back, and to be moved.
+func (p *pacer) todo() (write, move float64) {
+	l, d := p.l, &p.l.destage
+	total := d.total
+	if d.phase == collecting {
+		total = int(d.n) * int(l.segBlocks) // at most
+	}
+	rest := float64(total - d.handled)
+	if d.writeRest || !p.slow() {
+		return rest, 0
+	}
+	write = min(rest, float64(d.mustWrite()))
+	return write, rest - write
+}
+
+// time is how long so many blocks take, and the end of the round.
+func (p *pacer) time(write, move float64) float64 {
+	per, perMove := max(p.perItem, p.perBlock), p.perMove
+	if per == 0 {
+		per = slowDisk // until the first run is written
+	}
+	if perMove == 0 {
+		perMove = firstMove
+	}
+	return write*per + move*perMove + p.rest
 }
 
 // end is called when the tail has moved.

@@ -42,6 +42,7 @@ type ReadOp struct {
 	Blocks int
 	Buf    []byte // Blocks*4096 bytes, page-aligned, out of the Pool
 	Low    bool   // background: doesn't count for what the read cache keeps
+	soon   bool   // but it is waited for
 	Err    error
 	Done   func(*ReadOp)
 
@@ -79,7 +80,7 @@ func (l *Log) Read(r *ReadOp) {
 		r.op.Done = func(*uring.DiskOp) { r.finish() }
 	}
 	r.iov[0] = r.Buf
-	r.op.Kind, r.op.Low = uring.DiskRead, r.Low
+	r.op.Kind, r.op.Low = uring.DiskRead, r.Low && !r.soon
 	r.op.Offset, r.op.Bufs = int64(r.Pos)*blockSize, r.iov[:]
 	l.pins[l.segOf(r.Pos)]++
 	l.disk.Submit(&r.op)

@@ -205,7 +205,7 @@ func (r *replayer) apply(f *found) error {
 			return false
 		}
 		switch rec.Kind {
-		case Data:
+		case Data, Moved:
 			key := keyOf(rec.Slot, rec.Offset/blockSize)
 			for i := range rec.blocks() {
 				l.idx.put(key+uint32(i), base+Pos(data+i), le.Uint32(crcs[4*i:]))

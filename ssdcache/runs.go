@@ -60,89 +60,130 @@ type run struct {
 	used  bool
 	first uint32 // block of the slot
 	n     int
-	at    int // the WriteBack begins with this block of the run
-	left  int // reads in flight
+	at    int  // the WriteBack begins with this block of the run
+	left  int  // reads in flight
+	move  bool // to be appended to the log again
 	err   error
-	buf   *uring.Buf
+	buf   *uring.Buf // nil: the round's segments are in memory
 	pos   [MaxRun]Pos
 	dirty [MaxRun / 64]uint64
 	crcs  [4 * MaxRun]byte
-	one   [1][]byte
-	reads [MaxRun]ReadOp
+	data  [uring.MaxDiskBufs][]byte
+	reads []*ReadOp // made when needed
 }
 
 func (r *run) init(d *destager) {
 	r.d = d
 	r.Done = func(*WriteBack) { r.written() }
-	done := r.fetched
-	for i := range r.reads {
-		r.reads[i].Done, r.reads[i].Low = done, true
+}
+
+// read returns the i-th read of the run.
+func (r *run) read(i int) *ReadOp {
+	for len(r.reads) <= i {
+		r.reads = append(r.reads, &ReadOp{Low: true, Done: r.fetched})
 	}
+	return r.reads[i]
 }
 
 func (r *run) isDirty(i int) bool { return r.dirty[i/64]>>(i%64)&1 != 0 }
 
-func (r *run) block(i int) []byte { return r.buf.Bytes()[i*blockSize:][:blockSize] }
+// block is the memory of block i of the run.
+func (r *run) block(i int) []byte {
+	if r.buf == nil {
+		return r.d.inImage(r.pos[i])[:blockSize]
+	}
+	return r.buf.Bytes()[i*blockSize:][:blockSize]
+}
 
-// freeRun returns a run with memory, or nil. One always gets memory.
+// freeRun returns a run, or nil.
 func (d *destager) freeRun() *run {
 	for i := range d.runs {
-		r := &d.runs[i]
-		if r.used {
-			continue
+		if r := &d.runs[i]; !r.used {
+			return r
 		}
-		if r.buf = d.l.pool.Get(MaxRun * blockSize); r.buf == nil {
-			r.buf, d.spare = d.spare, nil
-		}
-		if r.buf == nil {
-			return nil
-		}
-		return r
 	}
 	return nil
+}
+
+// memory gives a filled run memory, if it needs any. If there is none, what it was filled with goes
+// back to the round. One run always gets memory.
+func (d *destager) memory(r *run) bool {
+	if d.image != nil {
+		r.used = true
+		return true
+	}
+	if r.buf = d.l.pool.Get(r.n * blockSize); r.buf == nil {
+		r.buf, d.spare = d.spare, nil
+	}
+	if r.buf == nil {
+		d.putBack(r)
+		return false
+	}
+	r.used = true
+	return true
+}
+
+// putBack puts what the run was filled with back on the lists of the round.
+func (d *destager) putBack(r *run) {
+	if r.move {
+		d.giveBack(r.pos[:r.n])
+		return
+	}
+	var pos []Pos
+	for i := range r.n {
+		if r.isDirty(i) && d.l.seqOf(r.pos[i]) < d.from+d.n {
+			pos = append(pos, r.pos[i])
+		}
+	}
+	d.giveBack(pos)
 }
 
 // free gives a run and its memory back.
 func (d *destager) free(r *run) {
 	r.used = false
-	clear(r.one[:])
-	if d.spare == nil {
+	clear(r.data[:])
+	switch {
+	case r.buf == nil:
+	case d.spare == nil && len(r.buf.Bytes()) >= MaxRun*blockSize:
 		d.spare = r.buf
-	} else {
+	default:
 		r.buf.Release()
 	}
 	r.buf = nil
 }
 
+// keyOf is the block that an entry is of.
+func (d *destager) keyOf(e uint64) blockKey { return blockKey(e>>32) + d.base }
+
 // due takes entry e of the round: is it still to be written?
 func (d *destager) due(e uint64) bool {
 	p := Pos(e)
 	now, ok := d.l.idx.current(p)
-	if ok && now == blockKey(e>>32) && d.l.idx.state[p]&isClean == 0 {
+	if ok && now == d.keyOf(e) && d.l.idx.state[p]&isClean == 0 {
 		return true
 	}
 	d.l.stats.Superseded++
+	d.superseded++
 	d.handled++
 	return false
 }
 
-// fill puts the next run of blocks in r. It is false, and r is free, if the round has no more.
+// fill puts the next run of blocks in r. It is false if the round has no more.
 func (d *destager) fill(r *run) bool {
-	r.n, r.err = 0, nil
+	r.n, r.err, r.move = 0, nil, false
 	clear(r.dirty[:])
 	var key blockKey
 	for r.n == 0 {
 		if len(d.lists) == 0 {
-			d.free(r)
 			return false
 		}
 		if e := d.lists.pop(); d.due(e) {
-			key = blockKey(e >> 32)
+			key = d.keyOf(e)
 			r.add(Pos(e), true)
 		}
 	}
-	r.used, r.Slot, r.first = true, key>>14, key&(1<<14-1)
-	for gap := 0; r.n < MaxRun && (key+1)>>14 == r.Slot; {
+	r.Slot, r.first = key>>14, key&(1<<14-1)
+	for gap, most := 0, d.mostBlocks(); r.n < most && (key+1)>>14 == r.Slot; {
 		key++
 		p, dirty, ok := d.neighbour(key)
 		if gap++; dirty {
@@ -156,13 +197,22 @@ func (d *destager) fill(r *run) bool {
 	for !r.isDirty(r.n - 1) {
 		r.n--
 	}
+	d.last = key
 	return true
+}
+
+// mostBlocks is the most blocks of a run. Those of one out of the round's image may all lie apart.
+func (d *destager) mostBlocks() int {
+	if d.image != nil {
+		return uring.MaxDiskBufs
+	}
+	return MaxRun
 }
 
 // neighbour finds a block that may be written along with the one before it.
 func (d *destager) neighbour(key blockKey) (p Pos, dirty, ok bool) {
 	l := d.l
-	for len(d.lists) > 0 && blockKey(d.lists[0][0]>>32) == key {
+	for len(d.lists) > 0 && d.keyOf(d.lists[0][0]) == key {
 		if e := d.lists.pop(); d.due(e) {
 			return Pos(e), true, true
 		}
@@ -193,18 +243,16 @@ func (r *run) add(p Pos, dirty bool) {
 func (r *run) fetch() {
 	d := r.d
 	if d.image != nil {
-		for i := range r.n {
-			copy(r.block(i), d.inImage(r.pos[i])[:blockSize])
-		}
-		r.issue(0)
+		r.goOn()
 		return
 	}
 	r.left = 1
+	soon := d.urgency() == 1
 	for i, j := 0, 0; i < r.n; i = j {
 		for j = i + 1; j < r.n && r.pos[j] == r.pos[j-1]+1; j++ {
 		}
-		op := &r.reads[i]
-		op.Pos, op.Blocks = r.pos[i], j-i
+		op := r.read(i)
+		op.Pos, op.Blocks, op.soon = r.pos[i], j-i, soon
 		op.Buf = r.buf.Bytes()[i*blockSize : j*blockSize]
 		r.left++
 		d.l.Read(op)
@@ -223,6 +271,16 @@ func (r *run) fetched(op *ReadOp) {
 	}
 	if d.l.err != nil || d.l.closing != nil {
 		d.ended(r)
+		return
+	}
+	r.goOn()
+}
+
+// goOn is called when the run's blocks are in memory.
+func (r *run) goOn() {
+	if r.move {
+		r.moveOn()
+		r.d.ended(r)
 		return
 	}
 	r.issue(0)
@@ -258,9 +316,10 @@ func (r *run) issue(i int) {
 			}
 		}
 		r.at, r.Blocks, r.Block, r.Err = i, end-i, r.first+uint32(i), nil
-		r.one[0] = r.buf.Bytes()[i*blockSize : end*blockSize]
-		r.Data, r.CRCs, r.busy = r.one[:], r.crcs[4*i:4*end], true
+		r.Data, r.CRCs, r.busy = r.gather(i, end), r.crcs[4*i:4*end], true
+		r.Urgent = d.urgency() == 1
 		d.l.stats.WriteBacks++
+		d.l.pace.sent()
 		d.l.cache.change(r.Slot, r.Block, uint32(r.Blocks))
 		d.l.o.Backing.WriteBack(&r.WriteBack)
 		return
@@ -268,11 +327,29 @@ func (r *run) issue(i int) {
 	d.ended(r)
 }
 
+// gather is the memory of blocks [i, end).
+func (r *run) gather(i, end int) [][]byte {
+	if r.buf != nil {
+		r.data[0] = r.buf.Bytes()[i*blockSize : end*blockSize]
+		return r.data[:1]
+	}
+	n := 0
+	for j := i; i < end; i = j {
+		for j = i + 1; j < end && r.pos[j] == r.pos[j-1]+1; j++ {
+		}
+		r.data[n] = r.d.inImage(r.pos[i])[:(j-i)*blockSize]
+		n++
+	}
+	return r.data[:n]
+}
+
 // written is the Done of the WriteBack. Blocks of younger segments are clean from now on: they need
 // not be written in their round, which ends with a checkpoint after this one.
 func (r *run) written() {
 	d, l := r.d, r.d.l
 	r.busy = false
+	d.ops++
+	l.pace.served(r.due())
 	if r.Err != nil {
 		l.fail(ioError("write back to the store", r.Err))
 		d.ended(r)
@@ -295,10 +372,24 @@ func (r *run) written() {
 	r.issue(r.at + r.Blocks)
 }
 
+// due is how many blocks of the WriteBack had to be written in this round.
+func (r *run) due() (n int) {
+	end := r.d.from + r.d.n
+	for i := r.at; i < r.at+r.Blocks; i++ {
+		if r.isDirty(i) && r.d.l.seqOf(r.pos[i]) < end {
+			n++
+		}
+	}
+	return n
+}
+
 // ended takes a run back.
 func (d *destager) ended(r *run) {
-	for _, w := range r.dirty {
-		d.handled += bits.OnesCount64(w)
+	if !r.move {
+		for _, w := range r.dirty {
+			d.handled += bits.OnesCount64(w)
+			d.written += bits.OnesCount64(w)
+		}
 	}
 	d.free(r)
 	d.pending--

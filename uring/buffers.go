@@ -136,5 +136,6 @@ func (p *Pool) Close() error {
 	return p.unmap(p.arena)
 }
 
-// Abandon gives the memory back although buffers are in use: of a simulated process that was killed.
+// Abandon gives the memory back although buffers are in use: of a simulated process that was
+// killed.
 func (p *Pool) Abandon() error { return p.unmap(p.arena) }

@@ -28,10 +28,12 @@ import (
 
 // Relayer is a Conn that may be able to relay.
 type Relayer interface {
+	// CanRelay says whether Relay may be called now.
+	CanRelay(dst Conn) bool
 	// Relay is called by a handler inside Recv, which then returns b.Bytes()[from:to] as into. What
 	// is received into it becomes the next bytes of dst's stream, too, a connection of the same
-	// loop. False: it isn't possible, nothing was changed. The connections retain b.
-	Relay(dst Conn, b *Buf, from, to int) bool
+	// loop. The connections retain b.
+	Relay(dst Conn, b *Buf, from, to int)
 }
 
 var _ Relayer = (*conn)(nil)
@@ -63,15 +65,13 @@ type relayPool struct {
 	piped, copied uint64 // bytes that dsts have sent, by way
 }
 
-// get returns a relay with empty pipes, or nil.
-func (p *relayPool) get(l *Loop) *relay {
-	if k := len(p.free); k > 0 {
-		r := p.free[k-1]
-		p.free = p.free[:k-1]
-		return r
+// ready makes sure that there is a relay with empty pipes, if possible.
+func (p *relayPool) ready(l *Loop) bool {
+	if len(p.free) > 0 {
+		return true
 	}
 	if p.off || p.made == maxRelays {
-		return nil
+		return false
 	}
 	r := &relay{l: l, a: [2]int{-1, -1}, b: [2]int{-1, -1}}
 	for _, pipe := range []*[2]int{&r.a, &r.b} {
@@ -83,11 +83,12 @@ func (p *relayPool) get(l *Loop) *relay {
 			l.log.Warn("no pipes for relaying; data is copied instead", "error", err)
 			p.off = true
 			r.closePipes()
-			return nil
+			return false
 		}
 	}
 	p.made++
-	return r
+	p.free = append(p.free, r)
+	return true
 }
 
 func (r *relay) closePipes() {
@@ -106,23 +107,29 @@ func (p *relayPool) close() {
 	p.free = nil
 }
 
-// Relay implements Relayer.
-func (c *conn) Relay(dst Conn, b *Buf, from, to int) bool {
+// CanRelay implements Relayer.
+func (c *conn) CanRelay(dst Conn) bool {
 	d, ok := dst.(*conn)
-	if !ok || d.l != c.l || d == c || d.closing || c.closing || c.relay != nil || from >= to {
-		return false
+	return ok && d.l == c.l && d != c && !d.closing && !c.closing && c.relay == nil &&
+		c.l.relays.ready(c.l)
+}
+
+// Relay implements Relayer.
+func (c *conn) Relay(dst Conn, b *Buf, from, to int) {
+	if from < 0 || from >= to || to > len(b.mem) || !c.CanRelay(dst) {
+		panic(fmt.Sprintf("uring: Relay of [%d, %d) out of %d bytes from %s to %s", from, to, len(b.mem),
+			c.remote, dst.RemoteAddr()))
 	}
-	r := c.l.relays.get(c.l)
-	if r == nil {
-		return false
-	}
+	p, d := &c.l.relays, dst.(*conn)
+	r := p.free[len(p.free)-1]
+	p.free = p.free[:len(p.free)-1]
 	b.Retain()
 	r.src, r.dst, r.buf, r.from, r.n = c, d, b, from, to-from
 	r.got, r.piped, r.sent, r.copying = 0, 0, 0, false
 	c.relay = r
 	d.out.push(segment{relay: r, to: r.n})
 	d.out.queued += r.n
-	return true
+	d.touch()
 }
 
 // ended puts the relay away when both sides are done with it.

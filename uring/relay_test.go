@@ -29,14 +29,15 @@ type relayWorld struct {
 const relayTail = "tail"
 
 func newRelayWorld(t *testing.T) *relayWorld {
-	w := &relayWorld{t: t, l: startLoop(t, LoopOptions{PoolSize: 512 << 20}), srcEnd: make(chan error, 1),
-		dstEnd: make(chan error, 1), seen: make(chan []byte, 10000)}
+	w := &relayWorld{t: t, l: startLoop(t, LoopOptions{PoolSize: 512 << 20}),
+		srcEnd: make(chan error, 1), dstEnd: make(chan error, 1), seen: make(chan []byte, 10000)}
 	listener, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer listener.Close()
-	w.dst = dialTo(t, w.l, listener.Addr().String(), &peer{closed: func(err error) { w.dstEnd <- err }})
+	w.dst = dialTo(t, w.l, listener.Addr().String(),
+		&peer{closed: func(err error) { w.dstEnd <- err }})
 	if w.sink, err = listener.Accept(); err != nil {
 		t.Fatal(err)
 	}
@@ -72,7 +73,8 @@ func (w *relayWorld) attach(c Conn) ConnHandler {
 			p.recvDone()
 			return 4 + have, nil
 		}
-		if c.(Relayer).Relay(w.dst.c, buf, have, size) {
+		if relayer := c.(Relayer); relayer.CanRelay(w.dst.c) {
+			relayer.Relay(w.dst.c, buf, have, size)
 			w.dst.c.Append([]byte(relayTail))
 			p.recvDone = func() { w.pieceDone(buf, size) }
 		} else {
@@ -192,8 +194,8 @@ func TestRelayTrickle(t *testing.T) {
 		for i, p := range pieces {
 			m := message(p)
 			step := len(m)
-			if i >= len(pieces)-100 {
-				step = 200
+			if i >= len(pieces)-50 {
+				step = 500
 			}
 			for len(m) > 0 {
 				n := min(step, len(m))

@@ -14,7 +14,8 @@ type csdOptions struct {
 	cluster string
 	dirs    []string // -r: only these
 	scrub   scrubFlags
-	child   bool // serve the one directory of dirs, as a child of the supervisor
+	child   bool     // serve the one directory of dirs, as a child of the supervisor
+	relay   cli.Size // pass parts of writes on by splice and tee from this size on; 0: never
 	log     cli.LogFlags
 }
 
@@ -47,6 +48,8 @@ serve their directory.`,
 	flags.StringVarP(&o.cluster, "cluster", "c", "", "serve only the chunk servers of cluster `NAME`")
 	flags.StringArrayVarP(&o.dirs, "dir", "r", nil,
 		"serve only the chunk server in `DIR` (may be given several times)")
+	flags.Var(&o.relay, "relay-from", "pass on by splice and tee what is at least this `SIZE` of a "+
+		"part of 64K, while it arrives (default: never, see BENCHMARKS.md)")
 	flags.BoolVar(&o.child, "child", false, "")
 	flags.MarkHidden("child")
 	o.scrub.add(flags)

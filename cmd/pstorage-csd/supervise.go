@@ -9,6 +9,7 @@ import (
 	"os/signal"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"syscall"
 
 	"pstorage/cmd/cli"
@@ -50,6 +51,9 @@ func supervise(ctx context.Context, o csdOptions, out io.Writer) error {
 			go certifier.client(p.cluster) // connected before the first report
 			args := append([]string{"--child", "-c", p.cluster, "-r", p.daemon.Dir}, o.log.Args()...)
 			args = append(args, o.scrub.args()...)
+			if o.relay > 0 {
+				args = append(args, "--relay-from", strconv.FormatInt(int64(o.relay), 10))
+			}
 			cmd := exec.Command(self, args...)
 			cmd.Stdout, cmd.Stderr = os.Stdout, os.Stderr
 			return cmd

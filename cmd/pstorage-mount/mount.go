@@ -81,7 +81,7 @@ func mount(ctx context.Context, o mountOptions, background bool, ready func(stri
 		os.Chdir("/") // not to hold any other file system busy
 	}
 	c, err := openClient(ctx, conf, client.ClientOptions{
-		Cred: &cred, MDSAddrs: conf.BSOrNone, Log: log})
+		Cred: &cred, MDSAddrs: conf.BSOrNone, Log: log, Mount: mountpoint})
 	if err != nil {
 		return err
 	}

@@ -27,5 +27,13 @@ var canaries = map[string]canary{
 	"no-history":        {cs: chunk.Canary{NoHistory: true}},
 	"trust-partial":     {cs: chunk.Canary{TrustPartial: true}},
 	"no-lease-wait":     {mds: mds.SimCanary{NoLeaseWait: true}},
+	"ack-chain":         {cs: chunk.Canary{AckChain: true}},
+	"old-epoch":         {cs: chunk.Canary{OldEpoch: true}},
+	"seal-early":        {cs: chunk.Canary{SealEarly: true}},
+	"serve-unsettled":   {cs: chunk.Canary{ServeUnsettled: true}},
+	"keep-links":        {cs: chunk.Canary{KeepLinks: true}},
+	"no-exclude":        {cs: chunk.Canary{NoExclude: true}},
+	"first-wins":        {cs: chunk.Canary{FirstWins: true}},
+	"keep-losers":       {cs: chunk.Canary{KeepLosers: true}},
 	"no-term-wait":      {mds: mds.SimCanary{NoTermWait: true}},
 }

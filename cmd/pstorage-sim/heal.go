@@ -50,7 +50,7 @@ func (w *world) heal() {
 	w.sim.Run(w.atRest, w.sim.Now()+60*sec) // a move may be on its way; compare says what is wrong
 	for _, c := range w.mds.sim.Chunks() {
 		if c.Created { // others were allocated ahead of a writer
-			w.compare(&c)
+			w.compareChunk(c.Chunk)
 		}
 	}
 	w.histories()
@@ -167,32 +167,92 @@ func (w *world) lastReads() {
 	}
 }
 
-// compare compares the members of a chunk with each other and with what was written.
-func (w *world) compare(c *control.ChunkConfig) {
-	var first []byte
+// config is a chunk's configuration now.
+func (w *world) config(id dataplane.ChunkID) *control.ChunkConfig {
+	for _, c := range w.mds.sim.Chunks() {
+		if c.Chunk == id {
+			return &c
+		}
+	}
+	return nil
+}
+
+// compareChunk compares the members of a chunk with each other and with what was written. Chunks may
+// be moved meanwhile: then once more.
+func (w *world) compareChunk(id dataplane.ChunkID) {
+	for range 10 {
+		var c *control.ChunkConfig
+		why := ""
+		agree := func() bool {
+			c = w.config(id)
+			why = w.disagree(c)
+			return why == ""
+		}
+		if !w.sim.Run(agree, w.sim.Now()+sec) {
+			if len(usedOf(c.Index)) == 0 {
+				return // nobody asks for it
+			}
+			// A head that left with a move, and whoever couldn't exclude a member that came back, leave
+			// the rest to the next who writes.
+			w.wake(c)
+			if !w.sim.Run(agree, w.sim.Now()+30*sec) {
+				w.violate("%s", why)
+				return
+			}
+		}
+		if w.compare(c) {
+			return
+		}
+	}
+	w.violate("chunk %v is moved again and again", id)
+}
+
+// wake writes to a chunk, so that its head gets its members ready.
+func (w *world) wake(c *control.ChunkConfig) {
+	for i, f := range w.files {
+		if used := usedOf(c.Index); f.id == c.File && len(used) > 0 {
+			w.cl[i].env.Do(func() { w.cl[i].write(f, used[0].off, dataplane.BlockSize, false) })
+		}
+	}
+	w.wait(w.quiet, 60*sec, "write to a chunk that was moved")
+}
+
+// disagree says how the members of a chunk aren't one: "" if they are.
+func (w *world) disagree(c *control.ChunkConfig) string {
 	var was [3]uint64
 	for i, m := range c.Members {
 		n := w.cs[m.CS-1]
 		if n.shard == nil || n.env.Dead() || n.gone {
-			w.violate("chunk %v: cs %d is a member and isn't there", c.Chunk, m.CS)
-			return
+			return fmt.Sprintf("chunk %v: cs %d is a member and isn't there", c.Chunk, m.CS)
 		}
 		r, ok := n.shard.SimReplica(c.Chunk)
 		is := [3]uint64{uint64(r.Epoch), uint64(r.Last), uint64(r.Commit)}
 		if i == 0 {
 			was = is
 		}
-		if ok && !r.Active && r.Last == 0 {
-			return // never written to, and not asked for since its server started
+		if ok && !r.Active && r.Last == 0 && c.Epoch == 1 {
+			return "" // never written to, and not asked for since its server started
 		}
 		if !ok || !r.Active || r.Epoch != c.Epoch || r.Last != r.Commit || is != was {
-			w.violate("chunk %v at epoch %d: cs %d has %+v, the first member %v", c.Chunk, c.Epoch, m.CS,
-				r, was)
-			return
+			return fmt.Sprintf("chunk %v at epoch %d: cs %d has %+v, the first member %v", c.Chunk,
+				c.Epoch, m.CS, r, was)
+		}
+	}
+	return ""
+}
+
+// compare compares content. It is false if the chunk's members changed meanwhile.
+func (w *world) compare(c *control.ChunkConfig) bool {
+	var first []byte
+	var differ []string
+	for i, m := range c.Members {
+		n := w.cs[m.CS-1]
+		if r, ok := n.shard.SimReplica(c.Chunk); ok && !r.Active {
+			return r.Last == 0
 		}
 		data := w.replica(n, c)
 		if data == nil {
-			return
+			break
 		}
 		if i == 0 {
 			first = data
@@ -200,12 +260,23 @@ func (w *world) compare(c *control.ChunkConfig) {
 			continue
 		}
 		if !bytes.Equal(first, data) {
-			w.violate("chunk %v: cs %d and cs %d differ%s", c.Chunk, c.Members[0].CS, m.CS,
-				firstDifference(first, data))
+			differ = append(differ, fmt.Sprintf("chunk %v: cs %d and cs %d differ%s", c.Chunk,
+				c.Members[0].CS, m.CS, firstDifference(first, data)))
 		}
 		w.bufs.put(data)
 	}
-	w.compareWritten(c, first)
+	if now := w.config(c.Chunk); now.Epoch != c.Epoch {
+		return false
+	}
+	switch {
+	case len(differ) > 0:
+		w.violate("%s", differ[0])
+	case w.unread != "":
+		w.violate("%s", w.unread)
+	default:
+		w.compareWritten(c, first)
+	}
+	return true
 }
 
 func firstDifference(a, b []byte) string {
@@ -231,6 +302,7 @@ func usedOf(index uint32) (list []area) {
 
 // replica reads the used parts of a member's replica; damaged blocks get time to be repaired.
 func (w *world) replica(n *csNode, c *control.ChunkConfig) (all []byte) {
+	w.unread = ""
 	all = w.bufs.get(int(areas[0].length + areas[1].length))[:0]
 	for _, a := range usedOf(c.Index) {
 		off := uint32(a.off - int64(c.Index)*dataplane.ChunkSize)
@@ -252,8 +324,9 @@ func (w *world) replica(n *csNode, c *control.ChunkConfig) (all []byte) {
 				w.bufs.put(got)
 				break
 			}
-			if try == 20 {
-				w.violate("chunk %v: cs %d can't read its replica at %d: %v", c.Chunk, n.id, off, err)
+			if try == 20 || w.config(c.Chunk).Epoch != c.Epoch {
+				w.unread = fmt.Sprintf("chunk %v: cs %d can't read its replica at %d: %v", c.Chunk, n.id, off,
+					err)
 				return nil
 			}
 			w.sim.Run(func() bool { return false }, w.sim.Now()+500*ms)

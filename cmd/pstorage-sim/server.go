@@ -44,6 +44,8 @@ type csNode struct {
 	// Of the faults.
 	gone     bool // for good
 	excluded bool // from some chunk
+	// onExcluded, if set, is called when it is excluded from a chunk.
+	onExcluded func()
 }
 
 // deadProcess is what a process left.

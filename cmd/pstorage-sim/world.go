@@ -63,6 +63,7 @@ type world struct {
 	ops        int
 	copies     copyCounts
 	bufs       buffers
+	unread     string // why a replica couldn't be read
 }
 
 var simKey = [32]byte{1, 2, 3}
@@ -78,6 +79,7 @@ func runSeed(cfg config) (res result) {
 		configs:   map[dataplane.ChunkID]control.ChunkConfig{},
 		recovered: map[dataplane.ChunkID]bool{}}
 	w.sim = simloop.New(cfg.seed)
+	w.sim.Limit = 2_000_000 // a hundred times as many as usual
 	w.rnd = w.sim.Rand("messages")
 	w.sc = newScenario(w.sim.Rand("scenario"))
 	w.net = simloop.NewNet(w.sim, simloop.NetOptions{})
@@ -402,6 +404,9 @@ func (w *world) applied() {
 func (w *world) excluded(c *control.ChunkConfig, id dataplane.CSID) {
 	n := w.cs[id-1]
 	n.excluded = true
+	if n.onExcluded != nil {
+		n.onExcluded()
+	}
 	if n.shard == nil || n.env.Dead() || !n.shard.Leased() {
 		return
 	}

@@ -184,6 +184,9 @@ func showFileInfo(t *table, doc *control.FileInfoDoc) {
 	if len(doc.List) == 0 {
 		return
 	}
+	if w := doc.Writer; w != nil {
+		t.line("writer: client %x on %s (%s)", w.Client, w.Host, w.Mount)
+	}
 	t.line("")
 	t.row("INDEX", "CHUNK", "EPOCH", "CHUNK SERVERS (first: head; -: not alive)")
 	for _, c := range doc.List {

@@ -42,7 +42,7 @@ PSTORAGE_ETC points to. Errors are one line on stderr; the exit status is 0 for 
 	root.AddCommand(
 		newMakeMDS(a), newRemoveMDS(a), newAuthNode(a), newMakeCS(a),
 		newHWFlushCheck(), newStat(a), newTop(a), newListServices(a), newGetEvent(a), newFileInfo(a),
-		newGetAttr(a), newSetAttr(a), newRmCS(a), newGetConfig(a), newSetConfig(a),
+		newGetAttr(a), newSetAttr(a), newRmCS(a), newRevoke(a), newGetConfig(a), newSetConfig(a),
 		newScrub(a), newExport(a), newDev(a), newVersion(a),
 	)
 	return root

@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"os"
 	"sync"
 
 	"pstorage/dataplane"
@@ -23,6 +24,8 @@ type ClientOptions struct {
 	// connection is made.
 	MDSAddrs func() []string
 	Log      *slog.Logger // nil: slog.Default()
+	// Host and Mount tell people who writes a file. Host: nothing means the machine's name.
+	Host, Mount string
 
 	// Engine has further choices; what a Client sets itself in it is ignored.
 	Engine Options
@@ -81,7 +84,11 @@ func Open(ctx context.Context, o ClientOptions) (*Client, error) {
 	c.ctx, c.stop = context.WithCancel(context.WithoutCancel(ctx))
 	eo := o.Engine
 	eo.Env, eo.Net, eo.Pool, eo.Cred, eo.Log = c.loop, c.loop, c.loop.Pool(), &cred, o.Log
-	eo.Meta = &rpcMeta{ctx: c.ctx, ctl: ctl, post: c.loop.Post, log: o.Log}
+	if o.Host == "" {
+		o.Host, _ = os.Hostname()
+	}
+	eo.Meta = &rpcMeta{ctx: c.ctx, ctl: ctl, post: c.loop.Post, log: o.Log, host: o.Host,
+		mount: o.Mount}
 	c.eng = NewEngine(eo)
 	go func() {
 		if err := c.loop.Run(); err != nil {
@@ -99,6 +106,7 @@ func (c *Client) Close() error {
 		c.stopWhenIdle()
 	})
 	<-c.loop.Done()
+	c.releaseRest(c.eng.leftLeases())
 	err := c.loop.Close()
 	return errors.Join(err, c.ctl.Close())
 }
@@ -186,6 +194,8 @@ func (c *Client) OpenAttr(a *control.Attr) (*File, error) {
 		}
 		f.client = c
 		c.files[a.File] = f
+	} else if c.eng.leases.meta != nil {
+		c.loop.Post(f.reopened)
 	}
 	f.opens++
 	return f, nil
@@ -198,6 +208,8 @@ type rpcMeta struct {
 	ctl  *control.Client
 	post func(func())
 	log  *slog.Logger
+
+	host, mount string
 }
 
 // rpcTime is how long a question may take before the engine is told that it failed; it asks again.

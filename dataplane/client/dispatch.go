@@ -102,8 +102,9 @@ func (e *Engine) pickReader(p *part, ent *entry) int {
 			continue
 		}
 		h := mix(region ^ uint64(pr.id)*0x9e3779b97f4a7c15)
-		if best < 0 || pr.live && !bestLive || pr.live == bestLive && h > bestHash {
-			best, bestHash, bestLive = i, h, pr.live
+		live := pr.live && !e.avoid(p, ent, i)
+		if best < 0 || live && !bestLive || live == bestLive && h > bestHash {
+			best, bestHash, bestLive = i, h, live
 		}
 	}
 	return best

@@ -50,6 +50,9 @@ type Options struct {
 	MinBackoff  time.Duration // before the second try; default 10 ms
 	MaxBackoff  time.Duration // between later tries; default 200 ms
 
+	// LeaseWait is how long a write waits for another client to close the file; default 20 s.
+	LeaseWait time.Duration
+
 	// HoleTTL is for how long the absence of a chunk, and the end of a file, is believed without
 	// asking the MDS again. 0, the default: not at all, so what another client wrote is seen.
 	HoleTTL time.Duration
@@ -77,6 +80,7 @@ func (o *Options) setDefaults() {
 	defd(&o.ReadTimeout, 3*time.Second)
 	defd(&o.MinBackoff, 10*time.Millisecond)
 	defd(&o.MaxBackoff, 200*time.Millisecond)
+	defd(&o.LeaseWait, 20*time.Second)
 	if o.Log == nil {
 		o.Log = slog.New(slog.DiscardHandler)
 	}
@@ -91,6 +95,7 @@ type Stats struct {
 	MapFetches  uint64
 	Allocations uint64
 	BadCRCs     uint64 // answers whose data didn't match its checksums
+	Hedges      uint64 // reads sent to another member too
 	Late        uint64 // answers that nobody waited for any more
 	ConnsLost   uint64
 }
@@ -116,10 +121,15 @@ type Engine struct {
 	parts []part // the slab
 	free  *part
 	peers map[dataplane.CSID]*peer
+	// peerList has them in the order in which they became known.
+	peerList []*peer
+	hedge    hedges
 
 	hdr  dataplane.Header // of the frame being sent
 	crcs [4 * (dataplane.PartSize/dataplane.BlockSize + 1)]byte
 	lull lull
+
+	leases leases
 }
 
 var (
@@ -134,6 +144,8 @@ func NewEngine(o Options) *Engine {
 	e := &Engine{opt: o, env: o.Env, meta: o.Meta, log: o.Log,
 		parts: make([]part, o.MaxParts), peers: make(map[dataplane.CSID]*peer)}
 	e.turn.TurnEnd = e.turnEnd
+	e.hedge.timer.Fire = e.hedgeLate
+	e.leases.meta, _ = o.Meta.(Leaser)
 	for i := len(e.parts) - 1; i >= 0; i-- {
 		p := &e.parts[i]
 		p.eng, p.id = e, uint64(i)

@@ -52,6 +52,7 @@ type File struct {
 	flushNow  opQueue // done when flushOp is
 	flushNext opQueue // came later: wait for another one
 
+	lease  lease
 	client *Client // nil in a bare engine
 	opens  int     // guarded by client.mu
 }

@@ -79,6 +79,9 @@ func (f *File) Truncate(ctx context.Context, size uint64) (*control.Attr, error)
 	if size > MaxFileSize {
 		return nil, dataplane.E("truncate", dataplane.TooLarge, errRange)
 	}
+	if err := f.Zero(0, 0); err != nil { // which waits for the right to write
+		return nil, err
+	}
 	now, err := c.GetAttr(ctx, f.id)
 	if err != nil {
 		return nil, err
@@ -198,6 +201,7 @@ func (f *File) Close() error {
 	f.opens--
 	if f.opens == 0 {
 		delete(c.files, f.id)
+		c.loop.Post(f.dropLease)
 	}
 	return nil
 }

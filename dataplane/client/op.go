@@ -39,6 +39,9 @@ type Op struct {
 	Buf    []byte // Read, Write
 	Length int64  // Zero: bytes
 
+	// Right is what File.OpenForWrite gave, for Write and Zero; zero: that of the moment.
+	Right Right
+
 	// Timeout bounds the whole operation, in nanoseconds; 0: it waits for as long as it takes.
 	Timeout int64
 
@@ -51,8 +54,9 @@ type Op struct {
 
 	// From here on the engine's own.
 	eng    *Engine
-	next   *Op // in one opQueue
-	older  *Op // in e.all
+	token  uint64 // of the lease that it writes under; 0: none
+	next   *Op    // in one opQueue
+	older  *Op    // in e.all
 	newer  *Op
 	state  opState
 	begin  uint64 // e.seq when submitted: what was fetched later is fresh for this op
@@ -74,6 +78,7 @@ const (
 	opReady            // in e.ready
 	opStarved          // in e.starved: waits for a free part
 	opSizing           // in f.sizeWait
+	opLeasing          // in f.lease.wait
 	opFlushing         // in f.flushNow or f.flushNext
 	opRunning          // its parts, or f.growWait, hold it
 	opDone             // in e.finished
@@ -135,7 +140,7 @@ func (e *Engine) Submit(op *Op) {
 		panic(fmt.Sprintf("client: op submitted twice (%v, state %d)", op.Kind, op.state))
 	}
 	op.eng, op.N, op.Err = e, 0, nil
-	op.pos, op.live, op.growTo, op.sized = 0, 0, 0, false
+	op.pos, op.live, op.growTo, op.sized, op.token = 0, 0, 0, false, 0
 	e.seq++
 	op.begin = e.seq
 	e.link(op)
@@ -212,6 +217,9 @@ func (e *Engine) start(op *Op) {
 	case op.Offset < 0 || op.Length < 0 || op.Offset > MaxFileSize ||
 		op.Offset+op.Length > MaxFileSize || op.Offset+int64(len(op.Buf)) > MaxFileSize:
 		e.fail(op, dataplane.E(f.what(op.Kind), dataplane.TooLarge, errRange))
+		return
+	}
+	if (op.Kind == Write || op.Kind == Zero) && !f.mayWrite(op) {
 		return
 	}
 	switch op.Kind {
@@ -304,6 +312,7 @@ func zeroPart(off uint32, n int64) (dataplane.Opcode, int64) {
 
 // partDone is the end of p, good (err nil) or bad.
 func (e *Engine) partDone(p *part, err error) {
+	e.untwin(p)
 	op := p.op
 	op.live--
 	if err != nil && op.Err == nil {
@@ -380,8 +389,13 @@ func (e *Engine) abort(op *Op, err error) {
 		e.starved.remove(op)
 	case opSizing:
 		op.File.sizeWait.remove(op)
+	case opLeasing:
+		op.File.lease.wait.remove(op)
 	case opFlushing:
 		op.File.abortFlush(op)
+	}
+	if op.token != 0 && op.live > 0 {
+		op.File.lease.unclean = true
 	}
 	if op.growTo != 0 {
 		op.File.dropGrow(op)
@@ -389,7 +403,12 @@ func (e *Engine) abort(op *Op, err error) {
 	op.state = opRunning
 	for i := range e.parts {
 		if p := &e.parts[i]; p.op == op {
-			op.live--
+			if t := p.twin; t != nil {
+				p.twin, t.twin = nil, nil
+			}
+			if !p.hedge {
+				op.live--
+			}
 			e.cancelPart(p)
 		}
 	}

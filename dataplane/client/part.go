@@ -38,6 +38,9 @@ type part struct {
 	fresh   uint64 // the map entry must have been fetched after this e.seq
 	sentAt  int64
 	why     dataplane.Kind // last failure
+
+	twin  *part // the same read at another member, see hedge.go
+	hedge bool  // it is the later one of the two: not counted in op.live
 }
 
 // payload is the memory of a read's answer or a write's data.
@@ -75,7 +78,10 @@ func (e *Engine) freePart(p *part) {
 	if p.timer.Armed() {
 		e.env.Disarm(&p.timer)
 	}
-	p.op, p.file = nil, nil
+	if p.twin != nil {
+		panic(fmt.Sprintf("client: part %d freed while another one is its twin", p.id))
+	}
+	p.op, p.file, p.hedge = nil, nil, false
 	p.next, e.free = e.free, p
 	if e.starved.head != nil {
 		e.env.AtTurnEnd(&e.turn)

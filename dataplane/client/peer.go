@@ -55,6 +55,8 @@ type peer struct {
 	count      int      // of sent
 	lastRecv   int64
 	pinged     bool
+	pingAt     int64
+	pace       pace
 	lostChunks []control.HeldChunk
 	reportAt   int64 // not before
 	refuses    bool  // has no lease or no disk: reported though it is connected
@@ -70,6 +72,7 @@ func (e *Engine) peer(id dataplane.CSID) *peer {
 		pr.timer.Fire = pr.onTimer
 		pr.reporting.Fire = pr.sendReport
 		e.peers[id] = pr
+		e.peerList = append(e.peerList, pr)
 	}
 	return pr
 }
@@ -121,9 +124,12 @@ func (pr *peer) send(p *part) {
 	pr.count++
 	pr.bytes += p.cost()
 	e.stats.Parts++
+	if p.code == dataplane.OpRead {
+		e.watchRead()
+	}
 	h := &e.hdr
 	*h = dataplane.Header{Op: p.code, ReqID: p.id, Chunk: p.chunk, Epoch: p.epoch, Offset: p.off,
-		Length: p.n}
+		Length: p.n, Seq: dataplane.Seq(p.op.token)}
 	if p.op.FUA {
 		h.Flags |= dataplane.FlagFUA
 	}
@@ -207,19 +213,21 @@ func (pr *peer) onTimer() {
 func (pr *peer) tick() {
 	e := pr.eng
 	first := pr.sent.head
-	if first == nil {
+	if first == nil && !pr.pinged {
 		return
 	}
 	now := e.env.Now()
-	silent := now - max(pr.lastRecv, first.sentAt)
+	since := pr.pingAt
+	if first != nil && (!pr.pinged || first.sentAt < since) {
+		since = first.sentAt
+	}
+	silent := now - max(pr.lastRecv, since)
 	if silent >= int64(e.opt.PeerTimeout) {
 		pr.drop(dataplane.E("wait for an answer", dataplane.TimedOut, nil))
 		return
 	}
 	if silent >= int64(e.opt.PingAfter) && !pr.pinged {
-		pr.pinged = true
-		e.hdr = dataplane.Header{Op: dataplane.OpPing}
-		pr.conn.session.Send(&e.hdr, nil, nil)
+		pr.ping()
 	}
 	for p := first; p != nil && now-p.sentAt >= int64(e.opt.ReadTimeout); {
 		slow := p
@@ -227,6 +235,7 @@ func (pr *peer) tick() {
 		if slow.code == dataplane.OpRead && e.hasOther(slow) {
 			pr.sent.remove(slow)
 			pr.forget(slow)
+			pr.answered(slow)
 			slow.why = dataplane.TimedOut
 			e.otherMember(slow, false)
 		}
@@ -260,7 +269,7 @@ func (pr *peer) drop(err error) {
 func (pr *peer) lost(err error) {
 	e := pr.eng
 	pr.conn = nil
-	pr.state, pr.pinged = peerCooling, false
+	pr.state, pr.pinged, pr.pace.stalled = peerCooling, false, false
 	pr.fails++
 	if pr.fails <= 1 {
 		e.log.Warn("connection to a chunk server lost", "cs", pr.id, "addr", pr.addr, "err", err)
@@ -386,6 +395,7 @@ func (pc *peerConn) Frame(c *session.Conn, h *dataplane.Header, crcs, payload []
 	}
 	e := pr.eng
 	pr.lastRecv, pr.pinged, pr.fails = e.env.Now(), false, 0
+	pr.pace.stalled = false
 	if h.Op == dataplane.OpPing {
 		if h.Flags&dataplane.FlagReply == 0 {
 			e.hdr = h.Reply(dataplane.OK)
@@ -404,6 +414,7 @@ func (pc *peerConn) Frame(c *session.Conn, h *dataplane.Header, crcs, payload []
 	}
 	pr.sent.remove(p)
 	pr.forget(p)
+	pr.answered(p)
 	e.answer(p, pr, h, crcs, payload)
 	pr.pump()
 }

@@ -48,6 +48,7 @@ var actions = [...]struct{ read, write action }{
 	dataplane.TooLarge:     {actFail, actFail},
 	dataplane.Internal:     {actOtherHard, actWaitMap},
 	dataplane.NoAttribute:  {actFail, actFail},
+	dataplane.LeaseHeld:    {actFail, actFail},
 }
 
 // refused acts on an answer that isn't OK.
@@ -60,8 +61,11 @@ func (e *Engine) refused(p *part, kind dataplane.Kind) {
 		}
 	}
 	p.why = kind
-	if kind == dataplane.Fenced && e.mayLog(quietFatal) {
-		e.log.Error("this client was fenced: its files were given to another")
+	if kind == dataplane.Fenced && p.code != dataplane.OpRead {
+		f, token := p.file, p.op.token
+		e.partDone(p, e.partError(p, kind, nil))
+		e.fenced(f, token)
+		return
 	}
 	switch act {
 	case actFail:
@@ -82,6 +86,9 @@ func (e *Engine) refused(p *part, kind dataplane.Kind) {
 
 // stale tries p again with a new map: at once the first time, then after a pause.
 func (e *Engine) stale(p *part) {
+	if e.leaveToTwin(p, false) {
+		return // whose answer says the same, or serves
+	}
 	p.tried, p.hard = 0, 0
 	e.refresh(p)
 	if p.retries > 0 {
@@ -95,6 +102,9 @@ func (e *Engine) stale(p *part) {
 // otherMember sends a read to another member.
 func (e *Engine) otherMember(p *part, hard bool) {
 	e.stats.Failovers++
+	if e.leaveToTwin(p, hard) {
+		return
+	}
 	p.tried |= 1 << p.member
 	if hard {
 		p.hard |= 1 << p.member

@@ -185,6 +185,7 @@ type fakeCS struct {
 	silent  bool  // takes requests and doesn't answer anything
 	stuck   bool  // the same, but answers pings
 	hold    int64 // ns by which the answer to the next read comes later
+	delay   int64 // ns by which all answers to reads come later
 	conns   int
 	served  map[dataplane.Opcode]int
 	largest uint32
@@ -250,9 +251,9 @@ func (cs *fakeCS) serve(c *session.Conn, h, reply *dataplane.Header, payload []b
 			data = bytes.Clone(data)
 			data[len(data)/2] ^= 4
 		}
-		if cs.hold > 0 {
+		if cs.hold > 0 || cs.delay > 0 {
 			late, crcs, data := *reply, bytes.Clone(cs.crcs[:n]), bytes.Clone(data)
-			cs.w.sim.After(cs.hold, func() {
+			cs.w.sim.After(max(cs.hold, cs.delay), func() {
 				cs.env.Post(func() { c.Send(&late, crcs, data) })
 			})
 			cs.hold = 0

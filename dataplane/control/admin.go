@@ -267,7 +267,8 @@ type SetAttrArgs struct {
 // FileInfoDoc is a file with its chunks (the first 1024).
 type FileInfoDoc struct {
 	AttrDoc
-	List []ChunkDoc `json:"list"`
+	List   []ChunkDoc `json:"list"`
+	Writer *LeaseDoc  `json:"writer,omitempty"` // who has the right to write it
 }
 
 // ChunkDoc is a chunk for people.

@@ -20,6 +20,11 @@ const (
 	OpSetXattr  = dataplane.OpControlBase + 12 // XattrReq -> Empty (Value nil and Remove: remove)
 	OpListXattr = dataplane.OpControlBase + 13 // FileReq -> XattrReply (names, each with NUL)
 
+	// File leases: who may write a file, see lease.go (clients).
+	OpAcquireLease  = dataplane.OpControlBase + 20 // AcquireLeaseReq -> LeaseReply
+	OpReleaseLeases = dataplane.OpControlBase + 21 // ReleaseLeasesReq -> Empty
+	OpRenewLeases   = dataplane.OpControlBase + 22 // RenewLeasesReq -> RenewLeasesReply
+
 	// Chunk servers and supervisors.
 	OpRegisterCS  = dataplane.OpControlBase + 32 // RegisterCSReq -> RegisterCSReply
 	OpHeartbeat   = dataplane.OpControlBase + 33 // HeartbeatReq -> HeartbeatReply
@@ -42,6 +47,7 @@ const (
 	// OpRecover: RecoverPush, to the heads of chunks that have too few members.
 	OpRecover = dataplane.OpControlBase + 50
 	OpScrub   = dataplane.OpControlBase + 51 // ScrubPush: compare the whole store with its checksums
+	OpFence   = dataplane.OpControlBase + 56 // FencePush: refuse older tokens from now on
 
 	// Administration.
 	OpAdmin = dataplane.OpControlBase + 64 // AdminReq -> AdminReply
@@ -236,6 +242,7 @@ type ChunkConfig struct {
 	Ack     uint8    // 0 disk, 1 memory
 	Members []CSAddr // in the order of the chain; the first is the head
 	Wanted  uint8    // members it should have; 0: not said, by a server of an older version
+	Fence   uint64   // the smallest lease token with which the file may be written
 }
 
 // GetChunkReq asks for a chunk's configuration (linearizable).
@@ -270,7 +277,8 @@ type RegisterCSReq struct {
 	Instance uint64
 	// Parts is how many InventoryReqs came before this over the same connection: their chunks are
 	// part of the inventory, too.
-	Parts uint32
+	Parts    uint32
+	FenceSeq uint64 // as in HeartbeatReq
 }
 
 // InventoryReq is a part of an inventory that is too long for one message: Part counts from 0.
@@ -301,6 +309,7 @@ type RegisterCSReply struct {
 	// Retired: the server isn't a member of them any more but may be again: what it holds stays, is
 	// served to nobody, and saves most of a copy.
 	Retired []dataplane.ChunkID
+	Fences  FencePush // to be taken over before serving; More: the lease isn't given yet
 }
 
 // HeartbeatReq renews the lease of a registered process.
@@ -316,7 +325,8 @@ type HeartbeatReq struct {
 	// Waits is how long this server, as the head of chunks or a link of a chain, waits for others.
 	Waits []PeerWait
 	// Yielded: the process has given its lease up, as a reply had asked for: it serves nothing.
-	Yielded bool
+	Yielded  bool
+	FenceSeq uint64 // fences up to this number are in force; 0: none is
 }
 
 // PeerWait is how long a chunk server waits for the acknowledgements of another one.
@@ -360,7 +370,8 @@ type HeartbeatReply struct {
 	// Yield: writes don't get on here. The process gives its lease up at once, ends what it has
 	// begun for clients without an acknowledgement, and says Yielded in its next heartbeat, which it
 	// sends at once.
-	Yield bool
+	Yield  bool
+	Fences FencePush // as in RegisterCSReply
 }
 
 // UnreachableReq reports that CS doesn't answer for these chunks. The server starts a

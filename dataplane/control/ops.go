@@ -30,6 +30,10 @@ var ops = [...]opRow{
 	{OpSetXattr, "set extended attribute", XattrReq{}, Empty{}},
 	{OpListXattr, "list extended attributes", FileReq{}, XattrReply{}},
 
+	{OpAcquireLease, "acquire a write lease", AcquireLeaseReq{}, LeaseReply{}},
+	{OpReleaseLeases, "release write leases", ReleaseLeasesReq{}, Empty{}},
+	{OpRenewLeases, "renew write leases", RenewLeasesReq{}, RenewLeasesReply{}},
+
 	{OpRegisterCS, "register chunk server", RegisterCSReq{}, RegisterCSReply{}},
 	{OpHeartbeat, "heartbeat", HeartbeatReq{}, HeartbeatReply{}},
 	{OpGetChunk, "get chunk", GetChunkReq{}, ChunkConfig{}},
@@ -46,6 +50,7 @@ var ops = [...]opRow{
 	{OpMDSReady, "metadata server ready", MDSReadyReq{}, MDSReadyReply{}},
 	{OpMDSList, "list metadata servers", Empty{}, MDSListReply{}},
 	{OpScrub, "scrub", ScrubPush{}, nil},
+	{OpFence, "fence", FencePush{}, nil},
 
 	{OpAdmin, "admin command", AdminReq{}, AdminReply{}},
 }

@@ -50,6 +50,10 @@ func (fs *fileSystem) open(a *control.Attr, write bool) (*handle, uint64, error)
 	if err != nil {
 		return nil, 0, err
 	}
+	var right client.Right
+	if write {
+		right = f.OpenForWrite()
+	}
 	fs.mu.Lock()
 	defer fs.mu.Unlock()
 	n := fs.nodes[a.File]
@@ -59,7 +63,7 @@ func (fs *fileSystem) open(a *control.Attr, write bool) (*handle, uint64, error)
 	}
 	n.opens++
 	fs.lastFh++
-	h := &handle{node: n, file: f, write: write}
+	h := &handle{node: n, file: f, write: write, right: right}
 	fs.handles[fs.lastFh] = h
 	return h, fs.lastFh, nil
 }
@@ -118,6 +122,9 @@ func (fs *fileSystem) release(fh uint64) {
 	}
 	hidden := n.hidden
 	fs.mu.Unlock()
+	if h.write {
+		h.file.CloseForWrite()
+	}
 	if err := fs.b.CloseFile(h.file); err != nil {
 		fs.log.Warn("close a file", "file", n.id, "err", err)
 	}
@@ -203,6 +210,7 @@ func (fs *fileSystem) Fallocate(cancel <-chan struct{}, in *fuse.FallocateIn) fu
 	}
 	if zero {
 		r := newRequest(client.Zero, h.file, int64(in.Offset))
+		r.op.Right = h.right
 		r.op.Length = int64(in.Length)
 		h.node.wrote.Store(time.Now().UnixNano())
 		if _, status := fs.run(r, cancel); status != fuse.OK {

@@ -52,6 +52,7 @@ type handle struct {
 	node  *node
 	file  *client.File
 	write bool
+	right client.Right // to write
 }
 
 func newFileSystem(o *Options, b backend) *fileSystem {

@@ -30,7 +30,7 @@ var requests = sync.Pool{New: func() any {
 func newRequest(kind client.OpKind, f *client.File, off int64) *request {
 	r := requests.Get().(*request)
 	r.op.Kind, r.op.File, r.op.Offset = kind, f, off
-	r.op.Length, r.op.FUA = 0, false
+	r.op.Length, r.op.FUA, r.op.Right = 0, false, 0
 	return r
 }
 
@@ -80,7 +80,7 @@ func (fs *fileSystem) Write(cancel <-chan struct{}, in *fuse.WriteIn, data []byt
 		return 0, fuse.Status(syscall.EFBIG)
 	}
 	r := newRequest(client.Write, h.file, int64(in.Offset))
-	r.op.Buf = data
+	r.op.Buf, r.op.Right = data, h.right
 	n, status := fs.run(r, cancel)
 	if status == fuse.OK {
 		h.node.wrote.Store(time.Now().UnixNano())

@@ -86,6 +86,7 @@ type Conn struct {
 	header  dataplane.Header
 	direct  *uring.Buf // the payload of header is being received into it
 	partial bool       // unread bytes are left of a frame that isn't complete
+	passing passing
 	crcs    [4 * (dataplane.MaxControlPayload / dataplane.BlockSize)]byte
 }
 
@@ -313,6 +314,7 @@ func (c *Conn) directFrame(p []byte, body, size int) (consumed int, into []byte)
 	have := copy(buf.Bytes()[:size], p[body:])
 	c.direct = buf
 	if have < size {
+		c.offer(have, size)
 		return body + have, buf.Bytes()[have:size]
 	}
 	c.deliverDirect()

@@ -51,6 +51,7 @@ type testCluster struct {
 	clients []*netlab.Node
 	key     session.NodeKey
 	bs      []string
+	mixed   bool // half of the chunk servers relay parts of writes
 }
 
 // needs skips the test unless it was asked for and can run here.
@@ -79,7 +80,7 @@ func newCluster(t *testing.T, lab string, mdsCount, csCount, clients int) *testC
 	if err != nil {
 		t.Fatal(err)
 	}
-	c := &testCluster{t: t, lab: l, dir: l.Dir(), bin: bin}
+	c := &testCluster{t: t, lab: l, dir: l.Dir(), bin: bin, mixed: lab == "faults"}
 	t.Cleanup(func() {
 		if t.Failed() || os.Getenv("PSTORAGE_NET_KEEP") != "" {
 			c.keep(parent)
@@ -159,6 +160,13 @@ func (c *testCluster) makeServers(mdsCount, csCount int) {
 		s.node = c.node(s.name)
 		c.configure(s.node)
 		s.args = []string{"pstorage-csd", "-c", clusterName}
+		from := os.Getenv("PSTORAGE_NET_RELAY")
+		if from == "" && c.mixed && i%2 == 0 {
+			from = "4K"
+		}
+		if from != "" {
+			s.args = append(s.args, "--relay-from", from)
+		}
 		c.cs = append(c.cs, s)
 		c.run(s.node, "make-cs", "-r", filepath.Join(c.dir, s.name), "-a", s.node.Addr()+":2520",
 			"-s", "256M", "--capacity", "8G")

@@ -1,6 +1,7 @@
 package nettest
 
 import (
+	"encoding/json"
 	"errors"
 	"fmt"
 	"math/rand/v2"
@@ -8,10 +9,12 @@ import (
 	"regexp"
 	"slices"
 	"strconv"
+	"strings"
 	"syscall"
 	"testing"
 	"time"
 
+	"pstorage/dataplane/control"
 	"pstorage/perf/netlab"
 )
 
@@ -20,6 +23,10 @@ type scene struct {
 	*testCluster
 	rng  *rand.Rand
 	load []*loader
+
+	files  []string
+	ids    map[uint32]*server // chunk servers
+	chunks [][]uint32         // the members of each chunk, now: the head first
 }
 
 // fault is something that goes wrong for a while.
@@ -41,6 +48,9 @@ type goals struct {
 // hostLost is what is wanted when a server is silent without a sign.
 var hostLost = goals{write: 4 * time.Second, readP99: 100 * time.Millisecond}
 
+// linkLost is what is wanted when both ends of a link can still be reached by all others.
+var linkLost = goals{write: 4 * time.Second}
+
 // faults are all faults, in the order of the test.
 func faults() []fault {
 	return []fault{
@@ -54,8 +64,8 @@ func faults() []fault {
 		{"nothing comes from a CS", false, 6 * time.Second, hostLost, isolate(pickCS, true, false)},
 		{"the MDS leader cut from all", false, 6 * time.Second, hostLost,
 			isolate((*scene).leader, true, true)},
-		{"link of two CS cut", true, 6 * time.Second, goals{}, cutPair(pickCS, pickCS)},
-		{"link of a client and a CS cut", false, 6 * time.Second, goals{}, cutClient},
+		{"link of two CS cut", true, 6 * time.Second, linkLost, cutPair},
+		{"link of a client and a CS cut", false, 6 * time.Second, linkLost, cutClient},
 		{"links cut one by one, also one way, and healed in another order", true, time.Second, goals{},
 			cutMany(6)},
 		{"three groups that can't reach each other", false, 6 * time.Second, goals{}, cutGroups},
@@ -221,20 +231,51 @@ func isolate(pick func(*scene) (*server, error), from, to bool) func(*scene) (fu
 	}
 }
 
-// cutPair cuts one link between two servers. In a cluster with chunks on all of them packets of
-// idle connections vanish, too.
-func cutPair(pickA, pickB func(*scene) (*server, error)) func(*scene) (func() error, error) {
-	return func(s *scene) (func() error, error) {
-		a, err := pickA(s)
-		b := a
-		for err == nil && b == a {
-			b, err = pickB(s)
-		}
-		if err != nil {
-			return nil, err
-		}
-		return s.cut(netlab.Both(a.node, b.node))
+// cutPair cuts the link of a chunk's head and another member of it.
+func cutPair(s *scene) (func() error, error) {
+	c := s.chunks[s.rng.IntN(len(s.chunks))]
+	a, b := s.ids[c[0]], s.ids[c[1+s.rng.IntN(len(c)-1)]]
+	if a == nil || b == nil {
+		return nil, fmt.Errorf("no server has the id of a member: %v", c)
 	}
+	return s.cut(netlab.Both(a.node, b.node))
+}
+
+// learnChunks asks for the members of all chunks of the clients' files.
+func (s *scene) learnChunks(files []string) error {
+	stat, err := s.stat()
+	if err != nil {
+		return err
+	}
+	s.ids = map[uint32]*server{}
+	for _, d := range stat.CS {
+		for _, v := range s.cs {
+			if strings.HasPrefix(d.Addr, v.node.Addr()+":") {
+				s.ids[d.ID] = v
+			}
+		}
+	}
+	n := s.clients[0]
+	s.chunks = nil
+	for _, file := range files {
+		out, err := output(n, s.command(n, "pstorage", "-c", clusterName, "file-info", file, "-o", "json"))
+		if err != nil {
+			return err
+		}
+		var doc control.FileInfoDoc
+		if err := json.Unmarshal(out, &doc); err != nil {
+			return err
+		}
+		for _, c := range doc.List {
+			if len(c.Members) > 1 {
+				s.chunks = append(s.chunks, c.Members)
+			}
+		}
+	}
+	if len(s.chunks) == 0 {
+		return errors.New("the clients' files have no chunks with copies")
+	}
+	return nil
 }
 
 func cutClient(s *scene) (func() error, error) {
@@ -319,7 +360,8 @@ func TestFaults(t *testing.T) {
 	c := newCluster(t, "faults", 3, 6, 2)
 	s := &scene{testCluster: c, rng: rand.New(rand.NewPCG(seed, 1))}
 	mnt := c.mount(c.clients[1])
-	s.load = c.startLoad(c.registerFiles(mnt), seed)
+	s.files = c.registerFiles(mnt)
+	s.load = c.startLoad(s.files, seed)
 	fio := c.startFio(c.clients[1], mnt, seed)
 	var done []window
 	for _, f := range faults() {
@@ -345,6 +387,7 @@ func (s *scene) suffer(f fault) window {
 	s.t.Helper()
 	s.await(healWithin, "the cluster is healthy before: "+f.name, s.up)
 	s.progress(s.load)
+	s.must(s.learnChunks(s.files))
 	w := window{fault: f, begin: now(), copied: s.copied()}
 	mend, err := f.inject(s)
 	if err != nil {

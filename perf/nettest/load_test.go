@@ -144,7 +144,7 @@ func (c *testCluster) startFio(n *netlab.Node, mnt string, seed uint64) *fioLoop
 			default:
 			}
 			cmd := exec.Command("fio", "--name=verify", "--directory="+mnt, "--size=8m",
-				"--rw=randwrite", "--bsrange=4k-64k", "--direct=1", "--ioengine=psync", "--thread",
+				"--rw=randwrite", "--bsrange=4k-256k", "--direct=1", "--ioengine=psync", "--thread",
 				"--verify=crc32c", "--verify_fatal=1", "--do_verify=1", "--verify_state_save=0", "--rate=2m",
 				fmt.Sprint("--randseed=", seed+uint64(f.runs)))
 			var out bytes.Buffer

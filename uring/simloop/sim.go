@@ -31,6 +31,9 @@ type Sim struct {
 	hash   uint64
 	events uint64
 	inTurn bool
+
+	// Limit is after how many events Run panics; 0: never.
+	Limit uint64
 }
 
 // New returns a world at time 0 whose every decision follows from seed.
@@ -101,7 +104,9 @@ func (s *Sim) step(limit int64) bool {
 		return false
 	}
 	s.now = max(s.now, when)
-	s.events++
+	if s.events++; s.Limit > 0 && s.events > s.Limit {
+		panic(fmt.Sprintf("simloop: more than %d events: something goes round and round", s.Limit))
+	}
 	if next != nil {
 		next.turn()
 		return true

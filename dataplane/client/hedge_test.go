@@ -1,0 +1,146 @@
+package client
+
+import (
+	"bytes"
+	"slices"
+	"testing"
+
+	"pstorage/dataplane"
+)
+
+// pausedReads reads single blocks one after the other and returns the time that each took, sorted.
+func pausedReads(w *world, f *File, data []byte, n int) []int64 {
+	w.t.Helper()
+	var took []int64
+	for range n {
+		off := w.rng.Int64N(int64(len(data)/dataplane.BlockSize)) * dataplane.BlockSize
+		op := &Op{Kind: Read, File: f, Offset: off, Buf: make([]byte, dataplane.BlockSize)}
+		begin := w.sim.Now()
+		w.run(op)
+		w.ok(op)
+		if !bytes.Equal(op.Buf, data[off:off+dataplane.BlockSize]) {
+			w.t.Fatalf("wrong data at %d", off)
+		}
+		took = append(took, w.sim.Now()-begin)
+	}
+	slices.Sort(took)
+	return took
+}
+
+// TestHedgeSilent: a server stops answering anything, without its connection being lost. No read
+// waits for it for long, and only the first ones at all.
+func TestHedgeSilent(t *testing.T) {
+	w, f, data, ch := with(t)
+	pausedReads(w, f, data, 50)
+	for _, m := range ch.members[:2] { // one member is enough
+		w.cs[m-1].silent = true
+		took := pausedReads(w, f, data, 300)
+		if worst := took[len(took)-1]; worst > 100e6 {
+			t.Errorf("a read took %d ms", worst/1e6)
+		}
+		if slow := took[len(took)-5]; slow > 5e6 {
+			t.Errorf("five reads took more than %d us: the silent server isn't avoided", slow/1e3)
+		}
+	}
+	if w.eng.stats.Hedges == 0 {
+		t.Error("nothing was hedged")
+	}
+	for _, m := range ch.members[:2] {
+		w.cs[m-1].silent = false
+	}
+	w.sim.Run(func() bool { return false }, w.sim.Now()+20e9)
+	served := func() int {
+		return w.cs[ch.members[0]-1].served[dataplane.OpRead] +
+			w.cs[ch.members[1]-1].served[dataplane.OpRead]
+	}
+	before := served()
+	pausedReads(w, f, data, 300)
+	if served() == before {
+		t.Error("a server that answers again isn't read from")
+	}
+}
+
+// TestHedgeSlow: a server takes long for every answer. It is hedged at most for a part of the reads,
+// and then avoided.
+func TestHedgeSlow(t *testing.T) {
+	w, f, data, _ := with(t)
+	pausedReads(w, f, data, 100)
+	slow := w.cs[0]
+	for _, cs := range w.cs {
+		if cs.served[dataplane.OpRead] > slow.served[dataplane.OpRead] {
+			slow = cs
+		}
+	}
+	slow.delay = 80e6
+	took := pausedReads(w, f, data, 600)
+	if worst := took[len(took)-1]; worst > 200e6 {
+		t.Errorf("a read took %d ms", worst/1e6)
+	}
+	if p99 := took[len(took)*99/100]; p99 > 100e6 {
+		t.Errorf("99 of 100 reads took up to %d ms", p99/1e6)
+	}
+	if h := w.eng.stats.Hedges; h == 0 || h > 700/hedgeCost {
+		t.Errorf("%d hedges for 700 reads", h)
+	}
+}
+
+// TestHedgeOverload: all servers are slow. Few reads are sent twice.
+func TestHedgeOverload(t *testing.T) {
+	w, f, data, _ := with(t)
+	for _, cs := range w.cs {
+		cs.delay = 120e6
+	}
+	var ops []*Op
+	for range 400 {
+		off := w.rng.Int64N(int64(len(data)/dataplane.BlockSize)) * dataplane.BlockSize
+		ops = append(ops, &Op{Kind: Read, File: f, Offset: off,
+			Buf: make([]byte, dataplane.BlockSize)})
+	}
+	w.run(ops...)
+	w.ok(ops...)
+	if h := w.eng.stats.Hedges; h > 400/hedgeCost+1 {
+		t.Errorf("%d hedges for 400 reads", h)
+	}
+}
+
+// TestHedgeCancel: reads are canceled, refused and answered late while both members have them.
+func TestHedgeCancel(t *testing.T) {
+	w, f, data, ch := with(t)
+	pausedReads(w, f, data, 100)
+	for round := range 40 {
+		for _, cs := range w.cs {
+			cs.stuck = w.rng.IntN(2) == 0
+		}
+		var ops []*Op
+		for range 8 {
+			ops = append(ops, &Op{Kind: Read, File: f, Buf: make([]byte, 8192),
+				Offset: w.rng.Int64N(int64(len(data) - 8192))})
+		}
+		done := w.start(ops...)
+		w.sim.Run(func() bool { return false }, w.sim.Now()+w.rng.Int64N(200e6))
+		if round%2 == 0 {
+			w.env.Do(func() {
+				for _, op := range ops {
+					w.eng.Cancel(op)
+				}
+			})
+		}
+		for _, cs := range w.cs {
+			cs.stuck = false
+		}
+		if round%5 == 0 {
+			ch.epoch++
+		}
+		w.sim.Run(func() bool { return *done == len(ops) }, w.sim.Now()+20e9)
+		if *done != len(ops) {
+			t.Fatalf("round %d: %d of %d done", round, *done, len(ops))
+		}
+		for _, op := range ops {
+			want := data[op.Offset : op.Offset+8192]
+			if op.Err == nil && !bytes.Equal(op.Buf, want) {
+				t.Fatalf("round %d: wrong data", round)
+			}
+		}
+		w.check()
+	}
+}
