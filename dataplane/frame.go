@@ -27,10 +27,11 @@ const (
 	// OpZero (client -> head): [Offset, Offset+Length) reads as zeros from now on. Block-aligned.
 	// Seq as in OpWrite.
 	OpZero Opcode = 3
-	// OpFlush (client -> head): reply when all earlier acknowledged writes of the chunk are durable. With
-	// FlagRecovery (head -> member): reply when everything up to Seq is durable there; Aux: the term and
-	// by how much the commit mark is behind Seq. With write-ack=memory the Aux of every answer to a client
-	// is the life of the chunk: a different one means that unflushed writes may be lost.
+	// OpFlush (client -> head): reply when all earlier acknowledged writes of the chunk are durable.
+	// With FlagRecovery (head -> member): reply when everything up to Seq is durable there; Aux:
+	// the term, and by how much the commit mark is behind Seq. With write-ack=memory the Aux of
+	// every answer to a client is the life of the chunk: a different one means that unflushed
+	// writes may be lost.
 	OpFlush Opcode = 4
 	// OpPing (any -> any): empty reply.
 	OpPing Opcode = 5

@@ -65,7 +65,6 @@ type destager struct {
 	written, moved, superseded int
 	ops                        int      // write-backs done
 	base                       blockKey // keys are ordered from here on, around
-	times                      [4]int64
 	last                       blockKey // written last
 	writeRest                  bool     // nothing more is moved in this round
 	moving                     bool     // the log is waited for, for moving
@@ -216,7 +215,6 @@ func (d *destager) collect() {
 	}
 	if d.taken == d.n {
 		d.phase = writing
-		d.times[0] = l.env.Now()
 		d.pump()
 		return
 	}
@@ -369,6 +367,7 @@ func (d *destager) pump() {
 		d.stop()
 		return
 	}
+	d.idle = d.idle && d.seen == l.nextNr
 	d.readAhead()
 	u := d.urgency()
 	pause := int64((1 - u) * (1 - u) * pauseAtStart)
@@ -400,7 +399,6 @@ func (d *destager) pump() {
 	if d.phase == writing && d.pending == 0 && len(d.lists) == 0 {
 		l.env.Disarm(&d.timer)
 		d.phase, d.settle = checkpointing, l.nextNr-1
-		d.times[1] = l.env.Now()
 		l.pace.update()
 		l.o.Backing.Checkpoint(d.checkpointed)
 	}
@@ -412,7 +410,6 @@ func (d *destager) checkpointed(err error) {
 		l.fail(ioError("checkpoint of the store", err))
 	}
 	d.phase = settling
-	d.times[2] = l.env.Now()
 	d.trySettle()
 }
 
@@ -444,11 +441,6 @@ func (d *destager) marked(err error) {
 		return
 	}
 	l.tail = d.from + d.n
-	now := l.env.Now()
-	l.o.Log.Info("round", "n", d.n, "total", d.total, "written", d.written, "moved", d.moved, "ops", d.ops,
-		"fill", l.fill(), "collect", (d.times[0]-l.pace.began)/1000, "write", (d.times[1]-d.times[0])/1000,
-		"cp", (d.times[2]-d.times[1])/1000, "mark", (now-d.times[2])/1000, "perOp", l.pace.perOp, "perItem", l.pace.perItem, "perBlock", l.pace.perBlock, "perMove", l.pace.perMove, "rate", l.pace.rate*1e9,
-		"rest", l.pace.rest, "idle", d.idle, "writeRest", d.writeRest)
 	l.pace.end()
 	l.env.AtTurnEnd(&l.turn) // more to do, or room to tell of, or closing
 }

@@ -44,8 +44,8 @@ func TestHardDisk(t *testing.T) {
 	}{
 		{"sparse", 64 * logBlocks, false, 0.9},
 		{"sparse, sequential", 64 * logBlocks, true, 0.9},
-		{"as large as the log", logBlocks, false, 2.5},
-		{"half the log", logBlocks / 2, false, 6},
+		{"as large as the log", logBlocks, false, 4},
+		{"half the log", logBlocks / 2, false, 12},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			var h *hdd

@@ -17,6 +17,7 @@ import "pstorage/dataplane"
 // is never moved: replay would take its batch for a torn one. It is written back as it is.
 
 const (
+	moveAt       = 0.8   // fill level from which on: the later, the less is left to be moved
 	moveShare    = 0.75  // of a round's blocks may be moved
 	movePiece    = 64    // blocks read, or appended, at a time
 	movePerBatch = 128   // blocks: a batch must not make writes wait long
@@ -26,7 +27,7 @@ const (
 
 // moves says whether what is left of the round is to be moved.
 func (d *destager) moves() bool {
-	return !d.writeRest && !d.idle && d.l.pace.slow() && d.urgency() == 1 &&
+	return !d.writeRest && !d.idle && d.l.fill() >= moveAt && d.l.pace.slow() && d.urgency() == 1 &&
 		d.mustWrite() == 0
 }
 
@@ -39,18 +40,21 @@ func (d *destager) mustWrite() int {
 // mayMove says whether the log takes moved blocks now.
 func (d *destager) mayMove() bool {
 	l := d.l
-	return l.waiting == 0 && (l.open == nil || l.open.moved < movePerBatch)
+	if l.waiting > 0 || l.open != nil && l.open.moved >= movePerBatch {
+		return false
+	}
+	// Segments that are still read from will be ready in a moment.
+	return int(l.ready-l.head) > d.spared() || d.moveSpace() <= 0
 }
 
-// moveSpace is how many blocks may be moved now.
+// moveSpace is how many blocks may be moved before the tail moves on.
 func (d *destager) moveSpace() int {
 	l := d.l
-	free := min(l.ready-l.head, l.reserve)
-	for s := l.ready + 1; s < l.tail+l.segs && l.pins[s%l.segs] == 0; s++ {
-		free++
-	}
-	return (int(free) - int(min(moveReserve, l.reserve-1))) * int(l.segBlocks)
+	return (int(l.tail+l.segs-1-l.head) - d.spared()) * int(l.segBlocks)
 }
+
+// spared is how many segments moving leaves to what was taken in already.
+func (d *destager) spared() int { return int(min(moveReserve, d.l.reserve-1)) }
 
 // fits says whether a round may take one more segment, with so many blocks to be moved: there must
 // be space for all that will be.
@@ -95,8 +99,9 @@ func (r *run) moveOn() {
 			continue
 		}
 		data, sum := r.block(i), l.idx.crc[p]
-		if d.moveSpace() <= 0 || dataplane.CRC(data) != sum || !d.move(key, p, data, sum) {
-			d.writeRest = true
+		full := int(l.ready-l.head) < d.spared()
+		if full || dataplane.CRC(data) != sum || !d.move(key, p, data, sum) {
+			d.writeRest = !full || d.moveSpace() <= 0
 			d.giveBack(r.pos[i:r.n])
 			return
 		}

@@ -20,7 +20,7 @@ type pacer struct {
 	handled  int
 	perItem  float64 // ns per block written back, smoothed; 0: not known
 	perOp    float64 // ns per write-back that the Backing needs, smoothed; 0: not known
-	perBlock float64 // ns per block of write-backs that it needs, smoothed; 0: not known
+	perBlock float64 // ns per block of the round that it needs, smoothed; 0: not known
 	perMove  float64 // ns per block moved, smoothed
 
 	flying       int     // write-backs in flight
@@ -142,7 +142,7 @@ func (p *pacer) served(blocks int) {
 		return
 	}
 	const weight = 0.5
-	per, perBlock := p.busy/float64(p.done), p.busy/float64(p.blocks)
+	per, perBlock := p.busy/float64(p.done), p.busy/float64(max(p.blocks, 1))
 	if p.perOp == 0 {
 		p.perOp, p.perBlock = per, perBlock
 	}

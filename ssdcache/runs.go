@@ -349,7 +349,7 @@ func (r *run) written() {
 	d, l := r.d, r.d.l
 	r.busy = false
 	d.ops++
-	l.pace.served(r.Blocks)
+	l.pace.served(r.due())
 	if r.Err != nil {
 		l.fail(ioError("write back to the store", r.Err))
 		d.ended(r)
@@ -370,6 +370,17 @@ func (r *run) written() {
 		return
 	}
 	r.issue(r.at + r.Blocks)
+}
+
+// due is how many blocks of the WriteBack had to be written in this round.
+func (r *run) due() (n int) {
+	end := r.d.from + r.d.n
+	for i := r.at; i < r.at+r.Blocks; i++ {
+		if r.isDirty(i) && r.d.l.seqOf(r.pos[i]) < end {
+			n++
+		}
+	}
+	return n
 }
 
 // ended takes a run back.

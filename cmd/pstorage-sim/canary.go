@@ -27,6 +27,8 @@ var canaries = map[string]canary{
 	"read-above":        {cs: chunk.Canary{ReadAbove: true}},
 	"no-crc":            {cs: chunk.Canary{NoCRC: true}},
 	"no-dirty":          {cs: chunk.Canary{NoDirty: true}},
+	"no-history":        {cs: chunk.Canary{NoHistory: true}},
+	"trust-partial":     {cs: chunk.Canary{TrustPartial: true}},
 	"no-lease-wait":     {mds: mds.SimCanary{NoLeaseWait: true}},
 	"ack-chain":         {cs: chunk.Canary{AckChain: true}},
 	"old-epoch":         {cs: chunk.Canary{OldEpoch: true}},

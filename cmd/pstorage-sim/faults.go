@@ -69,6 +69,12 @@ func (f *faults) start() {
 			}
 		})
 	}
+	if f.w.sc.moves > 0 {
+		f.nextMove()
+	}
+	if f.w.sc.away {
+		f.w.sim.After(f.between(sec/4, 2*sec), f.away)
+	}
 	if len(f.kinds) > 0 {
 		f.next()
 	}

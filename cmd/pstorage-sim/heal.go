@@ -47,6 +47,7 @@ func (w *world) heal() {
 		return
 	}
 	w.sim.Run(func() bool { return false }, w.sim.Now()+2*sec)
+	w.sim.Run(w.atRest, w.sim.Now()+60*sec) // a move may be on its way; compare says what is wrong
 	for _, c := range w.mds.sim.Chunks() {
 		if c.Created { // others were allocated ahead of a writer
 			w.compareChunk(c.Chunk)
@@ -59,7 +60,7 @@ func (w *world) heal() {
 func (w *world) replicated() bool {
 	there := 0
 	for _, n := range w.cs {
-		if !n.gone {
+		if !n.gone && !n.drained {
 			there++
 		}
 	}

@@ -76,6 +76,7 @@ func (o *options) seedsRun() (ran, bad int) {
 	start := time.Now()
 	var mu sync.Mutex
 	next, virtual, events, ops := o.first, time.Duration(0), uint64(0), 0
+	var copies copyCounts
 	var wg sync.WaitGroup
 	for range o.jobs {
 		wg.Go(func() {
@@ -100,6 +101,7 @@ func (o *options) seedsRun() (ran, bad int) {
 				mu.Lock()
 				ran++
 				virtual += res.virtual
+				copies.add(res.copies)
 				events += res.events
 				ops += res.ops
 				if len(res.violations) > 0 {
@@ -119,6 +121,7 @@ func (o *options) seedsRun() (ran, bad int) {
 	fmt.Printf("%.0f seeds per minute, %.1f simulated hours in %v; per seed %.0f events, %.0f "+
 		"operations, %.1f s\n", float64(ran)/took.Minutes(), virtual.Hours(),
 		took.Round(time.Millisecond), per(float64(events)), per(float64(ops)), per(virtual.Seconds()))
+	fmt.Println(copies)
 	fmt.Printf("seeds=%d violations=%d simulated=%v\n", ran, bad, virtual.Round(time.Millisecond))
 	return ran, bad
 }

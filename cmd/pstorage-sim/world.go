@@ -40,6 +40,7 @@ type result struct {
 	hash       uint64
 	virtual    time.Duration
 	ops        int
+	copies     copyCounts
 	events     uint64
 }
 
@@ -64,6 +65,7 @@ type world struct {
 	configs    map[dataplane.ChunkID]control.ChunkConfig
 	recovered  map[dataplane.ChunkID]bool // a head was asked to add a member
 	ops        int
+	copies     copyCounts
 	bufs       buffers
 	unread     string // why a replica couldn't be read
 }
@@ -108,7 +110,7 @@ func runSeed(cfg config) (res result) {
 		}
 		w.free()
 		res = result{violations: w.violations, scenario: w.sc.String(), hash: w.sim.Hash(),
-			virtual: time.Duration(w.sim.Now()), ops: w.ops, events: w.sim.Events()}
+			virtual: time.Duration(w.sim.Now()), ops: w.ops, events: w.sim.Events(), copies: w.copies}
 	}()
 	w.run()
 	return res
@@ -174,6 +176,7 @@ func (w *world) run() {
 		return
 	}
 	newFaults(w).start()
+	w.startDrains()
 	end := w.sim.Now() + w.sc.length
 	w.sim.Run(func() bool { return len(w.violations) > 0 }, end)
 	if len(w.violations) == 0 {
