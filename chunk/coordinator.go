@@ -352,8 +352,8 @@ func (s *settler) decided() {
 		"verdict", s.verdict)
 	if s.verdict.dataLost && len(s.lost) > 0 {
 		// Those who have it are among the ones to be excluded: nothing goes on without them.
-		s.sh.event(control.Warning, "chunk-incomplete", fmt.Sprintf(
-			"chunk %v: cs %d has only a part of it and waits for cs %v", s.r.id, s.sh.id, s.lost))
+		s.sh.slog.Warn("only a part of the chunk is here; it waits for the others", "chunk", s.r.id,
+			"lost", s.lost)
 		s.lost = nil
 		s.again("find a member with the data", nil)
 		return
