@@ -249,3 +249,25 @@ func TestZeroInMemoryIsRead(t *testing.T) {
 		}
 	}
 }
+
+// A copy that isn't finished, alone after the others were declared lost, doesn't call the chunk
+// lost: they have it.
+func TestUnfinishedCopyWaits(t *testing.T) {
+	w := newWorld(t, 38, 2)
+	w.md.add(chunkA, 1, 1, 2)
+	w.mustWrite(chunkA, 0, pattern(1, 4096))
+	nd := w.nodes[1]
+	w.nodes[0].kill()
+	nd.env.Do(func() {
+		r := nd.sh.chunks[chunkA]
+		r.unfinished, r.epoch, r.state = true, 0, unsettled
+		nd.sh.settle(r, []dataplane.CSID{1})
+	})
+	w.run(2 * sec)
+	if n := w.md.event("chunk-lost"); n > 0 {
+		t.Errorf("the chunk was called lost %d times", n)
+	}
+	if c := w.md.chunks[chunkA]; c.Epoch != 1 {
+		t.Errorf("epoch %d without the member that has the data", c.Epoch)
+	}
+}
