@@ -160,9 +160,9 @@ func (l *Log) InWriteBack(slot, block, n uint32) bool {
 func (d *destager) onTick() {
 	l := d.l
 	l.env.Arm(&d.tick, tickEvery)
-	quiet := d.seen == l.nextNr && !l.wantRoom
+	quiet := d.seen == l.nextNr
 	d.seen = l.nextNr
-	d.idle = quiet
+	d.idle = quiet && !l.wantRoom
 	if quiet && l.err == nil && l.closing == nil && d.phase == resting {
 		d.begin()
 	}

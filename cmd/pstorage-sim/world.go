@@ -27,6 +27,10 @@ type config struct {
 	seed   uint64
 	canary string
 	trace  bool
+
+	// scene, if set, takes the place of load and faults, after fix has changed the scenario.
+	fix   func(*scenario)
+	scene func(*world)
 }
 
 // result is what came of a run.
@@ -82,6 +86,10 @@ func runSeed(cfg config) (res result) {
 	w.sim.Limit = 2_000_000 // a hundred times as many as usual
 	w.rnd = w.sim.Rand("messages")
 	w.sc = newScenario(w.sim.Rand("scenario"))
+	if cfg.fix != nil {
+		cfg.fix(&w.sc)
+	}
+	w.stopLoad = cfg.scene != nil
 	w.net = simloop.NewNet(w.sim, simloop.NetOptions{})
 	w.log = slog.New(quiet{})
 	if cfg.trace {
@@ -159,6 +167,13 @@ func (w *world) run() {
 	}
 	for i := range w.sc.clients {
 		w.cl = append(w.cl, newClient(w, i))
+	}
+	if w.cfg.scene != nil {
+		w.cfg.scene(w)
+		if len(w.violations) == 0 {
+			w.heal()
+		}
+		return
 	}
 	newFaults(w).start()
 	w.startDrains()
