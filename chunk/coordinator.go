@@ -41,9 +41,12 @@ type settler struct {
 	copyAt   uint32 // bytes of the copy nextCopy that are under way
 	stepErr  error
 	retry    uring.Timer
-	join     *copier // with the member that is to be added
-	soft     bool    // writes go on: nobody was sealed yet
-	running  bool    // counts for maxSettling
+	join     *copier         // with the member that is to be added
+	soft     bool            // writes go on: nobody was sealed yet
+	forget   dataplane.Epoch // at the end, unless the replica is of this epoch by then; 0: don't
+	sure     bool            // the attempt before found members that lost data, too
+	owes     bool            // sealed others for an exclusion: somebody must activate them again
+	running  bool            // counts for maxSettling
 	tries    int
 }
 
@@ -122,6 +125,11 @@ func (s *settler) end() {
 		r.sealer = nil
 	}
 	sh.nextSettler()
+	if s.forget != 0 && !r.gone {
+		push := &control.ForgetPush{Chunks: []dataplane.ChunkID{r.id},
+			Epochs: []dataplane.Epoch{s.forget}}
+		sh.later(func() { sh.ForgetPush(push) })
+	}
 }
 
 // again ends the attempt; another one begins soon, if anybody still needs it.
@@ -179,6 +187,10 @@ func (sh *Shard) refuseWaiting(r *replica, status dataplane.Kind) {
 
 // begin starts an attempt.
 func (s *settler) begin() {
+	if s.owes && len(s.lost) == 0 && s.r.state == active && !s.r.isHead() {
+		s.end() // the head did it
+		return
+	}
 	s.attempt++
 	s.term, s.life = uint16(s.sh.env.Rand()), 0
 	at := s.attempt
@@ -218,7 +230,7 @@ func (s *settler) haveConfig(cfg *control.ChunkConfig, err error) {
 	switch {
 	case !me:
 		s.giveUp(dataplane.UnknownChunk)
-	case len(s.lost) == 0 && cfg.Members[0].CS != sh.id:
+	case len(s.lost) == 0 && cfg.Members[0].CS != sh.id && !s.owes:
 		s.giveUp(dataplane.NotHead)
 	case len(s.stay) == 0 || !slices.ContainsFunc(s.stay,
 		func(m control.CSAddr) bool { return m.CS == sh.id }):
@@ -291,6 +303,7 @@ func (s *settler) unreachable(p *peer, err error) {
 // sealAll stops all members and learns what they have.
 func (s *settler) sealAll() {
 	s.soft = false
+	s.owes = s.owes || len(s.lost) > 0
 	s.tails = make([]memberTail, len(s.stay))
 	s.gens = make([]uint32, len(s.stay))
 	h := dataplane.Header{Op: dataplane.OpSeal, Chunk: s.r.id, Epoch: s.cfg.Epoch,
@@ -330,13 +343,31 @@ func (s *settler) sealAll() {
 }
 
 func (s *settler) decided() {
+	if s.r.state != sealed || s.r.sealer != any(s) {
+		s.again("seal", errors.New("another coordinator has sealed this server's replica"))
+		return
+	}
 	s.verdict = decide(s.cfg.Created, s.tails)
 	s.sh.slog.Debug("settling", "chunk", s.r.id, "epoch", s.cfg.Epoch, "tails", s.tails,
 		"verdict", s.verdict)
+	if s.verdict.dataLost && len(s.lost) > 0 {
+		// Only a copy that wasn't finished is left: those to be excluded have the data (I7).
+		s.lost = nil
+		s.again("find a member with the data", errors.New("only those that are away have it"))
+		return
+	}
 	if s.verdict.dataLost {
 		s.sh.event(control.Fault, "chunk-lost", fmt.Sprintf(
 			"chunk %v: none of the members that are left has its data", s.r.id))
 		s.again("find a member with the data", nil)
+		return
+	}
+	if len(s.verdict.lost) == 0 {
+		s.sure = false
+	} else if !s.sure {
+		// Another coordinator may have come in between the answers of two members.
+		s.sure = true
+		s.again("find all that was acknowledged on all members", nil)
 		return
 	}
 	s.tellLost()

@@ -103,8 +103,12 @@ func (h *history) dirtyFor(epoch dataplane.Epoch, seq dataplane.Seq, short bool,
 	return d
 }
 
-// isShort says whether a configuration has fewer members than it should.
-func isShort(cfg *control.ChunkConfig) bool { return len(cfg.Members) < int(cfg.Wanted) }
+// isShort says whether a configuration has fewer members than it should and a dirty map is kept for
+// those that may return. None is with write-ack=memory: who lost power may have lost writes that
+// are above no commit mark of the others, and then has less than they believe.
+func isShort(cfg *control.ChunkConfig) bool {
+	return len(cfg.Members) < int(cfg.Wanted) && cfg.Ack == 0
+}
 
 // covers says whether a replica at that epoch and seq can be brought up to date with the map.
 func (d *dirtyMap) covers(epoch dataplane.Epoch, last dataplane.Seq) bool {

@@ -69,8 +69,9 @@ func TestFencedWriteDoesNotLand(t *testing.T) {
 			w.fence(n, 1, 6)
 		}
 	}
-	if head.sh.chunks[chunkA].last > head.sh.chunks[chunkA].commit && inForce == head.sh.FenceSeq() {
-		t.Log("the fence waits for what is in flight")
+	r := head.sh.chunks[chunkA]
+	if r.last > r.commit && r.state == active && head.sh.FenceSeq() != inForce {
+		t.Error("the fence is called in force while an older write is in flight")
 	}
 	w.must(func() bool { return head.sh.FenceSeq() == 1 }, 20*sec, "the fence in force")
 	late := w.askWrite(5, 16384, pattern(5, 4096)) // delayed on its way
@@ -117,8 +118,8 @@ func TestFencedWriteDoesNotLand(t *testing.T) {
 	}
 }
 
-// TestFenceSurvivesRestart: a server that starts again learns the fence with the configuration, also
-// from a head that knows a newer one than the configuration it fetched.
+// TestFenceSurvivesRestart: a server that starts again learns the fence with the configuration,
+// also from a head that knows a newer one than the configuration it fetched.
 func TestFenceSurvivesRestart(t *testing.T) {
 	w := fenceWorld(t)
 	w.md.chunks[chunkA].Fence = 6

@@ -15,7 +15,8 @@ import (
 //	| 4 KiB at 0 | 256 B/slot | 4 MiB   | 64 KiB/slot | sparse, 64 MiB-aligned |
 //	+------------+------------+---------+-----------+------------------------+
 //
-// Behind the superblock, at 4 KiB, is the scrub record: scrubrecord.go; at 8 KiB the stamp: stamp.go.
+// Behind the superblock, at 4 KiB, is the scrub record (scrubrecord.go), at 8 KiB the stamp
+// (stamp.go).
 //
 // Superblock, written once:
 //

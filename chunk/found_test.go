@@ -6,6 +6,8 @@ import (
 
 	"pstorage/dataplane"
 	"pstorage/dataplane/control"
+	"pstorage/uring"
+	"pstorage/uring/simloop"
 )
 
 // Faults that the simulator of whole clusters found, each as a test of its own.
@@ -217,5 +219,55 @@ func TestCopyOfDamagedChunk(t *testing.T) {
 		if got := nd.contents(chunkA, 0, uint32(len(want))); !bytes.Equal(got, want) {
 			t.Errorf("cs %d has something else", nd.cs)
 		}
+	}
+}
+
+// With write-ack=memory, too, a ZERO that was acknowledged is what is read.
+func TestZeroInMemoryIsRead(t *testing.T) {
+	w := newWorldWith(t, 37, 2, 8<<20, 1<<20)
+	w.md.add(chunkA, 1, 1, 2)
+	w.md.chunks[chunkA].Ack = 1
+	for i := range uint32(160) { // more than the log holds
+		w.mustWrite(chunkA, i<<16, pattern(uint64(i+1), 65536))
+	}
+	for _, nd := range w.nodes {
+		w.must(func() bool {
+			_, inLog := nd.sh.log.Lookup(0, 0)
+			return !inLog
+		}, 60*sec, "destage")
+		nd.cache.Fault = func(*uring.DiskOp) simloop.Fault { return simloop.Fault{Delay: 5 * ms} }
+	}
+	done := false
+	w.cl.env.Do(func() {
+		w.cl.do(chunkA, dataplane.Header{Op: dataplane.OpZero, Length: 4096}, nil, 0,
+			func([]byte) { done = true })
+	})
+	w.must(func() bool { return done }, sec, "zero")
+	for member := range 2 {
+		if got := w.read(chunkA, 0, 4096, member); !isZero(got) {
+			t.Errorf("member %d: a zeroed block reads as %x", member, got[:16])
+		}
+	}
+}
+
+// A copy that isn't finished, alone after the others were declared lost, doesn't call the chunk
+// lost: they have it.
+func TestUnfinishedCopyWaits(t *testing.T) {
+	w := newWorld(t, 38, 2)
+	w.md.add(chunkA, 1, 1, 2)
+	w.mustWrite(chunkA, 0, pattern(1, 4096))
+	nd := w.nodes[1]
+	w.nodes[0].kill()
+	nd.env.Do(func() {
+		r := nd.sh.chunks[chunkA]
+		r.unfinished, r.epoch, r.state = true, 0, unsettled
+		nd.sh.settle(r, []dataplane.CSID{1})
+	})
+	w.run(2 * sec)
+	if n := w.md.event("chunk-lost"); n > 0 {
+		t.Errorf("the chunk was called lost %d times", n)
+	}
+	if c := w.md.chunks[chunkA]; c.Epoch != 1 {
+		t.Errorf("epoch %d without the member that has the data", c.Epoch)
 	}
 }

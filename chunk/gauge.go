@@ -123,9 +123,9 @@ func (sh *Shard) reportStalls(now int64) {
 	}
 }
 
-// Yield gives the lease up, because the metadata servers said that writes don't get on here. Clients
-// whose writes this server has begun as the head are sent elsewhere; whether those writes survive is
-// decided when their chunks are settled. It lasts until the next registration.
+// Yield gives the lease up, because the metadata servers said that writes don't get on here.
+// Clients whose writes this server has begun as the head are sent elsewhere; whether those writes
+// survive is decided when their chunks are settled. It lasts until the next registration.
 func (sh *Shard) Yield() {
 	sh.SetLease(0)
 	if sh.gauges.yielded || sh.dead != nil || sh.stopping {

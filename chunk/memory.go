@@ -88,10 +88,11 @@ func (r *replica) markTo(seq dataplane.Seq) bool {
 	return r.commitTo(seq)
 }
 
-// early says that q is answered before it is durable here.
+// early says that q is answered before it is durable here. Zeros aren't: until their record is
+// durable the words of the blocks say what lies in the store, and the log has nothing newer.
 func (q *request) early() bool {
-	return q.r.memory && q.hdr.Flags&dataplane.FlagFUA == 0 &&
-		(q.hdr.Op == dataplane.OpReplicate || q.hdr.Op == dataplane.OpWrite || q.hdr.Op == dataplane.OpZero)
+	return q.r.memory && q.hdr.Flags&(dataplane.FlagFUA|dataplane.FlagZero) == 0 &&
+		(q.hdr.Op == dataplane.OpReplicate || q.hdr.Op == dataplane.OpWrite)
 }
 
 // held says that this server has done its part of q, so that it may be answered.

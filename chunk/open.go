@@ -30,7 +30,7 @@ type opener struct {
 	at    int64
 	zeros []zeroing
 	zero  zeroing
-	drops []uint32             // slots whose chunk was dropped: perhaps before their space was given back
+	drops []uint32             // slots whose chunk was dropped: their space may not be back
 	kept  map[uint32]slotEntry // of the slot table, of slots that the log takes away first
 }
 

@@ -171,7 +171,8 @@ func TestTortureZeros(t *testing.T) {
 		seeds = 2
 	}
 	if *seedFlag != 0 {
-		(&torture{w: newWorldWith(t, *seedFlag, 3, ssdcache.MinSize, 1<<20), zeros: true}).run(t, *seedFlag)
+		w := newWorldWith(t, *seedFlag, 3, ssdcache.MinSize, 1<<20)
+		(&torture{w: w, zeros: true}).run(t, *seedFlag)
 		return
 	}
 	punched := uint64(0)
@@ -230,8 +231,8 @@ func TestHoles(t *testing.T) {
 	}
 }
 
-// A punch and a write-back of the same blocks never meet: whichever comes later waits, and the newer
-// content stays.
+// A punch and a write-back of the same blocks never meet: whichever comes later waits, and the
+// newer content stays.
 func TestPunchAndWriteBackTakeTurns(t *testing.T) {
 	w := settledInStore(t, 94)
 	nd := w.nodes[1]

@@ -43,6 +43,12 @@ func SimStore(slots uint32, tag byte) (super []byte, size int64, owner uint64) {
 	return super, sb.size(), ownerOf(sb.log)
 }
 
+// SimData is where the slots of a store begin: what lies before are its tables.
+func SimData(slots uint32) int64 {
+	sb := newSuperblock(slots)
+	return sb.data
+}
+
 // SimReplica is what a server knows of a chunk.
 type SimReplica struct {
 	Active       bool

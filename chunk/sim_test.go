@@ -364,6 +364,7 @@ type testClient struct {
 	conns   map[dataplane.CSID]*clientConn
 	nextID  uint64
 	retries int
+	aux     uint32 // of the last answer
 }
 
 type clientConn struct {
@@ -485,6 +486,7 @@ func (cl *testClient) do(id dataplane.ChunkID, h dataplane.Header, payload []byt
 	cs := cfg.Members[member%len(cfg.Members)].CS
 	cl.ask(cs, h, payload, func(a *dataplane.Header, p []byte) {
 		if a.Status == dataplane.OK {
+			cl.aux = a.Aux
 			cb(p)
 			return
 		}

@@ -66,7 +66,8 @@ func missingIdentity(dir string, err error) error {
 
 // putBack is what to do about files that don't belong together, unless err says it itself.
 func putBack(err error) string {
-	if dataplane.KindOf(err) != dataplane.Invalid || strings.Contains(err.Error(), "Nothing was changed") {
+	if dataplane.KindOf(err) != dataplane.Invalid ||
+		strings.Contains(err.Error(), "Nothing was changed") {
 		return ""
 	}
 	return ". Nothing was changed. Put back what belongs there; if it is gone for good, drop this " +
@@ -134,8 +135,8 @@ func allocated(path string) uint64 {
 	return uint64(st.Blocks) * 512
 }
 
-// checkSpace sees to it that chunks which are here can always be filled: a sparse store must not run
-// out of space in the middle of a write-back. What they were promised and don't take yet counts
+// checkSpace sees to it that chunks which are here can always be filled: a sparse store must not
+// run out of space in the middle of a write-back. What they were promised and don't take yet counts
 // as taken, and a reserve stays free. It stops the taking of new chunks when there is no more
 // than that, and returns the capacity to be reported, so that none is placed here before.
 func (s *server) checkSpace(capacity, used, taken uint64) uint64 {

@@ -177,15 +177,21 @@ func (sh *Shard) ForgetHeld(ids []dataplane.ChunkID, held []control.HeldChunk) {
 }
 
 // ForgetPush deletes chunks that no longer exist, or of which this server isn't a member any more
-// since the epochs given: then what is newer, or a copy that is coming, stays.
+// since the epochs given: then what is newer, or a copy that is coming, stays. A head that gave its
+// place up activates the others first.
 func (sh *Shard) ForgetPush(p *control.ForgetPush) {
 	for i, id := range p.Chunks {
 		r := sh.chunks[id]
-		if r == nil || i < len(p.Epochs) && p.Epochs[i] != 0 &&
-			(r.epoch >= p.Epochs[i] || r.copying()) {
-			continue
+		switch {
+		case r == nil:
+		case i >= len(p.Epochs) || p.Epochs[i] == 0:
+			sh.forget(id, nil)
+		case r.epoch >= p.Epochs[i] || r.copying():
+		case r.settler != nil && r.settler.running:
+			r.settler.forget = p.Epochs[i]
+		default:
+			sh.forget(id, nil)
 		}
-		sh.forget(id, nil)
 	}
 }
 

@@ -28,6 +28,7 @@ type tortureWriter struct {
 	busy   bool
 	reads  int
 	zeroed int
+	flush  memoryFlush
 }
 
 const regionSize = 128 << 10
@@ -39,6 +40,7 @@ type torture struct {
 	stop    bool
 	lost    bool // a server was away for longer than a lease
 	fail    string
+	memory  bool // write-ack=memory
 	zeros   bool // many ZEROs, and a log so small that write-back and punches are always under way
 }
 
@@ -88,8 +90,15 @@ func (t *tortureWriter) next() {
 		}
 	}
 	t.busy = true
+	if t.x.memory && t.rng.IntN(8) == 0 {
+		h.Flags |= dataplane.FlagFUA
+	}
 	t.x.w.cl.do(t.id, h, data, 0, func([]byte) {
 		t.busy = false
+		if t.x.memory && h.Flags&dataplane.FlagFUA == 0 {
+			t.unflushed(off/cellSize, (off+length)/cellSize)
+			return
+		}
 		for c := off / cellSize; c < (off+length)/cellSize; c++ {
 			t.acked[c] = len(t.cells[c])
 		}
@@ -193,6 +202,9 @@ func (x *torture) run(t *testing.T, seed uint64) (reads, writes int, hash uint64
 	ids := []dataplane.ChunkID{chunkA, chunkA + 1}
 	w.md.add(ids[0], 2, 1, 2, 3)
 	w.md.add(ids[1], 2, 3, 1, 2)
+	if x.memory {
+		w.md.chunks[ids[0]].Ack, w.md.chunks[ids[1]].Ack = 1, 1
+	}
 	for i := range 6 {
 		x.writers = append(x.writers, &tortureWriter{x: x, id: ids[i%2], base: uint32(i/2) * regionSize,
 			rng: w.sim.Rand(fmt.Sprintf("writer %d", i))})

@@ -27,10 +27,11 @@ const (
 	// OpZero (client -> head): [Offset, Offset+Length) reads as zeros from now on. Block-aligned.
 	// Seq as in OpWrite.
 	OpZero Opcode = 3
-	// OpFlush (client -> head): reply when all earlier acknowledged writes of the chunk are durable. With
-	// FlagRecovery (head -> member): reply when everything up to Seq is durable there; Aux: the term and
-	// by how much the commit mark is behind Seq. With write-ack=memory the Aux of every answer to a client
-	// is the life of the chunk: a different one means that unflushed writes may be lost.
+	// OpFlush (client -> head): reply when all earlier acknowledged writes of the chunk are durable.
+	// With FlagRecovery (head -> member): reply when everything up to Seq is durable there; Aux:
+	// the term, and by how much the commit mark is behind Seq. With write-ack=memory the Aux of
+	// every answer to a client is the life of the chunk: a different one means that unflushed
+	// writes may be lost.
 	OpFlush Opcode = 4
 	// OpPing (any -> any): empty reply.
 	OpPing Opcode = 5
@@ -58,10 +59,10 @@ const (
 	// there a patch without data (Length 0) makes all patches before it durable.
 	OpPatch Opcode = 19
 	// OpActivate (coordinator -> member): serve the chunk at Epoch with Seq as last and committed
-	// seq; payload = the encoded ChunkConfig, and behind it the head's dirty map for a member that
-	// was copied to. Aux: the low 16 bits are the term, which is random: a write that was on its way
-	// since before the activation doesn't carry it; the high ones the bytes of the dirty map. The
-	// reply means durable.
+	// seq; payload = the encoded ChunkConfig, and behind it with FlagRecovery the head's dirty map,
+	// for a member that was copied to. Aux: the low 16 bits are the term, which is random: a write that
+	// was on its way since before the activation doesn't carry it; the high ones the life of a chunk
+	// with write-ack=memory. The reply means durable.
 	OpActivate Opcode = 20
 	// OpDigest (head -> member): Epoch, Seq and Aux (the term of the activation) say at which state.
 	// The reply's payload is 1024 checksums of 4 bytes, one per 64 KiB of the chunk: of the

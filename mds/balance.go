@@ -28,7 +28,8 @@ type tierLevels struct {
 type balancer struct {
 	paused bool
 	tiers  [4]tierLevels
-	from   int // where the search for a target begins: it goes around
+	from   int  // where the search for a target begins: it goes around
+	put    bool // in this round something was put off, because a server is busy
 }
 
 func newBalancer() *balancer { return &balancer{} }
@@ -43,6 +44,7 @@ func (n *node) fill(more int) float64 {
 
 // begin takes the levels at the beginning of a round.
 func (b *balancer) begin(nodes []node) {
+	b.put = false
 	var now [len(b.tiers)]tierLevels
 	for i := range nodes {
 		n := &nodes[i]
@@ -78,7 +80,7 @@ func (b *balancer) begin(nodes []node) {
 
 // still notes that in a whole round nothing was to be moved: it stays as it is.
 func (b *balancer) still() {
-	if b.paused {
+	if b.paused || b.put {
 		return
 	}
 	for i := range b.tiers {
@@ -98,7 +100,11 @@ func (b *balancer) judge(rec *Record, at []int, p *placer) (best moveVerdict) {
 	for k := len(at) - 1; k >= 0; k-- {
 		giver := &p.nodes[at[k]]
 		t := &b.tiers[giver.tier%uint8(len(b.tiers))]
-		if !t.on || giver.busy || giver.closed || giver.size == 0 || giver.fill(0) <= t.used/t.size {
+		if t.on && giver.busy {
+			b.put = true
+			continue
+		}
+		if !t.on || giver.closed || giver.size == 0 || giver.fill(0) <= t.used/t.size {
 			continue
 		}
 		b.from++
@@ -106,9 +112,13 @@ func (b *balancer) judge(rec *Record, at []int, p *placer) (best moveVerdict) {
 			i := (b.from + j) % len(p.nodes)
 			taker := &p.nodes[i]
 			g := giver.fill(-1) - taker.fill(1)
-			if g <= max(gain, balanceMargin) || taker.closed || taker.busy ||
+			if g <= max(gain, balanceMargin) || taker.closed ||
 				taker.tier != giver.tier || taker.size == 0 || taker.free < dataplane.ChunkSize ||
 				contains(at, i) {
+				continue
+			}
+			if taker.busy {
+				b.put = true
 				continue
 			}
 			after := spreadOf(p.nodes, append(without(at, at[k]), i))
@@ -148,4 +158,14 @@ func (b *balancer) levels() (fullest, emptiest float64, on bool) {
 		emptiest = 0
 	}
 	return fullest, emptiest, on
+}
+
+// any says whether a tier is being balanced.
+func (b *balancer) any() bool {
+	for i := range b.tiers {
+		if b.tiers[i].on && !b.paused {
+			return true
+		}
+	}
+	return false
 }

@@ -53,11 +53,18 @@ func (l *leader) watchDrains(s *State, nowNs int64) {
 			d.rate += (now - d.rate) / drainSmooth
 			d.left, d.atNs = left, nowNs
 		}
-		if left == 0 && !d.dropping {
+		if left == 0 && !d.dropping && !l.activating(c.ID, nowNs) {
 			d.dropping = true
 			l.dropDrained(c.ID)
 		}
 	}
+}
+
+// activating says whether a server may still have to activate chunks that it was the head of. mu is
+// held.
+func (l *leader) activating(cs dataplane.CSID, nowNs int64) bool {
+	k := l.cs[cs]
+	return k != nil && len(k.moved) > 0 && k.moved[len(k.moved)-1].dueNs > nowNs
 }
 
 // dropDrained drops a server that holds nothing. mu is held.
@@ -231,7 +238,11 @@ func (c *call) onlyOn(ids []uint32) (n uint64) {
 type movedChunk struct {
 	id    dataplane.ChunkID
 	epoch dataplane.Epoch
+	dueNs int64 // not before: the head that leaves has to activate the members first
 }
+
+// movedGrace is how long a server that left keeps what it held.
+const movedGrace = time.Second
 
 // forgetMoved has servers delete a chunk that moved away from them. mu is held.
 func (l *leader) forgetMoved(rec *Record, from []dataplane.CSID) {
@@ -241,15 +252,22 @@ func (l *leader) forgetMoved(rec *Record, from []dataplane.CSID) {
 			k.moved = nil // it learns by its next inventory
 			l.leases.at(cs).relist = true
 		}
-		k.moved = append(k.moved, movedChunk{rec.ID, rec.Epoch})
+		k.moved = append(k.moved, movedChunk{rec.ID, rec.Epoch, l.now() + int64(movedGrace)})
 	}
 }
 
 // pushMoved tells servers what moved away from them. mu is held.
 func (l *leader) pushMoved() {
+	now := l.now()
 	for cs, k := range l.cs {
-		for len(k.moved) > 0 && k.peer != nil {
-			n := min(len(k.moved), forgetPerPush)
+		for k.peer != nil {
+			n := 0
+			for n < min(len(k.moved), forgetPerPush) && k.moved[n].dueNs <= now {
+				n++
+			}
+			if n == 0 {
+				break
+			}
 			p := &control.ForgetPush{}
 			for _, m := range k.moved[:n] {
 				p.Chunks = append(p.Chunks, m.id)

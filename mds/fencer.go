@@ -1,6 +1,7 @@
 package mds
 
 import (
+	"errors"
 	"fmt"
 	"slices"
 	"time"
@@ -270,7 +271,8 @@ func (s *State) revocable(args *control.RevokeArgs) (ids []dataplane.FileID, err
 	const what = "revoke"
 	if args.All {
 		if args.Client == 0 {
-			return nil, dataplane.E(what, dataplane.Invalid, fmt.Errorf("all files of which client?"))
+			return nil, dataplane.E(what, dataplane.Invalid,
+				errors.New("all files of which client?"))
 		}
 		for id := range s.files.byID {
 			if f := s.files.get(id); f.lease != nil && f.lease.holder == args.Client {

@@ -76,7 +76,8 @@ func (s *State) fencesAfter(seq uint64) control.FencePush {
 	var list []numbered
 	for id, n := range s.leases.fences {
 		if n > seq {
-			list = append(list, numbered{control.FileFence{File: id, Token: s.leaseOf(id).fence}, n})
+			f := control.FileFence{File: id, Token: s.leaseOf(id).fence}
+			list = append(list, numbered{f, n})
 		}
 	}
 	slices.SortFunc(list, func(a, b numbered) int { return cmp.Compare(a.seq, b.seq) })
@@ -167,9 +168,9 @@ func (c *cmdLease) grant(s *State, l *fileLease, r *Result) {
 	}
 	fence := l.unclean || l.holder != 0 && l.holder != c.Client
 	if l.holder != 0 && l.holder != c.Client {
-		s.addEvent(control.Warning, "mds", "lease-expired", fmt.Sprintf("the right to write file %d "+
-			"(%s) was taken from client %x on %s, which was silent, and given to %x on %s", c.File,
-			s.pathOf(c.File), l.holder, l.host, c.Client, c.Host))
+		s.addEvent(control.Warning, "mds", "lease-expired", fmt.Sprintf("the right to write file "+
+			"%d (%s) was taken from client %x on %s, which was silent, and given to %x on %s",
+			c.File, s.pathOf(c.File), l.holder, l.host, c.Client, c.Host))
 		l.lostBy = fmt.Sprintf("client %x on %s, after %v of silence", c.Client, c.Host,
 			dataplane.FileLeaseTime)
 	}
@@ -189,9 +190,9 @@ func (c *cmdLease) revoke(s *State, l *fileLease) {
 	}
 	if l.holder != 0 {
 		l.lostBy = cutText(c.By)
-		s.addEvent(control.Warning, "mds", "lease-revoked", fmt.Sprintf("the right to write file %d "+
-			"(%s) was taken from client %x on %s by %s", c.File, s.pathOf(c.File), l.holder, l.host,
-			l.lostBy))
+		s.addEvent(control.Warning, "mds", "lease-revoked", fmt.Sprintf("the right to write file "+
+			"%d (%s) was taken from client %x on %s by %s", c.File, s.pathOf(c.File), l.holder,
+			l.host, l.lostBy))
 	}
 	s.leases.token++
 	l.holder, l.unclean, l.host, l.mount = 0, false, "", ""

@@ -26,7 +26,8 @@ type leaseWorld struct {
 
 func newLeaseWorld(t *testing.T) *leaseWorld {
 	w := &leaseWorld{t: t, now: 1}
-	w.sim = NewSim(SimOptions{Now: func() int64 { return w.now }, Wall: func() int64 { return w.now },
+	w.sim = NewSim(SimOptions{Now: func() int64 { return w.now },
+		Wall:   func() int64 { return w.now },
 		Commit: func(done func()) { done() }, Applied: func() {},
 		Push: func(_ uint64, op dataplane.Opcode, payload []byte) {
 			var p control.FencePush
@@ -91,8 +92,8 @@ func (w *leaseWorld) renew(client, token uint64) (r control.RenewLeasesReply) {
 func (w *leaseWorld) register(cs byte) (r control.RegisterCSReply) {
 	w.t.Helper()
 	w.ask(1000+uint64(cs), dataplane.RoleCS, control.OpRegisterCS, &control.RegisterCSReq{
-		Disk: [16]byte{cs}, Boot: 1, Addr: "10.0.0.1:1", Host: "h", Path: "/cs", Instance: uint64(cs),
-		Capacity: 1 << 40}, &r)
+		Disk: [16]byte{cs}, Boot: 1, Addr: "10.0.0.1:1", Host: "h", Path: "/cs",
+		Instance: uint64(cs), Capacity: 1 << 40}, &r)
 	return r
 }
 
@@ -208,11 +209,11 @@ func TestRevoke(t *testing.T) {
 		w.admin(control.AdminRevoke, args, &doc)
 		return doc
 	}
-	if d := revoke(control.RevokeArgs{Path: "/", Recursive: true, Client: 99}); len(d.Revoked) != 0 ||
-		d.Seq != 0 {
+	d := revoke(control.RevokeArgs{Path: "/", Recursive: true, Client: 99})
+	if len(d.Revoked) != 0 || d.Seq != 0 {
 		t.Fatalf("another client: %+v", d)
 	}
-	d := revoke(control.RevokeArgs{Client: 7, All: true, By: "root@x"})
+	d = revoke(control.RevokeArgs{Client: 7, All: true, By: "root@x"})
 	if len(d.Revoked) != 1 || d.Revoked[0].Path != "/disk" || len(d.Waiting) != 1 {
 		t.Fatalf("revoked: %+v", d)
 	}

@@ -55,13 +55,12 @@ func (f illFacts) contrary() bool {
 
 // illCase decides whether a server is ill.
 func illCase(f illFacts) bool {
-	switch {
-	case !f.contrary():
-		return f.ill
-	case f.ill:
-		return f.held < wellAfter
-	}
-	return f.held >= illAfter
+	return f.ill != (f.contrary() && illTurns(f.ill, f.held))
+}
+
+// illTurns says whether measurements that speak against a state have done so for long enough.
+func illTurns(ill bool, held time.Duration) bool {
+	return ill && held >= wellAfter || !ill && held >= illAfter
 }
 
 // stallFacts is what stallCase knows of one server.
@@ -73,8 +72,9 @@ type stallFacts struct {
 }
 
 // stallCase says which server keeps writes from getting on, an index, or -1 if that can't be told.
-// A log that hangs while the others' don't is its own evidence. Otherwise it is who most others wait
-// for in vain, but one that itself waits for several is more likely the one that can't be reached.
+// A log that hangs while the others' don't is its own evidence. Otherwise it is who most others
+// wait for in vain, but one that itself waits for several is more likely the one that can't be
+// reached.
 func stallCase(list []stallFacts) int {
 	live, own, others := 0, -1, 0
 	for i, f := range list {
@@ -163,7 +163,8 @@ type serverHealth struct {
 	note     string
 }
 
-// peerHealth is the leader's judgement of its chunk servers. It is pure. Not safe for concurrent use.
+// peerHealth is the leader's judgement of its chunk servers. It is pure. Not safe for concurrent
+// use.
 type peerHealth struct {
 	cs     []*serverHealth // by id; nil: nothing known
 	stepNs int64
@@ -274,7 +275,6 @@ func (h *peerHealth) step(nowNs int64, live func(dataplane.CSID) bool) {
 func (h *peerHealth) judge(cs dataplane.CSID, s *serverHealth, nowNs int64,
 	live func(dataplane.CSID) bool) {
 	contrary, worst := s.ill, 0.0
-	var f illFacts
 	for m := range metrics {
 		g := illFacts{ill: s.ill}
 		if own := s.latency[m]; nowNs-own.atNs <= int64(freshFor) && own.atNs != 0 {
@@ -288,7 +288,7 @@ func (h *peerHealth) judge(cs dataplane.CSID, s *serverHealth, nowNs int64,
 			contrary = true
 		}
 		if bad := float64(g.value) / float64(max(illFloor/2, g.median)); bad > worst && g.others > 0 {
-			worst, f = bad, g
+			worst = bad
 			if !s.ill && contrary || s.ill && !g.contrary() {
 				s.why = fmt.Sprintf("%s %v, those of the %d others %v: nothing new is placed on it and "+
 					"clients read elsewhere", metricNames[m], g.value.Round(100*time.Microsecond), g.others,
@@ -303,15 +303,8 @@ func (h *peerHealth) judge(cs dataplane.CSID, s *serverHealth, nowNs int64,
 	case s.contrary == 0:
 		s.contrary = nowNs
 	}
-	held := time.Duration(nowNs - s.contrary)
-	if s.ill {
-		s.ill = held < wellAfter
-	} else {
-		f.ill, f.held = false, held
-		s.ill = illCase(f)
-	}
-	if s.contrary != 0 && (s.ill && held >= illAfter || !s.ill && held >= wellAfter) {
-		s.contrary = 0
+	if illTurns(s.ill, time.Duration(nowNs-s.contrary)) {
+		s.ill, s.contrary = !s.ill, 0
 	}
 }
 

@@ -150,8 +150,8 @@ func (l *leader) homeless(nowNs int64) (list []control.RefusedDoc) {
 // stopped is gone by then.
 const twinAfter = 2 * leaseOut
 
-// knock notes that a process wants to register as a server that another one is: two of them run, most
-// likely because a directory was copied. mu is held.
+// knock notes that a process wants to register as a server that another one is: two of them run,
+// most likely because a directory was copied. mu is held.
 func (k *csLink) knock(l *leader, cs dataplane.CSID, instance uint64, req *control.RegisterCSReq) {
 	switch now := l.now(); {
 	case k.knocker != instance:

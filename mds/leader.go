@@ -410,7 +410,7 @@ func (l *leader) refreshView(s *State) {
 		if k := l.cs[c.ID]; k != nil {
 			n.load = k.rates.reads + k.rates.writes
 			busiest = max(busiest, n.load)
-			n.busy = k.stats.LogUsed > k.stats.LogSize/2
+			n.busy = k.stats.LogUsed/3 > k.stats.LogSize/4
 		}
 		nodes = append(nodes, n)
 	}

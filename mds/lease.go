@@ -85,9 +85,11 @@ func leaseCase(f leaseFacts) leaseVerdict {
 	switch {
 	case f.registering:
 		return leaseReturning
+	case f.yielded:
+		return leaseGone // said to this leader, by the process that had the lease
 	case f.leaderFor < leaseOut:
 		return leaseNewLeader
-	case f.yielded || f.silentFor >= leaseOut:
+	case f.silentFor >= leaseOut:
 		return leaseGone
 	case f.exited && f.exitedFor < exitGrace:
 		return leaseGrace

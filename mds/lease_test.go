@@ -16,8 +16,8 @@ func TestLeaseCase(t *testing.T) {
 				for _, registering := range []bool{false, true} {
 					for _, yielded := range []bool{false, true} {
 						f := leaseFacts{leaderFor, silent, registering, exitedFor >= 0, exitedFor, yielded}
-						may := !registering && leaderFor >= leaseOut &&
-							(silent >= leaseOut || exitedFor >= exitGrace || yielded)
+						may := !registering && (yielded || leaderFor >= leaseOut &&
+							(silent >= leaseOut || exitedFor >= exitGrace))
 						if got := leaseCase(f); (got == leaseGone) != may {
 							t.Errorf("%+v: %d", f, got)
 						}

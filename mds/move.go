@@ -27,6 +27,7 @@ const (
 const (
 	movesTotal    = 16   // mends and balancing, in all; drains are bounded like recovery
 	movesPerCS    = 1    // mends and balancing, as the head that copies, and as the target
+	movesJudged   = 512  // chunks looked at for balancing in one step
 	movePause     = 100  // ms between two rounds while something waits for its turn
 	moveIdlePause = 2000 // ms between two rounds in which nothing was to do
 )
@@ -49,6 +50,7 @@ type mover struct {
 	cursor  uint64
 	end     uint64
 	nextNs  int64
+	budget  int            // of this step
 	waits   bool           // something in the round waits for its turn
 	began   [moveKinds]int // in the round
 
@@ -66,7 +68,8 @@ func (m *mover) wake() { m.nextNs = 0 }
 
 // step begins moves and appends what to ask for to out. p has all servers that are there, also
 // those that take nothing, and counts what is under way.
-func (m *mover) step(nowNs int64, w recoverView, r *recoverer, p *placer, out []recoverOrder) []recoverOrder {
+func (m *mover) step(nowNs int64, w recoverView, r *recoverer, p *placer,
+	out []recoverOrder) []recoverOrder {
 	if len(r.queue) > 0 || r.moves >= r.limits.total {
 		return out
 	}
@@ -78,8 +81,9 @@ func (m *mover) step(nowNs int64, w recoverView, r *recoverer, p *placer, out []
 		clear(m.seen)
 		m.balance.begin(p.nodes)
 	}
+	m.budget = movesJudged
 	for range scanPerStep {
-		if m.cursor >= m.end || r.moves >= r.limits.total {
+		if m.cursor >= m.end || r.moves >= r.limits.total || m.budget < 0 {
 			break
 		}
 		rec := w.at(m.cursor)
@@ -112,7 +116,7 @@ func (m *mover) endRound(nowNs int64, r *recoverer) {
 // try moves a chunk, if there is a reason and the limits allow it.
 func (m *mover) try(nowNs int64, rec *Record, r *recoverer, p *placer, w recoverView) (
 	o recoverOrder, ok bool) {
-	v := m.judge(rec, w, p)
+	v := m.judge(rec, w, r, p)
 	if v.kind == moveNone {
 		return o, false
 	}
@@ -145,14 +149,14 @@ func (m *mover) try(nowNs int64, rec *Record, r *recoverer, p *placer, w recover
 }
 
 // judge says whether a chunk is to move, who leaves and where to.
-func (m *mover) judge(rec *Record, w recoverView, p *placer) moveVerdict {
+func (m *mover) judge(rec *Record, w recoverView, r *recoverer, p *placer) moveVerdict {
 	var space [dataplane.MaxReplicas]int
 	leaves, live := -1, 0
-	for _, r := range rec.members() {
-		if w.live(r.CS) {
+	for _, k := range rec.members() {
+		if w.live(k.CS) {
 			live++
 		}
-		if i := p.indexOf(r.CS); i >= 0 && p.nodes[i].leaves && leaves < 0 {
+		if i := p.indexOf(k.CS); i >= 0 && p.nodes[i].leaves && leaves < 0 {
 			leaves = i
 		}
 	}
@@ -177,6 +181,13 @@ func (m *mover) judge(rec *Record, w recoverView, p *placer) moveVerdict {
 	}
 	if v = mend(rec, at, p); v.kind != moveNone {
 		return v
+	}
+	if r.moves >= movesTotal || r.load[rec.members()[0].CS][0] >= movesPerCS {
+		m.waits = m.waits || m.balance.any()
+		return moveVerdict{}
+	}
+	if m.balance.any() {
+		m.budget--
 	}
 	return m.balance.judge(rec, at, p)
 }

@@ -270,7 +270,7 @@ func TestRecoverPush(t *testing.T) {
 	t.Log(stat.Reasons)
 
 	lost.reg.Chunks = []control.HeldChunk{{Chunk: conf.Chunk, Epoch: 1}}
-	if r := lost.register(); len(r.Forget) != 1 {
+	if r := lost.register(); len(r.Forget) != 0 || len(r.Retired) != 1 {
 		t.Errorf("registered: %+v", r)
 	}
 	defer lost.keepAlive()()

@@ -49,7 +49,8 @@ func (r *restorer) run(blocks *blockReader) error {
 		}
 		d := &decoder{b: b}
 		switch typ {
-		case blockFiles, blockCS, blockConfig, blockEvents, blockDedupe, blockLeaseHead, blockLeases:
+		case blockFiles, blockCS, blockConfig, blockEvents, blockDedupe, blockLeaseHead,
+			blockLeases:
 			for range d.count(1) {
 				if err := r.element(typ, d); err != nil {
 					return err

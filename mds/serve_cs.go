@@ -51,8 +51,8 @@ func (c *call) registerCS(req *control.RegisterCSReq) (any, error) {
 		return nil, err
 	}
 	sameProcess := known != nil && known.Boot == req.Boot
-	forget, missing := c.inventory(res.CS, req.Chunks, sameProcess)
-	return c.grantLease(res.CS, req, instance, forget, missing)
+	forget, retired, missing := c.inventory(res.CS, req.Chunks, sameProcess)
+	return c.grantLease(res.CS, req, instance, forget, retired, missing)
 }
 
 func (c *call) checkRegistration(req *control.RegisterCSReq) error {
@@ -125,27 +125,30 @@ func (c *call) endRegistration(id dataplane.CSID) {
 	c.l.mu.Unlock()
 }
 
-// inventory compares what a server holds with what it should: forget is what it may delete, and
-// missing the chunks, written to, of which it is a member and has nothing (invariant I8). A
+// inventory compares what a server holds with what it should: forget is what it may delete, retired
+// what it holds as a former member, whose place nobody has taken, and missing the chunks, written to, of which it is a member and has nothing (invariant I8). A
 // process that registers again lists what it had a moment before, so a chunk that was changed
 // only lately isn't held to be missing.
 func (c *call) inventory(cs dataplane.CSID, held []control.HeldChunk, sameProcess bool) (
-	forget, missing []dataplane.ChunkID) {
+	forget, retired, missing []dataplane.ChunkID) {
 	f := c.r.fsm
 	f.mu.RLock()
 	here := 0
 	for _, h := range held {
-		if rec := f.s.table.Lookup(h.Chunk); rec == nil || !rec.has(cs) {
-			forget = append(forget, h.Chunk)
-		} else {
+		switch rec := f.s.table.Lookup(h.Chunk); {
+		case rec != nil && rec.has(cs):
 			here++
+		case rec != nil && rec.wasMember(cs) && h.Epoch < rec.Epoch:
+			retired = append(retired, h.Chunk)
+		default:
+			forget = append(forget, h.Chunk)
 		}
 	}
 	complete := here >= int(f.s.csLoad[cs])
 	slots, newest := f.s.table.Slots(), f.s.nowNs
 	f.mu.RUnlock()
 	if complete {
-		return forget, nil
+		return forget, retired, nil
 	}
 	if sameProcess {
 		newest -= int64(settledChanged)
@@ -161,7 +164,7 @@ func (c *call) inventory(cs dataplane.CSID, held []control.HeldChunk, sameProces
 			}
 		}
 	})
-	return forget, missing
+	return forget, retired, missing
 }
 
 // scanStep is how many records are looked at before the state is let go for others.
@@ -187,7 +190,7 @@ const maxForgetReply = 64 << 10
 
 // grantLease ends a registration.
 func (c *call) grantLease(cs dataplane.CSID, req *control.RegisterCSReq, instance uint64,
-	forget, missing []dataplane.ChunkID) (any, error) {
+	forget, retired, missing []dataplane.ChunkID) (any, error) {
 	l := c.l
 	if l.ctx.Err() != nil {
 		return nil, c.r.notLeader()
@@ -210,6 +213,7 @@ func (c *call) grantLease(cs dataplane.CSID, req *control.RegisterCSReq, instanc
 		forget = forget[:maxForgetReply]
 		l.leases.at(cs).relist = true
 	}
+	l.stillRetired(cs, retired)
 	for _, id := range missing {
 		if !l.plan.lacks(id, cs, now) {
 			l.log.Warn("too many missing chunks; the rest is found when they are used", "cs", cs)
@@ -224,7 +228,8 @@ func (c *call) grantLease(cs dataplane.CSID, req *control.RegisterCSReq, instanc
 	delete(l.refusals, refusedKey{cs: cs})
 	l.viewNs = 0
 	l.recover.nextNs = 0
-	reply := &control.RegisterCSReply{CS: cs, LeaseNs: int64(dataplane.LeaseTime), Forget: forget}
+	reply := &control.RegisterCSReply{CS: cs, LeaseNs: int64(dataplane.LeaseTime), Forget: forget,
+		Retired: retired}
 	l.fenceAck(cs, req.FenceSeq)
 	f := c.r.fsm
 	f.mu.RLock()
@@ -472,6 +477,7 @@ func (c *call) reconfigure(req *control.ReconfigureReq) (any, error) {
 		return nil, err
 	}
 	defer c.endExclusion(out, added)
+	before := c.l.recordOf(req.Chunk)
 	// A lost connection doesn't take the command back. As long as it may still be committed no
 	// registration of the excluded may begin, so the wait is only for the end of the leadership.
 	res, err := c.r.propose(c.l.ctx, &cmdReconfigure{Chunk: req.Chunk, Epoch: req.Epoch,
@@ -488,6 +494,7 @@ func (c *call) reconfigure(req *control.ReconfigureReq) (any, error) {
 	defer l.mu.Unlock()
 	f.mu.RLock()
 	defer f.mu.RUnlock()
+	l.displaced(&before, &res.Rec)
 	if len(out) == 0 {
 		l.forgetMoved(&res.Rec, moved)
 	}

@@ -34,6 +34,7 @@ func richState(t testing.TB) *State {
 	do(t, s, 4, &cmdReap{})
 	do(t, s, 5, &cmdSetConfig{Key: "k", Value: "v"})
 	do(t, s, 6, &cmdMarkCS{CS: 4, Failed: "EIO"})
+	do(t, s, 6, &cmdMarkCS{CS: 2, Drain: drainStart})
 	return s
 }
 

@@ -70,8 +70,8 @@ type WriteBack struct {
 	busy bool
 }
 
-// Marker is a Backing that counts its checkpoints: the log keeps the number of the last complete one,
-// so that a store that was replaced by an older copy of itself is found (Options.Accept).
+// Marker is a Backing that counts its checkpoints: the log keeps the number of the last complete
+// one, so that a store that was replaced by an older copy of itself is found (Options.Accept).
 type Marker interface{ Mark() uint64 }
 
 // MaxRun is the most blocks of one WriteBack (1 MiB).

@@ -18,8 +18,8 @@ type scrubFlags struct {
 
 func (f *scrubFlags) add(flags *pflag.FlagSet) {
 	f.every = every(14 * 24 * time.Hour)
-	flags.Var(&f.every, "scrub-period", "read each whole store once in this `TIME` and compare it with "+
-		"its checksums, such as 14d or 36h; off: only on pstorage scrub start")
+	flags.Var(&f.every, "scrub-period", "read each whole store once in this `TIME` and compare it "+
+		"with its checksums, such as 14d or 36h; off: only on pstorage scrub start")
 	flags.Uint32Var(&f.mibS, "scrub-rate", 64, "read at most so many `MiB` per second for it")
 }
 

@@ -39,7 +39,8 @@ func serveChild(ctx context.Context, o csdOptions, out io.Writer) error {
 	status := os.NewFile(statusFD, "status")
 	err = chunk.Run(ctx, chunk.Options{
 		Dir: dir, ListenAddr: addr, Cred: &cred, MDS: conf.BSOrNone,
-		Log: log.With("dir", dir), RelayFrom: int(o.relay), ScrubPeriod: o.scrub.period(), ScrubRate: o.scrub.rate(),
+		Log: log.With("dir", dir), RelayFrom: int(o.relay),
+		ScrubPeriod: o.scrub.period(), ScrubRate: o.scrub.rate(),
 		OnIdentity: func(id dataplane.CSID, boot uint64) {
 			fmt.Fprintf(status, "id %d %d\n", id, boot)
 		},

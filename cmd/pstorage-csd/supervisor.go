@@ -223,8 +223,8 @@ func (s *supervisor) keep(ctx context.Context, p place, again <-chan struct{}, s
 	}
 }
 
-// refusing tells the metadata servers of a directory that isn't served until somebody wants it tried
-// again, which it says, or ctx ends.
+// refusing tells the metadata servers of a directory that isn't served until somebody wants it
+// tried again, which it says, or ctx ends.
 func (s *supervisor) refusing(ctx context.Context, p place, who incarnation,
 	again <-chan struct{}) bool {
 	select {

@@ -1,6 +1,9 @@
 package main
 
 import (
+	"fmt"
+	"time"
+
 	"pstorage/chunk"
 	"pstorage/mds"
 )
@@ -24,6 +27,8 @@ var canaries = map[string]canary{
 	"read-above":        {cs: chunk.Canary{ReadAbove: true}},
 	"no-crc":            {cs: chunk.Canary{NoCRC: true}},
 	"no-dirty":          {cs: chunk.Canary{NoDirty: true}},
+	"no-history":        {cs: chunk.Canary{NoHistory: true}},
+	"trust-partial":     {cs: chunk.Canary{TrustPartial: true}},
 	"no-lease-wait":     {mds: mds.SimCanary{NoLeaseWait: true}},
 	"ack-chain":         {cs: chunk.Canary{AckChain: true}},
 	"old-epoch":         {cs: chunk.Canary{OldEpoch: true}},
@@ -34,4 +39,22 @@ var canaries = map[string]canary{
 	"first-wins":        {cs: chunk.Canary{FirstWins: true}},
 	"keep-losers":       {cs: chunk.Canary{KeepLosers: true}},
 	"no-term-wait":      {mds: mds.SimCanary{NoTermWait: true}},
+}
+
+// allCanaries runs every canary until it is found, for o.seeds seeds or o.limit at most, and prints
+// how many that took. It returns how many weren't found.
+func (o *options) allCanaries() (missed int) {
+	for _, name := range canaryNames() {
+		one, start := *o, time.Now()
+		one.canary, one.twice, one.keep, one.quiet = name, 0, 1, true
+		ran, bad := one.seedsRun()
+		found := "found"
+		if bad == 0 {
+			found = "NOT FOUND"
+			missed++
+		}
+		fmt.Printf("%-18s %-9s in %4d seeds, %v\n", name, found, ran,
+			time.Since(start).Round(time.Millisecond))
+	}
+	return missed
 }

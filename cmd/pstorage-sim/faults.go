@@ -3,6 +3,7 @@ package main
 import (
 	"math/rand/v2"
 
+	"pstorage/chunk"
 	"pstorage/dataplane"
 	"pstorage/uring"
 	"pstorage/uring/simloop"
@@ -28,12 +29,15 @@ const (
 	faultClient
 	faultPartial
 	faultStorm
+	faultStall
+	faultSlowCrash
+	faultLost
 	faultKinds
 )
 
 var faultNames = [faultKinds]string{"crash", "power", "site", "cut", "cut-client", "isolate",
 	"cut-mds", "slow-net", "reset", "pause", "leader", "slow-disk", "read-error", "rot", "dead-disk",
-	"client", "partial", "storm"}
+	"client", "partial", "storm", "stall", "slow-crash", "lost"}
 
 // faults does damage at random, within the budget that keeps what is asked for possible: only the
 // victims may be away for so long, all in all, that they lose their lease.
@@ -42,12 +46,13 @@ type faults struct {
 	rng   *rand.Rand
 	kinds []int
 	until []int64 // by server: the last trouble of it ends then
+	alone []int   // by server: counts the times it saw only clients
 	slow  []bool  // by server: its disk is slow now
 }
 
 func newFaults(w *world) *faults {
 	f := &faults{w: w, rng: w.sim.Rand("faults"), until: make([]int64, len(w.cs)),
-		slow: make([]bool, len(w.cs))}
+		slow: make([]bool, len(w.cs)), alone: make([]int, len(w.cs))}
 	for k, n := range w.sc.weights {
 		for range n {
 			f.kinds = append(f.kinds, k)
@@ -63,6 +68,12 @@ func (f *faults) start() {
 				f.partial()
 			}
 		})
+	}
+	if f.w.sc.moves > 0 {
+		f.nextMove()
+	}
+	if f.w.sc.away {
+		f.w.sim.After(f.between(sec/4, 2*sec), f.away)
 	}
 	if len(f.kinds) > 0 {
 		f.next()
@@ -177,7 +188,7 @@ func (f *faults) one(kind int) {
 		w.mds.change(gap)
 	case faultSlowDisk:
 		f.slowDisk()
-	case faultReadError, faultRot:
+	case faultReadError, faultRot, faultLost:
 		f.damage(kind)
 	case faultDeadDisk:
 		f.deadDisk()
@@ -187,7 +198,57 @@ func (f *faults) one(kind int) {
 		f.partial()
 	case faultStorm:
 		f.storm()
+	case faultStall:
+		f.stall()
+	case faultSlowCrash:
+		f.slowCrash()
 	}
+}
+
+// stall holds back what goes over the connections between two nodes, in one direction or both.
+func (f *faults) stall() {
+	w := f.w
+	a, b := w.cl[f.rng.IntN(len(w.cl))].ip, w.cs[f.rng.IntN(len(w.cs))].ip
+	if f.rng.IntN(3) == 0 {
+		a = w.cs[f.rng.IntN(len(w.cs))].ip
+	}
+	d := f.between(100*ms, 4*sec)
+	w.trace("connections from %s to %s stall for %d ms", a, b, d/ms)
+	w.net.Stall(a, b, d)
+	if f.rng.IntN(3) > 0 {
+		w.net.Stall(b, a, d)
+	}
+}
+
+// slowCrash has a chunk settled while one of its members hasn't got durable what it has accepted,
+// and cuts that member's power soon after.
+func (f *faults) slowCrash() {
+	n, d := f.outage(300 * ms)
+	w := f.w
+	if n == nil || f.slow[n.index] || n.cache.Fault != nil {
+		return
+	}
+	w.trace("cs %d: slow disk, resets, power cut for %d ms", n.id, d/ms)
+	f.slow[n.index] = true
+	n.cache.Fault = func(op *uring.DiskOp) (x simloop.Fault) {
+		if op.Kind == uring.DiskWriteSync {
+			x.Delay = 60 * ms
+		}
+		return x
+	}
+	at := f.between(ms, 40*ms)
+	for _, o := range w.cs {
+		if o != n {
+			w.sim.After(at, func() { w.net.Reset(n.ip, o.ip) })
+		}
+	}
+	w.sim.After(at+f.between(20*ms, 80*ms), func() {
+		n.kill(false)
+		w.sim.After(d, func() { n.start(true) })
+		n.cache.Fault = nil
+		f.slow[n.index] = false
+	})
+	f.until[n.index] = max(f.until[n.index], w.sim.Now()+at+80*ms+d)
 }
 
 // partial cuts a server off from its peers, perhaps from the metadata servers, not from clients.
@@ -213,7 +274,22 @@ func (f *faults) partial() {
 			}
 		}
 		all(true)
-		w.sim.After(d, func() { all(false) })
+		f.alone[n.index]++
+		time := f.alone[n.index]
+		heal := func() {
+			if f.alone[n.index] == time {
+				f.alone[n.index]++
+				all(false)
+			}
+		}
+		w.sim.After(d, heal)
+		if f.rng.IntN(2) == 0 {
+			// What it sent arrives just when the others have begun a new epoch.
+			n.onExcluded = func() {
+				n.onExcluded = nil
+				w.sim.After(f.between(us, 3*ms), heal)
+			}
+		}
 		return
 	}
 	for _, o := range w.cs {
@@ -350,6 +426,10 @@ func (f *faults) damage(kind int) {
 		w.sim.After(f.between(10*ms, sec), func() { n.store.Fault = nil })
 		return
 	}
+	if kind == faultLost {
+		f.lostWrites(n)
+		return
+	}
 	chunks := w.mds.sim.Chunks()
 	for range 20 {
 		if len(chunks) == 0 {
@@ -364,6 +444,27 @@ func (f *faults) damage(kind int) {
 			return
 		}
 	}
+}
+
+// lostWrites has writes to the slots of a store do nothing, or land elsewhere.
+func (f *faults) lostWrites(n *csNode) {
+	if n.store.Fault != nil {
+		return
+	}
+	w := f.w
+	w.trace("cs %d: lost and misdirected writes", n.id)
+	rng, data := w.sim.Rand("lost writes"), chunk.SimData(slots)
+	n.store.Fault = func(op *uring.DiskOp) (x simloop.Fault) {
+		if op.Kind != uring.DiskWrite || op.Offset < data || rng.IntN(4) > 0 {
+			return x
+		}
+		if x.Misplace = dataplane.BlockSize * (1 + rng.Int64N(64)); rng.IntN(2) == 0 ||
+			op.Offset+x.Misplace+(4<<20) > n.store.Size() {
+			return simloop.Fault{Lost: true}
+		}
+		return x
+	}
+	w.sim.After(f.between(10*ms, sec), func() { n.store.Fault = nil })
 }
 
 // deadDisk ends a victim's disk for good.

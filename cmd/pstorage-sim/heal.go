@@ -47,6 +47,7 @@ func (w *world) heal() {
 		return
 	}
 	w.sim.Run(func() bool { return false }, w.sim.Now()+2*sec)
+	w.sim.Run(w.atRest, w.sim.Now()+60*sec) // a move may be on its way; compare says what is wrong
 	for _, c := range w.mds.sim.Chunks() {
 		if c.Created { // others were allocated ahead of a writer
 			w.compareChunk(c.Chunk)
@@ -59,7 +60,7 @@ func (w *world) heal() {
 func (w *world) replicated() bool {
 	there := 0
 	for _, n := range w.cs {
-		if !n.gone {
+		if !n.gone && !n.drained {
 			there++
 		}
 	}
@@ -188,7 +189,12 @@ func (w *world) compareChunk(id dataplane.ChunkID) {
 			return why == ""
 		}
 		if !w.sim.Run(agree, w.sim.Now()+sec) {
-			w.wake(c) // a head that left with a move has left the rest to the next who asks
+			if len(usedOf(c.Index)) == 0 {
+				return // nobody asks for it
+			}
+			// A head that left with a move, and whoever couldn't exclude a member that came back, leave
+			// the rest to the next who writes.
+			w.wake(c)
 			if !w.sim.Run(agree, w.sim.Now()+30*sec) {
 				w.violate("%s", why)
 				return
@@ -201,16 +207,14 @@ func (w *world) compareChunk(id dataplane.ChunkID) {
 	w.violate("chunk %v is moved again and again", id)
 }
 
-// wake reads from a chunk, so that its head gets its members ready.
+// wake writes to a chunk, so that its head gets its members ready.
 func (w *world) wake(c *control.ChunkConfig) {
 	for i, f := range w.files {
-		if f.id == c.File {
-			w.cl[i].env.Do(func() {
-				w.cl[i].read(f, usedOf(c.Index)[0].off, dataplane.BlockSize)
-			})
+		if used := usedOf(c.Index); f.id == c.File && len(used) > 0 {
+			w.cl[i].env.Do(func() { w.cl[i].write(f, used[0].off, dataplane.BlockSize, false) })
 		}
 	}
-	w.wait(w.quiet, 60*sec, "read of a chunk that was moved")
+	w.wait(w.quiet, 60*sec, "write to a chunk that was moved")
 }
 
 // disagree says how the members of a chunk aren't one: "" if they are.

@@ -19,7 +19,7 @@ func main() {
 	var o options
 	flag.IntVar(&o.seeds, "seeds", 100, "how many seeds to run")
 	flag.Uint64Var(&o.first, "seed", 1, "the first seed")
-	flag.StringVar(&o.canary, "canary", "", "break the protocol: "+strings.Join(canaryNames(), ", "))
+	flag.StringVar(&o.canary, "canary", "", "break the protocol: all, "+strings.Join(canaryNames(), ", "))
 	flag.DurationVar(&o.limit, "time", 0, "stop after this time; 0: when all seeds have run")
 	flag.IntVar(&o.jobs, "j", 1, "seeds run at the same time")
 	flag.IntVar(&o.keep, "keep", 1, "stop after this many seeds with violations; 0: never")
@@ -32,6 +32,9 @@ func main() {
 	if flag.NArg() > 0 || o.seeds < 1 || o.jobs < 1 {
 		usage()
 		os.Exit(2)
+	}
+	if o.canary == "all" {
+		os.Exit(o.allCanaries())
 	}
 	if _, ok := canaries[o.canary]; o.canary != "" && !ok {
 		fmt.Fprintf(os.Stderr, "pstorage-sim: no canary %q; there are %s\n", o.canary,
@@ -59,13 +62,21 @@ type options struct {
 	canary                   string
 	limit                    time.Duration
 	trace                    bool
+	quiet                    bool // prints nothing
 }
 
 // run runs all seeds and returns how many violated something.
-func (o *options) run() (bad int) {
+func (o *options) run() int {
+	_, bad := o.seedsRun()
+	return bad
+}
+
+// seedsRun says how many seeds it ran, too.
+func (o *options) seedsRun() (ran, bad int) {
 	start := time.Now()
 	var mu sync.Mutex
-	next, ran, virtual, events, ops := o.first, 0, time.Duration(0), uint64(0), 0
+	next, virtual, events, ops := o.first, time.Duration(0), uint64(0), 0
+	var copies copyCounts
 	var wg sync.WaitGroup
 	for range o.jobs {
 		wg.Go(func() {
@@ -90,6 +101,7 @@ func (o *options) run() (bad int) {
 				mu.Lock()
 				ran++
 				virtual += res.virtual
+				copies.add(res.copies)
 				events += res.events
 				ops += res.ops
 				if len(res.violations) > 0 {
@@ -101,16 +113,23 @@ func (o *options) run() (bad int) {
 		})
 	}
 	wg.Wait()
+	if o.quiet {
+		return ran, bad
+	}
 	took := time.Since(start)
 	per := func(n float64) float64 { return n / float64(max(ran, 1)) }
 	fmt.Printf("%.0f seeds per minute, %.1f simulated hours in %v; per seed %.0f events, %.0f "+
 		"operations, %.1f s\n", float64(ran)/took.Minutes(), virtual.Hours(),
 		took.Round(time.Millisecond), per(float64(events)), per(float64(ops)), per(virtual.Seconds()))
+	fmt.Println(copies)
 	fmt.Printf("seeds=%d violations=%d simulated=%v\n", ran, bad, virtual.Round(time.Millisecond))
-	return bad
+	return ran, bad
 }
 
 func (o *options) report(seed uint64, res *result) {
+	if o.quiet {
+		return
+	}
 	fmt.Printf("seed %d: %d violations (%s)\n", seed, len(res.violations), res.scenario)
 	for i, v := range res.violations {
 		if i == 10 {

@@ -21,7 +21,9 @@ type scenario struct {
 	length            int64 // of the time with faults, ns
 	every             int64 // mean time between faults, ns
 	driftPPM          int64
-	partialFirst      bool // begins with a partial partition
+	partialFirst      bool  // begins with a partial partition
+	away              bool  // a victim is away for long enough to be excluded, and comes back
+	moves             int64 // mean time between moves of replicas, ns; 0: none
 	weights           [faultKinds]int
 }
 
@@ -60,7 +62,21 @@ func newScenario(rng *rand.Rand) scenario {
 			s.weights[i] = 1 + rng.IntN(4)
 		}
 	}
+	s.copies(rng)
 	return s
+}
+
+// copies makes sure that most runs have members that return and replicas that move.
+func (s *scenario) copies(rng *rand.Rand) {
+	if s.victims == 0 && s.replicas > s.minimum && rng.IntN(4) > 0 {
+		s.victims = 1
+	}
+	if s.away = s.victims > 0 && rng.IntN(4) > 0; s.away {
+		s.length += 4 * sec
+	}
+	if rng.IntN(3) > 0 {
+		s.moves = []int64{100 * ms, 400 * ms, sec}[rng.IntN(3)]
+	}
 }
 
 // drift is the speed of one clock: together two clocks stay within the margin of leases.

@@ -43,7 +43,10 @@ type csNode struct {
 
 	// Of the faults.
 	gone     bool // for good
+	drained  bool // it was to be removed from the cluster
 	excluded bool // from some chunk
+	// onExcluded, if set, is called when it is excluded from a chunk.
+	onExcluded func()
 }
 
 // deadProcess is what a process left.
@@ -144,13 +147,16 @@ func (n *csNode) heartbeat() {
 	req := &control.HeartbeatReq{CS: n.id, Boot: n.boot, Failed: n.failed, Capacity: capacity,
 		Used: used, Stats: n.shard.Stats()}
 	n.shard.Gauge(req)
-	n.ask(dataplane.RoleCS, control.OpHeartbeat, req, dataplane.LeaseTime, true, func(p []byte, err error) {
+	n.ask(dataplane.RoleCS, control.OpHeartbeat, req, dataplane.LeaseTime, true, func(p []byte,
+		err error) {
 		n.asking = false
 		var reply control.HeartbeatReply
 		if err == nil {
 			err = control.Unmarshal(p, &reply)
 		}
 		switch k := dataplane.KindOf(err); {
+		case k == dataplane.Fenced && n.drained:
+			n.removed()
 		case err == nil && reply.Yield:
 			n.w.trace("cs %d gives its lease up", n.id)
 			n.shard.Yield()
@@ -187,11 +193,17 @@ func (n *csNode) register(sent int64) {
 				}
 				n.shard.SetID(n.id)
 				n.shard.ForgetHeld(reply.Forget, req.Chunks)
+				n.shard.RetireHeld(reply.Retired, req.Chunks)
 				n.shard.SetLease(sent + reply.LeaseNs)
 				n.registered = true
-				n.w.trace("cs %d registered, boot %d, forgets %v", n.id, n.boot, reply.Forget)
+				n.w.trace("cs %d registered, boot %d, forgets %v, retires %v", n.id, n.boot,
+					reply.Forget, reply.Retired)
 			case k == dataplane.Denied || k == dataplane.Conflict || k == dataplane.WrongCluster:
 				n.shard.SetLease(0)
+				if k == dataplane.Denied && n.drained {
+					n.removed()
+					return
+				}
 				if n.failed == "" {
 					n.w.violate("cs %d may not register: %v", n.index+1, err)
 				}
@@ -228,7 +240,7 @@ func (n *csNode) pushed(op dataplane.Opcode, payload []byte) {
 			if err := control.Unmarshal(payload, &p); err != nil {
 				panic(err)
 			}
-			n.shard.Forget(p.Chunks)
+			n.shard.ForgetPush(&p)
 		case control.OpScrub:
 			n.shard.ScrubStart()
 		}
@@ -241,6 +253,7 @@ func (n *csNode) kill(certified bool) {
 		return
 	}
 	n.env.Kill()
+	n.w.count(n.shard)
 	n.dead = append(n.dead, deadProcess{n.shard, n.mem})
 	w, boot := n.w, n.boot
 	w.mds.gone(n.ip, n.instance)
@@ -271,6 +284,7 @@ func (n *csNode) start(cut bool) {
 
 func (n *csNode) freeAll() {
 	if !n.env.Dead() {
+		n.w.count(n.shard)
 		n.dead = append(n.dead, deadProcess{n.shard, n.mem})
 		n.env.Kill()
 	}

@@ -27,6 +27,10 @@ type config struct {
 	seed   uint64
 	canary string
 	trace  bool
+
+	// scene, if set, takes the place of load and faults, after fix has changed the scenario.
+	fix   func(*scenario)
+	scene func(*world)
 }
 
 // result is what came of a run.
@@ -36,6 +40,7 @@ type result struct {
 	hash       uint64
 	virtual    time.Duration
 	ops        int
+	copies     copyCounts
 	events     uint64
 }
 
@@ -60,6 +65,7 @@ type world struct {
 	configs    map[dataplane.ChunkID]control.ChunkConfig
 	recovered  map[dataplane.ChunkID]bool // a head was asked to add a member
 	ops        int
+	copies     copyCounts
 	bufs       buffers
 	unread     string // why a replica couldn't be read
 }
@@ -80,6 +86,10 @@ func runSeed(cfg config) (res result) {
 	w.sim.Limit = 2_000_000 // a hundred times as many as usual
 	w.rnd = w.sim.Rand("messages")
 	w.sc = newScenario(w.sim.Rand("scenario"))
+	if cfg.fix != nil {
+		cfg.fix(&w.sc)
+	}
+	w.stopLoad = cfg.scene != nil
 	w.net = simloop.NewNet(w.sim, simloop.NetOptions{})
 	w.log = slog.New(quiet{})
 	if cfg.trace {
@@ -100,7 +110,7 @@ func runSeed(cfg config) (res result) {
 		}
 		w.free()
 		res = result{violations: w.violations, scenario: w.sc.String(), hash: w.sim.Hash(),
-			virtual: time.Duration(w.sim.Now()), ops: w.ops, events: w.sim.Events()}
+			virtual: time.Duration(w.sim.Now()), ops: w.ops, events: w.sim.Events(), copies: w.copies}
 	}()
 	w.run()
 	return res
@@ -158,7 +168,15 @@ func (w *world) run() {
 	for i := range w.sc.clients {
 		w.cl = append(w.cl, newClient(w, i))
 	}
+	if w.cfg.scene != nil {
+		w.cfg.scene(w)
+		if len(w.violations) == 0 {
+			w.heal()
+		}
+		return
+	}
 	newFaults(w).start()
+	w.startDrains()
 	end := w.sim.Now() + w.sc.length
 	w.sim.Run(func() bool { return len(w.violations) > 0 }, end)
 	if len(w.violations) == 0 {
@@ -402,6 +420,9 @@ func (w *world) applied() {
 func (w *world) excluded(c *control.ChunkConfig, id dataplane.CSID) {
 	n := w.cs[id-1]
 	n.excluded = true
+	if n.onExcluded != nil {
+		n.onExcluded()
+	}
 	if n.shard == nil || n.env.Dead() || !n.shard.Leased() {
 		return
 	}

@@ -9,8 +9,8 @@ import (
 	"pstorage/dataplane/control"
 )
 
-const configHelp = `  capacity.limit            of user data, such as 10T; above it writers that need new
-                            chunks wait, without an error, until it is raised
+const configHelp = `  capacity.limit            of user data, such as 10T; above it writers that
+                            need new chunks wait, without an error
   rebalance                 on (default) or off: chunks move to emptier chunk servers
   recovery.offline-timeout  how long a silent chunk server is waited for before its
                             chunks are copied to others (300s)

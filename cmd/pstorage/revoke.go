@@ -24,7 +24,7 @@ func newRevoke(a *app) *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "revoke [PATH]",
 		Short: "Take the right to write a file away from the client that has it",
-		Long: `Take the right to write a file away from the client that has it, so that another one can
+		Long: `Take the right to write a file away from the client that has it, so that another can
 write it at once. That is for a host that is lost or hangs: one client at a time may write a
 file, and a client that says nothing loses that right only after 30 s.
 
@@ -53,7 +53,8 @@ is opened there anew it may ask for the right again. Who may write a file: pstor
 				var err error
 				args.Client, err = strconv.ParseUint(client, 16, 64)
 				if err != nil || args.Client == 0 {
-					return cli.Usage("--client %q: 1 to 16 hexadecimal digits, as in pstorage file-info", client)
+					return cli.Usage("--client %q: 1 to 16 hexadecimal digits, as in "+
+						"pstorage file-info", client)
 				}
 			}
 			if len(paths) == 1 {
@@ -111,8 +112,9 @@ func revoke(ctx context.Context, a *app, args control.RevokeArgs, patience time.
 	}
 	for end := time.Now().Add(patience); len(all.Waiting) > 0; {
 		if time.Now().After(end) {
-			return cli.Fail(what, fmt.Errorf("not in force yet: %s didn't confirm it", waitingFor(&all)),
-				"it comes into force when they do, or 2 s after they are lost; run the command again to wait")
+			return cli.Fail(what,
+				fmt.Errorf("not in force yet: %s didn't confirm it", waitingFor(&all)),
+				"it comes into force when they do, or 2 s after they are lost")
 		}
 		select {
 		case <-ctx.Done():
@@ -120,7 +122,8 @@ func revoke(ctx context.Context, a *app, args control.RevokeArgs, patience time.
 		case <-time.After(revokePoll):
 		}
 		var doc control.RevokeDoc
-		err := conn.get(ctx, what, control.AdminRevokeWait, control.RevokeWaitArgs{Seq: all.Seq}, &doc)
+		wait := control.RevokeWaitArgs{Seq: all.Seq}
+		err := conn.get(ctx, what, control.AdminRevokeWait, wait, &doc)
 		if err != nil {
 			return err
 		}

@@ -48,7 +48,8 @@ That is refused if a chunk had no other copy that is available.`,
 	f := cmd.Flags()
 	f.BoolVarP(&o.wait, "wait", "w", false, "wait until they are dropped, and show how far it is")
 	f.BoolVar(&o.Cancel, "cancel", false, "call a removal off; what was moved stays where it is")
-	f.BoolVarP(&o.Force, "force", "f", false, "drop them at once, with fewer copies until those are restored")
+	f.BoolVarP(&o.Force, "force", "f", false,
+		"drop them at once: there are fewer copies until those are restored")
 	f.BoolVar(&o.LoseData, "accept-data-loss", false,
 		"with --force: also if that makes the last available copies unavailable")
 	a.addOutput(cmd)

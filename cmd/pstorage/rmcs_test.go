@@ -1,11 +1,13 @@
 package main
 
 import (
+	"context"
 	"encoding/json"
 	"fmt"
 	"os"
 	"os/exec"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -24,7 +26,8 @@ func (n *node) cs(id uint32) control.CSDoc {
 	return control.CSDoc{}
 }
 
-// fails runs pstorage, which must fail with the status and say the text, while others change things.
+// fails runs pstorage, which must fail with the status and say the text, while others change
+// things.
 func (n *node) fails(status int, text string, args ...string) {
 	n.t.Helper()
 	r := n.run("", "pstorage", args...)
@@ -43,43 +46,59 @@ func soon(t *testing.T, what string, ok func() bool) {
 	}
 }
 
-// verifier writes and verifies a file with fio, again and again.
+// verifier writes and verifies a file with fio, again and again, until the test ends at the latest.
 type verifier struct {
-	stop  chan struct{}
-	ended chan int
+	stop   chan struct{}
+	ended  chan struct{}
+	once   sync.Once
+	rounds int // complete ones; once it has ended
 }
 
 func (n *node) verify(file string) *verifier {
-	v := &verifier{make(chan struct{}), make(chan int)}
+	v := &verifier{stop: make(chan struct{}), ended: make(chan struct{})}
+	ctx, cancel := context.WithCancel(context.Background())
+	n.t.Cleanup(func() {
+		cancel() // kills fio if the test has failed
+		v.wait()
+	})
 	go func() {
-		for rounds := 0; ; rounds++ {
+		defer close(v.ended)
+		for ; ; v.rounds++ {
 			select {
 			case <-v.stop:
-				v.ended <- rounds
 				return
 			default:
 			}
-			out, err := exec.Command("timeout", "120", "fio", "--name=v", "--filename="+file,
-				"--size=512m", "--io_size=24m", "--rw=randwrite", "--bs=4k", "--bssplit=4k/70:64k/30",
-				"--ioengine=libaio", "--iodepth=8", "--direct=1", "--verify=crc32c",
-				"--verify_fatal=1", "--randrepeat=0", fmt.Sprint("--randseed=", rounds+1),
-				"--output-format=terse").CombinedOutput()
+			out, err := exec.CommandContext(ctx, "timeout", "-k", "1", "120", "fio", "--name=v",
+				"--filename="+file, "--size=512m", "--io_size=24m", "--rw=randwrite", "--bs=4k",
+				"--bssplit=4k/70:64k/30", "--ioengine=libaio", "--iodepth=8", "--direct=1",
+				"--verify=crc32c", "--verify_fatal=1", "--randrepeat=0", "--thread",
+				fmt.Sprint("--randseed=", v.rounds+1), "--output-format=terse").CombinedOutput()
+			if ctx.Err() != nil {
+				return
+			}
 			if err != nil {
-				n.t.Errorf("fio, round %d: %v: %s", rounds, err, out)
+				n.t.Errorf("fio, round %d: %v: %s", v.rounds, err, out)
+				return
 			}
 		}
 	}()
 	return v
 }
 
+// wait lets the round that is under way end.
+func (v *verifier) wait() {
+	v.once.Do(func() { close(v.stop) })
+	<-v.ended
+}
+
 func (v *verifier) end(t *testing.T) {
 	t.Helper()
-	close(v.stop)
-	if rounds := <-v.ended; rounds < 2 {
-		t.Errorf("only %d rounds of verified writes", rounds)
-	} else {
-		t.Logf("%d rounds of verified writes", rounds)
+	v.wait()
+	if v.rounds < 2 {
+		t.Errorf("only %d rounds of verified writes", v.rounds)
 	}
+	t.Logf("%d rounds of verified writes", v.rounds)
 }
 
 // TestRemoveCS: one of four chunk servers is drained and dropped while verified writes run, then an

@@ -19,8 +19,8 @@ func newScrub(a *app) *cobra.Command {
 		Use:   "scrub",
 		Short: "Compare what is stored with its checksums, and copies with each other",
 		Long: `Compare what is stored with its checksums, and copies with each other. Each chunk server
-does that by itself, once in 14 days (pstorage-csd --scrub-period) and at low priority: it reads its whole store, and
-fetches damaged blocks from another copy. See also: pstorage get-event.`,
+does that by itself, once in 14 days (pstorage-csd --scrub-period) and at low priority: it
+reads its whole store, and fetches damaged blocks from another copy. See also: pstorage get-event.`,
 		Example: `  pstorage scrub start        # all chunk servers, now
   pstorage scrub status`,
 		Args: cli.NoArgs,
@@ -106,7 +106,7 @@ type scrubCSDoc struct {
 	Mismatches uint64 `json:"mismatches"` // parts of 64 KiB in which copies differed
 	StartedNs  int64  `json:"started_ns"`
 	FinishedNs int64  `json:"finished_ns"` // the last complete pass; 0: never
-	Rate       uint64 `json:"rate"`        // bytes per second since the pass began; 0: none is under way
+	Rate       uint64 `json:"rate"`        // bytes per second so far; 0: no pass is under way
 	LeftS      int64  `json:"left_s"`      // seconds to its end at that rate; -1: not known
 }
 
@@ -218,8 +218,8 @@ func showScrub(t *table, servers []scrubCSDoc) {
 		t.line("No chunk server yet: make one with pstorage make-cs.")
 		return
 	}
-	t.row("CS", "STATUS", "PASS", "DONE", "OF", "RATE", "LEFT", "READ", "BAD", "REPAIRED", "LOST", "DIFFER", "STARTED",
-		"LAST COMPLETE")
+	t.row("CS", "STATUS", "PASS", "DONE", "OF", "RATE", "LEFT", "READ", "BAD", "REPAIRED", "LOST",
+		"DIFFER", "STARTED", "LAST COMPLETE")
 	for _, s := range servers {
 		t.row(s.ID, s.Status, s.State, percent(s.Done, s.Total), size(s.Total), s.rate(), s.left(),
 			size(s.Read), s.Bad, s.Repaired, s.Lost, s.Mismatches, when(s.StartedNs), when(s.FinishedNs))

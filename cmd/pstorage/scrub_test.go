@@ -29,7 +29,8 @@ func TestScrubStatus(t *testing.T) {
 	rows[3].pace(began)
 	text := string(render(func(t *table) { showScrub(t, rows) }))
 	lines := strings.Split(strings.TrimSpace(text), "\n")
-	for i, want := range []string{"CS STATUS PASS DONE OF RATE LEFT READ BAD REPAIRED LOST DIFFER STARTED",
+	for i, want := range []string{
+		"CS STATUS PASS DONE OF RATE LEFT READ BAD REPAIRED LOST DIFFER STARTED",
 		"1 active scheduled 25.0% 4.0 GiB 1.0 MiB/s 51m 0 B 3 2 1 0 - -",
 		"2 active asked 25.0% 4.0 GiB 1.0 KiB/s 35d 0 B",
 		"3 active idle - 0 B - - 0 B", "4 offline unknown - 0 B - - 0 B"} {

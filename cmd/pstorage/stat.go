@@ -69,7 +69,8 @@ func chunkLine(doc control.StatDoc) string {
 	}{
 		{c.Degraded, "degraded"}, {c.BelowMinimum, "below the minimum (writes wait)"},
 		{c.Urgent, "urgent (one copy left)"}, {c.Offline, "offline"},
-		{c.Recovering, "being copied"}, {doc.Moves.Active, "being moved"}, {c.Fallback, "in a finer failure domain than asked for"},
+		{c.Recovering, "being copied"}, {doc.Moves.Active, "being moved"},
+		{c.Fallback, "in a finer failure domain than asked for"},
 	} {
 		if state.n > 0 {
 			parts = append(parts, fmt.Sprintf("%d %s", state.n, state.name))

@@ -131,9 +131,12 @@ func (c *cluster) startToy(n int) {
 	go func() { ran <- loop.Run() }()
 	go func() {
 		defer close(beat)
+		var fences uint64 // toys are told of fences and say so, but don't heed them
 		for ctx.Err() == nil {
+			var reply control.HeartbeatReply
 			ctl.Call(ctx, control.OpHeartbeat, &control.HeartbeatReq{CS: reg.CS, Boot: 1,
-				Capacity: 1 << 40}, &control.HeartbeatReply{})
+				Capacity: 1 << 40, FenceSeq: fences}, &reply)
+			fences = max(fences, reply.Fences.Seq)
 			select {
 			case <-ctx.Done():
 			case <-time.After(dataplane.HeartbeatEvery):

@@ -29,8 +29,8 @@ func (f *File) wrote(index uint32, life uint16) {
 	f.markDirty(index)
 }
 
-// wasFlushed takes the answer of a flush. In another life than that of the writes before it those may
-// be gone: the processes of all members ended before they were durable. That is said once.
+// wasFlushed takes the answer of a flush. In another life than that of the writes before it those
+// may be gone: the processes of all members ended before they were durable. That is said once.
 func (f *File) wasFlushed(index uint32, life uint16) error {
 	ent, _ := f.entry(index)
 	lost := ent.lost || ent.flushed != life
@@ -41,9 +41,9 @@ func (f *File) wasFlushed(index uint32, life uint16) error {
 	if !ent.dirty {
 		ent.life = life
 	}
-	return dataplane.E("flush", dataplane.IOError, fmt.Errorf("chunk %d of the file %v: all its servers "+
-		"ended at once before what was written had been flushed (write-ack=memory): some of it may be "+
-		"lost", index, f.id))
+	return dataplane.E("flush", dataplane.IOError, fmt.Errorf("chunk %d of the file %v: all its "+
+		"servers ended at once before what was written had been flushed (write-ack=memory): some of "+
+		"it may be lost", index, f.id))
 }
 
 // flush starts a round for op, or makes it wait for the next.

@@ -13,8 +13,8 @@ import (
 // that was given back.
 //
 // A member that answers nothing at all, not even a PING, is called stalled: all reads that wait for
-// it are hedged, and no new ones are sent there until something comes from it. Other hedges have a budget, so that
-// servers that are slow because of too much work don't get twice as much.
+// it are hedged, and no new ones are sent there until something comes from it. Other hedges have a
+// budget, so that servers that are slow because of too much work don't get twice as much.
 
 const (
 	hedgeTick  = int64(4 * time.Millisecond) // how often it is looked for reads that take too long
@@ -30,7 +30,7 @@ const (
 
 	slowFloor = int64(2 * time.Millisecond) // a member isn't called slow below that
 	slowTimes = 4                           // nor unless it takes so many times as long as another
-	probeSlow = 64                          // one of so many reads goes to a slow member nevertheless
+	probeSlow = 64                          // one of so many reads goes to a slow one nevertheless
 )
 
 // latency estimates how long the reads of one size take, in ns: the mean, and the 95th percentile

@@ -60,8 +60,8 @@ func TestHedgeSilent(t *testing.T) {
 	}
 }
 
-// TestHedgeSlow: a server takes long for every answer. It is hedged at most for a part of the reads,
-// and then avoided.
+// TestHedgeSlow: a server takes long for every answer. Only a part of the reads is hedged, and then
+// it is avoided.
 func TestHedgeSlow(t *testing.T) {
 	w, f, data, _ := with(t)
 	pausedReads(w, f, data, 100)

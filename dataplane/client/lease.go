@@ -139,7 +139,8 @@ func (f *File) onLease(r *control.LeaseReply, err error) {
 	case r.Fencing:
 		l.fencing, l.refused = r.Token, 0
 		if l.tries > 8 && e.mayLog(quietMeta) {
-			e.log.Warn("waiting until the last writer of a file is fenced", "file", f.name, "id", f.id)
+			e.log.Warn("waiting until the last writer of a file is fenced", "file", f.name,
+				"id", f.id)
 		}
 		f.rearm(&l.timer, f.askLease, &l.tries)
 	default:
@@ -317,7 +318,7 @@ func (e *Engine) renewLeases(files []*File) {
 			}
 			for i := range r.Lost {
 				lost := &r.Lost[i]
-				if f := byID[lost.File]; f != nil && f.lease.token == lost.Token && lost.Token != 0 {
+				if f := byID[lost.File]; f != nil {
 					f.loseLease(lost.Token, lost.By)
 				}
 			}

@@ -237,7 +237,7 @@ func (e *Engine) learnServers(servers []control.CSAddr) {
 	for i := range servers {
 		s := &servers[i]
 		pr := e.peer(s.CS)
-		pr.live = s.Live
+		pr.live, pr.pace.ill = s.Live, s.Ill
 		if s.Addr != "" && s.Addr != pr.addr {
 			pr.move(s.Addr)
 		}

@@ -34,8 +34,8 @@ const (
 	OpExited      = dataplane.OpControlBase + 37 // ExitedReq -> Empty (supervisor)
 	OpAddEvent    = dataplane.OpControlBase + 38 // Event -> Empty
 	// OpInventory: InventoryReq -> Empty, before an OpRegisterCS over the same connection.
-	OpInventory = dataplane.OpControlBase + 39
-	OpRefused   = dataplane.OpControlBase + 40 // RefusedReq -> Empty (supervisor)
+	OpInventory = dataplane.OpControlBase + 44
+	OpRefused   = dataplane.OpControlBase + 45 // RefusedReq -> Empty (supervisor)
 
 	// Metadata servers among themselves, and where they are.
 	OpMDSReady = dataplane.OpControlBase + 70 // MDSReadyReq -> MDSReadyReply (metadata servers)

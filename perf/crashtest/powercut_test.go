@@ -177,8 +177,8 @@ func (c *cutter) unflushed(path string, cut int) string {
 		"some sectors"}[mode], n)
 }
 
-// torn says of each 512 bytes of a write whether they reach the disk: by sectors. The first block is
-// never torn: ext4 can't be mounted with a torn superblock.
+// torn says of each 512 bytes of a write whether they reach the disk: by sectors. The first block
+// is never torn: ext4 can't be mounted with a torn superblock.
 func (c *cutter) torn(offset int64) func(part int64) bool {
 	last, keep := int64(-1), false
 	return func(part int64) bool {

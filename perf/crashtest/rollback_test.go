@@ -130,7 +130,7 @@ func refused(s *system) string {
 
 // refusedAndTold: the metadata servers have been told why.
 func refusedAndTold(s *system) string {
-	if refused(s) == "" || s.events("store-refused") == 0 {
+	if refused(s) == "" || s.events("cs-refused") == 0 {
 		return ""
 	}
 	return "refused, with an event"

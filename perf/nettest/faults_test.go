@@ -258,7 +258,8 @@ func (s *scene) learnChunks(files []string) error {
 	n := s.clients[0]
 	s.chunks = nil
 	for _, file := range files {
-		out, err := output(n, s.command(n, "pstorage", "-c", clusterName, "file-info", file, "-o", "json"))
+		cmd := s.command(n, "pstorage", "-c", clusterName, "file-info", file, "-o", "json")
+		out, err := output(n, cmd)
 		if err != nil {
 			return err
 		}

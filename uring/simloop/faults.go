@@ -30,6 +30,17 @@ func (n *Net) extra(from, to string) int64 {
 	return 0
 }
 
+// Stall holds back everything sent from now on over the connections that there are from one address
+// to another, until d nanoseconds from now: later connections get ahead of it. So what was sent
+// long ago arrives when nobody expects it any more.
+func (n *Net) Stall(from, to string, d int64) {
+	for _, c := range n.conns {
+		if c.peer.node.ip == from && c.node.ip == to {
+			c.last = max(c.last, n.sim.now+d)
+		}
+	}
+}
+
 // IsCut says whether the way from one address to another is cut: for parts of a simulated world
 // that don't use connections.
 func (n *Net) IsCut(from, to string) bool { return n.isCut(from, to) }

@@ -1,0 +1,276 @@
+package mds
+
+import (
+	"strings"
+	"testing"
+	"time"
+
+	"pstorage/dataplane"
+	"pstorage/dataplane/control"
+)
+
+// TestIllCase goes through all states, values and times, against the rule in words.
+func TestIllCase(t *testing.T) {
+	ms := time.Millisecond
+	for _, ill := range []bool{false, true} {
+		for _, others := range []int{0, 1, 2, 7} {
+			for _, median := range []time.Duration{0, ms, 10 * ms, 100 * ms} {
+				for _, value := range []time.Duration{0, ms, 15 * ms, 25 * ms, 60 * ms, 150 * ms, 600 * ms} {
+					for _, held := range []time.Duration{0, illAfter - 1, illAfter, wellAfter - 1, wellAfter} {
+						f := illFacts{ill, value, median, others, held}
+						enough := others >= 2
+						bad := enough && value > 20*ms && value > 5*median
+						good := !enough || value < max(10*ms, 2*median)
+						want := ill
+						switch {
+						case !ill && bad && held >= 10*time.Second:
+							want = true
+						case ill && good && held >= 30*time.Second:
+							want = false
+						}
+						if got := illCase(f); got != want {
+							t.Errorf("%+v: %v", f, got)
+						}
+					}
+				}
+			}
+		}
+	}
+}
+
+// TestStallCase goes through all clusters of four servers whose parts are a few.
+func TestStallCase(t *testing.T) {
+	parts := []stallFacts{{}, {live: true}, {live: true, own: 400 * time.Millisecond},
+		{live: true, own: 2 * time.Second}, {live: true, by: 1}, {live: true, by: 2},
+		{live: true, waits: 1}, {live: true, waits: 3}}
+	at := make([]int, 4)
+	for {
+		list := make([]stallFacts, 4)
+		live, hang, stuck := 0, 0, 0
+		for i, k := range at {
+			list[i] = parts[k]
+			if list[i].live {
+				live++
+				if list[i].own >= stallAfter {
+					hang++
+				}
+				if list[i].own >= stallOther {
+					stuck++
+				}
+			}
+		}
+		got := stallCase(list)
+		switch {
+		case got >= 0 && (live < 3 || !list[got].live):
+			t.Fatalf("%+v: %d", list, got)
+		case got >= 0 && hang > 0 && (list[got].own < stallAfter || stuck > 1):
+			t.Fatalf("%+v: %d isn't the only one that hangs", list, got)
+		case live >= 3 && hang == 1 && stuck == 1 && got < 0:
+			t.Fatalf("%+v: one hangs, and isn't found", list)
+		case got >= 0 && hang == 0 && list[got].by == 0 && list[got].waits < 2:
+			t.Fatalf("%+v: %d without evidence", list, got)
+		}
+		i := 0
+		for ; i < len(at); i++ {
+			if at[i]++; at[i] < len(parts) {
+				break
+			}
+			at[i] = 0
+		}
+		if i == len(at) {
+			break
+		}
+	}
+	s := func(f ...stallFacts) []stallFacts { return f }
+	l := func(by, waits int) stallFacts { return stallFacts{live: true, by: by, waits: waits} }
+	for i, c := range []struct {
+		list []stallFacts
+		want int
+	}{
+		{s(l(0, 0), l(0, 0), l(0, 0)), -1},
+		{s(l(2, 0), l(0, 1), l(0, 1)), 0}, // two wait for the first
+		{s(l(1, 0), l(0, 1), l(0, 0)), 0}, // one does
+		{s(l(1, 0), l(1, 0), l(0, 2)), 2}, // who waits for all others is cut off itself
+	} {
+		if got := stallCase(c.list); got != c.want {
+			t.Errorf("case %d: %d, want %d", i, got, c.want)
+		}
+	}
+}
+
+// TestIllServer: one of four servers is slow for a while.
+func TestIllServer(t *testing.T) {
+	h, now := newHealth(), int64(1)
+	live := func(dataplane.CSID) bool { return true }
+	beat := func(slow time.Duration, forTime time.Duration) {
+		for end := now + int64(forTime); now < end; now += int64(dataplane.HeartbeatEvery) {
+			for cs := dataplane.CSID(1); cs <= 4; cs++ {
+				d := 2 * time.Millisecond
+				if cs == 3 {
+					d = slow
+				}
+				h.report(cs, &control.HeartbeatReq{CS: cs, Stats: control.CSStats{LogWaitNs: int64(d)}}, now)
+			}
+			h.step(now, live)
+		}
+	}
+	beat(2*time.Millisecond, time.Minute)
+	beat(200*time.Millisecond, 5*time.Second)
+	if h.isIll(3) {
+		t.Error("ill after a moment")
+	}
+	beat(2*time.Millisecond, 20*time.Second)
+	beat(200*time.Millisecond, 14*time.Second)
+	if !h.isIll(3) || h.isIll(1) || !strings.Contains(h.reason(3), "its log takes") {
+		t.Errorf("slow for 14 s: %v %q", h.isIll(3), h.reason(3))
+	}
+	beat(2*time.Millisecond, 20*time.Second)
+	if !h.isIll(3) {
+		t.Error("well at once")
+	}
+	beat(2*time.Millisecond, 25*time.Second)
+	if h.isIll(3) {
+		t.Error("ill for ever")
+	}
+	// All are slow: none is ill.
+	for range 60 {
+		for cs := dataplane.CSID(1); cs <= 4; cs++ {
+			h.report(cs, &control.HeartbeatReq{CS: cs, Stats: control.CSStats{LogWaitNs: 3e8}}, now)
+		}
+		h.step(now, live)
+		now += int64(dataplane.HeartbeatEvery)
+	}
+	for cs := dataplane.CSID(1); cs <= 4; cs++ {
+		if h.isIll(cs) {
+			t.Errorf("cs %d is ill like all others", cs)
+		}
+	}
+}
+
+// TestCSCase goes through all inputs of the table of states.
+func TestCSCase(t *testing.T) {
+	for bits := range 1 << 8 {
+		for _, silent := range []time.Duration{0, missedBeats - 1, missedBeats, leaseOut, time.Hour} {
+			b := func(i int) bool { return bits>>i&1 != 0 }
+			f := csFacts{dropped: b(0), failed: b(1), releasing: b(2), starting: b(3), exited: b(4),
+				returning: b(5), ill: b(6), stalled: b(7), lease: silent < leaseOut, silent: silent}
+			got := csCase(f)
+			plain := !f.dropped && !f.failed && !f.releasing
+			ok := true
+			switch got {
+			case control.CSDropped:
+				ok = f.dropped
+			case control.CSFailed:
+				ok = f.failed && !f.dropped
+			case control.CSReleasing:
+				ok = f.releasing && !f.failed && !f.dropped
+			case control.CSActive:
+				ok = plain && f.lease && silent < missedBeats && !f.ill && !f.stalled && !f.exited &&
+					!f.returning && !f.starting
+			case control.CSIll:
+				ok = plain && (f.ill || f.stalled) && !f.exited
+			case control.CSOffline:
+				ok = plain && (f.exited || !f.lease) && !f.returning
+			case control.CSInactive:
+				ok = plain && (f.returning || f.starting || f.exited || silent >= missedBeats)
+			default:
+				ok = false
+			}
+			if !ok {
+				t.Errorf("%+v: %s", f, got)
+			}
+		}
+	}
+}
+
+// TestStallIsExcluded: the log of one of four servers hangs. It is asked for its lease, gives it
+// up, may be excluded from a chunk at once, and comes back by a registration when it is well again.
+func TestStallIsExcluded(t *testing.T) {
+	c := newTestCluster(t, 1)
+	k := c.client(dataplane.RoleClient, 7, nil)
+	servers := map[dataplane.CSID]*testCS{}
+	var stops []func()
+	for n := range byte(4) {
+		s := c.newCS(n + 1)
+		servers[s.id] = s
+	}
+	conf := oneChunk(t, k)
+	sick, head := servers[conf.Members[1].CS], servers[conf.Members[0].CS]
+	for id, s := range servers {
+		if id != sick.id {
+			stops = append(stops, s.keepAlive())
+		}
+	}
+	defer func() {
+		for _, stop := range stops {
+			stop()
+		}
+	}()
+	stall := int64(0)
+	beat := func(yielded bool) (r control.HeartbeatReply, err error) {
+		err = sick.try(control.OpHeartbeat, &control.HeartbeatReq{CS: sick.id, Boot: 1,
+			Capacity: sick.reg.Capacity, Instance: sick.reg.Instance, StallNs: stall,
+			Yielded: yielded}, &r)
+		return r, err
+	}
+	var members []dataplane.CSID
+	for _, m := range conf.Members {
+		if m.CS != sick.id {
+			members = append(members, m.CS)
+		}
+	}
+	without := &control.ReconfigureReq{Chunk: conf.Chunk, Epoch: conf.Epoch, Members: members}
+	if r, err := beat(false); err != nil || r.Yield || r.LeaseNs == 0 {
+		t.Fatalf("well: %+v, %v", r, err)
+	}
+	head.wantKind(dataplane.NotReady, control.OpReconfigure, without)
+	led := time.Now()
+	eventually(t, "the leader has led for a lease time: it judges nobody before", func() bool {
+		if _, err := beat(false); err != nil {
+			t.Fatal(err)
+		}
+		return time.Since(led) > leaseOut
+	})
+	stall = int64(1500 * time.Millisecond)
+	started := time.Now()
+	eventually(t, "it is asked to yield", func() bool {
+		r, err := beat(false)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return r.Yield && r.LeaseNs == 0
+	})
+	if r, err := beat(true); err != nil || !r.Yield {
+		t.Errorf("yielded: %+v, %v", r, err)
+	}
+	head.must(control.OpReconfigure, without, &conf)
+	t.Logf("excluded %v after it was said that it hangs", time.Since(started))
+	if time.Since(started) > time.Second {
+		t.Error("that took too long")
+	}
+	var stat control.StatDoc
+	admin := c.client(dataplane.RoleAdmin, 9, nil)
+	admin.admin(control.AdminStat, nil, &stat)
+	if s := stat.CS[sick.id-1]; s.Status != control.CSIll ||
+		!strings.Contains(s.Reason, "hasn't got on") {
+		t.Errorf("stat says %q, %q", s.Status, s.Reason)
+	}
+	stall = 0
+	back := time.Now()
+	eventually(t, "it may come back", func() bool {
+		_, err := beat(true)
+		time.Sleep(50 * time.Millisecond)
+		return dataplane.KindOf(err) == dataplane.NotFound
+	})
+	if d := time.Since(back); d < yieldFirst-2*time.Second {
+		t.Errorf("back after %v", d)
+	}
+	sick.register()
+	if r, err := beat(false); err != nil || r.Yield || r.LeaseNs == 0 {
+		t.Errorf("back: %+v, %v", r, err)
+	}
+	admin.admin(control.AdminStat, nil, &stat)
+	if s := stat.CS[sick.id-1]; s.Status != control.CSActive {
+		t.Errorf("stat says %q, %q", s.Status, s.Reason)
+	}
+}
