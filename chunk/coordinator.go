@@ -351,11 +351,9 @@ func (s *settler) decided() {
 	s.sh.slog.Debug("settling", "chunk", s.r.id, "epoch", s.cfg.Epoch, "tails", s.tails,
 		"verdict", s.verdict)
 	if s.verdict.dataLost && len(s.lost) > 0 {
-		// Those who have it are among the ones to be excluded: nothing goes on without them.
-		s.sh.slog.Warn("only a part of the chunk is here; it waits for the others", "chunk", s.r.id,
-			"lost", s.lost)
+		// Only a copy that wasn't finished is left: those to be excluded have the data (I7).
 		s.lost = nil
-		s.again("find a member with the data", nil)
+		s.again("find a member with the data", errors.New("only those that are away have it"))
 		return
 	}
 	if s.verdict.dataLost {
