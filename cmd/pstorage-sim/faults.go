@@ -276,9 +276,9 @@ func (f *faults) partial() {
 	}
 }
 
-// forsake lets a victim see only clients, long enough to be excluded, and to be asked by clients that
-// don't know it. early: the others see it again just when they have begun a new epoch, so that what
-// it sent before arrives then.
+// forsake lets a victim see only clients, long enough to be excluded, and to be asked by clients
+// that don't know it. early: the others see it again just when they have begun a new epoch, so that
+// what it sent before arrives then.
 func (f *faults) forsake(n *csNode, early bool) {
 	w := f.w
 	d := f.between(3*sec, 7*sec)
