@@ -597,6 +597,11 @@ func (s *settler) exclude() {
 		}
 	}
 	join := s.join != nil
+	if join && !s.join.connected() {
+		// What it had may be gone: it must not be added, and nothing else may have told us.
+		s.again("add the new member", errors.New("the connection to it was lost"))
+		return
+	}
 	if join {
 		stay, gens = s.joined(stay, gens)
 		ids = ids[:0]
