@@ -14,7 +14,7 @@ type canary struct {
 	mds mds.SimCanary
 }
 
-// canaries are the faults that the simulator must find. Two of the protocol's checks have none: that
+// canaries are the faults that the simulator must find. Two checks of the protocol have none: that
 // members refuse writes of an older epoch, because sealing closes the connections that could carry
 // one (keep-links takes that away, and is found), and that a seal outlives its process, because a
 // process that starts serves nothing before it was settled (serve-unsettled).
