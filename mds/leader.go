@@ -259,6 +259,16 @@ func (w planFacts) gone(cs dataplane.CSID) bool {
 	return w.l.leases.verdict(cs, w.nowNs) == leaseGone
 }
 
+func (w planFacts) broken(cs dataplane.CSID) bool {
+	c := w.s.server(cs)
+	return c == nil || c.Dropped || c.Failed != "" || w.l.leases.at(cs).failed
+}
+
+func (w planFacts) heard(cs dataplane.CSID) (lastNs, backNs int64) {
+	e := w.l.leases.at(cs)
+	return max(e.answeredNs, w.l.leases.sinceNs), e.backNs
+}
+
 // pushSettles asks chunk servers to settle what the planner says.
 func (l *leader) pushSettles() {
 	l.mu.Lock()
