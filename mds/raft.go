@@ -34,6 +34,7 @@ type fsm struct {
 	log      *slog.Logger
 	onFail   func(error)
 	onConfig func()
+	observe  atomic.Pointer[samples] // gets how long applying takes while it is measured; nil: not
 
 	mu     sync.RWMutex // guards what follows; apply holds it for a few commands at a time
 	s      *State
@@ -70,6 +71,7 @@ func (f *fsm) ApplyBatch(logs []*raft.Log) []any {
 const commandsPerLock = 8
 
 func (f *fsm) applyEntry(l *raft.Log) applied {
+	defer f.observed()()
 	nowNs, commands, err := decodeEntry(l.Data)
 	f.mu.Lock()
 	defer f.mu.Unlock()
@@ -91,11 +93,22 @@ func (f *fsm) applyEntry(l *raft.Log) applied {
 	return applied{results: results}
 }
 
+// observed returns what tells a measurement, if there is one, how long something took.
+func (f *fsm) observed() func() {
+	s := f.observe.Load()
+	if s == nil {
+		return func() {}
+	}
+	began := time.Now()
+	return func() { s.add(time.Since(began)) }
+}
+
 // Apply implements raft.FSM.
 func (f *fsm) Apply(l *raft.Log) any { return f.ApplyBatch([]*raft.Log{l})[0] }
 
 // Snapshot implements raft.FSM: it only captures.
 func (f *fsm) Snapshot() (raft.FSMSnapshot, error) {
+	defer f.observed()()
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	if f.failed != nil {
@@ -143,6 +156,7 @@ func (p *fsmSnapshot) Persist(sink raft.SnapshotSink) error {
 
 // Release implements raft.FSMSnapshot.
 func (p *fsmSnapshot) Release() {
+	defer p.f.observed()()
 	p.f.mu.Lock()
 	p.sn.Release()
 	p.f.mu.Unlock()
