@@ -45,7 +45,7 @@ func MeasureSnapshot(ctx context.Context, dir string, o MeasureOptions) (Figures
 }
 
 func (m *measured) snapshotUnderLoad(ctx context.Context, o MeasureOptions, f Figures) error {
-	applies, reads := &samples{}, &samples{}
+	alone, applies, reads := &samples{}, &samples{}, &samples{}
 	var stop atomic.Bool
 	var load sync.WaitGroup
 	ctx, cancel := context.WithCancel(ctx)
@@ -68,6 +68,9 @@ func (m *measured) snapshotUnderLoad(ctx context.Context, o MeasureOptions, f Fi
 	}
 	load.Go(func() { m.probe(&stop, reads) })
 	time.Sleep(time.Second) // the load is on its way
+	m.r.fsm.observe.Store(alone)
+	time.Sleep(3 * time.Second)
+	alone.report(f, "load_pause")
 	gc := gcPauses()
 	m.r.fsm.observe.Store(applies)
 	began, before := time.Now(), changes.Load()
@@ -158,22 +161,21 @@ func (m *measured) lose(ctx context.Context, o MeasureOptions, f Figures) error 
 	defer stop.Store(true)
 	work.Go(func() { m.keepLeases(&stop, o) })
 	lost := dataplane.CSID(1 + o.Servers/2)
-	rounds, _, err := m.awaitRound(ctx, func(rounds uint64, _ int) bool { return rounds > 0 })
-	if err != nil {
+	if _, _, err := m.awaitRound(ctx, func(n uint64, _ int) bool { return n > 0 }); err != nil {
 		return err
 	}
 	m.r.fsm.mu.RLock()
 	want := int(m.r.fsm.s.csLoad[lost])
 	m.r.fsm.mu.RUnlock()
+	time.Sleep(time.Second) // what the first round found is over
 	waits := &samples{}
 	work.Go(func() { m.probe(&stop, waits) })
-	began := time.Now()
-	_, err = m.r.propose(ctx, &cmdMarkCS{CS: lost, Failed: "lost by a measurement"})
-	if err != nil {
-		return err
-	}
 	l.mu.Lock()
-	l.leases.at(lost).failed = true
+	rounds := l.recover.rounds
+	l.mu.Unlock()
+	began := time.Now()
+	l.mu.Lock()
+	l.diskFailed(lost, "lost by a measurement") // as a heartbeat would say it
 	l.mu.Unlock()
 	_, found, err := m.awaitRound(ctx, func(n uint64, found int) bool {
 		return n > rounds && found >= min(want, maxNeeds)
