@@ -350,6 +350,12 @@ func (s *settler) decided() {
 	s.verdict = decide(s.cfg.Created, s.tails)
 	s.sh.slog.Debug("settling", "chunk", s.r.id, "epoch", s.cfg.Epoch, "tails", s.tails,
 		"verdict", s.verdict)
+	if s.verdict.dataLost && len(s.lost) > 0 {
+		// Only a copy that wasn't finished is left: those to be excluded have the data (I7).
+		s.lost = nil
+		s.again("find a member with the data", errors.New("only those that are away have it"))
+		return
+	}
 	if s.verdict.dataLost {
 		s.sh.event(control.Fault, "chunk-lost", fmt.Sprintf(
 			"chunk %v: none of the members that are left has its data", s.r.id))
@@ -591,6 +597,11 @@ func (s *settler) exclude() {
 		}
 	}
 	join := s.join != nil
+	if join && !s.join.connected() {
+		// What it had may be gone: it must not be added, and nothing else may have told us.
+		s.again("add the new member", errors.New("the connection to it was lost"))
+		return
+	}
 	if join {
 		stay, gens = s.joined(stay, gens)
 		ids = ids[:0]

@@ -237,13 +237,15 @@ func (c *crcCache) newFrame() *crcPage {
 }
 
 // loaded checks a page that was read. One that isn't what was written (its own checksum is in the
-// slot table) loses all its words: every block that it covers must come from another member.
+// slot table), or can't be read, loses all its words: every block that it covers must come from
+// another member.
 func (c *crcCache) loaded(p *crcPage) {
 	slot, n := p.id/pagesPerSlot, p.id%pagesPerSlot
 	switch w := c.st.entries[slot].pages[n]; {
 	case p.op.Err != nil:
+		c.st.log.Warn("read failed", "crc-page", n, "slot", slot, "err", p.op.Err)
 		c.forgetWords(p)
-		c.st.failed(fmt.Errorf("read CRC page %d of slot %d: %w", n, slot, p.op.Err))
+		c.st.damagedPage(slot, n)
 	case !wordMatches(w, dataplane.CRC(p.mem)):
 		c.forgetWords(p)
 		c.st.damagedPage(slot, n)

@@ -249,3 +249,51 @@ func TestZeroInMemoryIsRead(t *testing.T) {
 		}
 	}
 }
+
+// A copy that isn't finished, alone after the others were declared lost, doesn't call the chunk
+// lost: they have it.
+func TestUnfinishedCopyWaits(t *testing.T) {
+	w := newWorld(t, 38, 2)
+	w.md.add(chunkA, 1, 1, 2)
+	w.mustWrite(chunkA, 0, pattern(1, 4096))
+	nd := w.nodes[1]
+	w.nodes[0].kill()
+	nd.env.Do(func() {
+		r := nd.sh.chunks[chunkA]
+		r.unfinished, r.epoch, r.state = true, 0, unsettled
+		nd.sh.settle(r, []dataplane.CSID{1})
+	})
+	w.run(2 * sec)
+	if n := w.md.event("chunk-lost"); n > 0 {
+		t.Errorf("the chunk was called lost %d times", n)
+	}
+	if c := w.md.chunks[chunkA]; c.Epoch != 1 {
+		t.Errorf("epoch %d without the member that has the data", c.Epoch)
+	}
+}
+
+// A CRC page that can't be read is one that is damaged: no reason to give up the disk.
+func TestUnreadableCRCPage(t *testing.T) {
+	w := newWorldWith(t, 39, 2, 8<<20, 1<<20)
+	w.md.add(chunkA, 2, 1, 2)
+	for i := range uint32(160) { // more than the log holds
+		w.mustWrite(chunkA, i<<16, pattern(uint64(i+1), 65536))
+	}
+	nd := w.nodes[1]
+	w.must(func() bool {
+		_, inLog := nd.sh.log.Lookup(0, 0)
+		return !inLog
+	}, 60*sec, "destage")
+	nd.restart(false)
+	nd.store.FailRange(nd.sh.store.sb.crcs, crcBytesSlot, simloop.ErrIO, uring.DiskRead)
+	w.mustWrite(chunkA, 200<<16, pattern(3, 4096)) // so that it is settled
+	ok := func() bool {
+		return bytes.Equal(w.read(chunkA, 0, 4096, 1), pattern(1, 65536)[:4096])
+	}
+	if !ok() || nd.failed != nil {
+		t.Fatalf("the disk failed: %v", nd.failed)
+	}
+	if w.md.event("crc-page-damaged") == 0 {
+		t.Error("nothing was reported: the page wasn't read")
+	}
+}

@@ -76,10 +76,9 @@ func (sh *Shard) checkPlace(r *replica, h *dataplane.Header) dataplane.Kind {
 		return dataplane.Malformed
 	case r == nil:
 		return dataplane.UnknownChunk
-	case h.Epoch < r.epoch && !sh.canary.OldEpoch:
+	case h.Epoch < r.epoch:
 		return dataplane.StaleEpoch
-	case r.state != active || r.isHead() ||
-		(h.Epoch != r.epoch || h.Aux>>16 != uint32(r.term)) && !sh.canary.OldEpoch:
+	case r.state != active || r.isHead() || h.Epoch != r.epoch || h.Aux>>16 != uint32(r.term):
 		return dataplane.NotReady
 	case h.Seq <= r.last || h.Seq > r.commit+2*dataplane.MaxInflightPerChunk:
 		return dataplane.Conflict

@@ -49,8 +49,8 @@ func (t *memberTail) patched() bool {
 // is never the one to copy from.
 func (t *memberTail) unfinished() bool { return !t.unknown && t.epoch == 0 }
 
-// begun says whether anything can have been acknowledged in the committed epoch. A head is activated
-// last, after all others: if anybody isn't in the epoch yet, nothing was.
+// begun says whether anything can have been acknowledged in the committed epoch. A head is
+// activated last, after all others: if anybody isn't in the epoch yet, nothing was.
 func begun(tails []memberTail, epoch dataplane.Epoch) bool {
 	return !slices.ContainsFunc(tails, func(t memberTail) bool {
 		return !t.unknown && !t.unfinished() && t.epoch < epoch

@@ -86,8 +86,9 @@ func (w *world) scatter(id dataplane.ChunkID, rng *rand.Rand, n int) int {
 	return set.count()
 }
 
-// A member is away while blocks all over some chunks are written: little more than the granules that
-// changed is copied when it returns, whatever happened to its process and to the others meanwhile.
+// A member is away while blocks all over some chunks are written: little more than the granules
+// that changed is copied when it returns, whatever happened to its process and to the others
+// meanwhile.
 func TestResyncCopiesWhatChanged(t *testing.T) {
 	const chunks, writes = 2, 120
 	cases := []struct {
@@ -163,8 +164,8 @@ func (w *world) sameEverywhere(id dataplane.ChunkID) {
 	}
 }
 
-// A copy of what changed that is interrupted, whoever fails, is one again the next time; and half of
-// it is never taken for a replica.
+// A copy of what changed that is interrupted, whoever fails, is one again the next time; and half
+// of it is never taken for a replica.
 func TestResyncInterrupted(t *testing.T) {
 	cases := map[string]func(w *world){
 		"target restarts":    func(w *world) { w.nodes[2].restart(false) },
@@ -248,8 +249,8 @@ func TestMove(t *testing.T) {
 	}
 }
 
-// A move is disturbed: by the end of who leaves, of the target, of the head, and by an answer of the
-// metadata servers that never comes.
+// A move is disturbed: by the end of who leaves, of the target, of the head, and by an answer of
+// the metadata servers that never comes.
 func TestMoveDisturbed(t *testing.T) {
 	type test struct {
 		leaving dataplane.CSID

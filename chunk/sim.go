@@ -22,7 +22,6 @@ type Canary struct {
 	NoCRC            bool // blocks aren't compared with their checksums
 	NoDirty          bool // a copy to a new member misses what is written meanwhile
 	AckChain         bool // a link of a chain answers before the next one has
-	OldEpoch         bool // members take writes of any epoch and activation
 	SealEarly        bool // a SEAL is answered before what was accepted is durable
 	ServeUnsettled   bool // chunks in doubt are read before their members have settled
 	KeepLinks        bool // a client's older connection is served on beside its new one

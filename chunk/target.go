@@ -11,12 +11,13 @@ import (
 
 // The side of a copy that gets it. What it holds is believed by nobody before it is activated:
 //
-//	kind        what is here                       | at a SEAL it says         | after a restart
-//	fresh       a slot without epoch; parts go     | anything may be missing   | as if it weren't here,
-//	            straight to the store              |                           | or the same
-//	unfinished  an old replica, some parts newer;  | anything may be missing;  | the same: the log and
-//	            parts go through the log           | to a head that copies     | the slot table say so
-//	                                               | again: what it was        |
+//	kind        what is here                     | at a SEAL it says       | after a restart
+//	fresh       a slot without epoch; parts go   | anything may be missing | as if it weren't
+//	            straight to the store            |                         | here, or the same
+//	unfinished  an old replica, some parts       | anything may be         | the same: the log
+//	            newer; parts go through the log  | missing; to a head that | and the slot table
+//	                                             | copies again: what it   | say so
+//	                                             | was                     |
 
 // copying says whether this replica is a copy that was never activated. Whatever it holds, some of
 // it may be missing.

@@ -85,7 +85,7 @@ func TestServerLost(t *testing.T) {
 	}
 	lost.reg.Chunks = []control.HeldChunk{{Chunk: conf.Chunk, Epoch: 1}}
 	r := lost.register()
-	if len(r.Forget) != 1 || r.Forget[0] != conf.Chunk {
+	if len(r.Forget) != 0 || len(r.Retired) != 1 || r.Retired[0] != conf.Chunk {
 		t.Errorf("registered: %+v", r)
 	}
 	if err := lost.beat(); err != nil {

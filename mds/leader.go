@@ -49,6 +49,7 @@ type leader struct {
 	// states are the servers' states when they were last looked at, by id; "": not yet.
 	states   []string
 	statesNs int64
+	classes  []uint8 // what recovery knew of the servers a tick ago, by id: see watchServers
 	short    shortage
 	cs       map[dataplane.CSID]*csLink
 	byPeer   map[*control.Peer]dataplane.CSID
@@ -186,6 +187,7 @@ func (l *leader) run() {
 		}
 		l.pushSettles()
 		l.pushRecoveries()
+		l.scanOn()
 		l.pushForgets()
 		l.relistOne()
 		l.reap()

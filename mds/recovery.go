@@ -1,7 +1,6 @@
 package mds
 
 import (
-	"cmp"
 	"slices"
 	"time"
 
@@ -149,8 +148,15 @@ type recoverer struct {
 	end     uint64 // of the round's slots; 0: between two rounds
 	beganNs int64  // the round
 	nextNs  int64  // no round before this
-	found   []need
-	exclude []need // found in the round: to be excluded from
+	// hurry: servers came, went or were given up since the round began. The next round begins at
+	// once then, and is fast: the shell goes on with it between its ticks.
+	hurry, fast bool
+	calmNs      int64   // no fast round before this
+	alive       []uint8 // by server, within one step: who has a lease (see liveCount)
+	rounds      uint64  // that ended
+	lastFound   int     // chunks that the last round found
+	found       []need
+	exclude     []need // found in the round: to be excluded from
 
 	queue      []need // of the last round
 	exclusions []need // of the last round
@@ -248,6 +254,11 @@ func (r *recoverer) begin(id dataplane.ChunkID, a recovery, nowNs int64) recover
 
 // scan looks at the next records of the table.
 func (r *recoverer) scan(nowNs int64, w recoverView) {
+	if r.hurry && !r.fast && nowNs >= r.calmNs {
+		r.hurry, r.fast = false, true
+		r.end, r.nextNs = 0, nowNs
+	}
+	clear(r.alive)
 	if r.end == 0 {
 		if nowNs < r.nextNs {
 			return
@@ -260,7 +271,7 @@ func (r *recoverer) scan(nowNs int64, w recoverView) {
 		if rec == nil {
 			continue
 		}
-		left := r.live(rec, w)
+		left := r.liveCount(rec, w)
 		if left == rec.Present && left >= rec.Wanted {
 			continue
 		}
@@ -274,18 +285,62 @@ func (r *recoverer) scan(nowNs int64, w recoverView) {
 	if r.cursor < r.end {
 		return
 	}
+	r.endRound(nowNs)
+}
+
+// endRound makes what the round has found the queue.
+func (r *recoverer) endRound(nowNs int64) {
+	took := nowNs - r.beganNs
 	r.end = 0
-	r.nextNs = nowNs + max(int64(recoverPause), nowNs-r.beganNs)
-	for _, list := range [][]need{r.found, r.exclude} {
-		slices.SortStableFunc(list, func(a, b need) int { return cmp.Compare(a.left, b.left) })
+	r.nextNs = nowNs + max(int64(recoverPause), took)
+	if r.fast {
+		r.fast, r.calmNs = false, nowNs+max(int64(recoverPause), 2*took)
 	}
-	r.queue, r.found = r.found, r.queue[:0]
-	r.exclusions, r.exclude = r.exclude, r.exclusions[:0]
+	r.rounds++
+	r.lastFound = len(r.found) + len(r.exclude)
+	spare, spareExclusions := r.queue[:0], r.exclusions[:0]
+	r.queue, r.exclusions = worstFirst(r.found, spare), worstFirst(r.exclude, spareExclusions)
+	r.found, r.exclude = r.found[:0], r.exclude[:0]
 	for id, until := range r.backoff {
 		if nowNs >= until {
 			delete(r.backoff, id)
 		}
 	}
+}
+
+// worstFirst appends list to out in the order of the copies that are left. It is linear: a lost
+// server leaves tens of thousands, and the state is locked meanwhile.
+func worstFirst(list, out []need) []need {
+	for left := uint8(0); left <= dataplane.MaxReplicas; left++ {
+		if len(out) == len(list) {
+			break
+		}
+		for _, n := range list {
+			if n.left == left {
+				out = append(out, n)
+			}
+		}
+	}
+	return out
+}
+
+// liveCount counts the members that have a lease. Within one step a server is asked for once: a
+// round looks at each of them thousands of times.
+func (r *recoverer) liveCount(rec *Record, w recoverView) (n uint8) {
+	for _, m := range rec.members() {
+		for int(m.CS) >= len(r.alive) {
+			r.alive = append(r.alive, 0)
+		}
+		a := &r.alive[m.CS]
+		if *a == 0 {
+			*a = 1
+			if w.live(m.CS) {
+				*a = 2
+			}
+		}
+		n += *a >> 1
+	}
+	return n
 }
 
 // live counts the members that have a lease.

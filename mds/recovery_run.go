@@ -1,6 +1,7 @@
 package mds
 
 import (
+	"runtime"
 	"time"
 
 	"pstorage/dataplane"
@@ -65,6 +66,7 @@ func (l *leader) pushRecoveries() {
 	defer f.mu.RUnlock()
 	l.configure(f.s)
 	w := recoverFacts{planFacts{l, f.s, now}}
+	l.watchServers(w)
 	orders := l.recover.step(now, w, nil)
 	for _, n := range l.recover.excludeSome(maxExclusions - len(l.plan.queue)) {
 		l.plan.report(n.chunk, now)
@@ -79,6 +81,73 @@ func (l *leader) pushRecoveries() {
 	l.watchMinimum(f.s, now)
 	l.watchHealth(now)
 	l.watchStates(f.s, now)
+}
+
+// watchServers has a fast round begin when what recovery knows of a server has changed. Both locks
+// are held.
+func (l *leader) watchServers(w recoverFacts) {
+	for len(l.classes) < len(w.s.cs) {
+		l.classes = append(l.classes, 0)
+	}
+	for id, c := range w.s.cs {
+		if c == nil {
+			continue
+		}
+		m := w.member(c.ID)
+		class := uint8(classKnown)
+		if m.live {
+			class |= classLive
+		}
+		if m.dead {
+			class |= classDead
+		}
+		if m.away(l.recover.offline) {
+			class |= classAway
+		}
+		if w.takes(c.ID) {
+			class |= classTakes
+		}
+		if class != l.classes[id] {
+			l.classes[id] = class
+			l.recover.hurry = true
+		}
+	}
+}
+
+// What recovery knows of a server, as bits: see leader.classes.
+const (
+	classKnown = 1 << iota
+	classLive
+	classDead
+	classAway
+	classTakes
+)
+
+// scanTime is for how long a fast round is gone on with after one tick, so that the rest of the
+// housekeeping isn't late.
+const scanTime = 20 * time.Millisecond
+
+// scanOn goes on with a fast round of the recoverer, in pieces that hold the locks for a fraction
+// of a millisecond.
+func (l *leader) scanOn() {
+	until := l.now() + int64(scanTime)
+	for l.ctx.Err() == nil && l.scanPiece() && l.now() < until {
+		runtime.Gosched() // let in who waits for the locks
+	}
+}
+
+func (l *leader) scanPiece() (more bool) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if !l.recover.fast {
+		return false
+	}
+	f := l.r.fsm
+	f.mu.RLock()
+	defer f.mu.RUnlock()
+	now := l.now()
+	l.recover.scan(now, recoverFacts{planFacts{l, f.s, now}})
+	return l.recover.fast
 }
 
 // pushOrders sends what the heads are to do. Both locks are held.

@@ -126,9 +126,9 @@ func (c *call) endRegistration(id dataplane.CSID) {
 }
 
 // inventory compares what a server holds with what it should: forget is what it may delete, retired
-// what it holds as a former member, whose place nobody has taken, and missing the chunks, written to, of which it is a member and has nothing (invariant I8). A
-// process that registers again lists what it had a moment before, so a chunk that was changed
-// only lately isn't held to be missing.
+// what it holds as a former member, whose place nobody has taken, and missing the chunks, written
+// to, of which it is a member and has nothing (invariant I8). A process that registers again lists
+// what it had a moment before, so a chunk that was changed only lately isn't held to be missing.
 func (c *call) inventory(cs dataplane.CSID, held []control.HeldChunk, sameProcess bool) (
 	forget, retired, missing []dataplane.ChunkID) {
 	f := c.r.fsm

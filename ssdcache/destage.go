@@ -371,7 +371,7 @@ func (d *destager) pump() {
 	d.readAhead()
 	u := d.urgency()
 	pause := int64((1 - u) * (1 - u) * pauseAtStart)
-	if d.idle && l.fill() < l.o.DestageAt {
+	if l.fill() < l.o.DestageAt && !l.wantRoom { // begun when nothing else happened
 		pause = pauseIdle
 	}
 	for d.phase == writing && d.pending < d.depth(u) && !d.timer.Armed() && len(d.lists) > 0 {

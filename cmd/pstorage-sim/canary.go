@@ -14,7 +14,10 @@ type canary struct {
 	mds mds.SimCanary
 }
 
-// canaries are the faults that the simulator must find.
+// canaries are the faults that the simulator must find. Two checks of the protocol have none: that
+// members refuse writes of an older epoch, because sealing closes the connections that could carry
+// one (keep-links takes that away, and is found), and that a seal outlives its process, because a
+// process that starts serves nothing before it was settled (serve-unsettled).
 var canaries = map[string]canary{
 	"ack-early":         {cs: chunk.Canary{AckEarly: true}},
 	"ack-volatile":      {cs: chunk.Canary{AckVolatile: true}},
@@ -31,7 +34,6 @@ var canaries = map[string]canary{
 	"trust-partial":     {cs: chunk.Canary{TrustPartial: true}},
 	"no-lease-wait":     {mds: mds.SimCanary{NoLeaseWait: true}},
 	"ack-chain":         {cs: chunk.Canary{AckChain: true}},
-	"old-epoch":         {cs: chunk.Canary{OldEpoch: true}},
 	"seal-early":        {cs: chunk.Canary{SealEarly: true}},
 	"serve-unsettled":   {cs: chunk.Canary{ServeUnsettled: true}},
 	"keep-links":        {cs: chunk.Canary{KeepLinks: true}},

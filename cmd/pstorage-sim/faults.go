@@ -64,7 +64,9 @@ func newFaults(w *world) *faults {
 func (f *faults) start() {
 	if f.w.sc.partialFirst {
 		f.w.sim.After(sec, func() {
-			if !f.w.calm {
+			if n := f.headVictim(); n != nil && f.rng.IntN(2) == 0 && !f.w.calm {
+				f.forsake(n, true)
+			} else if !f.w.calm {
 				f.partial()
 			}
 		})
@@ -259,37 +261,7 @@ func (f *faults) partial() {
 	}
 	w := f.w
 	if f.victim(n) && f.rng.IntN(3) > 0 {
-		// Long enough to be excluded, and to be asked by clients that don't know it.
-		d = f.between(3*sec, 7*sec)
-		f.until[n.index] = max(f.until[n.index], w.sim.Now()+d)
-		w.trace("cs %d sees only clients for %d ms", n.index+1, d/ms)
-		all := func(cut bool) {
-			for _, o := range w.cs {
-				w.net.Cut(n.ip, o.ip, cut)
-				w.net.Cut(o.ip, n.ip, cut)
-			}
-			for _, ip := range w.mds.ips {
-				w.net.Cut(n.ip, ip, cut)
-				w.net.Cut(ip, n.ip, cut)
-			}
-		}
-		all(true)
-		f.alone[n.index]++
-		time := f.alone[n.index]
-		heal := func() {
-			if f.alone[n.index] == time {
-				f.alone[n.index]++
-				all(false)
-			}
-		}
-		w.sim.After(d, heal)
-		if f.rng.IntN(2) == 0 {
-			// What it sent arrives just when the others have begun a new epoch.
-			n.onExcluded = func() {
-				n.onExcluded = nil
-				w.sim.After(f.between(us, 3*ms), heal)
-			}
-		}
+		f.forsake(n, f.rng.IntN(2) == 0)
 		return
 	}
 	for _, o := range w.cs {
@@ -302,6 +274,52 @@ func (f *faults) partial() {
 			f.cut(n.ip, ip, d)
 		}
 	}
+}
+
+// forsake lets a victim see only clients, long enough to be excluded, and to be asked by clients
+// that don't know it. early: the others see it again just when they have begun a new epoch, so that
+// what it sent before arrives then.
+func (f *faults) forsake(n *csNode, early bool) {
+	w := f.w
+	d := f.between(3*sec, 7*sec)
+	f.until[n.index] = max(f.until[n.index], w.sim.Now()+d)
+	w.trace("cs %d sees only clients for %d ms, early %v", n.index+1, d/ms, early)
+	all := func(cut bool) {
+		for _, o := range w.cs {
+			w.net.Cut(n.ip, o.ip, cut)
+			w.net.Cut(o.ip, n.ip, cut)
+		}
+		for _, ip := range w.mds.ips {
+			w.net.Cut(n.ip, ip, cut)
+			w.net.Cut(ip, n.ip, cut)
+		}
+	}
+	all(true)
+	f.alone[n.index]++
+	time := f.alone[n.index]
+	heal := func() {
+		if f.alone[n.index] == time {
+			f.alone[n.index]++
+			all(false)
+		}
+	}
+	w.sim.After(d, heal)
+	if early {
+		n.onExcluded = func() {
+			n.onExcluded = nil
+			w.sim.After(f.between(us, 3*ms), heal)
+		}
+	}
+}
+
+// headVictim is a victim that is the head of a chunk; nil: there is none.
+func (f *faults) headVictim() *csNode {
+	for _, c := range f.w.mds.sim.Chunks() {
+		if n := f.w.cs[c.Members[0].CS-1]; c.Created && f.victim(n) && !n.gone && !n.env.Dead() {
+			return n
+		}
+	}
+	return nil
 }
 
 // storm restarts servers in quick succession, so that one fault meets the repair of another.

@@ -177,8 +177,8 @@ func (w *world) config(id dataplane.ChunkID) *control.ChunkConfig {
 	return nil
 }
 
-// compareChunk compares the members of a chunk with each other and with what was written. Chunks may
-// be moved meanwhile: then once more.
+// compareChunk compares the members of a chunk with each other and with what was written. Chunks
+// may be moved meanwhile: then once more.
 func (w *world) compareChunk(id dataplane.ChunkID) {
 	for range 10 {
 		var c *control.ChunkConfig

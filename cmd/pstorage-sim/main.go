@@ -19,7 +19,8 @@ func main() {
 	var o options
 	flag.IntVar(&o.seeds, "seeds", 100, "how many seeds to run")
 	flag.Uint64Var(&o.first, "seed", 1, "the first seed")
-	flag.StringVar(&o.canary, "canary", "", "break the protocol: all, "+strings.Join(canaryNames(), ", "))
+	flag.StringVar(&o.canary, "canary", "",
+		"break the protocol: all, "+strings.Join(canaryNames(), ", "))
 	flag.DurationVar(&o.limit, "time", 0, "stop after this time; 0: when all seeds have run")
 	flag.IntVar(&o.jobs, "j", 1, "seeds run at the same time")
 	flag.IntVar(&o.keep, "keep", 1, "stop after this many seeds with violations; 0: never")
