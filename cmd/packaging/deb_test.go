@@ -129,7 +129,8 @@ func TestDebianPackages(t *testing.T) {
 		t.Errorf("the installed program: %q, %v", out, err)
 	}
 	// The helper is a mount program under that name.
-	out, err := exec.Command(r.path("usr/sbin/mount.fuse.pstorage"), "nonsense", "/pcs").CombinedOutput()
+	helper := exec.Command(r.path("usr/sbin/mount.fuse.pstorage"), "nonsense", "/pcs")
+	out, err := helper.CombinedOutput()
 	if err == nil || !strings.Contains(string(out), "pstorage://CLUSTER") {
 		t.Errorf("the helper says %q, %v", out, err)
 	}

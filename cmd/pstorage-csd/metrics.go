@@ -96,7 +96,8 @@ func addObservation(t *metrics.Text, o *chunk.Observation, labels []string) {
 	} {
 		t.Family(metrics.Gauge, g.name, g.unit, g.help).Add(g.value, labels...)
 	}
-	addWait(t, "pstorage_cs_log_write_seconds", "Appends to the log, until durable", &o.LogWait, labels)
+	addWait(t, "pstorage_cs_log_write_seconds", "Appends to the log, until durable", &o.LogWait,
+		labels)
 	addWait(t, "pstorage_cs_disk_read_seconds", "Reads of the log and the store", &o.ReadWait, labels)
 }
 

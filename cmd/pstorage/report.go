@@ -199,8 +199,8 @@ func (r *report) node(conf *cluster.Conf) error {
 	var facts bytes.Buffer
 	fmt.Fprintf(&facts, "time %s\nplatform %s/%s, %d CPUs\n", r.now.UTC().Format(time.RFC3339),
 		runtime.GOOS, runtime.GOARCH, runtime.NumCPU())
-	for _, pattern := range []string{"/proc/version", "/proc/cmdline", "/proc/meminfo", "/proc/loadavg",
-		"/proc/mounts", "/proc/diskstats", "/proc/net/dev", "/proc/pressure/*",
+	for _, pattern := range []string{"/proc/version", "/proc/cmdline", "/proc/meminfo",
+		"/proc/loadavg", "/proc/mounts", "/proc/diskstats", "/proc/net/dev", "/proc/pressure/*",
 		"/proc/sys/kernel/io_uring_disabled", "/proc/sys/vm/overcommit_memory",
 		"/proc/sys/net/ipv4/tcp_congestion_control", "/sys/block/*/queue/scheduler",
 		"/sys/block/*/queue/write_cache", "/sys/block/*/queue/rotational",
