@@ -17,9 +17,9 @@ import (
 //	last < mark, not patched    | lost data: excluded             | (impossible)
 //	doesn't have the chunk      | lost data: excluded             | takes part with seq 0
 //
-// The left column doesn't hold, whatever the metadata servers say, when somebody has the chunk and
-// the winner's last seq is 0: nothing was ever acknowledged. Created is set before the head is
-// activated, so that head may have nothing yet.
+// One that doesn't have a chunk of which the winner's last seq is 0 has lost nothing: created is
+// set before the head is activated. It is excluded all the same, as the metadata servers, too, may
+// know that it registered without the chunk, and have asked for that.
 //
 // Patched: an earlier settling gave it what it missed, and was interrupted before this member, but
 // after the winner was activated. Otherwise the mark says that the member had acknowledged more.
@@ -97,7 +97,7 @@ func decide(created bool, tails []memberTail) verdict {
 		t := &tails[i]
 		switch {
 		case i == v.winner:
-		case t.unknown && created && w.last > 0, !t.unknown && t.last < w.commit && !t.patched():
+		case t.unknown && created, !t.unknown && t.last < w.commit && !t.patched():
 			v.lost = append(v.lost, i)
 		default:
 			v.copies = appendCopies(v.copies, i, missing(w, t))

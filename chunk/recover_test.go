@@ -130,7 +130,7 @@ func TestDecideLoss(t *testing.T) {
 		{"new chunk", false, []memberTail{none, none, none}, "[]", false, 0},
 		{"created, all gone", true, []memberTail{none, none}, "[]", true, 0},
 		{"created, one gone", true, []memberTail{has(3, 3), none, has(3, 2)}, "[1]", false, 0},
-		{"created but never written, one gone", true, []memberTail{none, has(0, 0)}, "[]", false, 1},
+		{"created but never written, one gone", true, []memberTail{none, has(0, 0)}, "[0]", false, 1},
 		{"committed, though not marked created", false, []memberTail{has(2, 1), none}, "[1]", false, 0},
 		{"half made", false, []memberTail{none, has(0, 0), none}, "[]", false, 1},
 		{"uncommitted only", false, []memberTail{has(2, 0), none}, "[]", false, 0},
