@@ -371,7 +371,9 @@ func (s *settler) decided() {
 		return
 	}
 	s.tellLost()
-	s.spoil()
+	if s.sh.canary.NoPatches {
+		s.verdict.copies = nil
+	}
 	if c := s.join; c != nil {
 		if len(s.verdict.lost) > 0 {
 			s.dropJoin("settle", errors.New("a member lost data"))
@@ -403,24 +405,6 @@ func (s *settler) tellLost() {
 		}
 		s.sh.event(control.Fault, "replica-lost", fmt.Sprintf(
 			"chunk %v: cs %d lost data that it had acknowledged; it is excluded", s.r.id, cs))
-	}
-}
-
-// spoil is where canaries make a verdict wrong.
-func (s *settler) spoil() {
-	c, v := &s.sh.canary, &s.verdict
-	if c.NoPatches {
-		v.copies = nil
-	}
-	if c.KeepLosers {
-		v.lost = nil
-	}
-	if c.FirstWins && v.winner != 0 && !s.tails[0].unknown && !s.tails[0].unfinished() {
-		rest := decide(s.cfg.Created, s.tails[:1])
-		for i := 1; i < len(s.tails); i++ {
-			rest.copies = appendCopies(rest.copies, i, missing(&s.tails[0], &s.tails[i]))
-		}
-		v.winner, v.last, v.copies, v.lost = 0, s.tails[v.winner].last, rest.copies, nil
 	}
 }
 
