@@ -122,10 +122,6 @@ func (p *Pool) put(b *Buf) {
 	p.free[b.class] = b
 }
 
-// hugePages asks for pages of 2 MiB: the kernel copies to and from sockets with fewer misses of the
-// TLB, and what is registered takes a 512th of the entries. Where there are none it stays as it is.
-func (p *Pool) hugePages() { _ = unix.Madvise(p.arena, unix.MADV_HUGEPAGE) }
-
 // InUse is how many bytes are handed out.
 func (p *Pool) InUse() int { return p.inUse }
 

@@ -169,8 +169,6 @@ func NewLoop(o LoopOptions) (*Loop, error) {
 		l.release()
 		return nil, err
 	}
-	l.pool.hugePages() // before they are registered, which makes all pages
-	l.mem.pool.hugePages()
 	if l.o.MaxDiskOps == 0 {
 		l.o.MaxDiskOps = l.ring.CQEntries() / 4
 	}
