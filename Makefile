@@ -9,7 +9,7 @@ MOUNT ?= $(CURDIR)/run/mnt
 CS ?= 3
 
 .DEFAULT_GOAL := help
-.PHONY: help up down build test test-long test-net demo sim bench fmt
+.PHONY: help up down man deb build test test-long test-net demo sim bench fmt
 
 help: ## this list
 	@grep -E '^[a-z-]+:.*## ' Makefile | sed -E 's/:.*## /\t/' | expand -t 14
@@ -24,6 +24,15 @@ build: ## the binaries, in ./bin
 	@mkdir -p bin
 	@CGO_ENABLED=0 go build -buildvcs=auto -trimpath -o bin/ ./cmd/...
 	@ls bin | sed 's|^|bin/|'
+
+man: build ## the manual pages, in ./bin/man
+	@rm -rf bin/man
+	@for p in pstorage pstorage-mdsd pstorage-csd pstorage-mount; do bin/$$p --man-pages bin/man; done
+	@cp cmd/packaging/man/*.[58] bin/man/
+
+deb: man ## Debian packages, in ./bin/deb (VERSION=...)
+	@cmd/packaging/deb/build bin bin/deb $(VERSION)
+	@ls bin/deb/*.deb
 
 test: ## install what is missing, run all tests and the short demo (root for all of it)
 	@.ci/test

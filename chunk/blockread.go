@@ -82,6 +82,11 @@ func (b *blockRead) round() {
 	if !b.lookUp() {
 		return
 	}
+	if !b.once {
+		logged := bits.OnesCount32(b.logged)
+		b.sh.gauges.fromLog += uint64(logged)
+		b.sh.gauges.fromStore += uint64(bits.OnesCount32(b.todo) - logged)
+	}
 	b.pending = 1 // so that no completion finishes the round before all was submitted
 	for i := 0; i < b.n; {
 		if b.todo&(1<<i) == 0 {

@@ -27,6 +27,7 @@ type settler struct {
 	r        *replica
 	attempt  int
 	lost     []dataplane.CSID // to be excluded, as the metadata servers said
+	lostAt   int64            // when they said so last
 	cfg      *control.ChunkConfig
 	stay     []control.CSAddr // members that stay, in order
 	tails    []memberTail
@@ -66,7 +67,7 @@ func (sh *Shard) settle(r *replica, lost []dataplane.CSID) {
 		s.retry.Fire = s.begin
 		r.settler = s
 		if lost != nil {
-			s.lost = slices.Clone(lost)
+			s.lost, s.lostAt = slices.Clone(lost), sh.env.Now()
 		}
 		if lost != nil || r.queue.n > 0 || r.reads.n > 0 || r.flight.n > 0 {
 			sh.settleQueue = append(sh.settleQueue, s)
@@ -80,6 +81,9 @@ func (sh *Shard) settle(r *replica, lost []dataplane.CSID) {
 	if !s.running {
 		sh.settleQueue = append(sh.settleQueue, s) // now somebody waits for it
 		sh.nextSettler()
+	}
+	if len(lost) > 0 {
+		s.lostAt = sh.env.Now()
 	}
 	for _, cs := range lost {
 		if !slices.Contains(s.lost, cs) {
@@ -192,6 +196,9 @@ func (s *settler) begin() {
 		return
 	}
 	s.attempt++
+	if len(s.lost) > 0 && s.sh.env.Now()-s.lostAt > int64(lostStale) {
+		s.lost = nil
+	}
 	s.term, s.life = uint16(s.sh.env.Rand()), 0
 	at := s.attempt
 	s.sh.md.GetChunk(s.r.id, func(cfg *control.ChunkConfig, err error) {
@@ -371,7 +378,9 @@ func (s *settler) decided() {
 		return
 	}
 	s.tellLost()
-	s.spoil()
+	if s.sh.canary.NoPatches {
+		s.verdict.copies = nil
+	}
 	if c := s.join; c != nil {
 		if len(s.verdict.lost) > 0 {
 			s.dropJoin("settle", errors.New("a member lost data"))
@@ -395,32 +404,14 @@ func (s *settler) tellLost() {
 			continue
 		}
 		s.told = append(s.told, cs)
-		if s.tails[i].unknown && !begun {
-			// Most likely it was being added, and its process ended.
+		if s.tails[i].unknown && (!begun || s.verdict.last == 0) {
+			// Most likely it was being added, or activated as the head, and its process ended.
 			s.sh.event(control.Warning, "replica-missing", fmt.Sprintf(
 				"chunk %v: cs %d doesn't have it; it is excluded", s.r.id, cs))
 			continue
 		}
 		s.sh.event(control.Fault, "replica-lost", fmt.Sprintf(
 			"chunk %v: cs %d lost data that it had acknowledged; it is excluded", s.r.id, cs))
-	}
-}
-
-// spoil is where canaries make a verdict wrong.
-func (s *settler) spoil() {
-	c, v := &s.sh.canary, &s.verdict
-	if c.NoPatches {
-		v.copies = nil
-	}
-	if c.KeepLosers {
-		v.lost = nil
-	}
-	if c.FirstWins && v.winner != 0 && !s.tails[0].unknown && !s.tails[0].unfinished() {
-		rest := decide(s.cfg.Created, s.tails[:1])
-		for i := 1; i < len(s.tails); i++ {
-			rest.copies = appendCopies(rest.copies, i, missing(&s.tails[0], &s.tails[i]))
-		}
-		v.winner, v.last, v.copies, v.lost = 0, s.tails[v.winner].last, rest.copies, nil
 	}
 }
 

@@ -12,9 +12,15 @@ import (
 const stallReport = int64(1e9)
 
 // latency is a mean over the time between two heartbeats.
-type latency struct{ sum, n int64 }
+type latency struct {
+	sum, n int64
+	hist   WaitHistogram // of all time
+}
 
-func (l *latency) add(ns int64) { l.sum, l.n = l.sum+ns, l.n+1 }
+func (l *latency) add(ns int64) {
+	l.sum, l.n = l.sum+ns, l.n+1
+	l.hist.add(ns)
+}
 
 // take returns the mean in ns, at least 1 if anything was measured, and begins anew.
 func (l *latency) take() int64 {
@@ -23,7 +29,7 @@ func (l *latency) take() int64 {
 		return 0
 	}
 	mean := max(1, l.sum/n)
-	*l = latency{}
+	l.sum, l.n = 0, 0
 	return mean
 }
 
@@ -33,6 +39,8 @@ type gauges struct {
 	pending    int   // appends to the log
 	progress   int64 // when the last of them was done, or the first of them began
 	yielded    bool  // the lease was given up because the metadata servers asked for it
+
+	fromLog, fromStore uint64 // blocks read for clients
 }
 
 func (g *gauges) appendBegins(now int64) {

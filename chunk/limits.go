@@ -38,6 +38,9 @@ const (
 const (
 	settleRetry   = 100 * time.Millisecond // between two attempts to settle a chunk
 	settleTimeout = 5 * time.Second        // for one step of settling
+	// lostStale is for how long the metadata servers' word that members are to be excluded holds; they
+	// repeat it every second as long as it is so. One that came back is a coordinator again.
+	lostStale     = 5 * time.Second
 	reachTimeout  = time.Second            // for a member to answer before a settling begins
 	meetTimeout   = 500 * time.Millisecond // for the next member of a chain to be reached
 	commitSilence = time.Millisecond       // after it the commit mark travels by itself

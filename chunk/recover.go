@@ -17,6 +17,10 @@ import (
 //	last < mark, not patched    | lost data: excluded             | (impossible)
 //	doesn't have the chunk      | lost data: excluded             | takes part with seq 0
 //
+// One that doesn't have a chunk of which the winner's last seq is 0 has lost nothing: created is
+// set before the head is activated. It is excluded all the same, as the metadata servers, too, may
+// know that it registered without the chunk, and have asked for that.
+//
 // Patched: an earlier settling gave it what it missed, and was interrupted before this member, but
 // after the winner was activated. Otherwise the mark says that the member had acknowledged more.
 //

@@ -34,6 +34,9 @@ func (sh *Shard) seal(r *replica, epoch dataplane.Epoch, by any, then func()) da
 	if c := r.copier; c != nil && c.started && !(own && r.settler.join == c) {
 		c.end("the chunk is being settled")
 	}
+	if s := r.settler; s != nil && !own {
+		s.owes = false // another coordinator will activate them all; two would stop each other
+	}
 	sh.slog.Debug("sealed", "chunk", r.id, "epoch", epoch, "own", own)
 	if r.isHead() {
 		if !own {

@@ -38,6 +38,10 @@ type Options struct {
 	// OnReady is told once, when the first lease was granted.
 	OnReady func(id dataplane.CSID, addr string)
 
+	// OnObserve, if not nil, is told every second what the process says of itself, by a goroutine of
+	// its own, from when it listens.
+	OnObserve func(*Observation)
+
 	PoolSize  int // bytes of buffers; 0: 64 MiB and the CRC budget
 	CRCBudget int // bytes of CRC pages in memory; 0: up to 64 MiB, by the capacity
 
@@ -193,7 +197,12 @@ func (s *server) serve(ctx context.Context) error {
 		err = s.listen()
 	}
 	if err == nil {
+		var observing sync.WaitGroup
+		octx, stop := context.WithCancel(ctx)
+		observing.Go(func() { s.observe(octx) })
 		err = s.keepLease(ctx)
+		stop()
+		observing.Wait()
 	}
 	e := s.stop()
 	if e == nil {

@@ -26,8 +26,6 @@ type Canary struct {
 	ServeUnsettled   bool // chunks in doubt are read before their members have settled
 	KeepLinks        bool // a client's older connection is served on beside its new one
 	NoExclude        bool // lost members are left out without a new epoch
-	FirstWins        bool // settling takes the first member's history, not the longest
-	KeepLosers       bool // a member that lost data stays
 	TrustPartial     bool // a half copied replica of a returned member passes for what it was
 	NoHistory        bool // a dirty map misses what was written since the exclusion
 }

@@ -168,6 +168,9 @@ func (l *leader) services() *control.ServicesDoc {
 // servers lists the metadata servers.
 func (r *replica) servers() []control.MDSDoc {
 	list := []control.MDSDoc{}
+	if r.sim != nil {
+		return list
+	}
 	_, leader := r.raft.LeaderWithID()
 	for _, s := range r.raft.GetConfiguration().Configuration().Servers {
 		list = append(list, control.MDSDoc{ID: string(s.ID), Addr: string(s.Address),

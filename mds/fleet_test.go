@@ -103,6 +103,11 @@ func (f *fleet) slots() uint64                      { return uint64(len(f.list))
 func (f *fleet) at(slot uint64) *Record             { return f.list[slot] }
 func (f *fleet) live(cs dataplane.CSID) bool        { return f.cs[cs].live }
 func (f *fleet) gone(cs dataplane.CSID) bool        { return !f.cs[cs].live }
+func (f *fleet) broken(cs dataplane.CSID) bool      { return f.cs[cs].Dropped }
+func (f *fleet) heard(cs dataplane.CSID) (int64, int64) {
+	return f.cs[cs].silentNs, 0
+}
+
 func (f *fleet) member(cs dataplane.CSID) lostFacts {
 	c := f.cs[cs]
 	return lostFacts{live: c.live, dead: c.Dropped || c.Releasing,

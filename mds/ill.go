@@ -168,6 +168,7 @@ type serverHealth struct {
 type peerHealth struct {
 	cs     []*serverHealth // by id; nil: nothing known
 	stepNs int64
+	sorted [metrics][]time.Duration // of the servers that are there, in one step
 }
 
 func newHealth() *peerHealth { return &peerHealth{} }
@@ -264,23 +265,23 @@ func (h *peerHealth) step(nowNs int64, live func(dataplane.CSID) bool) {
 			s.latency[metricPeers] = sample{medianOf(all), nowNs}
 		}
 	}
+	h.sortLatencies(nowNs, live)
 	for id, s := range h.cs {
 		if s != nil && live(dataplane.CSID(id)) {
-			h.judge(dataplane.CSID(id), s, nowNs, live)
+			h.judge(s, nowNs)
 		}
 	}
 }
 
 // judge applies illCase to one server: one bad latency makes it ill, all must be good to end it.
-func (h *peerHealth) judge(cs dataplane.CSID, s *serverHealth, nowNs int64,
-	live func(dataplane.CSID) bool) {
+func (h *peerHealth) judge(s *serverHealth, nowNs int64) {
 	contrary, worst := s.ill, 0.0
 	for m := range metrics {
 		g := illFacts{ill: s.ill}
-		if own := s.latency[m]; nowNs-own.atNs <= int64(freshFor) && own.atNs != 0 {
+		if own := &s.latency[m]; own.fresh(nowNs) {
 			g.value = own.value
 		}
-		g.median, g.others = h.median(m, cs, nowNs, live)
+		g.median, g.others = h.median(m, s, nowNs)
 		switch {
 		case s.ill:
 			contrary = contrary && g.contrary()
@@ -308,20 +309,50 @@ func (h *peerHealth) judge(cs dataplane.CSID, s *serverHealth, nowNs int64,
 	}
 }
 
-// median is that of the other live servers' fresh measurements, and of how many.
-func (h *peerHealth) median(m metric, but dataplane.CSID, nowNs int64,
-	live func(dataplane.CSID) bool) (time.Duration, int) {
-	var all []time.Duration
+// sortLatencies sorts what is known of the servers that are there, once for all medians of a step.
+func (h *peerHealth) sortLatencies(nowNs int64, live func(dataplane.CSID) bool) {
+	for m := range h.sorted {
+		h.sorted[m] = h.sorted[m][:0]
+	}
 	for id, s := range h.cs {
-		if s != nil && dataplane.CSID(id) != but && live(dataplane.CSID(id)) &&
-			s.latency[m].atNs != 0 && nowNs-s.latency[m].atNs <= int64(freshFor) {
-			all = append(all, s.latency[m].value)
+		if s == nil || !live(dataplane.CSID(id)) {
+			continue
 		}
+		for m := range h.sorted {
+			if s.latency[m].fresh(nowNs) {
+				h.sorted[m] = append(h.sorted[m], s.latency[m].value)
+			}
+		}
+	}
+	for m := range h.sorted {
+		slices.Sort(h.sorted[m])
+	}
+}
+
+// fresh says whether the sample is there and not too old.
+func (s *sample) fresh(nowNs int64) bool {
+	return s.atNs != 0 && nowNs-s.atNs <= int64(freshFor)
+}
+
+// median returns the median of a latency of all servers that are there but one, which is there,
+// and how many those are.
+func (h *peerHealth) median(m metric, but *serverHealth, nowNs int64) (time.Duration, int) {
+	all := h.sorted[m]
+	if own := &but.latency[m]; own.fresh(nowNs) {
+		skip, _ := slices.BinarySearch(all, own.value)
+		if len(all) == 1 {
+			return 0, 0
+		}
+		k := (len(all) - 2) / 2
+		if k >= skip {
+			k++
+		}
+		return all[k], len(all) - 1
 	}
 	if len(all) == 0 {
 		return 0, 0
 	}
-	return medianOf(all), len(all)
+	return all[(len(all)-1)/2], len(all)
 }
 
 func medianOf(all []time.Duration) time.Duration {

@@ -49,6 +49,8 @@ type leader struct {
 	// states are the servers' states when they were last looked at, by id; "": not yet.
 	states   []string
 	statesNs int64
+	named    []uint64 // by server: the reply that named it last
+	replies  uint64
 	classes  []uint8 // what recovery knew of the servers a tick ago, by id: see watchServers
 	short    shortage
 	cs       map[dataplane.CSID]*csLink
@@ -119,11 +121,14 @@ func (l *leader) now() int64 {
 }
 
 // valid says whether this is still the confirmed leadership, at some moment after the call.
-func (l *leader) valid(ctx context.Context) error {
+func (l *leader) valid(ctx context.Context) error { return l.validBy(ctx, &l.r.verify) }
+
+// validBy is valid with the others asked by way of that verifier.
+func (l *leader) validBy(ctx context.Context, v *verifier) error {
 	if l.r.sim != nil {
 		return l.r.sim.valid(l)
 	}
-	if err := l.r.verifyLeader(ctx); err != nil {
+	if err := l.r.verifyWith(ctx, v); err != nil {
 		return err
 	}
 	if l.ctx.Err() != nil || l.r.raft.CurrentTerm() != l.term {
@@ -257,6 +262,16 @@ func (w planFacts) chunk(id dataplane.ChunkID) *Record { return w.s.table.Lookup
 func (w planFacts) live(cs dataplane.CSID) bool        { return w.l.leases.live(cs, w.nowNs) }
 func (w planFacts) gone(cs dataplane.CSID) bool {
 	return w.l.leases.verdict(cs, w.nowNs) == leaseGone
+}
+
+func (w planFacts) broken(cs dataplane.CSID) bool {
+	c := w.s.server(cs)
+	return c == nil || c.Dropped || c.Failed != "" || w.l.leases.at(cs).failed
+}
+
+func (w planFacts) heard(cs dataplane.CSID) (lastNs, backNs int64) {
+	e := w.l.leases.at(cs)
+	return max(e.answeredNs, w.l.leases.sinceNs), e.backNs
 }
 
 // pushSettles asks chunk servers to settle what the planner says.

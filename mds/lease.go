@@ -18,6 +18,7 @@ const leaseOut = dataplane.LeaseTime + dataplane.LeaseMargin
 // monotonic clock.
 type csLease struct {
 	answeredNs  int64  // last heartbeat or registration answered with a lease
+	backNs      int64  // last registration after its lease had run out; 0: none
 	exitedNs    int64  // when its exit was certified
 	exitedBoot  uint64 // of which process; 0: none
 	knockedNs   int64  // when a new process was told to wait for the old one's lease
@@ -124,6 +125,9 @@ func (l *leases) exited(cs dataplane.CSID, boot uint64, nowNs int64) {
 // registered gives a lease to a process that registered.
 func (l *leases) registered(cs dataplane.CSID, nowNs int64) {
 	e := l.at(cs)
+	if nowNs-e.answeredNs >= int64(leaseOut) {
+		e.backNs = nowNs
+	}
 	e.answeredNs = nowNs
 	e.exitedBoot, e.exitedNs = 0, 0
 	e.registered, e.failed, e.relist = true, false, false

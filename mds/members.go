@@ -177,6 +177,9 @@ func (r *replica) doc(node uint32) control.MDSDoc {
 // addMDS makes a server a member without a vote. Asked again with the same address, as after a
 // lost answer, it gives the same number while that server has no vote.
 func (c *call) addMDS(args *control.AddMDSArgs) (any, error) {
+	if c.r.sim != nil {
+		return nil, c.fail(dataplane.NotSupported, "there is no raft group here")
+	}
 	host, port, err := net.SplitHostPort(args.Addr)
 	if err != nil || net.ParseIP(host) == nil || port == "" || port == "0" {
 		return nil, c.fail(dataplane.Invalid, "address %.80q: ip:port is needed", args.Addr)
@@ -256,6 +259,9 @@ func (c *call) memberEvent(sev control.Severity, code, message string) {
 
 // removeMDS takes a server out of the group.
 func (c *call) removeMDS(args *control.RemoveMDSArgs) (any, error) {
+	if c.r.sim != nil {
+		return nil, c.fail(dataplane.NotSupported, "there is no raft group here")
+	}
 	var facts []serverFacts
 	f := c.r.raft.GetConfiguration()
 	for _, s := range f.Configuration().Servers {
@@ -294,6 +300,9 @@ func (c *call) removeMDS(args *control.RemoveMDSArgs) (any, error) {
 
 // mdsReady answers a metadata server that asks for its place.
 func (c *call) mdsReady(req *control.MDSReadyReq) (any, error) {
+	if c.r.sim != nil {
+		return nil, c.fail(dataplane.NotSupported, "there is no raft group here")
+	}
 	if err := c.l.valid(c.ctx); err != nil {
 		return nil, err
 	}

@@ -34,6 +34,7 @@ type fsm struct {
 	log      *slog.Logger
 	onFail   func(error)
 	onConfig func()
+	observe  atomic.Pointer[samples] // gets how long applying takes while it is measured; nil: not
 
 	mu     sync.RWMutex // guards what follows; apply holds it for a few commands at a time
 	s      *State
@@ -70,6 +71,7 @@ func (f *fsm) ApplyBatch(logs []*raft.Log) []any {
 const commandsPerLock = 8
 
 func (f *fsm) applyEntry(l *raft.Log) applied {
+	defer f.observed()()
 	nowNs, commands, err := decodeEntry(l.Data)
 	f.mu.Lock()
 	defer f.mu.Unlock()
@@ -91,11 +93,22 @@ func (f *fsm) applyEntry(l *raft.Log) applied {
 	return applied{results: results}
 }
 
+// observed returns what tells a measurement, if there is one, how long something took.
+func (f *fsm) observed() func() {
+	s := f.observe.Load()
+	if s == nil {
+		return func() {}
+	}
+	began := time.Now()
+	return func() { s.add(time.Since(began)) }
+}
+
 // Apply implements raft.FSM.
 func (f *fsm) Apply(l *raft.Log) any { return f.ApplyBatch([]*raft.Log{l})[0] }
 
 // Snapshot implements raft.FSM: it only captures.
 func (f *fsm) Snapshot() (raft.FSMSnapshot, error) {
+	defer f.observed()()
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	if f.failed != nil {
@@ -130,7 +143,7 @@ type fsmSnapshot struct {
 // Persist implements raft.FSMSnapshot; it runs beside Apply.
 func (p *fsmSnapshot) Persist(sink raft.SnapshotSink) error {
 	start := time.Now()
-	if err := p.sn.Write(sink); err != nil {
+	if err := p.sn.Write(&pacedWriter{w: sink, since: start}); err != nil {
 		sink.Cancel()
 		return err
 	}
@@ -141,8 +154,34 @@ func (p *fsmSnapshot) Persist(sink raft.SnapshotSink) error {
 	return nil
 }
 
+// pacedWriter writes at half speed, in small pieces: a snapshot has a minute, and what is applied
+// and served meanwhile has a millisecond.
+type pacedWriter struct {
+	w     io.Writer
+	since time.Time
+}
+
+// Pieces of a pacedWriter, and its pause behind each of them.
+const (
+	pacedPiece = 128 << 10
+	pacedMost  = 2 * time.Millisecond
+)
+
+// Write implements io.Writer.
+func (p *pacedWriter) Write(b []byte) (n int, err error) {
+	for len(b) > 0 && err == nil {
+		var k int
+		k, err = p.w.Write(b[:min(len(b), pacedPiece)])
+		n, b = n+k, b[k:]
+		time.Sleep(min(time.Since(p.since), pacedMost))
+		p.since = time.Now()
+	}
+	return n, err
+}
+
 // Release implements raft.FSMSnapshot.
 func (p *fsmSnapshot) Release() {
+	defer p.f.observed()()
 	p.f.mu.Lock()
 	p.sn.Release()
 	p.f.mu.Unlock()
@@ -284,6 +323,7 @@ type replica struct {
 	stopped   chan struct{} // closed when raft is being shut down
 	running   sync.WaitGroup
 	verify    verifier
+	beats     verifier    // for heartbeats
 	alone     atomic.Bool // the short times of a server that is alone are set
 	down      downServers
 	sim       *Sim // nil but in simulations: stands for raft, the clock and threads
@@ -295,7 +335,7 @@ func startReplica(dir string, id uint32, addr string, cred *session.Credentials,
 	rlog := newHCLog(logger)
 	r := &replica{log: logger, self: serverID(id), failure: make(chan error, 1),
 		proposals: make(chan *proposal, 4096), entries: make(chan *entryInFlight, entriesInFlight),
-		stopped: make(chan struct{})}
+		stopped: make(chan struct{}), beats: verifier{gather: beatGather}}
 	st, err := openStore(dir, rlog, r.fail)
 	if err != nil {
 		return nil, err

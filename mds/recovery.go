@@ -19,6 +19,7 @@ const (
 	recoverLimit   = time.Minute     // then something else is tried
 	recoverBackoff = 10 * time.Second
 	recoverPause   = 500 * time.Millisecond // between two rounds, at least
+	recoverCalm    = 100 * time.Millisecond // between two fast ones
 	maxBackoffs    = 4096
 )
 
@@ -294,7 +295,7 @@ func (r *recoverer) endRound(nowNs int64) {
 	r.end = 0
 	r.nextNs = nowNs + max(int64(recoverPause), took)
 	if r.fast {
-		r.fast, r.calmNs = false, nowNs+max(int64(recoverPause), 2*took)
+		r.fast, r.calmNs = false, nowNs+max(int64(recoverCalm), took)
 	}
 	r.rounds++
 	r.lastFound = len(r.found) + len(r.exclude)

@@ -123,9 +123,9 @@ const (
 	classTakes
 )
 
-// scanTime is for how long a fast round is gone on with after one tick, so that the rest of the
-// housekeeping isn't late.
-const scanTime = 20 * time.Millisecond
+// scanTime is for how long a fast round is gone on with after one tick: until the next one, so that
+// the rest of the housekeeping isn't late by more than that.
+const scanTime = leaderTick
 
 // scanOn goes on with a fast round of the recoverer, in pieces that hold the locks for a fraction
 // of a millisecond.

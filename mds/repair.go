@@ -14,6 +14,12 @@ const (
 	settleAgain   = time.Second // a settle is asked for again after this
 	planPerStep   = 8192        // chunks looked at in one step
 	settlePerPush = 128         // chunks in one SettlePush
+
+	// coldGrace is how long members may be silent before a chunk is settled without them although
+	// fewer than its minimum of members remain. Nobody writes to it in that time, but they'd have
+	// nothing from an exclusion either; and when the power of a site comes back, servers come
+	// back seconds apart, and those that were excluded need whole copies.
+	coldGrace = 10 * time.Second
 )
 
 // memberFacts is what settleCase knows of one member of a chunk.
@@ -21,9 +27,13 @@ type memberFacts struct {
 	live    bool // has a lease, as far as known: it can be the coordinator
 	gone    bool // may be excluded: leaseCase says so
 	missing bool // registered without the chunk, which has been written to
+	certain bool // doesn't come back: its disk failed, it was dropped, or it is silent for too long
 }
 
 func (m memberFacts) lost() bool { return m.gone || m.missing }
+
+// returns says that a lost member may soon be there again, with the chunk.
+func (m memberFacts) returns() bool { return m.lost() && !m.missing && !m.certain }
 
 // settleVerdict is what to do about a chunk.
 type settleVerdict uint8
@@ -32,14 +42,17 @@ const (
 	settleNothing  settleVerdict = iota // all members are held to be there
 	settleHold                          // no member would remain: wait for one to come back (I7)
 	settleNoLeader                      // members remain, none of them can coordinate now
+	settleGrace                         // too few to write would remain: lost members get time
 	settleNow
 )
 
 // settleCase decides whether a chunk is brought to a new configuration without its lost members,
-// and who coordinates: the first member, in the chain's order, that is there.
-func settleCase(members []memberFacts) (v settleVerdict, coordinator int) {
-	lost, coordinator := 0, -1
+// and who coordinates: the first member, in the chain's order, that is there. minimum is of members
+// that writes need.
+func settleCase(members []memberFacts, minimum int) (v settleVerdict, coordinator int) {
+	lost, returns, coordinator := 0, false, -1
 	for i, m := range members {
+		returns = returns || m.returns()
 		switch {
 		case m.lost():
 			lost++
@@ -54,6 +67,8 @@ func settleCase(members []memberFacts) (v settleVerdict, coordinator int) {
 		return settleHold, -1
 	case coordinator < 0:
 		return settleNoLeader, -1
+	case len(members)-lost < minimum && returns:
+		return settleGrace, -1
 	}
 	return settleNow, coordinator
 }
@@ -162,6 +177,11 @@ type planView interface {
 	chunk(id dataplane.ChunkID) *Record
 	live(cs dataplane.CSID) bool
 	gone(cs dataplane.CSID) bool
+	// broken says that a server doesn't come back with what it held.
+	broken(cs dataplane.CSID) bool
+	// heard returns when a server had its last lease from this leader, at least when that began;
+	// and since when it has leases again after it was without, 0: since the leader began.
+	heard(cs dataplane.CSID) (lastNs, backNs int64)
 }
 
 // step looks at some of the chunks and returns what to ask for now, appended to out.
@@ -197,7 +217,8 @@ func (p *planner) look(t *trouble, rec *Record, nowNs int64, w planView, out *[]
 		}
 		facts[i] = f
 	}
-	verdict, coordinator := settleCase(facts[:len(members)])
+	tooLong(nowNs, members, facts[:len(members)], w)
+	verdict, coordinator := settleCase(facts[:len(members)], int(rec.Minimum))
 	if verdict != settleNow {
 		// What a member lacks is remembered; a report that isn't repeated is forgotten.
 		return lacking || nowNs-t.reportNs < int64(reportLife)
@@ -209,6 +230,22 @@ func (p *planner) look(t *trouble, rec *Record, nowNs int64, w planView, out *[]
 	t.pushTo, t.pushNs = to, nowNs
 	*out = append(*out, settle{to: to, chunk: t.chunk, lost: lost})
 	return true
+}
+
+// tooLong finds the members that don't come back. The time of one that is only silent begins anew
+// when another comes back from an absence: what kept that away may have kept both.
+func tooLong(nowNs int64, members []Replica, facts []memberFacts, w planView) {
+	back := int64(0)
+	for i, m := range members {
+		if !facts[i].lost() {
+			_, b := w.heard(m.CS)
+			back = max(back, b)
+		}
+	}
+	for i, m := range members {
+		last, _ := w.heard(m.CS)
+		facts[i].certain = w.broken(m.CS) || nowNs-max(last, back) >= int64(coldGrace)
+	}
 }
 
 // drop takes a chunk off the list.

@@ -8,37 +8,49 @@ import (
 	"pstorage/dataplane"
 )
 
-// TestSettleCase goes through all states of three members, against the rule in words.
+// TestSettleCase goes through all states of three members with each minimum, against the rule in
+// words: lost members are excluded if one remains that can coordinate, and either enough to write
+// remain, or none of the lost may soon be back with the chunk.
 func TestSettleCase(t *testing.T) {
-	states := []memberFacts{{live: true}, {}, {gone: true}, {live: true, missing: true},
-		{missing: true}}
-	for _, a := range states {
-		for _, b := range states {
-			for _, c := range states {
-				ms := []memberFacts{a, b, c}
-				lost, first := 0, -1
-				for i, m := range ms {
-					if m.gone || m.missing {
-						lost++
-					} else if m.live && first < 0 {
-						first = i
-					}
+	var states []memberFacts
+	for bits := range 16 {
+		b := func(i int) bool { return bits>>i&1 != 0 }
+		states = append(states, memberFacts{live: b(0), gone: b(1), missing: b(2), certain: b(3)})
+	}
+	seen := map[settleVerdict]int{}
+	for n := range 16 * 16 * 16 * 4 {
+		ms := []memberFacts{states[n&15], states[n>>4&15], states[n>>8&15]}
+		minimum := n >> 12
+		lost, hope, first := 0, 0, -1
+		for i, m := range ms {
+			if m.gone || m.missing {
+				lost++
+				if !m.missing && !m.certain {
+					hope++
 				}
-				want := settleNow
-				switch {
-				case lost == 0:
-					want = settleNothing
-				case lost == 3:
-					want = settleHold
-				case first < 0:
-					want = settleNoLeader
-				}
-				got, who := settleCase(ms)
-				if got != want || got == settleNow && who != first {
-					t.Errorf("%+v: %d by %d, want %d by %d", ms, got, who, want, first)
-				}
+			} else if m.live && first < 0 {
+				first = i
 			}
 		}
+		want := settleNow
+		switch {
+		case lost == 0:
+			want = settleNothing
+		case lost == 3:
+			want = settleHold
+		case first < 0:
+			want = settleNoLeader
+		case 3-lost < minimum && hope > 0:
+			want = settleGrace
+		}
+		got, who := settleCase(ms, minimum)
+		if got != want || got == settleNow && who != first {
+			t.Errorf("%+v, minimum %d: %d by %d, want %d by %d", ms, minimum, got, who, want, first)
+		}
+		seen[got]++
+	}
+	if len(seen) != 5 {
+		t.Errorf("verdicts: %v", seen)
 	}
 }
 
@@ -47,15 +59,23 @@ type fakeWorld struct {
 	records map[dataplane.ChunkID]*Record
 	dead    map[dataplane.CSID]bool // no lease any more
 	absent  map[dataplane.CSID]bool // silent, but may hold a lease
+	faulty  map[dataplane.CSID]bool // their disks failed
+	lastNs  map[dataplane.CSID]int64
+	backNs  map[dataplane.CSID]int64
 }
 
 func (w *fakeWorld) chunk(id dataplane.ChunkID) *Record { return w.records[id] }
 func (w *fakeWorld) live(cs dataplane.CSID) bool        { return !w.dead[cs] && !w.absent[cs] }
 func (w *fakeWorld) gone(cs dataplane.CSID) bool        { return w.dead[cs] }
+func (w *fakeWorld) broken(cs dataplane.CSID) bool      { return w.faulty[cs] }
+func (w *fakeWorld) heard(cs dataplane.CSID) (int64, int64) {
+	return w.lastNs[cs], w.backNs[cs]
+}
 
 func newFakeWorld() *fakeWorld {
-	w := &fakeWorld{map[dataplane.ChunkID]*Record{}, map[dataplane.CSID]bool{},
-		map[dataplane.CSID]bool{}}
+	set := func() map[dataplane.CSID]bool { return map[dataplane.CSID]bool{} }
+	at := func() map[dataplane.CSID]int64 { return map[dataplane.CSID]int64{} }
+	w := &fakeWorld{map[dataplane.ChunkID]*Record{}, set(), set(), set(), at(), at()}
 	for i := range uint64(10) {
 		r := &Record{ID: dataplane.NewChunkID(1, i), File: 1, Epoch: 1, State: stateUsed,
 			Flags: flagCreated}
@@ -107,6 +127,63 @@ func TestPlanner(t *testing.T) {
 	if len(p.queue) != 0 || len(p.byChunk) != 0 {
 		t.Errorf("%d chunks left", len(p.queue))
 	}
+}
+
+// TestPlannerGrace: when a site comes back, the first server there waits for the others before it
+// goes on without enough of them, but not for long, nor for those that are lost for certain.
+func TestPlannerGrace(t *testing.T) {
+	const s = int64(time.Second)
+	id := dataplane.NewChunkID(1, 4)
+	now := int64(0)
+	begin := func(dead ...dataplane.CSID) (*fakeWorld, *planner) {
+		w, p := newFakeWorld(), newPlanner()
+		w.records[id].Minimum = 2
+		for _, cs := range dead {
+			w.dead[cs] = true
+		}
+		return w, p
+	}
+	look := func(w *fakeWorld, p *planner, atNs int64) []settle {
+		now = atNs
+		p.report(id, now)
+		return p.step(now, w, nil)
+	}
+	want := func(what string, got []settle, wanted ...settle) {
+		t.Helper()
+		if !slices.Equal(got, wanted) {
+			t.Errorf("%s: %+v, want %+v", what, got, wanted)
+		}
+	}
+	without := settle{1, id, 6} // members 2 and 3
+	w, p := begin(2, 3)
+	w.lastNs[2], w.lastNs[3] = 1*s, 3*s
+	want("two are silent", look(w, p, 10*s))
+	want("one for long enough", look(w, p, 11*s))
+	want("a moment before", look(w, p, 3*s+int64(coldGrace)-1))
+	want("both", look(w, p, 3*s+int64(coldGrace)), without)
+
+	w, p = begin(2, 3)
+	w.backNs[1] = 100 * s // all were away for long
+	want("the first is back", look(w, p, 101*s))
+	want("and waits", look(w, p, 100*s+int64(coldGrace)-1))
+	delete(w.dead, 2)
+	want("the second is back: there are enough", look(w, p, 110*s), settle{1, id, 4})
+
+	w, p = begin(3)
+	want("enough remain", look(w, p, 1*s), settle{1, id, 4})
+	w, p = begin(2, 3)
+	w.faulty[2] = true
+	want("one failed, one may be back", look(w, p, 1*s))
+	w.faulty[3] = true
+	want("both failed", look(w, p, 1*s), without)
+	w, p = begin(3)
+	p.lacks(id, 2, 0)
+	want("one lacks the chunk, one may be back", look(w, p, 1*s))
+	delete(w.dead, 3)
+	want("it is back", look(w, p, 1*s), settle{1, id, 2})
+	w, p = begin(2, 3)
+	w.records[id].Minimum = 1
+	want("one is enough", look(w, p, 1*s), without)
 }
 
 func TestPlannerMissing(t *testing.T) {

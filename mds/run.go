@@ -270,6 +270,8 @@ type Options struct {
 	// OnServers is told where all metadata servers are when that has changed, while this one is a
 	// member and there is a leader.
 	OnServers func(addrs []string)
+	// OnObserver is called once, before Ready; nil: nobody wants to know.
+	OnObserver func(*Observer)
 
 	tune func(*raft.Config) // tests
 }
@@ -344,6 +346,10 @@ func (s *server) run(ctx context.Context, listener net.Listener, id *identity, o
 	}()
 	o.Log.Info("metadata server is up", "node", id.Node, "addr", listener.Addr().String(),
 		"cluster", id.ClusterName, "dir", o.Dir)
+	observer := &Observer{s: s}
+	if o.OnObserver != nil {
+		o.OnObserver(observer)
+	}
 	if o.Ready != nil {
 		o.Ready(listener.Addr().String())
 	}
@@ -359,6 +365,7 @@ func (s *server) run(ctx context.Context, listener net.Listener, id *identity, o
 	cancel()
 	<-leading
 	<-member
+	observer.end()
 	serr := s.r.shutdown()
 	if !ended {
 		if e := <-served; err == nil {

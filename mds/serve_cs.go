@@ -292,7 +292,7 @@ func judgeBeat(f beatFacts) heartbeatCase {
 func (c *call) heartbeat(req *control.HeartbeatReq) (any, error) {
 	// The leadership is confirmed after the request came: a leader that was replaced must not
 	// prolong a lease that its successor believes to end.
-	if err := c.l.valid(c.ctx); err != nil {
+	if err := c.l.validBy(c.ctx, &c.r.beats); err != nil {
 		return nil, err
 	}
 	l := c.l

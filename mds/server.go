@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
-	"slices"
 	"sync/atomic"
 
 	"pstorage/dataplane"
@@ -312,7 +311,10 @@ func (c *call) chunkMap(req *control.MapReq) (any, error) {
 	}
 	reply := &control.MapReply{}
 	now := l.now()
-	var members []dataplane.CSID // of all chunks, one piece of memory
+	// All chunks' members are one piece of memory.
+	members := make([]dataplane.CSID, 0, min(req.Count, file.chunks)*uint32(file.policy.Replicas))
+	reply.Chunks = make([]control.ChunkMap, 0, min(req.Count, file.chunks))
+	l.replies++
 	for i := req.First; i < req.First+req.Count; i++ {
 		slot := file.slots.get(i)
 		if slot == 0 {
@@ -322,9 +324,7 @@ func (c *call) chunkMap(req *control.MapReq) (any, error) {
 		from := len(members)
 		for _, m := range rec.members() {
 			members = append(members, m.CS)
-			if !slices.ContainsFunc(reply.Servers, func(a control.CSAddr) bool {
-				return a.CS == m.CS
-			}) {
+			if l.firstNamed(m.CS) {
 				reply.Servers = append(reply.Servers, l.addr(f.s, m.CS, now))
 			}
 		}
@@ -332,6 +332,17 @@ func (c *call) chunkMap(req *control.MapReq) (any, error) {
 			Epoch: rec.Epoch, Members: members[from:len(members):len(members)]})
 	}
 	return reply, nil
+}
+
+// firstNamed says whether a server wasn't named before in the reply with the number l.replies. mu
+// is held.
+func (l *leader) firstNamed(cs dataplane.CSID) bool {
+	for int(cs) >= len(l.named) {
+		l.named = append(l.named, 0)
+	}
+	first := l.named[cs] != l.replies
+	l.named[cs] = l.replies
+	return first
 }
 
 func (c *call) statFS(*control.Empty) (any, error) {

@@ -61,7 +61,7 @@ const (
 
 	maxBlock      = 1 << 20
 	softBlock     = 256 << 10 // a block of small things is written when it is that long
-	pagesPerBlock = 64
+	pagesPerBlock = 16
 )
 
 // Snapshot is the state at one moment, for writing it out while commands go on.
@@ -163,7 +163,7 @@ func (l *listWriter) flush(min int) error {
 
 // Write writes the snapshot. It may run beside Apply.
 func (sn *Snapshot) Write(out io.Writer) error {
-	buf := bufio.NewWriterSize(out, 1<<20)
+	buf := bufio.NewWriterSize(out, 128<<10)
 	w := &blockWriter{w: buf}
 	if err := w.block(blockHead, sn.head.b); err != nil {
 		return err

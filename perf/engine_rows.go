@@ -85,7 +85,7 @@ func (r *engineRun) hddWrite(ctx context.Context) error {
 		return err
 	}
 	const depth = 128
-	filled, slowest, err := r.fill(ctx, r.random("randwrite", depth, 5*time.Second), r.o.Log, false)
+	filled, slowest, err := r.fill(ctx, r.random("randwrite", depth, 5*time.Second), 3*r.o.Log, false)
 	if err != nil {
 		return err
 	}

@@ -1,6 +1,7 @@
 package ssdcache
 
 import (
+	"fmt"
 	"math/rand/v2"
 	"testing"
 )
@@ -114,5 +115,31 @@ func BenchmarkIndexPut(b *testing.B) {
 		p := Pos(i % positions)
 		x.evict(p)
 		x.put(rng.Uint32N(1<<24), p, 0)
+	}
+}
+
+// BenchmarkIndexGet is what a read in the log asks of the index, in logs of 4 and 32 GiB.
+func BenchmarkIndexGet(b *testing.B) {
+	for _, positions := range []uint32{1 << 20, 1 << 23} {
+		b.Run(fmt.Sprintf("%dMiB", positions>>8), func(b *testing.B) {
+			x, err := newIndex(positions)
+			if err != nil {
+				b.Fatal(err)
+			}
+			defer x.close()
+			for p := range positions {
+				x.put(keyOf(p>>14, p&(1<<14-1)), Pos(p), p)
+			}
+			rng := rand.New(rand.NewPCG(1, 1))
+			b.ReportAllocs()
+			b.ResetTimer()
+			for range b.N {
+				n := rng.Uint32N(positions)
+				p, ok := x.get(keyOf(n>>14, n&(1<<14-1)))
+				if !ok || x.crc[p] != n {
+					b.Fatalf("block %d: position %d", n, p)
+				}
+			}
+		})
 	}
 }

@@ -97,8 +97,9 @@ func TestConnPauseRecvPushesBack(t *testing.T) {
 	}
 	defer nc.Close()
 	_ = nc.(*net.TCPConn).SetWriteBuffer(64 << 10)
+	data := make([]byte, 64<<20) // may take longer than the deadline leaves on a busy machine
 	_ = nc.SetWriteDeadline(time.Now().Add(300 * time.Millisecond))
-	sent, err := nc.Write(make([]byte, 64<<20))
+	sent, err := nc.Write(data)
 	if err == nil {
 		t.Fatalf("all %d bytes were taken from a paused connection's peer", sent)
 	}

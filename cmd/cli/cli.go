@@ -82,6 +82,13 @@ func Usage(format string, args ...any) error {
 // Run runs the command line args with root and returns the exit status. An error is printed to
 // stderr as one line.
 func Run(ctx context.Context, root *cobra.Command, args []string, stderr io.Writer) int {
+	if len(args) == 2 && args[0] == manFlag {
+		err := writeManPages(root, args[1])
+		if err != nil {
+			fmt.Fprintf(stderr, "%s: %s\n", root.Name(), OneLine(err))
+		}
+		return Status(err)
+	}
 	ran := false
 	root.SilenceErrors, root.SilenceUsage = true, true
 	root.CompletionOptions.HiddenDefaultCmd = true

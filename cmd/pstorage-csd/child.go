@@ -20,6 +20,7 @@ import (
 //
 //	id CS BOOT     before it registers: this process will act as this incarnation
 //	ready ADDR     it serves
+//	beat JSON      every second, while its loop turns: a chunk.Observation
 //	refuse CS TEXT it won't serve this directory, and why; CS is 0 if it doesn't know whose it is
 const statusFD = 3
 
@@ -44,15 +45,30 @@ func (s *supervisor) runChild(ctx context.Context, log *slog.Logger, p place,
 	}
 	log.Debug("child started", "pid", cmd.Process.Pid)
 	status := make(chan incarnation, 1)
-	go func() { status <- readStatus(r, ready) }()
+	s.beats.started(p)
+	defer s.beats.ended(p)
+	go func() { status <- readStatus(r, ready, func(text string) { s.beats.take(p, text) }) }()
 	exited := make(chan error, 1)
 	go func() { exited <- cmd.Wait() }()
-	select {
-	case err = <-exited:
-	case <-ctx.Done():
-		err = stopChild(log, cmd, exited)
-	}
+	err = s.waitChild(ctx, log, p, cmd, exited)
 	return <-status, err // the pipe's other end is closed: the child has no children
+}
+
+// waitChild waits until the child has exited; it is stopped when ctx ends, or when it hangs.
+func (s *supervisor) waitChild(ctx context.Context, log *slog.Logger, p place, cmd *exec.Cmd,
+	exited <-chan error) error {
+	tick := time.NewTicker(beatTick)
+	defer tick.Stop()
+	for {
+		select {
+		case err := <-exited:
+			return err
+		case <-ctx.Done():
+			return stopChild(log, cmd, exited)
+		case <-tick.C:
+			s.beats.watchChild(log, p, cmd)
+		}
+	}
 }
 
 // stopChild asks the child to stop, and kills it if that takes too long.
@@ -71,10 +87,14 @@ func stopChild(log *slog.Logger, cmd *exec.Cmd, exited <-chan error) error {
 }
 
 // readStatus reads what a child tells until the pipe closes.
-func readStatus(r io.Reader, ready func()) incarnation {
+func readStatus(r io.Reader, ready func(), beat func(string)) incarnation {
 	var who incarnation
 	lines := bufio.NewScanner(r)
 	for lines.Scan() {
+		if text, ok := strings.CutPrefix(lines.Text(), beatPrefix); ok {
+			beat(text)
+			continue
+		}
 		var cs dataplane.CSID
 		var boot uint64
 		if n, _ := fmt.Sscanf(lines.Text(), "id %d %d", &cs, &boot); n == 2 {

@@ -8,6 +8,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"pstorage/cmd/cli"
+	"pstorage/cmd/metrics"
 )
 
 type csdOptions struct {
@@ -16,6 +17,7 @@ type csdOptions struct {
 	scrub   scrubFlags
 	child   bool     // serve the one directory of dirs, as a child of the supervisor
 	relay   cli.Size // pass parts of writes on by splice and tee from this size on; 0: never
+	metrics metrics.Flags
 	log     cli.LogFlags
 }
 
@@ -53,6 +55,7 @@ serve their directory.`,
 	flags.BoolVar(&o.child, "child", false, "")
 	flags.MarkHidden("child")
 	o.scrub.add(flags)
+	o.metrics.Add(root, metrics.PortCS)
 	o.log.Add(root)
 	return root
 }

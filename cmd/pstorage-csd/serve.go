@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -43,6 +44,11 @@ func serveChild(ctx context.Context, o csdOptions, out io.Writer) error {
 		ScrubPeriod: o.scrub.period(), ScrubRate: o.scrub.rate(),
 		OnIdentity: func(id dataplane.CSID, boot uint64) {
 			fmt.Fprintf(status, "id %d %d\n", id, boot)
+		},
+		OnObserve: func(seen *chunk.Observation) {
+			if line, err := json.Marshal(seen); err == nil {
+				fmt.Fprintf(status, beatPrefix+"%s\n", line)
+			}
 		},
 		OnReady: func(id dataplane.CSID, addr string) {
 			fmt.Fprintf(out, "cs %d ready on %s\n", id, addr)

@@ -63,6 +63,12 @@ func supervise(ctx context.Context, o csdOptions, out io.Writer) error {
 		ready:   func() { cli.Notify("READY=1") },
 		wake:    onSIGHUP(ctx),
 	}
+	if err := o.metrics.Serve(ctx, log, s.beats.collect); err != nil {
+		return err
+	}
+	pings := make(chan chan struct{})
+	s.pings = pings
+	go cli.Watchdog(ctx, log, func(ctx context.Context) error { return ping(ctx, pings) })
 	places, err := s.list()
 	if err != nil {
 		return cli.Fail("", err, "")
@@ -75,6 +81,18 @@ func supervise(ctx context.Context, o csdOptions, out io.Writer) error {
 	err = s.run(ctx)
 	cli.Notify("STOPPING=1")
 	return cli.Fail("", err, "")
+}
+
+// ping returns nil when the supervisor has answered, or ctx's error.
+func ping(ctx context.Context, pings chan<- chan struct{}) error {
+	answer := make(chan struct{})
+	select {
+	case pings <- answer:
+		<-answer
+		return nil
+	case <-ctx.Done():
+		return ctx.Err()
+	}
 }
 
 // listPlaces returns the chunk servers that should run.

@@ -61,6 +61,9 @@ type supervisor struct {
 	refuse func(ctx context.Context, p place, who incarnation)
 	ready  func() // called once: every child of the first list is ready, or refused to serve
 	wake   <-chan struct{}
+	// pings are answered by closing them, with each turn of run. May be nil.
+	pings <-chan chan struct{}
+	beats beats
 
 	spawner *cli.Spawner
 	leaving []*keeper // stopped, with a child that may not have exited yet
@@ -109,6 +112,8 @@ func (s *supervisor) run(ctx context.Context) error {
 			s.keepers.Wait()
 			return nil
 		case <-tick.C:
+		case ping := <-s.pings:
+			close(ping)
 		case <-s.wake: // look again at what refused to serve
 			for p, k := range running {
 				if k.ended() {
@@ -140,6 +145,7 @@ func (s *supervisor) follow(ctx context.Context, running map[place]*keeper, plac
 			s.log.Info("no longer in the list: stopping", "cluster", p.cluster, "dir", p.daemon.Dir)
 			k.stop()
 			delete(running, p)
+			s.beats.forget(p)
 			s.leaving = append(s.leaving, k)
 		}
 	}

@@ -8,11 +8,13 @@ import (
 	"github.com/spf13/cobra"
 
 	"pstorage/cmd/cli"
+	"pstorage/cmd/metrics"
 )
 
 type mdsdOptions struct {
 	cluster string
 	dir     string
+	metrics metrics.Flags
 	log     cli.LogFlags
 }
 
@@ -38,6 +40,7 @@ an orderly way.`,
 	flags := root.Flags()
 	flags.StringVarP(&o.cluster, "cluster", "c", "", "serve only those of cluster `NAME`")
 	flags.StringVarP(&o.dir, "dir", "r", "", "serve only the metadata server in `DIR`")
+	o.metrics.Add(root, metrics.PortMDS)
 	o.log.Add(root)
 	return root
 }

@@ -40,6 +40,10 @@ func serve(ctx context.Context, o mdsdOptions, out io.Writer) error {
 		return err
 	}
 	defer removePID()
+	var observed observers
+	if err := o.metrics.Serve(ctx, log, observed.collect); err != nil {
+		return err
+	}
 	var running, starting sync.WaitGroup
 	errs := make([]error, len(servers))
 	for i, s := range servers {
@@ -47,7 +51,7 @@ func serve(ctx context.Context, o mdsdOptions, out io.Writer) error {
 		started := sync.OnceFunc(starting.Done)
 		running.Go(func() {
 			defer started()
-			errs[i] = runServer(ctx, log, s, func(addr string) {
+			errs[i] = runServer(ctx, log, s, &observed, func(addr string) {
 				fmt.Fprintf(out, "mds ready on %s\n", addr)
 				started()
 			})
@@ -59,6 +63,7 @@ func serve(ctx context.Context, o mdsdOptions, out io.Writer) error {
 	go func() {
 		starting.Wait()
 		cli.Notify("READY=1")
+		cli.Watchdog(ctx, log, observed.alive)
 	}()
 	running.Wait()
 	cli.Notify("STOPPING=1")
@@ -70,10 +75,11 @@ func serve(ctx context.Context, o mdsdOptions, out io.Writer) error {
 	return nil
 }
 
-func runServer(ctx context.Context, log *slog.Logger, s server, ready func(addr string)) error {
+func runServer(ctx context.Context, log *slog.Logger, s server, observed *observers,
+	ready func(addr string)) error {
 	log = log.With("cluster", s.cluster)
 	err := mds.Run(ctx, mds.Options{Dir: s.daemon.Dir, Cred: &s.cred, Addr: s.daemon.Addr,
-		Log: log, Ready: ready, Servers: s.conf.BSOrNone,
+		Log: log, Ready: ready, OnObserver: observed.add, Servers: s.conf.BSOrNone,
 		OnServers: func(addrs []string) { cli.SaveBS(s.conf, addrs, log) }})
 	if err == nil {
 		return nil

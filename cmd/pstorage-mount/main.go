@@ -3,11 +3,13 @@
 package main
 
 import (
+	"fmt"
 	"os"
 
 	"github.com/spf13/cobra"
 
 	"pstorage/cmd/cli"
+	"pstorage/cmd/metrics"
 )
 
 type mountOptions struct {
@@ -15,11 +17,23 @@ type mountOptions struct {
 	mountpoint string
 	foreground bool
 	options    []string // -o
+	metrics    metrics.Flags
 	log        cli.LogFlags
 }
 
 func main() {
 	cli.SpareProcs()
+	if isHelper(os.Args[0]) {
+		args, fake, err := helperArgs(os.Args[1:])
+		if err != nil {
+			fmt.Fprintf(os.Stderr, "%s: %s\n", helperName, cli.OneLine(err))
+			os.Exit(cli.Status(err))
+		}
+		if fake {
+			return
+		}
+		os.Args = append([]string{os.Args[0]}, args...) // also what runs in the background is given
+	}
 	os.Exit(cli.Run(cli.Context(), newRoot(), os.Args[1:], os.Stderr))
 }
 
@@ -34,8 +48,12 @@ fusermount3 -u) or the process gets SIGTERM.
 
 Options of -o: allow_other (the default for root) and noallow_other: other users may
 (not) use the mount; ro: read-only; fsname=NAME: what the mount table shows. Options of
-mount(8) that change nothing here (defaults, _netdev, noatime, x-systemd.*) are accepted.`,
+mount(8) that change nothing here (defaults, _netdev, noatime, x-systemd.*) are accepted.
+
+A line of fstab(5) is: pstorage://CLUSTER /pcs fuse.pstorage _netdev 0 0. There the options
+log=FILE and metrics=IP:PORT stand for the flags.`,
 		Example: `  mkdir -p /pcs && pstorage-mount -c test_cluster /pcs
+  mount -t fuse.pstorage pstorage://test_cluster /pcs
   umount /pcs`,
 		Args: func(_ *cobra.Command, args []string) error {
 			if len(args) != 1 {
@@ -53,6 +71,7 @@ mount(8) that change nothing here (defaults, _netdev, noatime, x-systemd.*) are 
 		"`NAME` of the cluster; may be left out when this node belongs to one only")
 	flags.BoolVarP(&o.foreground, "foreground", "f", false, "stay in the foreground")
 	flags.StringSliceVarP(&o.options, "options", "o", nil, "mount `OPTIONS`, comma-separated")
+	o.metrics.Add(root, metrics.PortMount)
 	o.log.Add(root)
 	return root
 }

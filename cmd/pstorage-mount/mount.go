@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"pstorage/cmd/cli"
+	"pstorage/cmd/metrics"
 	"pstorage/dataplane"
 	"pstorage/dataplane/client"
 	"pstorage/dataplane/cluster"
@@ -89,12 +90,17 @@ func mount(ctx context.Context, o mountOptions, background bool, ready func(stri
 	keep, stop := context.WithCancel(ctx)
 	defer stop()
 	go cli.KeepBS(keep, conf, c.Control(), log)
+	collect := metrics.Client(c, "cluster", conf.Name(), "mount", mountpoint)
+	if err := o.metrics.Serve(keep, log, collect); err != nil {
+		return err
+	}
 	server, err := fuse.Mount(ctx, fuse.Options{Client: c, Mountpoint: mountpoint,
 		AllowOther: options.allowOther, ReadOnly: options.readOnly, FSName: options.fsName, Log: log})
 	if err != nil {
 		return cli.Fail("mount on "+mountpoint, err, mountAdvice())
 	}
 	ready(mountpoint)
+	go cli.Watchdog(keep, log, metrics.ClientAlive(c))
 	wait(ctx, log, server, mountpoint)
 	log.Info("unmounted", "cluster", conf.Name(), "from", mountpoint)
 	return nil

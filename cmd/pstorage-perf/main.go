@@ -16,6 +16,7 @@ func main() {
 
 func newRoot() *cobra.Command {
 	root := &cobra.Command{Use: "pstorage-perf", Short: "Measure a pstorage cluster"}
-	root.AddCommand(newQuick(), newNative(), newFlip(), newEngine(), newRelay())
+	root.AddCommand(newQuick(), newNative(), newFlip(), newEngine(), newRelay(), newMDS(),
+		newMDSChild())
 	return root
 }

@@ -117,7 +117,7 @@ func (c *clones) check(t *testing.T, seed uint64) {
 
 // TestClonesFindCanaries: the scene finds what is wrong with settling.
 func TestClonesFindCanaries(t *testing.T) {
-	for _, canary := range []string{"no-patches", "first-wins", "serve-unsettled"} {
+	for _, canary := range []string{"no-patches", "serve-unsettled"} {
 		found := 0
 		list := cloneCases(false, 60*ms)
 		for i := 0; i < len(list) && found == 0; i += 5 {

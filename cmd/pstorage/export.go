@@ -14,6 +14,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"pstorage/cmd/cli"
+	"pstorage/cmd/metrics"
 	"pstorage/dataplane"
 	"pstorage/dataplane/client"
 	"pstorage/dataplane/control"
@@ -33,6 +34,7 @@ type nbdOptions struct {
 	listen   []string
 	readOnly bool
 	create   cli.Size
+	metrics  metrics.Flags
 	log      cli.LogFlags
 }
 
@@ -85,6 +87,7 @@ grew is seen by clients that connect after that.`,
 	f.StringArrayVar(&o.listen, "listen", nil, "serve on `IP[:PORT]` (port "+nbdPort+")")
 	f.BoolVar(&o.readOnly, "read-only", false, "refuse writes")
 	f.Var(&o.create, "create", "make files that don't exist, of this `SIZE` (sparse)")
+	o.metrics.Add(cmd, metrics.PortExport)
 	o.log.Add(cmd)
 	return cmd
 }
@@ -154,6 +157,10 @@ func exportNBD(ctx context.Context, a *app, o *nbdOptions, files []string, out i
 	}
 	defer c.Close()
 	go cli.KeepBS(ctx, conf, c.Control(), log)
+	err = o.metrics.Serve(ctx, log, metrics.Client(c, "cluster", conf.Name()))
+	if err != nil {
+		return err
+	}
 	var exports []nbd.Export
 	for _, name := range files {
 		f, err := openExport(ctx, c, name, o)
@@ -180,6 +187,7 @@ func exportNBD(ctx context.Context, a *app, o *nbdOptions, files []string, out i
 		fmt.Fprintf(out, "serving %s\n", exportURI(addrs[i], exports[0].Name))
 	}
 	cli.Notify("READY=1")
+	go cli.Watchdog(ctx, log, metrics.ClientAlive(c))
 	select {
 	case <-ctx.Done():
 	case <-c.Loop().Done():
