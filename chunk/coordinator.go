@@ -195,6 +195,11 @@ func (s *settler) begin() {
 		s.end() // the head did it
 		return
 	}
+	if !s.sh.leased() {
+		// Others may be about to go on without this server: it must not stop them.
+		s.again("have a lease", dataplane.E("", dataplane.NoLease, nil))
+		return
+	}
 	s.attempt++
 	if len(s.lost) > 0 && s.sh.env.Now()-s.lostAt > int64(lostStale) {
 		s.lost = nil
