@@ -197,7 +197,7 @@ func (s *settler) begin() {
 	}
 	if !s.sh.leased() {
 		// Others may be about to go on without this server: it must not stop them.
-		s.again("have a lease", dataplane.E("", dataplane.NoLease, nil))
+		s.giveUp(dataplane.NoLease)
 		return
 	}
 	s.attempt++

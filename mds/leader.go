@@ -19,7 +19,8 @@ const (
 	placeViewLife  = 100 * time.Millisecond // free space and load in placement are that old at most
 	relistAfter    = 30 * time.Second
 	relistEvery    = 100 * time.Millisecond
-	maxForget      = 1 << 18 // chunks to be forgotten that wait for one server
+	doubtEvery     = 5 * time.Second // between two inventories of a server that others want to exclude
+	maxForget      = 1 << 18         // chunks to be forgotten that wait for one server
 	forgetPerPush  = 32 << 10
 	settledChanged = 10 * time.Second // see inventory
 )

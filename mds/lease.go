@@ -28,6 +28,7 @@ type csLease struct {
 	registered  bool   // with this leader: its inventory has been seen
 	failed      bool   // says that its disk failed: no more leases for this process
 	relist      bool   // ask for its inventory at the next heartbeat
+	doubtNs     int64  // when that was last asked for because others wanted to exclude it
 	withheld    bool   // its lease isn't renewed: see yield.go
 	yielded     bool   // it says that it has given its lease up
 }

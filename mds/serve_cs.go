@@ -540,6 +540,10 @@ func (c *call) beginExclusion(req *control.ReconfigureReq) (out, added,
 				moved = append(moved, m.CS)
 				continue
 			}
+			// If it never got what it was added for, its inventory will say so.
+			if e := l.leases.at(m.CS); now-e.doubtNs > int64(doubtEvery) {
+				e.doubtNs, e.relist = now, true
+			}
 			return nil, nil, nil, c.fail(dataplane.NotReady, "CS %d may still serve chunk %v and can't be "+
 				"excluded now", m.CS, rec.ID)
 		}
