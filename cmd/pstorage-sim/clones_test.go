@@ -117,6 +117,9 @@ func (c *clones) check(t *testing.T, seed uint64) {
 
 // TestClonesFindCanaries: the scene finds what is wrong with settling.
 func TestClonesFindCanaries(t *testing.T) {
+	if raced {
+		t.Skip("too slow with the race detector; .ci/test runs it without")
+	}
 	for _, canary := range []string{"no-patches", "serve-unsettled"} {
 		found := 0
 		list := cloneCases(false, 60*ms)
@@ -150,6 +153,9 @@ func cloneCases(two bool, gaps ...int64) (list []clones) {
 // TestAttackOfTheClones: with a short time between two starts all servers are there before anybody
 // is excluded; with a long one the last is excluded, and comes back with what nobody else has.
 func TestAttackOfTheClones(t *testing.T) {
+	if raced {
+		t.Skip("too slow with the race detector; .ci/test runs it without")
+	}
 	list := cloneCases(false, 60*ms)
 	every := 1
 	if testing.Short() {

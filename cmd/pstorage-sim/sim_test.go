@@ -32,8 +32,11 @@ func TestSeeds(t *testing.T) {
 		check(t, *seedFlag)
 		return
 	}
-	list := regressions
-	for i := range *seedsFlag {
+	list, seeds := regressions, *seedsFlag
+	if raced {
+		seeds = min(seeds, 20) // .ci/test runs all of them without the detector
+	}
+	for i := range seeds {
 		list = append(list, uint64(10_000+i))
 	}
 	start := time.Now()
@@ -65,6 +68,9 @@ func TestSameHistory(t *testing.T) {
 // TestCanaries makes sure that broken protocols are found: those that take few seeds. All of them,
 // with how many seeds each takes: bin/pstorage-sim -canary all -seeds 2000 -j 2.
 func TestCanaries(t *testing.T) {
+	if raced {
+		t.Skip("too slow with the race detector; .ci/test runs it without")
+	}
 	for _, name := range []string{"ack-early", "no-patches", "deaf-head", "volatile-activate",
 		"no-term-wait", "no-lease-wait"} {
 		found := false

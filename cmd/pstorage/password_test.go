@@ -49,7 +49,9 @@ func (n *node) typed(prompts, answers []string, args ...string) (status int, scr
 		n.t.Fatal(err)
 	}
 	shown := newWatched()
+	read := make(chan struct{})
 	go func() {
+		defer close(read)
 		io.Copy(shown, person)
 		shown.end()
 	}()
@@ -60,6 +62,8 @@ func (n *node) typed(prompts, answers []string, args ...string) (status int, scr
 		fmt.Fprintln(person, answers[i])
 	}
 	cmd.Wait()
+	program.Close() // the last one that has it open: the reader comes to the end of the screen
+	<-read
 	return cmd.ProcessState.ExitCode(), shown.text()
 }
 
