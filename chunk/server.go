@@ -275,8 +275,8 @@ func openError(what, which, path string, err error) error {
 	if errors.Is(err, os.ErrNotExist) {
 		return dataplane.E(what, dataplane.Invalid, fmt.Errorf("%s is missing: %w; without it data that "+
 			"was acknowledged is lost. Nothing was changed. Mount or put back its disk; if it is gone for "+
-			"good, drop this chunk server (pstorage drop-cs) and make a new one: the other copies of its "+
-			"chunks are complete", which, err))
+			"good, remove this chunk server (pstorage rm-cs --force) and make a new one: the other copies "+
+			"of its chunks are complete", which, err))
 	}
 	return startError(what, path, err)
 }

@@ -84,7 +84,7 @@ func (s *stamp) decode(b []byte) error {
 
 const rolledBack = "an older copy was put back, or its disk lost writes that it had confirmed. " +
 	"Nothing was changed. Put the right one back; if there is none, drop this chunk server " +
-	"(pstorage drop-cs) and make a new one: the other copies of its chunks are complete"
+	"(pstorage rm-cs --force) and make a new one: the other copies of its chunks are complete"
 
 // checkIdentity compares the stamp with the identity. id may be nil: nothing is known.
 func (s *stamp) checkIdentity(id *Identity) error {

@@ -70,8 +70,9 @@ func putBack(err error) string {
 		strings.Contains(err.Error(), "Nothing was changed") {
 		return ""
 	}
-	return ". Nothing was changed. Put back what belongs there; if it is gone for good, drop this " +
-		"chunk server (pstorage drop-cs) and make a new one: the other copies of its chunks are complete"
+	return ". Nothing was changed. Put back what belongs there; if it is gone for good, remove " +
+		"this chunk server (pstorage rm-cs --force) and make a new one: the other copies of its " +
+		"chunks are complete"
 }
 
 // countStart counts this start, durably: after the files were found to be right, and before the

@@ -25,7 +25,7 @@ func (r *replica) offlineTimeout() time.Duration {
 // admin answers a command with a JSON document.
 func (c *call) admin(req *control.AdminReq) (any, error) {
 	changes := req.Command == control.AdminSetAttr || req.Command == control.AdminSetConfig ||
-		req.Command == control.AdminDropCS || req.Command == control.AdminScrubStart ||
+		req.Command == control.AdminScrubStart ||
 		req.Command == control.AdminAddMDS || req.Command == control.AdminRemoveMDS ||
 		req.Command == control.AdminRmCS || req.Command == control.AdminRevoke
 	if changes && c.peer.Role != dataplane.RoleAdmin {
@@ -64,8 +64,6 @@ func (c *call) adminDoc(req *control.AdminReq) (any, error) {
 		return c.configDoc(), nil
 	case control.AdminSetConfig:
 		return withArgs(req, c.setConfig)
-	case control.AdminDropCS:
-		return withArgs(req, c.dropCS)
 	case control.AdminRmCS:
 		return withArgs(req, c.rmCS)
 	case control.AdminRevoke:
@@ -315,25 +313,6 @@ func (c *call) setConfig(args *control.SetConfigArgs) (any, error) {
 		return nil, err
 	}
 	return c.configDoc(), nil
-}
-
-func (c *call) dropCS(args *control.DropCSArgs) (any, error) {
-	cs := dataplane.CSID(args.CS)
-	f := c.r.fsm
-	f.mu.RLock()
-	known, chunks := f.s.server(cs), uint32(0)
-	if known != nil {
-		chunks = f.s.csLoad[cs]
-	}
-	f.mu.RUnlock()
-	switch {
-	case known == nil:
-		return nil, c.fail(dataplane.NotFound, "CS %d", args.CS)
-	case chunks > 0 && !args.Force:
-		return nil, c.fail(dataplane.NotEmpty, "CS %d is a member of %d chunks", args.CS, chunks)
-	}
-	_, err := c.change(&cmdMarkCS{CS: cs, Dropped: true})
-	return struct{}{}, err
 }
 
 // scrubStart has one chunk server, or all, begin a pass over its store.

@@ -58,7 +58,7 @@ func (l *leader) silent(client uint64) time.Duration {
 	return time.Duration(l.now() - at)
 }
 
-// unfenced lists the chunk servers that may serve and don't have the fence in force. mu is held.
+// unfencedBy lists the chunk servers that may serve and don't have the fence in force. mu is held.
 func (l *leader) unfencedBy(s *State, seq uint64) (waiting []dataplane.CSID) {
 	if seq == 0 || l.fence.hasty {
 		return nil

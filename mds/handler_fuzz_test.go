@@ -124,7 +124,7 @@ func handlerSeeds() (all []byte) {
 	admin(control.AdminSetConfig, &control.SetConfigArgs{Key: "capacity.limit", Value: "1000",
 		Any: true})
 	admin(control.AdminScrubStart, &control.ScrubArgs{})
-	admin(control.AdminDropCS, &control.DropCSArgs{CS: 3, Force: true})
+	admin(control.AdminRmCS, &control.RmCSArgs{CS: []uint32{3}, Force: true})
 	add(client, control.OpRename, &control.RenameReq{FromParent: dataplane.RootID, FromName: "f",
 		ToParent: dataplane.RootID, ToName: "g"})
 	add(client, control.OpUnlink, &control.UnlinkReq{Parent: dataplane.RootID, Name: "g"})

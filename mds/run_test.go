@@ -414,8 +414,8 @@ func testAdmin(t *testing.T, c *testCluster) {
 		Command: control.AdminSetConfig, Args: []byte(`{"key":"user.a","value":"2"}`)})
 	k.wantKind(dataplane.NotFound, control.OpAdmin, &control.AdminReq{
 		Command: control.AdminFileInfo, Args: []byte(`{"path":"/none"}`)})
-	k.wantKind(dataplane.NotEmpty, control.OpAdmin, &control.AdminReq{
-		Command: control.AdminDropCS, Args: fmt.Appendf(nil, `{"cs":%d}`, info.List[0].Members[0])})
+	k.wantKind(dataplane.NotFound, control.OpAdmin, &control.AdminReq{
+		Command: control.AdminRmCS, Args: []byte(`{"cs":[99]}`)})
 }
 
 func TestRunRefuses(t *testing.T) {

@@ -15,7 +15,6 @@ const (
 	AdminSetAttr      = "set-attr"      // SetAttrArgs -> AttrDoc
 	AdminGetConfig    = "get-config"    // none -> ConfigDoc
 	AdminSetConfig    = "set-config"    // SetConfigArgs -> ConfigDoc
-	AdminDropCS       = "drop-cs"       // DropCSArgs -> none
 	AdminRmCS         = "rm-cs"         // RmCSArgs -> RmCSDoc
 	AdminScrubStart   = "scrub-start"   // ScrubArgs -> ScrubDoc
 	AdminAddMDS       = "add-mds"       // AddMDSArgs -> AddMDSDoc
@@ -300,13 +299,6 @@ type SetConfigArgs struct {
 	Value   string `json:"value"`
 	Version uint64 `json:"version"`
 	Any     bool   `json:"any,omitempty"`
-}
-
-// DropCSArgs removes a chunk server from the cluster for ever. Without Force it must not be the
-// member of any chunk.
-type DropCSArgs struct {
-	CS    uint32 `json:"cs"`
-	Force bool   `json:"force,omitempty"`
 }
 
 // RmCSArgs removes chunk servers from the cluster, all or none of them. Without Cancel or Force

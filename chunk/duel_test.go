@@ -1,0 +1,93 @@
+package chunk
+
+import (
+	"testing"
+
+	"pstorage/dataplane"
+	"pstorage/dataplane/control"
+)
+
+// Two coordinators of one chunk must not stop each other for ever. Each of these went round and
+// round in the simulator.
+
+// push tells node i what the metadata servers want excluded.
+func (w *world) push(i int, id dataplane.ChunkID, lost ...dataplane.CSID) {
+	cfg, err := w.md.get(id)
+	if err != nil {
+		w.t.Fatal(err)
+	}
+	nd := w.nodes[i]
+	nd.env.Post(func() {
+		nd.sh.SettlePush(&control.SettlePush{Chunks: []control.ChunkConfig{*cfg}, Lost: lost})
+	})
+}
+
+// The word that a member is to be excluded isn't repeated, as it has come back: whoever was told
+// gives up, and the head goes on with all members.
+func TestExclusionGoesStale(t *testing.T) {
+	w := newWorld(t, 1, 3)
+	w.md.add(chunkA, 2, 1, 2, 3)
+	w.mustWrite(chunkA, 0, pattern(1, 4096))
+	w.md.refuse = true // the head has a lease: it can't be excluded
+	w.push(1, chunkA, 1)
+	w.must(func() bool { return w.nodes[1].sh.chunks[chunkA].settler != nil }, sec, "begin")
+	w.must(func() bool {
+		r := w.nodes[1].sh.chunks[chunkA]
+		return r.settler == nil || len(r.settler.lost) == 0
+	}, int64(lostStale)+2*sec, "forget who was to be excluded")
+	w.md.refuse = false
+	w.mustWrite(chunkA, 4096, pattern(2, 4096))
+	w.equal(chunkA, dataplane.PartSize, 0, 1, 2)
+	if cfg, _ := w.md.get(chunkA); len(cfg.Members) != 3 || cfg.Epoch != 1 {
+		t.Errorf("members %v at epoch %d", cfg.Members, cfg.Epoch)
+	}
+}
+
+// A head whose lease was taken away doesn't seal the members, among whom another one is about to
+// go on without it; what waits for it is refused.
+func TestNoLeaseNoSettling(t *testing.T) {
+	w := newWorld(t, 1, 3)
+	w.md.add(chunkA, 2, 1, 2, 3)
+	w.mustWrite(chunkA, 0, pattern(1, 4096))
+	head := w.nodes[0]
+	term := w.nodes[1].sh.chunks[chunkA].term
+	for i := range 40 { // heartbeats of this world renew the lease every 0.5 s
+		head.env.Do(func() {
+			head.sh.SetLease(0)
+			r := head.sh.chunks[chunkA]
+			r.broken = true
+			head.sh.settle(r, []dataplane.CSID{})
+		})
+		w.run(10 * ms)
+		for _, nd := range w.nodes[1:] {
+			if r := nd.sh.chunks[chunkA]; r.state != active || r.term != term {
+				t.Fatalf("round %d: cs %d is %v", i, nd.cs, r.state)
+			}
+		}
+	}
+	if s := head.sh.chunks[chunkA].settler; s != nil {
+		t.Errorf("the settler of a server without a lease goes on: %d tries", s.tries)
+	}
+	w.mustWrite(chunkA, 4096, pattern(2, 4096)) // with the next lease
+}
+
+// Who owes others their activation leaves that to a coordinator that sealed them later.
+func TestOwedActivationIsLeft(t *testing.T) {
+	w := newWorld(t, 1, 3)
+	w.md.add(chunkA, 2, 1, 2, 3)
+	w.mustWrite(chunkA, 0, pattern(1, 4096))
+	w.md.refuse = true
+	w.push(1, chunkA, 1)
+	w.must(func() bool {
+		r := w.nodes[1].sh.chunks[chunkA]
+		return r.settler != nil && r.settler.owes
+	}, sec, "seal the others")
+	other := w.nodes[1]
+	other.env.Do(func() {
+		r := other.sh.chunks[chunkA]
+		other.sh.seal(r, r.epoch, "another coordinator", func() {})
+		if r.settler.owes {
+			t.Error("it still wants to activate what another coordinator has sealed")
+		}
+	})
+}
