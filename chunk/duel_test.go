@@ -22,8 +22,8 @@ func (w *world) push(i int, id dataplane.ChunkID, lost ...dataplane.CSID) {
 	})
 }
 
-// The word that a member is to be excluded isn't repeated, as it has come back: whoever was told, and
-// couldn't do it at once, gives up, and the head goes on with all members.
+// The word that a member is to be excluded isn't repeated, as it has come back: whoever was told,
+// and couldn't do it at once, gives up, and the head goes on with all members.
 func TestExclusionGoesStale(t *testing.T) {
 	w := newWorld(t, 1, 3)
 	w.md.add(chunkA, 2, 1, 2, 3)

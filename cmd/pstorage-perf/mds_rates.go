@@ -100,10 +100,38 @@ func (o *mdsOptions) rates(ctx context.Context) (f mds.Figures, err error) {
 	}
 	f["heartbeat_errors"] = float64(beats.failed.Load())
 	beats.stop()
-	time.Sleep(4 * time.Second) // until all leases have run out and that has been dealt with
+	if err := g.untilSilent(ctx); err != nil {
+		return nil, err
+	}
 	f["idle_leader_cores"], err = g.share(o.seconds)
 	f["heartbeat_leader_cores"] -= f["idle_leader_cores"]
 	return f, err
+}
+
+// untilSilent waits until the leader takes no chunk server for one that is there any more.
+func (g *group) untilSilent(ctx context.Context) error {
+	ctx, cancel := context.WithTimeout(ctx, time.Minute)
+	defer cancel()
+	for there := 1; there > 0; {
+		var reply control.AdminReply
+		err := g.clients[0].Call(ctx, control.OpAdmin,
+			&control.AdminReq{Command: control.AdminListServices}, &reply)
+		var doc control.ServicesDoc
+		if err == nil {
+			err = json.Unmarshal(reply.Doc, &doc)
+		}
+		if err != nil {
+			return fmt.Errorf("wait until the heartbeats have ended: %w", err)
+		}
+		there = 0
+		for _, c := range doc.CS {
+			if c.Status == control.CSActive || c.Status == control.CSInactive {
+				there++
+			}
+		}
+		time.Sleep(50 * time.Millisecond) // before it is asked again
+	}
+	return nil
 }
 
 // startGroup makes and starts the servers, connects clients, and finds the leader.
