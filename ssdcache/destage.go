@@ -30,6 +30,7 @@ const (
 	minWriteBacks = 4       // and at least so many may be, at full speed;
 	flightTime    = 4e6     // in between, as many as the store takes in this time
 	roundShare    = 8       // a round takes at most this part of the log,
+	slowShare     = 16      // or this one if Sequential and slow,
 	roundBlocks   = 1 << 16 // and this many blocks of log
 	pieceSize     = 1 << 20 // of one read
 	pauseAtStart  = 2e6     // between runs, at DestageAt
@@ -184,6 +185,9 @@ func (d *destager) begin() {
 	if l.pace.perBlock > 0 && !l.pace.slow() {
 		most = min(most, max(l.segs/roundShare, 2)) // a checkpoint doesn't cost much
 	}
+	if d.image != nil && l.pace.slow() { // the log stays fuller, and the rest is read ahead
+		most = min(most, max(l.segs/slowShare, 4))
+	}
 	d.from, d.n = l.tail, min(most, d.end-l.tail)
 	if d.n == 0 {
 		return
@@ -215,6 +219,7 @@ func (d *destager) collect() {
 	}
 	if d.taken == d.n {
 		d.phase = writing
+		l.pace.skip(l.env.Now()) // reading isn't what a block costs
 		d.pump()
 		return
 	}

@@ -46,6 +46,7 @@ func TestHardDisk(t *testing.T) {
 		{"sparse, sequential", 64 * logBlocks, true, 0.9},
 		{"as large as the log", logBlocks, false, 4},
 		{"half the log", logBlocks / 2, false, 12},
+		{"as large as the log, sequential", logBlocks, true, 2.4},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			var h *hdd

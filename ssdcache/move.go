@@ -27,8 +27,15 @@ const (
 
 // moves says whether what is left of the round is to be moved.
 func (d *destager) moves() bool {
-	return !d.writeRest && !d.idle && d.l.fill() >= moveAt && d.l.pace.slow() && d.urgency() == 1 &&
-		d.mustWrite() == 0
+	return !d.writeRest && !d.idle && d.l.fill() >= d.moveFrom() && d.l.pace.slow() &&
+		d.urgency() == 1 && d.mustWrite() == 0
+}
+
+// moveFrom is the fill level from which on the round moves: moveAt, or where a round as large as
+// this one leaves a log that was filled as far as the pace permits.
+func (d *destager) moveFrom() float64 {
+	l := d.l
+	return min(moveAt, l.pace.level()-float64(d.n)/float64(l.segs-l.reserve-1))
 }
 
 // mustWrite is how many more blocks of the round must be written back if all others are moved.

@@ -45,6 +45,7 @@ const (
 	burstOps    = 20    // the time of so many write-backs,
 	burstBlocks = 256   // and at most so many blocks
 	firstMove   = 50e3  // ns per moved block, until it is known
+	leastRate   = 2e-8  // blocks per ns, when there is no room: 20 in a second
 	slowDisk    = 5e6   // ns that a hard disk takes for one block
 )
 
@@ -169,6 +170,9 @@ func (p *pacer) skip(now int64) {
 	p.sampled, p.handled, p.ops, p.moves = now, d.handled, d.ops, d.moved
 }
 
+// level is the fill level where a round may end.
+func (p *pacer) level() float64 { return p.l.o.DestageAt + paceLevel*(1-p.l.o.DestageAt) }
+
 // update computes the rate anew.
 func (p *pacer) update() {
 	l, d := p.l, &p.l.destage
@@ -187,10 +191,18 @@ func (p *pacer) update() {
 	write, move := p.todo()
 	left := max(p.time(write, move), sampleTime)
 	whole := max(p.time(write+float64(d.written), move+float64(d.moved)), sampleTime)
-	level := l.o.DestageAt + paceLevel*(1-l.o.DestageAt)
-	room := (level-l.fill())*float64(l.segs-l.reserve-1)*seg - float64(l.at) - move
+	room := (p.level()-l.fill())*float64(l.segs-l.reserve-1)*seg - float64(l.at) - move
+	if from := d.moveFrom(); move > 0 && d.moved == 0 && l.fill() < from {
+		// Moving doesn't begin before, and what would be moved is written back meanwhile.
+		room = (from-l.fill())*float64(l.segs-l.reserve-1)*seg + seg - float64(l.at)
+		left = max(p.time(write, 0), sampleTime)
+	}
 	freed := float64(d.n)*seg - move - float64(d.moved)
 	rate := max(room/left, freed/(2*whole))
+	if move > 0 { // whatever happens, there must be space for it
+		space := float64(d.moveSpace()-int(l.at)) - move*(1+1./64)
+		rate = min(rate, max(space/left, leastRate))
+	}
 	base := p.position()
 	if p.on { // what was too much remains so; what wasn't used is kept for a burst
 		base = min(base+p.burst(), p.bound(now))
