@@ -38,6 +38,8 @@ type JournalChange struct {
 	// Path of a file that isn't there yet, or of a block device; empty: in the directory.
 	Path string
 	Size int64 // of a file, bytes; 0: as it is now
+	// Lock is the directory's file "lock", locked by the caller; nil: ChangeJournal locks it.
+	Lock *os.File
 	// Progress, if not nil, is told now and then how far a step is, in bytes.
 	Progress func(step string, done, total int64)
 	Log      *slog.Logger // nil: slog.Default()
@@ -97,8 +99,8 @@ type changer struct {
 	after func(step int)
 }
 
-// ChangeJournal moves the journal of the chunk server in dir, or changes its size. It takes the
-// server's lock; the error wraps ErrServed if another process has it. If it fails before the change
+// ChangeJournal moves the journal of the chunk server in dir, or changes its size. Without
+// o.Lock the error wraps ErrServed if another process has it. If it fails before the change
 // is made, the old journal stays in use.
 func ChangeJournal(dir string, o JournalChange) (Journal, error) {
 	c := &changer{o: o, log: o.Log, after: func(int) {}}
@@ -112,11 +114,13 @@ func (c *changer) run(dir string) (j Journal, err error) {
 	if c.dir, err = filepath.Abs(dir); err != nil {
 		return j, err
 	}
-	lock, err := lockDir(c.dir)
-	if err != nil {
-		return j, err
+	if c.o.Lock == nil {
+		lock, err := lockDir(c.dir)
+		if err != nil {
+			return j, err
+		}
+		defer lock.Close()
 	}
-	defer lock.Close()
 	if c.id, err = ReadIdentity(c.dir); err != nil {
 		return j, err
 	}
