@@ -39,7 +39,7 @@ Without any of these, show where it is.
 Everything in the journal is written to the disk first, so it takes a while if a lot is in it.
 The chunk server doesn't serve meanwhile: reads and writes go on with the other copies, and
 what is written to those follows when it is back. If the chunk server runs it is stopped, and
-pstorage-csd starts it again a few seconds after the end. The command may be interrupted, or the
+pstorage-csd starts it again at the end. The command may be interrupted, or the
 machine fail, at any moment: either the old journal or the new one is in use then, whole.`,
 		Example: `  pstorage -c prod configure-cs -r /disk2/cs -j /ssd/journals -s 20G   # add, or move
   pstorage -c prod configure-cs -r /disk2/cs -s 40G                    # resize
@@ -115,7 +115,7 @@ func configureCS(ctx context.Context, a *app, o configureCSOptions, out, message
 		t.line("The journal of %s is the %s %s, %s.", clean(dir), kind, clean(journal.Path),
 			size(uint64(journal.Size)))
 		if changes {
-			t.line("If pstorage-csd runs, it starts the chunk server again within 5 s.")
+			t.line("If pstorage-csd runs, it starts the chunk server again.")
 		}
 	})
 }
@@ -162,11 +162,16 @@ func changeJournal(ctx context.Context, dir string, now chunk.Journal, o configu
 			change.Path = besides(now.Path)
 		}
 	}
-	lock, err := stopServing(ctx, dir)
+	lock, supervisor, err := stopServing(ctx, dir)
 	if err != nil {
 		return now, err
 	}
-	defer lock.Close()
+	defer func() {
+		lock.Close()
+		if supervisor != 0 {
+			syscall.Kill(supervisor, syscall.SIGHUP) // start it again now; it does so in 5 s anyway
+		}
+	}()
 	change.Lock = lock
 	return chunk.ChangeJournal(dir, change)
 }
@@ -191,28 +196,32 @@ func besides(path string) string {
 const stopServingWithin = 40 * time.Second // pstorage-csd itself gives its children 20 s
 
 // stopServing stops the process that serves dir, if there is one, and keeps the next one from
-// starting until the lock is closed: the supervisor tries again every few seconds.
-func stopServing(ctx context.Context, dir string) (lock *os.File, err error) {
+// starting until the lock is closed: the supervisor, whose process is returned, tries again every
+// few seconds.
+func stopServing(ctx context.Context, dir string) (lock *os.File, supervisor int, err error) {
 	path := filepath.Join(dir, "lock")
 	lock, err = os.OpenFile(path, os.O_RDWR|os.O_CREATE, 0o600)
 	if err != nil {
-		return nil, cli.Fail("lock "+dir, cli.Plain(err), advice(err))
+		return nil, 0, cli.Fail("lock "+dir, cli.Plain(err), advice(err))
 	}
 	if err = unix.Flock(int(lock.Fd()), unix.LOCK_EX|unix.LOCK_NB); err == nil {
-		return lock, nil
+		return lock, 0, nil
 	}
 	pid := lockHolder(lock)
 	if name := commandName(pid); name != "pstorage-csd" {
 		lock.Close()
-		return nil, cli.Failf("stop the chunk server in "+dir,
+		return nil, 0, cli.Failf("stop the chunk server in "+dir,
 			fmt.Sprintf("process %d (%s) uses it", pid, clean(name)), "let it end first")
+	}
+	if parent := parentOf(pid); commandName(parent) == "pstorage-csd" {
+		supervisor = parent
 	}
 	// The lock is asked for before the process is told to end: the kernel gives it to who waits,
 	// and so not to the child that the supervisor starts in its place.
 	got := make(chan error, 1)
 	go func() { got <- unix.Flock(int(lock.Fd()), unix.LOCK_EX) }()
 	if err := syscall.Kill(pid, syscall.SIGTERM); err != nil && !errors.Is(err, syscall.ESRCH) {
-		return nil, cli.Fail(fmt.Sprintf("stop the chunk server in %s (process %d)", dir, pid), err,
+		return nil, 0, cli.Fail(fmt.Sprintf("stop the chunk server in %s (process %d)", dir, pid), err,
 			advice(err))
 	}
 	select {
@@ -223,9 +232,9 @@ func stopServing(ctx context.Context, dir string) (lock *os.File, err error) {
 		err = fmt.Errorf("process %d doesn't end", pid)
 	}
 	if err != nil {
-		return nil, cli.Fail("stop the chunk server in "+dir, err, "")
+		return nil, 0, cli.Fail("stop the chunk server in "+dir, err, "")
 	}
-	return lock, nil
+	return lock, supervisor, nil
 }
 
 // lockHolder returns the process that has a lock on the file, 0 if none has.
@@ -257,4 +266,18 @@ func commandName(pid int) string {
 		return "unknown"
 	}
 	return strings.TrimSuffix(filepath.Base(exe), " (deleted)") // replaced by an upgrade
+}
+
+// parentOf is a process's parent, 0 if that can't be told.
+func parentOf(pid int) int {
+	text, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
+	if err != nil {
+		return 0
+	}
+	var parent int
+	_, rest, _ := strings.Cut(string(text), ") ") // the name before may have anything in it
+	if n, _ := fmt.Sscanf(rest, "%s %d", new(string), &parent); n != 2 {
+		return 0
+	}
+	return parent
 }

@@ -25,6 +25,14 @@ func (n *node) journal(dir string) chunk.Journal {
 	return doc.Journal
 }
 
+// says runs pstorage beside running servers: it must fail with the status and say text.
+func (n *node) says(status int, text string, args ...string) {
+	n.t.Helper()
+	if r := n.run("", "pstorage", args...); r.status != status || !strings.Contains(r.stderr, text) {
+		n.t.Errorf("pstorage %v: status %d, %q; want %d and %q", args, r.status, r.stderr, status, text)
+	}
+}
+
 // TestConfigureCS moves the journal of the only copy of a file, with the server running, and with
 // the command killed in the midst.
 func TestConfigureCS(t *testing.T) {
@@ -70,8 +78,9 @@ func TestConfigureCS(t *testing.T) {
 		}
 	}
 	put(0, data)
-	n.refused("", 1, []string{"cs.list", dir}, "configure-cs", "-r", ssd, "-d")
-	n.refused("", 2, []string{"-d", "-j"}, "configure-cs", "-r", dir, "-d", "-j", ssd)
+	n.says(1, "cs.list", "configure-cs", "-r", ssd, "-d")
+	n.says(2, "only one of them", "configure-cs", "-r", dir, "-d", "-j", ssd)
+	n.says(1, "something already", "configure-cs", "-r", dir, "-j", file)
 
 	out := n.ok("", "configure-cs", "-r", dir, "-j", ssd, "-s", "96M")
 	if j := n.journal(dir); filepath.Dir(j.Path) != ssd || j.Size != 96<<20 {
