@@ -135,16 +135,17 @@ type Log struct {
 	turn                 uring.TurnEnder
 	wantRoom             bool
 
-	sbBuf   *uring.Buf
-	sbOp    uring.DiskOp
-	sbDone  func(error)
-	destage destager
-	pace    pacer
-	cache   readCache
-	closing func(error)
-	closed  bool
-	err     error
-	stats   Stats
+	sbBuf    *uring.Buf
+	sbOp     uring.DiskOp
+	sbDone   func(error)
+	destage  destager
+	pace     pacer
+	cache    readCache
+	closing  func(error)
+	draining func(error) // see Drain
+	closed   bool
+	err      error
+	stats    Stats
 }
 
 // maxBatches bounds the batches in memory; spillSize is the address space of the spill, in bytes.
@@ -279,6 +280,7 @@ func (l *Log) turnEnd() {
 	}
 	if l.err != nil {
 		l.failWaiting()
+		l.failDrain()
 	} else {
 		l.submitBatches()
 	}
