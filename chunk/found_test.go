@@ -306,7 +306,8 @@ func TestZerosAreRedoneBeforeWriteBack(t *testing.T) {
 	nd := w.nodes[0]
 	w.md.add(chunkA, 1, 1)
 	const first, second = 0, wordsPerPage * dataplane.BlockSize // on two CRC pages
-	w.mustWrite(chunkA, first, pattern(1, 8192)) // half of it stays, or the page were all zeros
+	// The other half of it stays: a page of zeros isn't read.
+	w.mustWrite(chunkA, first, pattern(1, 8192))
 	w.mustWrite(chunkA, second, pattern(1, 4096))
 	for i := range uint32(160) { // more than the log holds
 		w.mustWrite(chunkA, (i+200)<<16, pattern(9, 65536))
