@@ -30,6 +30,7 @@ type ServerDisk struct {
 	Journal  string // -j; empty: in Dir
 	LogSize  int64  // -s; 0: what make-cs chooses
 	Capacity int64  // 0: what make-cs chooses
+	IP       string // empty: that of all
 }
 
 // Servers are a metadata server and chunk servers, made and started with the programs' ordinary
@@ -72,7 +73,11 @@ func StartServers(ctx context.Context, o ServersOptions) (s *Servers, err error)
 		return s, err
 	}
 	for _, disk := range o.CS {
-		args := []string{"make-cs", "-r", disk.Dir, "-a", s.o.IP}
+		ip := disk.IP
+		if ip == "" {
+			ip = s.o.IP
+		}
+		args := []string{"make-cs", "-r", disk.Dir, "-a", ip}
 		if disk.Journal != "" {
 			args = append(args, "-j", disk.Journal)
 		}
