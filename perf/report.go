@@ -100,7 +100,10 @@ func (r *Report) WriteJSON(out io.Writer) error {
 func (r *Report) WriteTable(out io.Writer) error {
 	var b strings.Builder
 	fmt.Fprintf(&b, "%s, commit %s, %s\n", r.Time.Format("2006-01-02 15:04"), r.Commit, r.Machine)
-	fmt.Fprintf(&b, "medians of %d interleaved rounds of %.2g s\n\n", r.Rounds, r.Seconds)
+	if r.Rounds > 0 {
+		fmt.Fprintf(&b, "medians of %d interleaved rounds of %.2g s\n", r.Rounds, r.Seconds)
+	}
+	b.WriteString("\n")
 	r.writeFigures(&b)
 	if len(r.Runs) > 0 {
 		r.writeRuns(&b)

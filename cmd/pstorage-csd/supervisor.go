@@ -75,7 +75,7 @@ type keeper struct {
 	dir  string
 	stop context.CancelFunc
 	done chan struct{} // closed when its last child has exited
-	// again has the keeper of a directory that was refused try once more.
+	// again has the keeper of a directory that was refused, or that waits, try at once.
 	again chan struct{}
 }
 
@@ -224,6 +224,8 @@ func (s *supervisor) keep(ctx context.Context, p place, again <-chan struct{}, s
 		case <-ctx.Done():
 			return
 		case <-time.After(delay):
+		case <-again: // somebody knows that what stood in the way is gone
+			delay = 0
 		}
 		delay = nextDelay(delay)
 	}
