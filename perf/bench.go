@@ -9,6 +9,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strconv"
 	"time"
 
 	"pstorage/perf/emulate"
@@ -29,8 +30,9 @@ type BenchOptions struct {
 	Dir      string        // on the disk to be measured; default: /var/tmp
 	CS       int           // default 3
 	Rounds   int           // default 3
-	Each     time.Duration // of one measurement; default 3 s
+	Each     time.Duration // of one measurement; default 2 s
 	Size     int64         // bytes of the files; default 1 GiB
+	Journal  int64         // bytes of each chunk server's; default 4 GiB, so that it isn't full soon
 	DevArgs  []string      // more arguments of pstorage dev
 	Emulated bool          // also the rows with emulated disks, if this machine can
 	// Passthrough is the command line of a FUSE file system that passes on what it is asked; the
@@ -48,8 +50,9 @@ func (o *BenchOptions) setDefaults() (err error) {
 	setDefault(&o.Dir, "/var/tmp")
 	setDefault(&o.CS, 3)
 	setDefault(&o.Rounds, 3)
-	setDefault(&o.Each, 3*time.Second)
+	setDefault(&o.Each, 2*time.Second)
 	setDefault(&o.Size, 1<<30)
+	setDefault(&o.Journal, 4<<30)
 	if o.Progress == nil {
 		o.Progress = io.Discard
 	}
@@ -142,11 +145,9 @@ func (b *bench) start(ctx context.Context) (err error) {
 	return b.startFronts(ctx)
 }
 
-// clusterOptions ask for the journal that make-cs makes by default; that of pstorage dev is small,
-// to start quickly.
 func (b *bench) clusterOptions() ClusterOptions {
 	c := ClusterOptions{Binary: b.o.Binary, Dir: b.home(), CS: b.o.CS,
-		Args: append([]string{"--log-size", "1G"}, b.o.DevArgs...)}
+		Args: append([]string{"--log-size", strconv.FormatInt(b.o.Journal, 10)}, b.o.DevArgs...)}
 	if !canMount() {
 		c.Args = append([]string{"--no-mount"}, c.Args...)
 	}
@@ -232,7 +233,7 @@ func (b *bench) fronts() map[string]Runner {
 		FrontFuse:   b.fio(filepath.Join(b.home(), "mnt", "bench"), "io_uring", b.cluster),
 		FrontPing:   PingPong,
 		FrontRaw: func(ctx context.Context, w Workload) (Result, error) {
-			if err := quiet(ctx, b.cluster.PIDs); err != nil {
+			if err := quiet(ctx, b.cluster.PIDs, b.o.Each); err != nil {
 				return Result{}, err
 			}
 			return raw(ctx, w)

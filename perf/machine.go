@@ -17,18 +17,17 @@ import (
 // logged, and would slow the yardstick and flatter itself.
 const (
 	quietBelow = 20e6 // bytes per second of all processes
-	quietStep  = 100 * time.Millisecond
-	quietLimit = 3 * time.Second
+	quietStep  = 50 * time.Millisecond
 )
 
-// quiet waits until the processes leave the disk alone, quietLimit at most.
-func quiet(ctx context.Context, pids func() ([]int, error)) error {
+// quiet waits until the processes leave the disk alone, for as long as limit at most.
+func quiet(ctx context.Context, pids func() ([]int, error), limit time.Duration) error {
 	all, err := pids()
 	if err != nil {
 		return err
 	}
 	last := DiskBytes(all)
-	for waited := time.Duration(0); waited < quietLimit; waited += quietStep {
+	for waited := time.Duration(0); waited < limit; waited += quietStep {
 		select {
 		case <-ctx.Done():
 			return ctx.Err()

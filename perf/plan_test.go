@@ -146,7 +146,8 @@ func TestBars(t *testing.T) {
 		t.Errorf("regressions %v", got)
 	}
 	for _, row := range Rows(time.Second, 1<<30, allFronts) {
-		if f := (Figure{AtLeast: row.AtLeast}); row.Goal != 0 && (row.Bar == 0 || f.worse(row.Goal, row.Bar)) {
+		f := Figure{AtLeast: row.AtLeast}
+		if row.Goal != 0 && (row.Bar == 0 || f.worse(row.Goal, row.Bar)) {
 			t.Errorf("%s: the bar %v isn't below the goal %v", row.Name, row.Bar, row.Goal)
 		}
 	}
