@@ -27,8 +27,8 @@ const (
 
 // moves says whether what is left of the round is to be moved.
 func (d *destager) moves() bool {
-	return !d.writeRest && !d.idle && d.l.draining == nil && d.l.fill() >= moveAt && d.l.pace.slow() && d.urgency() == 1 &&
-		d.mustWrite() == 0
+	return !d.writeRest && !d.idle && d.l.draining == nil && d.l.fill() >= moveAt &&
+		d.l.pace.slow() && d.urgency() == 1 && d.mustWrite() == 0
 }
 
 // mustWrite is how many more blocks of the round must be written back if all others are moved.
