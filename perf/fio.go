@@ -19,6 +19,7 @@ type Workload struct {
 	Time      time.Duration // of measuring; 0: one pass over Size, sequential workloads only
 	Size      int64         // bytes of the file that are used, from its start
 	Sync      bool          // fio only: O_DSYNC; pstorage's writes always are durable
+	Count     uint64        // native only: operations after which it ends before its time; 0: none
 }
 
 // Write says whether w writes.
@@ -167,4 +168,33 @@ func parseFio(out []byte) (Result, error) {
 			P999: us("99.900000"), Max: side.Lat.Max / 1000},
 		CPUPerOp: (job.UsrCPU + job.SysCPU) / 100 * job.Runtime * 1000 / float64(side.TotalIOs),
 	}, nil
+}
+
+// parseFioSum reads the JSON of a run with any number of jobs: bytes per second that all of them
+// read and wrote.
+func parseFioSum(out []byte) (read, write float64, err error) {
+	start := bytes.IndexByte(out, '{')
+	if start < 0 {
+		return 0, 0, fmt.Errorf("fio printed no JSON: %.200q", out)
+	}
+	var doc struct {
+		Jobs []struct {
+			Error int     `json:"error"`
+			Read  fioSide `json:"read"`
+			Write fioSide `json:"write"`
+		} `json:"jobs"`
+	}
+	if err := json.NewDecoder(bytes.NewReader(out[start:])).Decode(&doc); err != nil {
+		return 0, 0, fmt.Errorf("fio's JSON: %w", err)
+	}
+	for _, job := range doc.Jobs {
+		if job.Error != 0 {
+			return 0, 0, fmt.Errorf("a job of fio ended with errno %d", job.Error)
+		}
+		read, write = read+job.Read.Bytes, write+job.Write.Bytes
+	}
+	if read <= 0 || write <= 0 {
+		return 0, 0, errors.New("fio did no I/O")
+	}
+	return read, write, nil
 }

@@ -10,6 +10,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"runtime"
+	"slices"
 	"strconv"
 	"strings"
 	"syscall"
@@ -205,6 +206,21 @@ func (s *Servers) CSPIDs() ([]int, error) {
 		return nil, errors.Join(err, errors.New("the supervisor has no chunk server"))
 	}
 	return pids[1:], nil
+}
+
+// csPID returns the process of the chunk server whose data are in dir.
+func (s *Servers) csPID(dir string) (int, error) {
+	pids, err := s.CSPIDs()
+	if err != nil {
+		return 0, err
+	}
+	for _, pid := range pids {
+		args, err := os.ReadFile(fmt.Sprintf("/proc/%d/cmdline", pid))
+		if err == nil && slices.Contains(strings.Split(string(args), "\x00"), dir) {
+			return pid, nil
+		}
+	}
+	return 0, fmt.Errorf("no process serves %s", dir)
 }
 
 // Stop stops everything.

@@ -181,9 +181,18 @@ func (l *Log) startDestage() {
 	}
 }
 
+// StartWriteBack ends Options.Hold.
+func (l *Log) StartWriteBack() {
+	l.o.Hold = false
+	l.env.AtTurnEnd(&l.turn)
+}
+
 // begin starts a round, if there is a segment to write back.
 func (d *destager) begin() {
 	l := d.l
+	if l.o.Hold {
+		return
+	}
 	d.end = d.durableEnd() // the segment being filled isn't taken
 	most := d.max
 	if l.pace.perBlock > 0 && !l.pace.slow() {

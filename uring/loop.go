@@ -77,6 +77,7 @@ type Loop struct {
 	slots    []slot
 	freeSlot int32
 	inFlight int
+	endless  int // of those in flight: commands and polls, which a stop doesn't wait for
 
 	cqes     [64]CQE
 	deferred []runner // to be run in this turn, after the current callback
@@ -290,7 +291,8 @@ func (l *Loop) Run() error {
 // drain ends everything that is under way.
 func (l *Loop) drain() error {
 	l.state = loopStopping
-	for len(l.conns) > 0 || len(l.socks) > 0 || l.inFlight > 0 || len(l.deferred) > 0 {
+	for len(l.conns) > 0 || len(l.socks) > 0 || l.inFlight > l.endless ||
+		len(l.deferred) > 0 {
 		for _, c := range append([]*conn(nil), l.conns...) {
 			c.Close(ErrStopped)
 		}
@@ -337,7 +339,7 @@ func (l *Loop) enter() error {
 	if len(l.deferred) > 0 || !l.ends.Empty() || l.ring.Ready() > 0 || len(l.dirty) > 0 {
 		return l.ring.Submit()
 	}
-	if l.state == loopStopping && l.inFlight == 0 {
+	if l.state == loopStopping && l.inFlight == l.endless {
 		return l.ring.Submit()
 	}
 	timeout := Forever

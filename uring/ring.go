@@ -41,8 +41,8 @@ type Ring struct {
 	sqHead, sqTail, sqFlags *uint32 // shared with the kernel
 	sqDropped               *uint32
 	sqMask, sqEntries       uint32
-	sqes                    []SQE
-	tail                    uint32 // ours; published by Enter
+	sqeSize                 uintptr // bytes: 64, or 128 with SetupSQE128
+	tail                    uint32  // ours; published by Enter
 
 	cqHead, cqTail, cqOverflow *uint32 // shared with the kernel
 	cqMask, cqEntries          uint32
@@ -117,7 +117,11 @@ func (r *Ring) mapQueues(p *sys.IOURingParams) error {
 			return err
 		}
 	}
-	r.sqeMem, err = r.mapAt(sys.IORING_OFF_SQES, int(p.SQEntries)*int(unsafe.Sizeof(SQE{})))
+	r.sqeSize = unsafe.Sizeof(SQE{})
+	if p.Flags&SetupSQE128 != 0 {
+		r.sqeSize *= 2
+	}
+	r.sqeMem, err = r.mapAt(sys.IORING_OFF_SQES, int(p.SQEntries)*int(r.sqeSize))
 	if err != nil {
 		return err
 	}
@@ -126,7 +130,6 @@ func (r *Ring) mapQueues(p *sys.IOURingParams) error {
 	r.sqHead, r.sqTail = u32(r.sqMem, p.SQOffset.Head), u32(r.sqMem, p.SQOffset.Tail)
 	r.sqFlags, r.sqDropped = u32(r.sqMem, p.SQOffset.Flags), u32(r.sqMem, p.SQOffset.Dropped)
 	r.sqEntries, r.sqMask = p.SQEntries, *u32(r.sqMem, p.SQOffset.RingMask)
-	r.sqes = unsafe.Slice((*SQE)(unsafe.Pointer(&r.sqeMem[0])), p.SQEntries)
 	if p.Flags&SetupNoSQArray == 0 {
 		array := unsafe.Slice(u32(r.sqMem, p.SQOffset.Array), p.SQEntries)
 		for i := range array {
@@ -173,7 +176,7 @@ func (r *Ring) SQE() *SQE {
 	if r.tail-atomic.LoadUint32(r.sqHead) == r.sqEntries {
 		return nil
 	}
-	s := &r.sqes[r.tail&r.sqMask]
+	s := (*SQE)(unsafe.Pointer(&r.sqeMem[uintptr(r.tail&r.sqMask)*r.sqeSize]))
 	r.tail++
 	return s
 }
