@@ -6,6 +6,7 @@ import (
 
 	"pstorage/cmd/cli"
 	"pstorage/cmd/web"
+	"pstorage/dataplane"
 	"pstorage/dataplane/control"
 )
 
@@ -25,8 +26,12 @@ func webClusters(ctx context.Context, o mdsdOptions, servers []server) (
 			continue
 		}
 		seen[s.cluster] = true
-		client, err := control.Dial(ctx, control.Options{Addrs: s.conf.BSOrNone, Cred: &s.cred,
-			Log: slog.New(slog.DiscardHandler)})
+		var client *control.Client
+		cred, err := s.conf.Credentials(dataplane.RoleAdmin, 0)
+		if err == nil {
+			client, err = control.Dial(ctx, control.Options{Addrs: s.conf.BSOrNone, Cred: &cred,
+				Log: slog.New(slog.DiscardHandler)})
+		}
 		if err != nil {
 			closeAll()
 			return nil, nil, cli.Fail("ask cluster "+s.cluster+" for the web page", err, "")

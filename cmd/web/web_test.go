@@ -43,13 +43,14 @@ func (f *fleet) ask(_ context.Context, command string, args, doc any) error {
 	d := doc.(*control.StatDoc)
 	*d = control.StatDoc{Cluster: "prod", Health: "degraded", Files: 12,
 		Reasons: []string{"40 chunks have fewer live members than wanted", "1 chunk servers don't answer"},
-		Space:   control.SpaceDoc{Total: 80 << 40, Free: 30 << 40, Used: 50 << 40,
+		Space: control.SpaceDoc{Total: 80 << 40, Free: 30 << 40, Used: 50 << 40,
 			LogicalTotal: 26 << 40, LogicalFree: 10 << 40},
 		Chunks: control.ChunksDoc{Total: 240000, Healthy: 239960, Degraded: 40, Recovering: 4,
 			Recovered: uint64(f.tick * 3)},
 		Recovery: control.RecoveryDoc{Copying: 4, Queued: 36},
 		MDS: []control.MDSDoc{{ID: "1", Addr: "10.0.0.1:2510", Leader: true, Voter: true},
-			{ID: "2", Addr: "10.0.0.2:2510", Voter: true}, {ID: "3", Addr: "10.0.0.3:2510", Voter: true, Down: true}}}
+			{ID: "2", Addr: "10.0.0.2:2510", Voter: true},
+			{ID: "3", Addr: "10.0.0.3:2510", Voter: true, Down: true}}}
 	for i := range uint32(8) {
 		c := control.CSDoc{ID: i + 1, Status: control.CSActive, Host: fmt.Sprintf("node%d", i/2+1),
 			Path: fmt.Sprintf("/disk%d/cs", i%2+1), Addr: fmt.Sprintf("10.0.0.%d:2520", i/2+1),
