@@ -187,7 +187,7 @@ func TestRollingRestart(t *testing.T) {
 	defer reader.end()
 	time.Sleep(time.Second)
 	t.Logf("undisturbed: write %v, read %v", writer.take(t), reader.take(t))
-	restart := func(name string, list []*daemon, i int, program, says string) {
+	restart := func(name string, list []*daemon, i int, program, says string, away time.Duration) {
 		t.Helper()
 		c.healthy(3)
 		writer.take(t)
@@ -195,6 +195,7 @@ func TestRollingRestart(t *testing.T) {
 		began := time.Now()
 		list[i].stop()
 		stopped := time.Since(began)
+		time.Sleep(away)
 		list[i] = c.nodes[i].start(program)
 		list[i].waitFor(says)
 		c.healthy(3)
@@ -208,10 +209,14 @@ func TestRollingRestart(t *testing.T) {
 		}
 	}
 	for i := range 3 {
-		restart(fmt.Sprint("mds on node ", i+1), c.mdsd, i, "pstorage-mdsd", "mds ready on")
+		restart(fmt.Sprint("mds on node ", i+1), c.mdsd, i, "pstorage-mdsd", "mds ready on", 0)
 	}
 	for i := range 3 {
-		restart(fmt.Sprint("cs on node ", i+1), c.csd, i, "pstorage-csd", "ready on")
+		restart(fmt.Sprint("cs on node ", i+1), c.csd, i, "pstorage-csd", "ready on", 0)
+	}
+	for i := range 3 { // a machine that is shut down, or one whose journal takes its time
+		restart(fmt.Sprint("cs on node ", i+1, ", away"), c.csd, i, "pstorage-csd", "ready on",
+			3*time.Second)
 	}
 }
 
