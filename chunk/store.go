@@ -128,8 +128,10 @@ func (st *store) give(slot uint32) {
 	st.touch(slot)
 }
 
-// punch gives the disk space of a slot back, then the slot. Nothing of it may be in flight.
+// punch gives the disk space of a slot back, then the slot. Nothing of it may be in flight. Its CRC
+// pages are forgotten first: a checkpoint must not take hold of one meanwhile.
 func (st *store) punch(slot uint32) {
+	st.cache.dropSlot(slot)
 	st.holes.unmark(slot, 0, dataplane.BlocksPerChunk)
 	op := &uring.DiskOp{Kind: uring.DiskDiscard, Offset: st.sb.block(slot, 0),
 		Length: dataplane.ChunkSize, Low: true}

@@ -168,23 +168,37 @@ func (d *destager) onTick() {
 	l.env.Arm(&d.tick, tickEvery)
 	quiet := d.seen == l.nextNr
 	d.seen = l.nextNr
-	d.idle = quiet && !l.wantRoom
-	if quiet && l.err == nil && l.closing == nil && d.phase == resting {
+	d.idle = quiet && !l.wantRoom && l.draining == nil
+	if quiet && l.err == nil && l.closing == nil && l.draining == nil && d.phase == resting {
 		d.begin()
 	}
 }
 
 // startDestage begins a round if the fill level asks for one.
 func (l *Log) startDestage() {
-	if l.destage.phase == resting && l.closing == nil && l.fill() >= l.o.DestageAt {
+	if l.destage.phase != resting || l.closing != nil {
+		return
+	}
+	if l.draining != nil {
+		l.drain()
+	} else if l.fill() >= l.o.DestageAt {
 		l.destage.idle = false
 		l.destage.begin()
 	}
 }
 
+// StartWriteBack ends Options.Hold.
+func (l *Log) StartWriteBack() {
+	l.o.Hold = false
+	l.env.AtTurnEnd(&l.turn)
+}
+
 // begin starts a round, if there is a segment to write back.
 func (d *destager) begin() {
 	l := d.l
+	if l.o.Hold {
+		return
+	}
 	d.end = d.durableEnd() // the segment being filled isn't taken
 	most := d.max
 	if l.pace.perBlock > 0 && !l.pace.slow() {
@@ -370,6 +384,9 @@ func (d *destager) depth(u float64) int {
 
 // urgency is 0 where destage starts and 1 from the level of full speed on.
 func (d *destager) urgency() float64 {
+	if d.l.draining != nil {
+		return 1
+	}
 	at := d.l.o.DestageAt
 	return min(max((d.l.fill()-at)/((1-at)*fullSpeedAt), 0), 1)
 }
@@ -388,7 +405,7 @@ func (d *destager) pump() {
 	d.readAhead()
 	u := d.urgency()
 	pause := int64((1 - u) * (1 - u) * pauseAtStart)
-	if l.fill() < l.o.DestageAt && !l.wantRoom { // begun when nothing else happened
+	if u < 1 && l.fill() < l.o.DestageAt && !l.wantRoom { // begun when nothing else happened
 		pause = pauseIdle
 	}
 	for d.phase == writing && d.pending < d.depth(u) && !d.timer.Armed() && len(d.lists) > 0 {

@@ -35,6 +35,9 @@ type Options struct {
 	OnFail func(error)
 	// OnRoom is called when there is room again after Room said that there is none.
 	OnRoom func()
+	// Hold keeps write-back from beginning before StartWriteBack: the owner first has to redo in the
+	// store what the Zero records mean, or it would undo what is written back meanwhile.
+	Hold bool
 	// Accept, if not nil, is asked before Open changes anything: mark is the Backing's Mark when the
 	// superblock was last written, last the number of the last batch that was found. An error ends
 	// Open with it.
@@ -142,16 +145,17 @@ type Log struct {
 	turn                 uring.TurnEnder
 	wantRoom             bool
 
-	sbBuf   *uring.Buf
-	sbOp    uring.DiskOp
-	sbDone  func(error)
-	destage destager
-	pace    pacer
-	cache   readCache
-	closing func(error)
-	closed  bool
-	err     error
-	stats   Stats
+	sbBuf    *uring.Buf
+	sbOp     uring.DiskOp
+	sbDone   func(error)
+	destage  destager
+	pace     pacer
+	cache    readCache
+	closing  func(error)
+	draining func(error) // see Drain
+	closed   bool
+	err      error
+	stats    Stats
 }
 
 // maxBatches bounds the batches in memory; spillSize is the address space of the spill, in bytes.
@@ -287,6 +291,7 @@ func (l *Log) turnEnd() {
 	}
 	if l.err != nil {
 		l.failWaiting()
+		l.failDrain()
 	} else {
 		l.submitBatches()
 	}

@@ -27,8 +27,8 @@ const (
 
 // moves says whether what is left of the round is to be moved.
 func (d *destager) moves() bool {
-	return !d.writeRest && !d.idle && d.l.fill() >= d.moveFrom() && d.movingPays() &&
-		d.urgency() == 1 && d.mustWrite() == 0
+	return !d.writeRest && !d.idle && d.l.draining == nil && d.l.fill() >= d.moveFrom() &&
+		d.movingPays() && d.urgency() == 1 && d.mustWrite() == 0
 }
 
 // movingPays says whether moving a block takes less time than it saves: that of writing it back, if
