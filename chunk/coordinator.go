@@ -28,6 +28,7 @@ type settler struct {
 	attempt  int
 	lost     []dataplane.CSID // to be excluded, as the metadata servers said
 	lostAt   int64            // when they said so last
+	lead     bool             // this server is to become the head, as they said then
 	cfg      *control.ChunkConfig
 	stay     []control.CSAddr // members that stay, in order
 	tails    []memberTail
@@ -191,7 +192,7 @@ func (sh *Shard) refuseWaiting(r *replica, status dataplane.Kind) {
 
 // begin starts an attempt.
 func (s *settler) begin() {
-	if s.owes && len(s.lost) == 0 && s.r.state == active && !s.r.isHead() {
+	if s.owes && len(s.lost) == 0 && !s.lead && s.r.state == active && !s.r.isHead() {
 		s.end() // the head did it
 		return
 	}
@@ -201,8 +202,8 @@ func (s *settler) begin() {
 		return
 	}
 	s.attempt++
-	if len(s.lost) > 0 && s.sh.env.Now()-s.lostAt > int64(lostStale) {
-		s.lost = nil
+	if s.sh.env.Now()-s.lostAt > int64(lostStale) {
+		s.lost, s.lead = nil, false
 	}
 	s.term, s.life = uint16(s.sh.env.Rand()), 0
 	at := s.attempt
@@ -242,7 +243,7 @@ func (s *settler) haveConfig(cfg *control.ChunkConfig, err error) {
 	switch {
 	case !me:
 		s.giveUp(dataplane.UnknownChunk)
-	case len(s.lost) == 0 && cfg.Members[0].CS != sh.id && !s.owes:
+	case len(s.lost) == 0 && cfg.Members[0].CS != sh.id && !s.owes && !s.lead:
 		s.giveUp(dataplane.NotHead)
 	case len(s.stay) == 0 || !slices.ContainsFunc(s.stay,
 		func(m control.CSAddr) bool { return m.CS == sh.id }):
@@ -315,7 +316,7 @@ func (s *settler) unreachable(p *peer, err error) {
 // sealAll stops all members and learns what they have.
 func (s *settler) sealAll() {
 	s.soft = false
-	s.owes = s.owes || len(s.lost) > 0
+	s.owes = s.owes || len(s.lost) > 0 || s.lead
 	s.tails = make([]memberTail, len(s.stay))
 	s.gens = make([]uint32, len(s.stay))
 	h := dataplane.Header{Op: dataplane.OpSeal, Chunk: s.r.id, Epoch: s.cfg.Epoch,
@@ -420,7 +421,29 @@ func (s *settler) tellLost() {
 	}
 }
 
-// exclude takes lost members out of the configuration, or adds the new one.
+// toLead has this server become the head in the change of the configuration that is under way, or in
+// one of its own. It is for the one that the metadata servers named; s may be nil.
+func (s *settler) toLead() {
+	if s != nil {
+		s.lead, s.lostAt = true, s.sh.env.Now()
+	}
+}
+
+// takeLead puts this server first. It returns false if it was, or if it isn't to be the head.
+func (s *settler) takeLead(stay []control.CSAddr, gens []uint32, ids []dataplane.CSID) bool {
+	i := slices.Index(ids, s.sh.id)
+	if !s.lead || i <= 0 {
+		return false
+	}
+	m, g := stay[i], gens[i]
+	copy(stay[1:i+1], stay[:i])
+	copy(gens[1:i+1], gens[:i])
+	copy(ids[1:i+1], ids[:i])
+	stay[0], gens[0], ids[0] = m, g, s.sh.id
+	return true
+}
+
+// exclude takes lost members out of the configuration, adds the new one, or changes the head.
 func (s *settler) exclude() {
 	var stay []control.CSAddr
 	var ids []dataplane.CSID
@@ -444,10 +467,11 @@ func (s *settler) exclude() {
 		}
 		s.r.unsure = s.cfg.Epoch
 	}
+	led := !join && s.takeLead(stay, gens, ids)
 	s.stay, s.gens = stay, gens
 	// An addition that failed may have been only delayed. It must not be committed once the chunk
 	// takes writes without the new member: an epoch in between makes sure of that.
-	if !join && len(ids) == len(s.cfg.Members) && s.r.unsure != s.cfg.Epoch {
+	if !join && !led && len(ids) == len(s.cfg.Members) && s.r.unsure != s.cfg.Epoch {
 		s.activateOthers()
 		return
 	}
@@ -472,7 +496,7 @@ func (s *settler) exclude() {
 				s.again("change the members", fmt.Errorf("the answer has other members"))
 			default:
 				s.sh.slog.Info("members changed", "chunk", s.r.id, "epoch", cfg.Epoch, "members", ids)
-				s.lost = nil
+				s.lost, s.lead = nil, false
 				s.cfg = cfg
 				s.activateOthers()
 			}
