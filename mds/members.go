@@ -262,13 +262,8 @@ func (c *call) removeMDS(args *control.RemoveMDSArgs) (any, error) {
 	if c.r.sim != nil {
 		return nil, c.fail(dataplane.NotSupported, "there is no raft group here")
 	}
-	var facts []serverFacts
 	f := c.r.raft.GetConfiguration()
-	for _, s := range f.Configuration().Servers {
-		facts = append(facts, serverFacts{node: nodeOf(s.ID), voter: s.Suffrage == raft.Voter,
-			down: c.r.down.has(s.ID)})
-	}
-	switch removeCase(facts, args.Node, args.Force) {
+	switch removeCase(c.r.facts(f.Configuration()), args.Node, args.Force) {
 	case removeUnknown:
 		return nil, c.fail(dataplane.NotFound, "metadata server %d", args.Node)
 	case removeLast:
@@ -298,6 +293,15 @@ func (c *call) removeMDS(args *control.RemoveMDSArgs) (any, error) {
 	return doc, nil
 }
 
+// facts is what removeCase knows of the servers of a configuration.
+func (r *replica) facts(conf raft.Configuration) (list []serverFacts) {
+	for _, s := range conf.Servers {
+		list = append(list, serverFacts{node: nodeOf(s.ID), voter: s.Suffrage == raft.Voter,
+			down: r.down.has(s.ID)})
+	}
+	return list
+}
+
 // mdsReady answers a metadata server that asks for its place.
 func (c *call) mdsReady(req *control.MDSReadyReq) (any, error) {
 	if c.r.sim != nil {
@@ -305,6 +309,9 @@ func (c *call) mdsReady(req *control.MDSReadyReq) (any, error) {
 	}
 	if err := c.l.valid(c.ctx); err != nil {
 		return nil, err
+	}
+	if req.Damaged != "" {
+		return c.replaceDamaged(req)
 	}
 	s := c.r.find(req.Node)
 	switch {
