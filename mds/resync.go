@@ -159,6 +159,9 @@ func (c *call) takeOut(req *control.MDSReadyReq) error {
 	}
 	c.memberEvent(control.Fault, "mds-damaged", fmt.Sprintf("the metadata on server %d at %s is "+
 		"damaged; it begins anew with what the others have", req.Node, req.Damaged))
+	if err := c.keepNumbers(); err != nil {
+		return err
+	}
 	if err := c.setReplacing(fmt.Sprint(req.Node)); err != nil {
 		return err
 	}
