@@ -55,6 +55,7 @@ pstorage-mdsd serves it.`,
 	flags.BoolVarP(&o.setPassword, "password", "p", false,
 		"set the cluster's password, asked for twice on the terminal")
 	flags.BoolVarP(&o.fromStdin, "stdin", "P", false, "read the password from standard input")
+	a.addOutput(cmd)
 	return cmd
 }
 
@@ -95,10 +96,12 @@ func makeMDS(ctx context.Context, a *app, o makeMDSOptions, in passwordInput, ou
 	if err := initCluster(conf, []newServer{{dir, addr}}, password); err != nil {
 		return err
 	}
-	fmt.Fprintf(out, "Cluster %s: metadata server made in %s, address %s.\n"+
-		"Start it with pstorage-mdsd; then make chunk servers with: pstorage -c %s make-cs -r DIR\n",
-		conf.Name(), dir.path, addr, conf.Name())
-	return nil
+	doc := madeDoc{Cluster: conf.Name(), Dir: dir.path, Addr: addr.String(), Node: 1}
+	return a.print(out, doc, func(t *table) {
+		t.line("Cluster %s: metadata server made in %s, address %s.", conf.Name(), dir.path, addr)
+		t.line("Start it with pstorage-mdsd; then make chunk servers with: pstorage -c %s make-cs -r DIR",
+			conf.Name())
+	})
 }
 
 // mdsAddr checks -a: an address of this machine at which nothing listens yet.
