@@ -318,7 +318,7 @@ type replica struct {
 	raft   *raft.Raft
 	fsm    *fsm
 	store  *store
-	trans  *raft.NetworkTransport
+	trans  groupTransport
 	stream *streamLayer
 	self   raft.ServerID
 	// offline: see Options.Offline.
@@ -333,18 +333,37 @@ type replica struct {
 	beats     verifier    // for heartbeats
 	alone     atomic.Bool // the short times of a server that is alone are set
 	down      downServers
+	blind     bool // tests: it doesn't ask whether it still leads
 	sim       *Sim // nil but in simulations: stands for raft, the clock and threads
+}
+
+// groupTransport carries raft's messages.
+type groupTransport interface {
+	raft.Transport
+	raft.WithClose
 }
 
 // startReplica opens what is under dir and joins the group.
 func startReplica(dir string, id uint32, addr string, cred *session.Credentials,
 	logger *slog.Logger, tune func(*raft.Config)) (*replica, error) {
 	rlog := newHCLog(logger)
+	stream := newStreamLayer(addr, cred)
+	trans := raft.NewNetworkTransportWithConfig(&raft.NetworkTransportConfig{Stream: stream,
+		MaxPool: 4, Timeout: raftTimeout, Logger: rlog, MsgpackUseNewTimeFormat: true})
+	return startReplicaOn(trans, stream, dir, id, logger, tune)
+}
+
+// startReplicaOn is startReplica with the group's messages carried by trans.
+func startReplicaOn(trans groupTransport, stream *streamLayer, dir string, id uint32,
+	logger *slog.Logger, tune func(*raft.Config)) (*replica, error) {
+	rlog := newHCLog(logger)
 	r := &replica{log: logger, self: serverID(id), failure: make(chan error, 1),
 		proposals: make(chan *proposal, 4096), entries: make(chan *entryInFlight, entriesInFlight),
 		stopped: make(chan struct{}), beats: verifier{gather: beatGather}}
+	r.stream, r.trans = stream, trans
 	st, err := openStore(dir, rlog, r.fail)
 	if err != nil {
+		trans.Close()
 		return nil, err
 	}
 	r.store = st
@@ -356,14 +375,12 @@ func startReplica(dir string, id uint32, addr string, cred *session.Credentials,
 		}
 	}}
 	if err := st.loadSnapshot(dir, r.fsm); err != nil {
+		trans.Close()
 		st.close()
 		r.fsm.s.Close()
 		return nil, err
 	}
 	debug.FreeOSMemory() // what reading the snapshot needed
-	r.stream = newStreamLayer(addr, cred)
-	r.trans = raft.NewNetworkTransportWithConfig(&raft.NetworkTransportConfig{Stream: r.stream,
-		MaxPool: 4, Timeout: raftTimeout, Logger: rlog, MsgpackUseNewTimeFormat: true})
 	conf := raftConfig(id, rlog)
 	if tune != nil {
 		tune(conf)
