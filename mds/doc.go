@@ -29,8 +29,8 @@ const (
 	MaxEvents = 10000
 	// MaxCS bounds the ids of chunk servers that were ever registered.
 	MaxCS = 1 << 20
-	// MaxConfigKeys bounds the entries of the cluster configuration.
-	MaxConfigKeys = 1024
+	// MaxConfigKeys bounds the entries of the cluster configuration; each node has one.
+	MaxConfigKeys = 16384
 
 	// freeStep is how many chunks one command frees at most, so that no command holds up the
 	// others for more than about a millisecond.

@@ -38,7 +38,8 @@ type fsm struct {
 
 	mu     sync.RWMutex // guards what follows; apply holds it for a few commands at a time
 	s      *State
-	failed error // set for ever when an entry can't be applied
+	config chan struct{} // closed when the cluster's configuration changes; nil: nobody waits
+	failed error         // set for ever when an entry can't be applied
 }
 
 // applied is the response to a log entry.
@@ -82,6 +83,8 @@ func (f *fsm) applyEntry(l *raft.Log) applied {
 	if f.failed != nil {
 		return applied{err: f.failed}
 	}
+	config := f.s.configVer
+	defer func() { f.configured(config) }()
 	results := make([]Result, len(commands))
 	for i, c := range commands {
 		if i%commandsPerLock == commandsPerLock-1 {
@@ -91,6 +94,24 @@ func (f *fsm) applyEntry(l *raft.Log) applied {
 		f.s.applyOne(nowNs, c, &results[i])
 	}
 	return applied{results: results}
+}
+
+// configured tells who waits for it that the configuration has changed. mu is held.
+func (f *fsm) configured(before uint64) {
+	if f.config != nil && f.s.configVer != before {
+		close(f.config)
+		f.config = nil
+	}
+}
+
+// configChanged returns a channel that is closed when the cluster's configuration changes.
+func (f *fsm) configChanged() <-chan struct{} {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if f.config == nil {
+		f.config = make(chan struct{})
+	}
+	return f.config
 }
 
 // observed returns what tells a measurement, if there is one, how long something took.
@@ -129,8 +150,10 @@ func (f *fsm) Restore(in io.ReadCloser) error {
 	}
 	f.mu.Lock()
 	defer f.mu.Unlock()
+	config := f.s.configVer
 	f.s.Close()
 	f.s = s
+	f.configured(config)
 	return nil
 }
 

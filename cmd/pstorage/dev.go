@@ -35,6 +35,8 @@ type devOptions struct {
 	noMount  bool
 	mds      int
 	cs       int
+	mode     string // of a new cluster
+	secure   bool
 	mdsGiven bool
 	csGiven  bool
 	logSize  cli.Size
@@ -67,13 +69,17 @@ to see what happens. Started again with the same directory it finds its data aga
 	flags.BoolVar(&o.noMount, "no-mount", false, "don't mount")
 	flags.IntVar(&o.mds, "mds", 1, "`NUMBER` of metadata servers: 1, 3 or 5")
 	flags.IntVar(&o.cs, "cs", 3, "`NUMBER` of chunk servers")
+	flags.StringVar(&o.mode, "mode", "crc", modeHelp)
 	flags.Var(&o.logSize, "log-size", "journal of each new chunk server")
 	flags.Var(&o.size, "capacity",
 		"most bytes for chunks on each new chunk server (default: its share of what is free)")
 	return cmd
 }
 
-func (o *devOptions) check() error {
+func (o *devOptions) check() (err error) {
+	if o.secure, err = parseMode(o.mode); err != nil {
+		return err
+	}
 	switch {
 	case o.mds != 1 && o.mds != 3 && o.mds != 5:
 		return cli.Usage("--mds %d: 1, 3 or 5 are possible", o.mds)

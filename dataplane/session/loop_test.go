@@ -214,7 +214,7 @@ func TestLoopStrangers(t *testing.T) {
 	if _, err = Client(t.Context(), dial(t, addr), mds, ServiceRaft); err == nil {
 		t.Error("a chunk server speaks Raft")
 	}
-	_, err = AuthNode(t.Context(), dial(t, addr), "test", "password")
+	_, err = AuthNode(t.Context(), dial(t, addr), "test", "password", "host", AllRoles)
 	if err == nil {
 		t.Error("a chunk server gives keys away")
 	}
