@@ -54,11 +54,10 @@ type KeyGeneration struct {
 
 // nodeRecord is what the cluster knows of a node.
 type nodeRecord struct {
-	Host       string `json:"host"`
-	Roles      uint8  `json:"roles"`
-	Generation uint32 `json:"generation"`
-	TimeNs     int64  `json:"time_ns"`
-	Revoked    bool   `json:"revoked,omitempty"`
+	Host    string `json:"host"`
+	Roles   uint8  `json:"roles"`
+	TimeNs  int64  `json:"time_ns"`
+	Revoked bool   `json:"revoked,omitempty"`
 }
 
 func newGeneration(number uint32) KeyGeneration {
@@ -150,11 +149,13 @@ type keysState struct {
 	set     session.KeySet
 	nodes   map[uint64]nodeRecord
 	secure  bool
+	// versions are those of the nodes' entries.
+	versions map[uint64]uint64
 }
 
 // keysOf reads the entries about keys. legacy is generation 0, for clusters that have no others.
 func keysOf(s *State, legacy *session.Generation) (*keysState, error) {
-	k := &keysState{nodes: map[uint64]nodeRecord{}}
+	k := &keysState{nodes: map[uint64]nodeRecord{}, versions: map[uint64]uint64{}}
 	version := uint64(0)
 	var revoked []uint64
 	for _, e := range s.config {
@@ -179,7 +180,7 @@ func keysOf(s *State, legacy *session.Generation) (*keysState, error) {
 			if err != nil {
 				return nil, errCorrupt("node %.20q: %v", id, err)
 			}
-			k.nodes[nodeID(b)] = n
+			k.nodes[nodeID(b)], k.versions[nodeID(b)] = n, e.version
 			if n.Revoked {
 				version = max(version, e.version)
 				revoked = append(revoked, nodeID(b))
@@ -271,7 +272,7 @@ func (s *server) foundKeys(ctx context.Context) {
 	keys := *s.id.Keys
 	founder := keys.Founder
 	keys.Founder, keys.Host = nil, ""
-	record := &nodeRecord{Host: s.id.Keys.Host, Roles: founder.Roles, Generation: founder.Generation,
+	record := &nodeRecord{Host: s.id.Keys.Host, Roles: founder.Roles,
 		TimeNs: time.Now().UnixNano()}
 	err = s.setKey(ctx, origin{}, nodeKey(founder.Node), record, 0)
 	if dataplane.KindOf(err) == dataplane.Conflict {
@@ -367,41 +368,19 @@ func (c *call) renewKey(req *control.RenewKeyReq) (any, error) {
 	return c.certify(k, node, record, known, req.Public)
 }
 
-// certify signs a node's key and notes that.
+// certify signs a node's key, and records the node if it is new.
 func (c *call) certify(k *keysState, node uint64, record nodeRecord, known bool,
 	public [32]byte) (any, error) {
 	cert, err := k.keys.certify(c.cred.Cluster, node, record.Roles, public)
 	if err != nil {
 		return nil, err
 	}
-	if !known || record.Generation != k.keys.Current {
-		record.Generation = k.keys.Current
-		b, err := json.Marshal(&record)
-		if err != nil {
-			return nil, err
-		}
-		// A node that is revoked at this very moment must stay so.
-		_, err = c.change(&cmdSetConfig{origin: c.from, Key: nodeKey(node), Value: string(b),
-			Version: c.nodeVersion(node, known)})
-		if err != nil {
+	if !known {
+		if err := c.setKey(c.ctx, c.from, nodeKey(node), &record, 0); err != nil {
 			return nil, err
 		}
 	}
 	return &control.RenewKeyReply{Cert: cert}, nil
-}
-
-// nodeVersion is the version of a node's entry, unless it says now that the node is revoked.
-func (c *call) nodeVersion(node uint64, known bool) uint64 {
-	f := c.r.fsm
-	f.mu.RLock()
-	defer f.mu.RUnlock()
-	for _, e := range f.s.config {
-		var r nodeRecord
-		if e.key == nodeKey(node) && known && json.Unmarshal([]byte(e.value), &r) == nil && !r.Revoked {
-			return e.version
-		}
-	}
-	return 0 // "not there": refused if it is
 }
 
 // grantNode makes a node for a metadata server, to which its user has proved the password.

@@ -144,8 +144,8 @@ func (c *call) revokeNode(args *control.RevokeNodeArgs) (any, error) {
 	}
 	if !record.Revoked {
 		record.Revoked = true
-		version := c.nodeVersion(node, true)
-		if err := c.setKey(c.ctx, c.from, nodeKey(node), &record, version); err != nil {
+		err := c.setKey(c.ctx, c.from, nodeKey(node), &record, k.versions[node])
+		if err != nil {
 			return nil, err
 		}
 		c.l.event(control.Warning, fmt.Sprintf("node %016x", node), "node-revoked",
@@ -174,7 +174,7 @@ func (c *call) keysDoc() (any, error) {
 	connected := c.l.keepers.perNode()
 	for id, r := range k.nodes {
 		doc.Nodes = append(doc.Nodes, control.NodeDoc{ID: fmt.Sprintf("%016x", id), Host: r.Host,
-			Roles: roleNames(r.Roles), Generation: r.Generation, TimeNs: r.TimeNs, Revoked: r.Revoked,
+			Roles: roleNames(r.Roles), TimeNs: r.TimeNs, Revoked: r.Revoked,
 			Connected: connected[id]})
 	}
 	slices.SortFunc(doc.Nodes, func(a, b control.NodeDoc) int {

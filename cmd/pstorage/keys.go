@@ -138,13 +138,13 @@ func nodeTable(t *table, doc *control.KeysDoc) {
 		t.line("Nodes have no certificates in this cluster; pstorage rotate-keys gives them some.")
 		return
 	}
-	t.row("ID", "HOST", "ROLES", "GENERATION", "SINCE", "PROCESSES", "STATE")
+	t.row("ID", "HOST", "ROLES", "SINCE", "PROCESSES", "STATE")
 	for _, n := range doc.Nodes {
 		state := "valid"
 		if n.Revoked {
 			state = "revoked"
 		}
-		t.row(n.ID, clean(n.Host), strings.Join(n.Roles, ","), fmt.Sprint(n.Generation),
+		t.row(n.ID, clean(n.Host), strings.Join(n.Roles, ","),
 			time.Unix(0, n.TimeNs).Format(time.DateOnly), fmt.Sprint(n.Connected), state)
 	}
 }

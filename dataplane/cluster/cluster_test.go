@@ -134,7 +134,8 @@ func TestKeyRoundTrip(t *testing.T) {
 		t.Fatalf("got %v, %v", got, err)
 	}
 	cred, err := conf.Credentials(dataplane.RoleAdmin, 0)
-	if err != nil || !reflect.DeepEqual(cred.Ring.Load(), &want.Keys) || cred.Cluster != want.Cluster || cred.ID == 0 ||
+	if err != nil || !reflect.DeepEqual(cred.Ring.Load(), &want.Keys) ||
+		cred.Cluster != want.Cluster || cred.ID == 0 ||
 		cred.ClusterName != "c1" || cred.Role != dataplane.RoleAdmin {
 		t.Fatalf("credentials %v, %v", cred, err)
 	}

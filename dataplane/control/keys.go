@@ -87,13 +87,12 @@ type KeysDoc struct {
 
 // NodeDoc is a node that was given a key.
 type NodeDoc struct {
-	ID         string   `json:"id"`
-	Host       string   `json:"host"`
-	Roles      []string `json:"roles"`
-	Generation uint32   `json:"generation"` // of its newest certificate
-	TimeNs     int64    `json:"time_ns"`    // when it was given its first
-	Revoked    bool     `json:"revoked,omitempty"`
-	Connected  int      `json:"connected"` // processes
+	ID        string   `json:"id"`
+	Host      string   `json:"host"`
+	Roles     []string `json:"roles"`
+	TimeNs    int64    `json:"time_ns"` // when it was given its first key
+	Revoked   bool     `json:"revoked,omitempty"`
+	Connected int      `json:"connected"` // processes
 }
 
 const (

@@ -315,3 +315,19 @@ func TestSimFrames(t *testing.T) {
 		}
 	}
 }
+
+// gateServer is echoServer behind a gate.
+func gateServer(t *testing.T, l *uring.Loop, gate *Gate) (addr string) {
+	t.Helper()
+	var err error
+	h := &echoer{}
+	on(l, func() {
+		addr, _, err = l.Listen("127.0.0.1:0", func(c uring.Conn) uring.ConnHandler {
+			return gate.Accept(c, l, l.Pool(), testCred(dataplane.RoleCS, 2), h)
+		})
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return addr
+}
