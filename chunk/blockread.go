@@ -252,3 +252,22 @@ func (b *blockRead) offer(fresh uint32) {
 		i = j
 	}
 }
+
+// unwritten says whether blocks [from, from+n) of a replica, all within one CRC page, are known to
+// be zeros without reading anything: none is in the log, and their words say so. False: they may be
+// anything.
+func (sh *Shard) unwritten(r *replica, from, n uint32) bool {
+	if r.slot == noSlot {
+		return true
+	}
+	p := sh.store.cache.get(r.slot*pagesPerSlot + from/wordsPerPage)
+	if p == nil || !isZero(p.mem[from%wordsPerPage*4:][:n*4]) {
+		return false
+	}
+	for b := from; b < from+n; b++ {
+		if _, logged := sh.log.Lookup(r.slot, b); logged {
+			return false
+		}
+	}
+	return true
+}

@@ -355,6 +355,11 @@ func (c *copier) sync() {
 func (c *copier) read(g int) {
 	c.flying++
 	off := uint32(g) * dataplane.PartSize
+	if !c.sent.has(g) && c.sh.unwritten(c.r, off/dataplane.BlockSize,
+		dataplane.PartSize/dataplane.BlockSize) {
+		c.took(g)
+		return
+	}
 	c.sh.readPart(c.r, off, dataplane.PartSize, func(crcs []byte, buf *uring.Buf, err error) {
 		switch {
 		case c.ended:

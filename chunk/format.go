@@ -1,6 +1,7 @@
 package chunk
 
 import (
+	"bytes"
 	"encoding/binary"
 	"errors"
 	"fmt"
@@ -132,19 +133,9 @@ func wordMatches(w, crc uint32) bool {
 	return w == x || w == wordZeros+1 && x == wordZeros || w == wordUnknown+1 && x == wordUnknown
 }
 
+// isZero says whether p is all zeros: its first byte is, and each is like the one before.
 func isZero(p []byte) bool {
-	for len(p) >= 8 {
-		if binary.LittleEndian.Uint64(p) != 0 {
-			return false
-		}
-		p = p[8:]
-	}
-	for _, b := range p {
-		if b != 0 {
-			return false
-		}
-	}
-	return true
+	return len(p) == 0 || p[0] == 0 && bytes.Equal(p[1:], p[:len(p)-1])
 }
 
 // wordOf returns the word of a block whose checksum is known.

@@ -297,3 +297,93 @@ func TestUnreadableCRCPage(t *testing.T) {
 		t.Error("nothing was reported: the page wasn't read")
 	}
 }
+
+// A server that starts redoes the ZEROs of its log one by one, which takes time if CRC pages have
+// to be read. Nothing may be written back meanwhile: the ZERO of a block would take away the word
+// of a newer write to it that is in the store by then.
+func TestZerosAreRedoneBeforeWriteBack(t *testing.T) {
+	w := newWorldWith(t, 36, 1, 8<<20, 1<<20)
+	nd := w.nodes[0]
+	w.md.add(chunkA, 1, 1)
+	const first, second = 0, wordsPerPage * dataplane.BlockSize // on two CRC pages
+	// The other half of it stays: a page of zeros isn't read.
+	w.mustWrite(chunkA, first, pattern(1, 8192))
+	w.mustWrite(chunkA, second, pattern(1, 4096))
+	for i := range uint32(160) { // more than the log holds
+		w.mustWrite(chunkA, (i+200)<<16, pattern(9, 65536))
+	}
+	slot := nd.sh.chunks[chunkA].slot
+	w.must(func() bool {
+		_, inLog := nd.sh.log.Lookup(slot, second/dataplane.BlockSize)
+		return !inLog && nd.sh.store.entries[slot].pages[0] != 0
+	}, 60*sec, "destage")
+	w.zero(chunkA, first, 4096)
+	w.zero(chunkA, second, 4096)
+	w.mustWrite(chunkA, second, pattern(2, 4096))
+	for i := range uint32(40) { // much to be written back
+		w.mustWrite(chunkA, (i+200)<<16, pattern(8, 65536))
+	}
+	nd.kill()
+	sb, slow := newSuperblock(w.slots), 0
+	nd.store.Fault = func(op *uring.DiskOp) (f simloop.Fault) {
+		if op.Kind == uring.DiskRead && op.Offset == sb.crcPage(slot*pagesPerSlot) {
+			f.Delay = 20 * sec
+			slow++
+		}
+		return f
+	}
+	nd.restart(false)
+	if slow == 0 {
+		t.Fatal("no CRC page was read to redo a ZERO")
+	}
+	w.must(func() bool {
+		_, inLog := nd.sh.log.Lookup(slot, second/dataplane.BlockSize)
+		if inLog {
+			w.mustWrite(chunkA, 300<<16, pattern(7, 65536))
+		}
+		return !inLog
+	}, 60*sec, "destage")
+	if got := w.read(chunkA, second, 4096, 0); !bytes.Equal(got, pattern(2, 4096)) {
+		t.Errorf("the block reads as %x: the ZERO before it was redone too late", got[:16])
+	}
+}
+
+// A checkpoint that begins while the space of a forgotten chunk is given back, and ends after it,
+// doesn't hold on to the chunk's CRC pages: the slot is another chunk's by then.
+func TestCheckpointAcrossForget(t *testing.T) {
+	w := newWorldWith(t, 37, 1, 8<<20, 1<<20)
+	nd := w.nodes[0]
+	w.md.add(chunkA, 1, 1)
+	w.md.add(chunkA+1, 1, 1)
+	for i := range uint32(160) { // more than the log holds
+		w.mustWrite(chunkA, i<<16, pattern(1, 65536))
+	}
+	w.run(10 * sec)
+	flushed, checkpoints := false, 0
+	nd.store.Fault = func(op *uring.DiskOp) (f simloop.Fault) {
+		switch {
+		case op.Kind == uring.DiskDiscard && op.Length == dataplane.ChunkSize:
+			f.Delay = 50 * ms
+			checkpoints++
+			w.sim.After(ms, func() {
+				nd.env.Do(func() { nd.sh.store.flush(func(error) { flushed = true }) })
+			})
+		case op.Kind == uring.DiskSync && checkpoints > 0:
+			f.Delay = 500 * ms
+		}
+		return f
+	}
+	slot := nd.sh.chunks[chunkA].slot
+	nd.env.Do(func() {
+		nd.sh.store.cache.get(slot * pagesPerSlot).dirty = true // as by a write-back just now
+		nd.sh.Forget([]dataplane.ChunkID{chunkA})
+	})
+	w.must(func() bool { return nd.sh.store.owners[slot] == nil }, sec, "slot given back")
+	if checkpoints == 0 || flushed {
+		t.Fatalf("%d checkpoints, ended %v: the test proves nothing", checkpoints, flushed)
+	}
+	w.mustWrite(chunkA+1, 0, pattern(2, 4096))
+	if got := nd.sh.chunks[chunkA+1].slot; got != slot {
+		t.Errorf("the new chunk is in slot %d instead of %d", got, slot)
+	}
+}

@@ -31,6 +31,8 @@ type FormatOptions struct {
 	Tier     uint8
 	Location string
 	Log      *slog.Logger // nil: slog.Default()
+	// Progress, if not nil, is told how many bytes of the log have been written.
+	Progress func(done, total int64)
 }
 
 // Sizes that Format chooses and insists on, in bytes.
@@ -75,7 +77,8 @@ func Format(dir string, o FormatOptions) (err error) {
 	if _, e := os.Lstat(logPath); e != nil {
 		made = append(made, logPath)
 	}
-	if err = makeLog(logPath, o.LogSize, sb, o.Log); err != nil {
+	if err = makeLog(logPath, o.LogSize, ssdcache.FormatOptions{Owner: ownerOf(sb.log),
+		Progress: o.Progress}, o.Log); err != nil {
 		return fmt.Errorf("make the log %s: %w", logPath, err)
 	}
 	if err = syncDir(filepath.Dir(logPath)); err != nil {
@@ -183,7 +186,7 @@ func makeStore(path string, sb *superblock) error {
 }
 
 // makeLog makes an empty log of the given size, or of the whole device.
-func makeLog(path string, size int64, sb *superblock, log *slog.Logger) error {
+func makeLog(path string, size int64, o ssdcache.FormatOptions, log *slog.Logger) error {
 	info, err := os.Stat(path)
 	switch {
 	case err == nil && info.Mode()&os.ModeDevice == 0:
@@ -215,8 +218,8 @@ func makeLog(path string, size int64, sb *superblock, log *slog.Logger) error {
 			end(err)
 			return
 		}
-		ssdcache.Format(ssdcache.FormatOptions{Disk: disk, Env: loop, Pool: loop.Pool(),
-			Owner: ownerOf(sb.log)}, end)
+		o.Disk, o.Env, o.Pool = disk, loop, loop.Pool()
+		ssdcache.Format(o, end)
 	})
 	if err := loop.Run(); err != nil {
 		return err

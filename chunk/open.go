@@ -176,7 +176,7 @@ func (o *opener) openLog() {
 	o.buf = nil
 	ssdcache.Open(ssdcache.Options{Disk: o.o.Cache, Env: sh.env, Pool: sh.pool, NewPool: o.o.NewPool,
 		Owner: ownerOf(sh.store.sb.log), MaxSlots: sh.store.sb.slots, Backing: sh.store,
-		Sequential: o.o.SameDisk, Accept: sh.store.stamp.checkLog,
+		Sequential: o.o.SameDisk, Hold: true, Accept: sh.store.stamp.checkLog,
 		OnFail: sh.fail, OnRoom: sh.pumpNow, Log: sh.slog}, o.record,
 		func(l *ssdcache.Log, err error) {
 			if err != nil {
@@ -277,7 +277,9 @@ func (o *opener) disown(r *replica) {
 	o.zeros = kept
 }
 
-// redoZeros clears the words that ZERO records since the last checkpoint cleared.
+// redoZeros clears the words that ZERO records since the last checkpoint cleared. The log writes
+// nothing back before: it would set the word of a newer write, and have its checkpoint forget a
+// record that isn't redone yet.
 func (o *opener) redoZeros() {
 	if len(o.zeros) == 0 {
 		o.finish()
@@ -305,5 +307,6 @@ func (o *opener) finish() {
 			sh.store.holes.mark(slot, 0, dataplane.BlocksPerChunk)
 		}
 	}
+	sh.log.StartWriteBack()
 	o.done(sh, nil)
 }

@@ -87,6 +87,9 @@ func Run(ctx context.Context, o Options) error {
 	if err := s.identify(); err != nil {
 		return err
 	}
+	if err := settleJournal(s.o.Dir, s.id, s.log); err != nil {
+		s.log.Warn("a change of the journal isn't ended", "dir", s.o.Dir, "err", err)
+	}
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
 	if err := s.startLoop(); err != nil {
@@ -120,7 +123,7 @@ func lockDir(dir string) (*os.File, error) {
 		f.Close()
 		if err == unix.EWOULDBLOCK {
 			return nil, dataplane.E(what, dataplane.Exists,
-				errors.New("another process is serving it; there must be only one"))
+				ErrServed)
 		}
 		return nil, fmt.Errorf("%s: lock it: %w", what, err)
 	}
@@ -219,6 +222,10 @@ func (s *server) open(cred *session.Credentials) error {
 	what := "serve chunk server " + s.o.Dir
 	storePath, logPath := filepath.Join(s.o.Dir, storeFile), s.id.logPath(s.o.Dir)
 	started := time.Now()
+	var md Metadata = s.md
+	if s.md == nil {
+		md = offlineMetadata{}
+	}
 	err := s.onLoop(func(done func(error)) {
 		store, err := s.loop.OpenDisk(storePath, uring.DiskOptions{LowDepth: 8})
 		if err != nil {
@@ -232,7 +239,7 @@ func (s *server) open(cred *session.Credentials) error {
 			return
 		}
 		Open(ShardOptions{Env: s.loop, Net: s.loop, Pool: s.loop.Pool(), Store: store, Cache: cache,
-			Cred: cred, Metadata: s.md, ID: s.id.CS, Identity: s.id, Log: s.log,
+			Cred: cred, Metadata: md, ID: s.id.CS, Identity: s.id, Log: s.log,
 			SameDisk:  sameDisk(storePath, logPath),
 			CRCBudget: s.o.CRCBudget, OnFail: s.diskFailed, ScrubPeriod: s.o.ScrubPeriod,
 			ScrubRate: s.o.ScrubRate, RelayFrom: s.o.RelayFrom,

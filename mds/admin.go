@@ -78,7 +78,7 @@ func (c *call) adminDoc(req *control.AdminReq) (any, error) {
 		return withArgs(req, c.rotateKeys)
 	case control.AdminRevokeNode:
 		return withArgs(req, c.revokeNode)
-	case control.AdminListNodes:
+	case control.AdminListKeys:
 		return c.keysDoc()
 	case control.AdminAddMDS:
 		return withArgs(req, c.addMDS)

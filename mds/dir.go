@@ -131,11 +131,9 @@ func (m *slotMap) set(i, v uint32) {
 	}
 	pg := m.pages[p]
 	if k >= len(pg) {
-		n := max(4, len(pg))
-		for n <= k {
-			n *= 2
-		}
-		bigger := make([]uint32, min(n, slotsPerPage))
+		// By a quarter at least: most files grow, and their slots are most of the heap.
+		n := max(4, len(pg)+len(pg)/4, k+1)
+		bigger := make([]uint32, min((n+3)&^3, slotsPerPage))
 		copy(bigger, pg)
 		pg = bigger
 		m.pages[p] = pg

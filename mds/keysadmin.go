@@ -134,7 +134,7 @@ func (c *call) revokeNode(args *control.RevokeNodeArgs) (any, error) {
 	}
 	if len(found) != 1 {
 		return nil, c.fail(dataplane.NotFound, "%d nodes are called %.80q: name one by its id, see "+
-			"pstorage list-nodes", len(found), args.Node)
+			"pstorage list-keys", len(found), args.Node)
 	}
 	node := found[0]
 	record := k.nodes[node]

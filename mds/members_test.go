@@ -86,6 +86,7 @@ func (c *testCluster) join(admin *client) (i int, node uint32) {
 	c.addrs, c.dirs = append(c.addrs, addr), append(c.dirs, dir)
 	c.stops = append(c.stops, nil)
 	c.leads = append(c.leads, new(atomic.Bool))
+	c.nodes = append(c.nodes, nil)
 	i = len(c.addrs) - 1
 	c.start(i)
 	eventually(c.t, "the new server's vote", func() bool {

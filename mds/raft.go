@@ -425,11 +425,13 @@ func (s *store) loadSnapshot(dir string, f *fsm) error {
 	index := uint64(0)
 	if len(list) > 0 {
 		index = list[0].Index
+		stop := prefetch(filepath.Join(dir, "snapshots", list[0].ID, "state.bin"))
 		_, in, err := s.snaps.Open(list[0].ID)
 		if err == nil {
 			err = f.Restore(in)
 			in.Close()
 		}
+		stop()
 		if err != nil {
 			return damaged(fmt.Errorf("snapshot %s: %w", list[0].ID, err))
 		}
@@ -496,9 +498,10 @@ func (r *replica) shutdown() error {
 		}
 	}
 	close(r.stopped)
+	// First what is on its way: raft never answers an entry that waits for its turn when it stops.
+	r.running.Wait()
 	err := r.raft.Shutdown().Error()
 	r.trans.Close()
-	r.running.Wait()
 	if cerr := r.store.close(); err == nil {
 		err = cerr
 	}

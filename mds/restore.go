@@ -30,45 +30,45 @@ func Restore(in io.Reader) (*State, error) {
 }
 
 func (r *restorer) run(blocks *blockReader) error {
-	typ, b, err := blocks.next()
+	b, err := blocks.next()
 	if err != nil {
 		return err
 	}
-	if typ != blockHead {
-		return errCorrupt("snapshot begins with a block of type %d", typ)
+	if b.typ != blockHead {
+		return errCorrupt("snapshot begins with a block of type %d", b.typ)
 	}
-	if err := r.head(b); err != nil {
+	if err := r.head(b.payload); err != nil {
 		return err
 	}
-	for last := uint8(blockHead); ; last = typ {
-		if typ, b, err = blocks.next(); err != nil {
+	for last := uint8(blockHead); ; last = b.typ {
+		if b, err = blocks.next(); err != nil {
 			return err
 		}
-		if typ < last || typ == blockHead {
-			return errCorrupt("snapshot block of type %d behind one of type %d", typ, last)
+		if b.typ < last || b.typ == blockHead {
+			return errCorrupt("snapshot block of type %d behind one of type %d", b.typ, last)
 		}
-		d := &decoder{b: b}
-		switch typ {
+		d := &decoder{b: b.payload}
+		switch b.typ {
 		case blockFiles, blockCS, blockConfig, blockEvents, blockDedupe, blockLeaseHead,
 			blockLeases:
 			for range d.count(1) {
-				if err := r.element(typ, d); err != nil {
+				if err := r.element(b.typ, d); err != nil {
 					return err
 				}
 			}
 		case blockPages:
-			err = r.pages(d)
+			err = r.pages(d, b.version)
 		case blockEnd:
 			return r.end(d)
 		default:
 			return dataplane.E("read snapshot", dataplane.NotSupported,
-				fmt.Errorf("block of type %d is unknown to this program", typ))
+				fmt.Errorf("block of type %d is unknown to this program", b.typ))
 		}
 		if err != nil {
 			return err
 		}
 		if !d.ok() {
-			return errCorrupt("snapshot block of type %d", typ)
+			return errCorrupt("snapshot block of type %d", b.typ)
 		}
 	}
 }
@@ -147,36 +147,47 @@ func (r *restorer) element(typ uint8, d *decoder) error {
 }
 
 // pages reads chunk records and enters them in their files.
-func (r *restorer) pages(d *decoder) error {
+func (r *restorer) pages(d *decoder, version uint8) error {
 	s := r.s
 	first := d.u64()
 	if d.bad || first != r.counts[4] || first*recordsPerPage >= r.slots {
 		return errCorrupt("chunk pages in a snapshot are out of order")
 	}
-	from := s.table.Slots()
-	raw := d.take(len(d.b))
-	if err := s.table.load(raw, r.slots); err != nil {
-		return err
-	}
-	r.counts[4] += uint64(len(raw) / pageSize)
-	for slot := from; slot < s.table.Slots(); slot++ {
-		rec := s.table.At(slot)
-		if rec == nil {
-			continue
+	for raw := d.take(len(d.b)); len(raw) > 0; r.counts[4]++ {
+		from := s.table.Slots()
+		rest, err := s.table.load(raw, version, r.slots)
+		if err != nil {
+			return err
 		}
-		f := s.files.get(rec.File)
-		if f == nil || f.typ != control.TypeFile || f.slots.get(rec.Index) != 0 {
-			return errCorrupt("chunk %v belongs to no file, or twice to file %d", rec.ID, rec.File)
-		}
-		for _, m := range rec.members() {
-			if s.server(m.CS) == nil {
-				return errCorrupt("chunk %v is on CS %d, which doesn't exist", rec.ID, m.CS)
+		raw = rest
+		for slot := from; slot < s.table.Slots(); slot++ {
+			if err := r.link(slot); err != nil {
+				return err
 			}
 		}
-		f.slots.set(rec.Index, uint32(slot)+1)
-		f.chunks++
-		s.countMembers(rec, true)
 	}
+	return nil
+}
+
+// link enters the record in a slot in its file and with its servers.
+func (r *restorer) link(slot uint64) error {
+	s := r.s
+	rec := s.table.At(slot)
+	if rec == nil {
+		return nil
+	}
+	f := s.files.get(rec.File)
+	if f == nil || f.typ != control.TypeFile || f.slots.get(rec.Index) != 0 {
+		return errCorrupt("chunk %v belongs to no file, or twice to file %d", rec.ID, rec.File)
+	}
+	for _, m := range rec.members() {
+		if s.server(m.CS) == nil {
+			return errCorrupt("chunk %v is on CS %d, which doesn't exist", rec.ID, m.CS)
+		}
+	}
+	f.slots.set(rec.Index, uint32(slot)+1)
+	f.chunks++
+	s.countMembers(rec, true)
 	return nil
 }
 

@@ -29,6 +29,7 @@ type testCluster struct {
 	dirs  []string
 	stops []func() error
 	leads []*atomic.Bool
+	nodes []*server // those that run, or ran last
 	tune  func(*raft.Config)
 }
 
@@ -67,7 +68,7 @@ type testNode struct {
 func prepareTestCluster(t *testing.T, n int) *testCluster {
 	t.Helper()
 	c := &testCluster{t: t, addrs: freeAddrs(t, n), stops: make([]func() error, n),
-		leads: make([]*atomic.Bool, n)}
+		leads: make([]*atomic.Bool, n), nodes: make([]*server, n)}
 	for i := range c.leads {
 		c.leads[i] = new(atomic.Bool)
 	}
@@ -115,7 +116,7 @@ func (c *testCluster) start(i int) {
 	go func() {
 		done <- Run(ctx, Options{Dir: c.dirs[i], Cred: c.cred(dataplane.RoleMDS, uint64(i+1)),
 			Log: testLog().With("node", i+1), Ready: func(a string) { ready <- a }, tune: c.tune,
-			Leading: leads.Store})
+			Leading: leads.Store, OnObserver: func(o *Observer) { c.nodes[i] = o.s }})
 	}()
 	select {
 	case <-ready:

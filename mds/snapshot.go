@@ -6,7 +6,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"unsafe"
 
 	"pstorage/dataplane"
 	"pstorage/dataplane/control"
@@ -16,7 +15,7 @@ import (
 //
 //	offset size field
 //	     0    1 type
-//	     1    1 version of the type's layout (1)
+//	     1    1 version of the type's layout (1; 2 for chunk records)
 //	     2    2 reserved, zero
 //	     4    4 length n of the payload, at most 1 MiB
 //	     8    n payload
@@ -36,7 +35,8 @@ import (
 //	              code, message
 //	   6  any     remembered results, oldest first: count u32, then peer u64, request u64,
 //	              kind u16, message, file id u64
-//	   7  any     chunk records: number of the first page u64, then pages of 8 KiB as in Record
+//	   7  any     chunk records: number of the first page u64, then pages of 64 records, packed
+//	              (pack.go); in version 1 of this layout as they are in memory
 //	   9  one     last lease token u64, last fence number u64; these two blocks are there only if
 //	              some file ever had a lease
 //	  10  any     leases: file id, holder, token, fence, number of the fence u64, time of the grant
@@ -112,6 +112,14 @@ func (sn *Snapshot) Release() {
 	*sn = Snapshot{}
 }
 
+// blockVersion is the newest version of a type's layout, and the one that is written.
+func blockVersion(typ uint8) uint8 {
+	if typ == blockPages {
+		return 2
+	}
+	return 1
+}
+
 // blockWriter writes blocks.
 type blockWriter struct {
 	w      io.Writer
@@ -122,7 +130,7 @@ type blockWriter struct {
 func (w *blockWriter) block(typ uint8, payload []byte) error {
 	assert(len(payload) <= maxBlock, "snapshot block too long", typ, len(payload))
 	var prev [4]byte
-	head := [8]byte{typ, 1}
+	head := [8]byte{typ, blockVersion(typ)}
 	binary.LittleEndian.PutUint32(prev[:], w.crc)
 	binary.LittleEndian.PutUint32(head[4:], uint32(len(payload)))
 	w.crc = dataplane.CRCAdd(dataplane.CRCAdd(dataplane.CRC(prev[:]), head[:]), payload)
@@ -285,7 +293,7 @@ func (sn *Snapshot) writePages(w *blockWriter) error {
 						i*recordsPerPage+k)
 				}
 			}
-			e.b = append(e.b, unsafe.Slice((*byte)(unsafe.Pointer(p)), pageSize)...)
+			e.b = packPage(e.b, p)
 			w.counts[4]++
 		}
 		if err := w.block(blockPages, e.b); err != nil {
@@ -341,33 +349,39 @@ type blockReader struct {
 	buf []byte
 }
 
-// next returns the next block's type and payload, valid until the next call.
-func (r *blockReader) next() (uint8, []byte, error) {
+// block is what a snapshot consists of.
+type block struct {
+	typ, version uint8
+	payload      []byte // valid until the next one is read
+}
+
+// next returns the next block.
+func (r *blockReader) next() (block, error) {
 	var head [8]byte
 	if _, err := io.ReadFull(r.r, head[:]); err != nil {
-		return 0, nil, errCorrupt("snapshot is cut off: %v", err)
+		return block{}, errCorrupt("snapshot is cut off: %v", err)
 	}
 	n := binary.LittleEndian.Uint32(head[4:])
 	if n > maxBlock {
-		return 0, nil, errCorrupt("snapshot block of %d bytes", n)
+		return block{}, errCorrupt("snapshot block of %d bytes", n)
 	}
 	if cap(r.buf) < int(n)+4 {
 		r.buf = make([]byte, max(int(n)+4, min(maxBlock+4, 2*cap(r.buf))))
 	}
 	b := r.buf[:n+4]
 	if _, err := io.ReadFull(r.r, b); err != nil {
-		return 0, nil, errCorrupt("snapshot is cut off: %v", err)
+		return block{}, errCorrupt("snapshot is cut off: %v", err)
 	}
 	var prev [4]byte
 	binary.LittleEndian.PutUint32(prev[:], r.crc)
 	r.crc = dataplane.CRCAdd(dataplane.CRCAdd(dataplane.CRC(prev[:]), head[:]), b[:n])
 	if r.crc != binary.LittleEndian.Uint32(b[n:]) {
-		return 0, nil, errCorrupt("checksum of a snapshot block of type %d", head[0])
+		return block{}, errCorrupt("checksum of a snapshot block of type %d", head[0])
 	}
-	if head[1] != 1 || head[2]|head[3] != 0 {
-		return 0, nil, dataplane.E("read snapshot", dataplane.NotSupported,
+	if head[1] == 0 || head[1] > blockVersion(head[0]) || head[2]|head[3] != 0 {
+		return block{}, dataplane.E("read snapshot", dataplane.NotSupported,
 			fmt.Errorf("block of type %d has version %d, newer than this program", head[0],
 				head[1]))
 	}
-	return head[0], b[:n], nil
+	return block{head[0], head[1], b[:n]}, nil
 }

@@ -357,3 +357,30 @@ func BenchmarkApplyAllocate(b *testing.B) {
 	}
 	b.ReportMetric(float64(b.Elapsed().Nanoseconds())/float64(i), "ns/chunk")
 }
+
+// TestPackPage packs pages of records of all kinds, and reads them again; what is cut off or makes
+// no sense is an error.
+func TestPackPage(t *testing.T) {
+	rng := testRand(t)
+	for range 200 {
+		var p, q page
+		for i := range p {
+			for k := range p[i].words() {
+				p[i].words()[k] = rng.Uint64() >> (8 * rng.IntN(9)) // 0 to 8 bytes
+			}
+		}
+		b := packPage([]byte("before"), &p)
+		rest, err := unpackPage(&q, append(b[len("before"):], "behind"...))
+		if err != nil || q != p || string(rest) != "behind" {
+			t.Fatalf("%v; the same: %v; left %q", err, q == p, rest)
+		}
+		whole := b[len("before"):]
+		if _, err := unpackPage(&q, whole[:rng.IntN(len(whole))]); err == nil {
+			t.Fatal("a page that is cut off was read")
+		}
+		whole[0] |= 15 // a word of 15 bytes
+		if _, err := unpackPage(&q, whole); err == nil {
+			t.Fatal("a word of 15 bytes was read")
+		}
+	}
+}

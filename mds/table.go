@@ -260,41 +260,46 @@ func (c *Capture) Release() {
 	}
 }
 
-// load appends pages read from a snapshot. Every record is checked: slot, checksum, sense.
-func (t *Table) load(raw []byte, slots uint64) error {
-	if len(raw)%pageSize != 0 {
-		return errCorrupt("chunk pages of %d bytes", len(raw))
+// load appends a page read from a snapshot, in a layout of that version, and returns what is behind
+// it. Every record is checked: slot, checksum, sense.
+func (t *Table) load(raw []byte, version uint8, slots uint64) (rest []byte, err error) {
+	if err := t.addPage(); err != nil {
+		return nil, err
 	}
-	for ; len(raw) > 0; raw = raw[pageSize:] {
-		if err := t.addPage(); err != nil {
-			return err
+	lp := uint64(len(t.pages) - 1)
+	pg := t.phys(t.pages[lp])
+	switch {
+	case version == 2:
+		if rest, err = unpackPage(pg, raw); err != nil {
+			return nil, err
 		}
-		lp := uint64(len(t.pages) - 1)
-		pg := t.phys(t.pages[lp])
+	case len(raw) < pageSize:
+		return nil, errCorrupt("chunk page of %d bytes", len(raw))
+	default:
 		copy(unsafe.Slice((*byte)(unsafe.Pointer(pg)), pageSize), raw[:pageSize])
-		for i := range pg {
-			slot := lp*recordsPerPage + uint64(i)
-			r := &pg[i]
-			switch {
-			case !r.intact():
-				return errCorrupt("checksum of chunk record %d", slot)
-			case slot >= slots && *r != Record{}:
-				return errCorrupt("chunk record %d behind the end %d", slot, slots)
-			case slot < slots && (r.ID == 0 || !r.valid(slot)):
-				return errCorrupt("chunk record %d makes no sense", slot)
-			}
-			if slot >= slots {
-				continue
-			}
-			t.slots++
-			if r.State == stateUsed {
-				t.used++
-			} else {
-				t.free++
-			}
+		rest = raw[pageSize:]
+	}
+	for i := range pg {
+		slot := lp*recordsPerPage + uint64(i)
+		r := &pg[i]
+		switch {
+		case !r.intact():
+			return nil, errCorrupt("checksum of chunk record %d", slot)
+		case slot >= slots && *r != Record{}:
+			return nil, errCorrupt("chunk record %d behind the end %d", slot, slots)
+		case slot < slots && (r.ID == 0 || !r.valid(slot)):
+			return nil, errCorrupt("chunk record %d makes no sense", slot)
+		case slot >= slots:
+			continue
+		}
+		t.slots++
+		if r.State == stateUsed {
+			t.used++
+		} else {
+			t.free++
 		}
 	}
-	return nil
+	return rest, nil
 }
 
 // setFreeList installs the head of the free list of a loaded table and walks the list.

@@ -18,7 +18,8 @@ type Workload struct {
 	Depth     int           // operations in flight
 	Time      time.Duration // of measuring; 0: one pass over Size, sequential workloads only
 	Size      int64         // bytes of the file that are used, from its start
-	Sync      bool          // fio only: O_DSYNC; pstorage's writes always are durable
+	Fsync     bool          // fio only: fsync(2) after each write; pstorage's always are durable
+	Count     uint64        // native only: operations after which it ends before its time; 0: none
 }
 
 // Write says whether w writes.
@@ -58,8 +59,12 @@ type Result struct {
 
 // fioArgs are the arguments of fio for w on the file at path.
 func fioArgs(w Workload, path, engine string) []string {
+	target := "--filename=" + path
+	if engine == "nbd" {
+		target = "--uri=" + path
+	}
 	args := []string{
-		"--name=perf", "--filename=" + path, "--ioengine=" + engine, "--direct=1", "--thread",
+		"--name=perf", "--ioengine=" + engine, target, "--direct=1", "--thread",
 		"--rw=" + w.RW, "--bs=" + strconv.Itoa(w.BlockSize), "--iodepth=" + strconv.Itoa(w.Depth),
 		"--size=" + strconv.FormatInt(w.Size, 10), "--norandommap", "--randrepeat=0",
 		"--output-format=json",
@@ -68,14 +73,14 @@ func fioArgs(w Workload, path, engine string) []string {
 		ms := strconv.FormatInt(w.Time.Milliseconds(), 10)
 		args = append(args, "--time_based", "--runtime="+ms+"ms")
 	}
-	if w.Sync {
-		args = append(args, "--sync=dsync")
+	if w.Fsync {
+		args = append(args, "--fsync=1")
 	}
 	return args
 }
 
 // Fio runs w with fio on the file at path, which must be there and written in full. engine is
-// io_uring, or what else fio has.
+// io_uring, or what else fio has; with nbd, path is a URI.
 func Fio(ctx context.Context, w Workload, path, engine string) (Result, error) {
 	if err := w.Validate(); err != nil {
 		return Result{}, err
@@ -167,4 +172,33 @@ func parseFio(out []byte) (Result, error) {
 			P999: us("99.900000"), Max: side.Lat.Max / 1000},
 		CPUPerOp: (job.UsrCPU + job.SysCPU) / 100 * job.Runtime * 1000 / float64(side.TotalIOs),
 	}, nil
+}
+
+// parseFioSum reads the JSON of a run with any number of jobs: bytes per second that all of them
+// read and wrote.
+func parseFioSum(out []byte) (read, write float64, err error) {
+	start := bytes.IndexByte(out, '{')
+	if start < 0 {
+		return 0, 0, fmt.Errorf("fio printed no JSON: %.200q", out)
+	}
+	var doc struct {
+		Jobs []struct {
+			Error int     `json:"error"`
+			Read  fioSide `json:"read"`
+			Write fioSide `json:"write"`
+		} `json:"jobs"`
+	}
+	if err := json.NewDecoder(bytes.NewReader(out[start:])).Decode(&doc); err != nil {
+		return 0, 0, fmt.Errorf("fio's JSON: %w", err)
+	}
+	for _, job := range doc.Jobs {
+		if job.Error != 0 {
+			return 0, 0, fmt.Errorf("a job of fio ended with errno %d", job.Error)
+		}
+		read, write = read+job.Read.Bytes, write+job.Write.Bytes
+	}
+	if read <= 0 || write <= 0 {
+		return 0, 0, errors.New("fio did no I/O")
+	}
+	return read, write, nil
 }

@@ -20,6 +20,7 @@ type generator struct {
 	hist   Hist                         // of operations that completed inside the time
 	errs   uint64                       // operations that failed
 	err    error                        // the first failure
+	ending bool                         // before its time: finish
 }
 
 // maxErrors ends a run early: a front end that fails everything isn't worth timing.
@@ -65,8 +66,17 @@ func (g *generator) kick(slot int, now int64) {
 	g.issue(slot, block*int64(g.w.BlockSize))
 }
 
-// over says whether the workload's time is over, or its one pass has been issued in full.
+// finish ends the run before its time; operations in flight still count.
+func (g *generator) finish() { g.ending = true }
+
+// timed says whether the run lasts as long as its workload says.
+func (g *generator) timed() bool { return g.w.Time > 0 && g.w.Count == 0 && !g.ending }
+
+// over says whether the workload's time is over, or all of it has been issued.
 func (g *generator) over(now int64) bool {
+	if g.ending || g.w.Count > 0 && g.issued >= g.w.Count {
+		return true
+	}
 	if g.w.Time == 0 {
 		return g.seq >= g.w.Size/int64(g.w.BlockSize)
 	}
@@ -83,7 +93,7 @@ func (g *generator) complete(slot int, err error) {
 		if g.err == nil {
 			g.err = err
 		}
-	case !over || g.w.Time == 0:
+	case !over || !g.timed():
 		g.last = now
 		g.hist.Add(now - g.begin[slot])
 	}
@@ -107,7 +117,7 @@ func (g *generator) result() (Result, error) {
 			g.errs, g.hist.Count(), g.err)
 	}
 	seconds := float64(g.w.Time) / 1e9
-	if g.w.Time == 0 {
+	if !g.timed() {
 		seconds = float64(max(g.last-g.first, 1)) / 1e9
 	}
 	if g.hist.Count() == 0 {

@@ -7,6 +7,7 @@ import (
 	"log/slog"
 	"os"
 	"path"
+	"sync/atomic"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -41,6 +42,10 @@ type Native struct {
 	kind  client.OpKind
 	done  chan struct{} // capacity 1
 	stamp uint64
+
+	completed atomic.Uint64      // operations since it was opened
+	issued    func(offset int64) // told of every operation, on the client's thread; nil: nobody
+	place     func(int64) int64  // where in the file an offset of a workload is; nil: there
 }
 
 // stuckAfter is how long a run may take beyond its time.
@@ -208,6 +213,12 @@ func fill(b []byte) {
 
 // issue runs on the client's thread.
 func (n *Native) issue(slot int, offset int64) {
+	if n.issued != nil {
+		n.issued(offset)
+	}
+	if n.place != nil {
+		offset = n.place(offset)
+	}
 	op := &n.ops[slot]
 	op.Kind, op.File, op.Offset = n.kind, n.file, offset
 	if n.kind == client.Write { // no two writes are the same
@@ -227,7 +238,26 @@ func (n *Native) complete(slot int, op *client.Op) {
 	if err == nil && op.N != len(op.Buf) {
 		err = errShort
 	}
+	n.completed.Add(1)
 	n.gen.complete(slot, err)
+}
+
+// Ops is how many operations have completed since it was opened. Any goroutine may call it.
+func (n *Native) Ops() uint64 { return n.completed.Load() }
+
+// Finish has the run that is under way end before its time. Any goroutine may call it.
+func (n *Native) Finish() {
+	n.client.Loop().Post(func() {
+		if n.gen != nil {
+			n.gen.finish()
+		}
+	})
+}
+
+// Resize makes the file size bytes long, without writing to it.
+func (n *Native) Resize(ctx context.Context, size int64) error {
+	_, err := n.file.Truncate(ctx, uint64(size))
+	return err
 }
 
 // Close closes the file and leaves the cluster.

@@ -30,7 +30,7 @@ func (l *Log) submitBatches() {
 // waits: a header for each would waste the log.
 func (l *Log) canWait(b *batch) bool {
 	return !b.sealed && b.appends.first == nil && b.moved == 0 &&
-		b.clean < cleanPerBatch/2 && l.closing == nil &&
+		b.clean < cleanPerBatch/2 && l.closing == nil && l.draining == nil &&
 		l.destage.phase < checkpointing
 }
 

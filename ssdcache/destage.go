@@ -12,7 +12,7 @@ import (
 //	  segment sorted by (slot, block), from where the last round stopped; these lists are merged as
 //	  the round goes
 //	2 form runs of neighbouring blocks; blocks that lie between and are in the log anyway, dirty in
-//	  younger segments or clean, fill gaps (runs.go)
+//	  younger segments or clean, fill gaps; on a disk that seeks, the store fills them (runs.go)
 //	3 read them from the log, write them to the Backing; what was overwritten meanwhile is left out.
 //	  If the Backing is slow, most are appended to the log again instead (move.go)
 //	4 Backing.Checkpoint: durable
@@ -30,12 +30,15 @@ const (
 	minWriteBacks = 4       // and at least so many may be, at full speed;
 	flightTime    = 4e6     // in between, as many as the store takes in this time
 	roundShare    = 8       // a round takes at most this part of the log,
+	slowShare     = 16      // or this one if Sequential and slow,
 	roundBlocks   = 1 << 16 // and this many blocks of log
 	pieceSize     = 1 << 20 // of one read
 	pauseAtStart  = 2e6     // between runs, at DestageAt
 	pauseIdle     = 10e6    // between runs, when nothing is appended
 	fullSpeedAt   = 0.25    // part of the way from DestageAt to full where there are no pauses
 	tickEvery     = 1e9     // to find out whether the log is idle
+	probeEvery    = 8       // rounds: one begins with
+	probeOps      = 8       // write-backs without gaps, see fillsGaps
 )
 
 type phase uint8
@@ -59,6 +62,8 @@ type destager struct {
 	max                        uint64 // most segments of a round
 	taken                      uint64 // segments collected
 	blocks                     []uint64
+	gone                       int     // blocks of the segments collected that were overwritten before
+	overwritten                float64 // share that they are, of the last round's
 	lists                      listHeap
 	total                      int // blocks of the round
 	handled                    int // of them: written, moved, or superseded meanwhile
@@ -68,6 +73,7 @@ type destager struct {
 	last                       blockKey // written last
 	writeRest                  bool     // nothing more is moved in this round
 	moving                     bool     // the log is waited for, for moving
+	reading                    int      // runs in flight that are to be moved
 	app                        Append   // for moved blocks
 	appCRC                     [4]byte
 	image                      *uring.Pool // Sequential: the round's segments
@@ -162,33 +168,51 @@ func (d *destager) onTick() {
 	l.env.Arm(&d.tick, tickEvery)
 	quiet := d.seen == l.nextNr
 	d.seen = l.nextNr
-	d.idle = quiet && !l.wantRoom
-	if quiet && l.err == nil && l.closing == nil && d.phase == resting {
+	d.idle = quiet && !l.wantRoom && l.draining == nil
+	if quiet && l.err == nil && l.closing == nil && l.draining == nil && d.phase == resting {
 		d.begin()
 	}
 }
 
 // startDestage begins a round if the fill level asks for one.
 func (l *Log) startDestage() {
-	if l.destage.phase == resting && l.closing == nil && l.fill() >= l.o.DestageAt {
+	if l.destage.phase != resting || l.closing != nil {
+		return
+	}
+	if l.draining != nil {
+		l.drain()
+	} else if l.fill() >= l.o.DestageAt {
 		l.destage.idle = false
 		l.destage.begin()
 	}
 }
 
+// StartWriteBack ends Options.Hold.
+func (l *Log) StartWriteBack() {
+	l.o.Hold = false
+	l.env.AtTurnEnd(&l.turn)
+}
+
 // begin starts a round, if there is a segment to write back.
 func (d *destager) begin() {
 	l := d.l
+	if l.o.Hold {
+		return
+	}
 	d.end = d.durableEnd() // the segment being filled isn't taken
 	most := d.max
 	if l.pace.perBlock > 0 && !l.pace.slow() {
 		most = min(most, max(l.segs/roundShare, 2)) // a checkpoint doesn't cost much
+	}
+	if d.image != nil && l.pace.slow() { // the log stays fuller, and the rest is read ahead
+		most = min(most, max(l.segs/slowShare, 4))
 	}
 	d.from, d.n = l.tail, min(most, d.end-l.tail)
 	if d.n == 0 {
 		return
 	}
 	d.blocks, d.lists, d.taken, d.total, d.handled = d.blocks[:0], d.lists[:0], 0, 0, 0
+	d.gone = 0
 	d.written, d.moved, d.superseded, d.ops = 0, 0, 0, 0
 	d.base, d.writeRest, d.moving = d.last, false, false
 	l.stats.Rounds++
@@ -215,6 +239,8 @@ func (d *destager) collect() {
 	}
 	if d.taken == d.n {
 		d.phase = writing
+		d.overwritten = float64(d.gone) / float64(max(d.gone+d.total, 1))
+		l.pace.skip(l.env.Now()) // reading isn't what a block costs
 		d.pump()
 		return
 	}
@@ -222,11 +248,15 @@ func (d *destager) collect() {
 		return // it is being read
 	}
 	base := l.place(d.from+d.taken, 0)
-	first := len(d.blocks)
+	first, gone := len(d.blocks), 0
 	for i := range l.segBlocks {
 		p := base + Pos(i)
-		if key, ok := l.idx.current(p); ok && l.idx.state[p]&isClean == 0 {
+		if key, ok := l.idx.current(p); l.idx.state[p]&(isWrite|isClean) != isWrite {
+			continue
+		} else if ok {
 			d.blocks = append(d.blocks, d.entry(key, p))
+		} else {
+			gone++
 		}
 	}
 	list := d.blocks[first:]
@@ -241,6 +271,7 @@ func (d *destager) collect() {
 	slices.Sort(list)
 	d.lists.push(list)
 	d.total += len(list)
+	d.gone += gone
 	d.taken++
 	if d.pending == 0 {
 		l.env.Arm(&d.timer, 0)
@@ -353,6 +384,9 @@ func (d *destager) depth(u float64) int {
 
 // urgency is 0 where destage starts and 1 from the level of full speed on.
 func (d *destager) urgency() float64 {
+	if d.l.draining != nil {
+		return 1
+	}
 	at := d.l.o.DestageAt
 	return min(max((d.l.fill()-at)/((1-at)*fullSpeedAt), 0), 1)
 }
@@ -371,7 +405,7 @@ func (d *destager) pump() {
 	d.readAhead()
 	u := d.urgency()
 	pause := int64((1 - u) * (1 - u) * pauseAtStart)
-	if l.fill() < l.o.DestageAt && !l.wantRoom { // begun when nothing else happened
+	if u < 1 && l.fill() < l.o.DestageAt && !l.wantRoom { // begun when nothing else happened
 		pause = pauseIdle
 	}
 	for d.phase == writing && d.pending < d.depth(u) && !d.timer.Armed() && len(d.lists) > 0 {
@@ -383,6 +417,9 @@ func (d *destager) pump() {
 			d.moving = true
 			break
 		}
+		if !moves && d.reading > 0 {
+			break // what can't be moved comes back, and must not lie in a run of others
+		}
 		r := d.freeRun()
 		if r == nil || moves && !d.fillMoves(r) || !moves && !d.fill(r) {
 			break
@@ -391,6 +428,9 @@ func (d *destager) pump() {
 			break
 		}
 		d.pending++
+		if moves {
+			d.reading++
+		}
 		if pause > 0 {
 			l.env.Arm(&d.timer, pause)
 		}

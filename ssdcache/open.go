@@ -18,6 +18,12 @@ type FormatOptions struct {
 	// SegmentSize is a power of two from MinSegment to MaxSegment; 0: what suits the size of the
 	// disk, up to DefaultSegment.
 	SegmentSize int
+	// FirstBatch and Mark, if not zero, make the new log one that goes on where another one, drained,
+	// ended (Log.Next): its first batch gets that number, and the store is known to be at that mark.
+	// The store's owner then takes it for the other one's successor.
+	FirstBatch, Mark uint64
+	// Progress, if not nil, is told how many bytes of the space have been written.
+	Progress func(done, total int64)
 }
 
 // MinSize is the smallest log, in bytes.
@@ -54,8 +60,9 @@ func Format(o FormatOptions, done func(error)) {
 	f.sb = super{segSize: uint32(o.SegmentSize), owner: o.Owner, id: o.Env.Rand(),
 		segments: uint32(n), tail: 1, tailBatch: 1}
 	f.buf = o.Pool.Get(superSize)
-	var err error
+	err := f.sb.continues(&o)
 	switch {
+	case err != nil:
 	case !segSizeOK(int64(o.SegmentSize)):
 		err = dataplane.E(fmt.Sprintf("make a log with segments of %d bytes", o.SegmentSize),
 			dataplane.Invalid, nil)
@@ -90,6 +97,9 @@ func (f *formatter) allocate(op *uring.DiskOp) {
 		return
 	}
 	size := firstBlock*blockSize + int64(f.sb.segments)*int64(f.sb.segSize)
+	if f.o.Progress != nil {
+		f.o.Progress(f.off, size)
+	}
 	if f.off == size {
 		f.op = uring.DiskOp{Kind: uring.DiskSync, Done: f.synced}
 	} else {

@@ -199,7 +199,7 @@ func (x *index) touch(p Pos, n int) {
 // rescue looks through the segments that will be used again next. It is called at the end of turns.
 func (c *readCache) rescue() {
 	l := c.l
-	for !c.working && l.err == nil && l.closing == nil {
+	for !c.working && l.err == nil && l.closing == nil && l.draining == nil {
 		c.next = max(c.next, l.ready+1)
 		if c.next > l.head+l.reserve+rescueAhead || c.next >= l.tail+l.segs {
 			return

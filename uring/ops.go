@@ -23,6 +23,7 @@ const (
 	SetupTaskrunFlag  = sys.IORING_SETUP_TASKRUN_FLAG
 	SetupSingleIssuer = uint32(1) << 12
 	SetupDeferTaskrun = uint32(1) << 13
+	SetupSQE128       = sys.IORING_SETUP_SQE128 // entries have room for commands, see Cmd
 	SetupNoSQArray    = uint32(1) << 16
 )
 

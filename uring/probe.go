@@ -17,6 +17,7 @@ var optionalFlags = []struct {
 	name, cost string
 }{
 	{SetupNoSQArray, 0, "NO_SQARRAY", "one more indirection per submission"},
+	{SetupSQE128, 0, "SQE128", "no commands to drivers, so no FUSE over io_uring"},
 	{SetupDeferTaskrun, 0, "DEFER_TASKRUN", "completions interrupt the loop"},
 	{SetupSingleIssuer, SetupDeferTaskrun, "SINGLE_ISSUER", "more locking in the kernel"},
 	{SetupTaskrunFlag, 0, "TASKRUN_FLAG", "nothing"},

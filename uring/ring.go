@@ -41,8 +41,8 @@ type Ring struct {
 	sqHead, sqTail, sqFlags *uint32 // shared with the kernel
 	sqDropped               *uint32
 	sqMask, sqEntries       uint32
-	sqes                    []SQE
-	tail                    uint32 // ours; published by Enter
+	sqeSize                 uintptr // bytes: 64, or 128 with SetupSQE128
+	tail                    uint32  // ours; published by Enter
 
 	cqHead, cqTail, cqOverflow *uint32 // shared with the kernel
 	cqMask, cqEntries          uint32
@@ -51,6 +51,10 @@ type Ring struct {
 
 	wait    *waitArg // outside the Go heap
 	waitMem []byte
+
+	// KeepProc has the thread keep its processor of the Go scheduler while it sleeps in Wait. Only
+	// for threads that sleep briefly, and while the scheduler has processors to spare.
+	KeepProc bool
 
 	// Enters, Overflows and Busy count system calls, flushes of an overflown completion queue and
 	// refused submissions.
@@ -117,7 +121,11 @@ func (r *Ring) mapQueues(p *sys.IOURingParams) error {
 			return err
 		}
 	}
-	r.sqeMem, err = r.mapAt(sys.IORING_OFF_SQES, int(p.SQEntries)*int(unsafe.Sizeof(SQE{})))
+	r.sqeSize = unsafe.Sizeof(SQE{})
+	if p.Flags&SetupSQE128 != 0 {
+		r.sqeSize *= 2
+	}
+	r.sqeMem, err = r.mapAt(sys.IORING_OFF_SQES, int(p.SQEntries)*int(r.sqeSize))
 	if err != nil {
 		return err
 	}
@@ -126,7 +134,6 @@ func (r *Ring) mapQueues(p *sys.IOURingParams) error {
 	r.sqHead, r.sqTail = u32(r.sqMem, p.SQOffset.Head), u32(r.sqMem, p.SQOffset.Tail)
 	r.sqFlags, r.sqDropped = u32(r.sqMem, p.SQOffset.Flags), u32(r.sqMem, p.SQOffset.Dropped)
 	r.sqEntries, r.sqMask = p.SQEntries, *u32(r.sqMem, p.SQOffset.RingMask)
-	r.sqes = unsafe.Slice((*SQE)(unsafe.Pointer(&r.sqeMem[0])), p.SQEntries)
 	if p.Flags&SetupNoSQArray == 0 {
 		array := unsafe.Slice(u32(r.sqMem, p.SQOffset.Array), p.SQEntries)
 		for i := range array {
@@ -173,7 +180,7 @@ func (r *Ring) SQE() *SQE {
 	if r.tail-atomic.LoadUint32(r.sqHead) == r.sqEntries {
 		return nil
 	}
-	s := &r.sqes[r.tail&r.sqMask]
+	s := (*SQE)(unsafe.Pointer(&r.sqeMem[uintptr(r.tail&r.sqMask)*r.sqeSize]))
 	r.tail++
 	return s
 }
@@ -239,14 +246,27 @@ func (r *Ring) enter(minComplete uint32, timeout, minWait int64) error {
 			uintptr(toSubmit), 0, uintptr(flags), 0, 0)
 	case (timeout >= 0 || minWait > 0) && r.HasTimeout():
 		r.setWait(timeout, minWait)
-		_, _, errno = syscall.Syscall6(unix.SYS_IO_URING_ENTER, uintptr(r.fd),
-			uintptr(toSubmit), uintptr(minComplete), uintptr(flags|enterExtArg),
+		errno = r.sleep(uintptr(toSubmit), uintptr(minComplete), uintptr(flags|enterExtArg),
 			uintptr(unsafe.Pointer(r.wait)), unsafe.Offsetof(r.wait.time))
 	default:
-		_, _, errno = syscall.Syscall6(unix.SYS_IO_URING_ENTER, uintptr(r.fd),
-			uintptr(toSubmit), uintptr(minComplete), uintptr(flags), 0, 0)
+		errno = r.sleep(uintptr(toSubmit), uintptr(minComplete), uintptr(flags), 0, 0)
 	}
 	return r.checkEnter(errno)
+}
+
+// sleep is io_uring_enter when it may sleep. Usually the scheduler is told, which takes the
+// thread's processor (its P) away when the call takes long: its monitor then runs every 20 µs, and
+// each wake-up must find a processor again. With KeepProc it isn't told. It still can stop the
+// thread, for a garbage collection or after 10 ms: it sends a signal, which ends the call.
+func (r *Ring) sleep(toSubmit, minComplete, flags, arg, size uintptr) (errno syscall.Errno) {
+	if r.KeepProc {
+		_, _, errno = syscall.RawSyscall6(unix.SYS_IO_URING_ENTER, uintptr(r.fd), toSubmit,
+			minComplete, flags, arg, size)
+	} else {
+		_, _, errno = syscall.Syscall6(unix.SYS_IO_URING_ENTER, uintptr(r.fd), toSubmit,
+			minComplete, flags, arg, size)
+	}
+	return errno
 }
 
 func (r *Ring) setWait(timeout, minWait int64) {

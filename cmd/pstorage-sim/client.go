@@ -171,9 +171,11 @@ func (c *client) write(f *file, off int64, n int, zero bool) {
 		}
 		op = &dpclient.Op{Kind: dpclient.Write, File: c.handles[f.index], Offset: off, Buf: buf}
 	}
+	c.w.trace("client %d writes %x at %d +%d", c.index+1, tag, off, n)
 	f.invoke(off, n, tag)
 	c.submit(op, func() {
 		c.w.sim.Note(tag)
+		c.w.trace("client %d has written %x", c.index+1, tag)
 		f.acked(off, n)
 		if c.rng.IntN(16) == 0 {
 			c.flush(f)

@@ -282,7 +282,8 @@ func (w *world) compare(c *control.ChunkConfig) bool {
 func firstDifference(a, b []byte) string {
 	for i := range a {
 		if a[i] != b[i] {
-			return fmt.Sprintf(" in piece %d", i/dataplane.BlockSize)
+			i -= i % sectorSize
+			return fmt.Sprintf(" in piece %d: %x and %x", i/dataplane.BlockSize, a[i:i+8], b[i:i+8])
 		}
 	}
 	return ""

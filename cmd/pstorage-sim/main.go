@@ -9,6 +9,7 @@ import (
 	"log/slog"
 	"os"
 	"runtime/debug"
+	"runtime/pprof"
 	"sort"
 	"strings"
 	"sync"
@@ -26,6 +27,7 @@ func main() {
 	flag.IntVar(&o.keep, "keep", 1, "stop after this many seeds with violations; 0: never")
 	flag.IntVar(&o.twice, "twice", 50, "run every n-th seed twice and compare; 0: none")
 	flag.BoolVar(&o.trace, "trace", false, "print what happens (for one seed)")
+	profile := flag.String("cpuprofile", "", "write a CPU profile to this file")
 	flag.Usage = usage
 	debug.SetGCPercent(400)
 	slog.SetDefault(slog.New(quiet{})) // of connections that have no logger of their own
@@ -42,9 +44,32 @@ func main() {
 			strings.Join(canaryNames(), ", "))
 		os.Exit(2)
 	}
-	if o.run() > 0 {
-		os.Exit(1)
+	if *profile != "" {
+		stop, err := profileTo(*profile)
+		if err != nil {
+			fmt.Fprintln(os.Stderr, "pstorage-sim:", err)
+			os.Exit(2)
+		}
+		defer stop()
 	}
+	if o.run() > 0 {
+		defer os.Exit(1)
+	}
+}
+
+// profileTo writes a CPU profile until stop is called.
+func profileTo(path string) (stop func(), err error) {
+	f, err := os.Create(path)
+	if err != nil {
+		return nil, err
+	}
+	if err := pprof.StartCPUProfile(f); err != nil {
+		return nil, err
+	}
+	return func() {
+		pprof.StopCPUProfile()
+		_ = f.Close()
+	}, nil
 }
 
 func usage() {

@@ -16,7 +16,7 @@ var (
 // regressions are seeds that found faults of the program. What a seed does changes with every
 // change of the program, so they prove little by themselves; they are as good as any others.
 var regressions = []uint64{3, 6, 36, 40, 63, 73, 87, 138, 228, 376, 840, 1032, 700300, 8001196,
-	8001533, 9000391, 12000706, 14001234, 14001552}
+	8001533, 9000391, 12000706, 14001234, 14001552, 20000909}
 
 func check(t *testing.T, seed uint64) result {
 	t.Helper()

@@ -3,7 +3,6 @@ package main
 import (
 	"context"
 	"errors"
-	"fmt"
 	"io"
 	"io/fs"
 	"net"
@@ -51,6 +50,7 @@ the storage --role client: then their key is of no use for anything else.`,
 	cmd.Flags().StringSliceVar(&roles, "role", []string{"all"},
 		"what the node may be: client, admin, cs, mds (`ROLE`,...), or all")
 	cmd.Flags().BoolVarP(&fromStdin, "stdin", "P", false, "read the password from standard input")
+	a.addOutput(cmd)
 	return cmd
 }
 
@@ -105,8 +105,17 @@ func authNode(ctx context.Context, a *app, bs []string, roles uint8, in password
 	if err := saveAuth(conf, addrs, *node); err != nil {
 		return err
 	}
-	fmt.Fprintf(out, "This node belongs to cluster %s (key in %s).\n", conf.Name(), conf.KeyPath())
-	return nil
+	doc := joinedDoc{conf.Name(), conf.KeyPath(), addrs}
+	return a.print(out, doc, func(t *table) {
+		t.line("This node belongs to cluster %s (key in %s).", conf.Name(), conf.KeyPath())
+	})
+}
+
+// joinedDoc is what auth-node -o json prints.
+type joinedDoc struct {
+	Cluster string   `json:"cluster"`
+	Key     string   `json:"key"` // file
+	BS      []string `json:"bs"`  // metadata servers, "ip:port"
 }
 
 // authAddrs returns the addresses to ask: those given, then those known.

@@ -55,7 +55,7 @@ func rotateKeys(ctx context.Context, a *app, force bool, patience time.Duration,
 	defer conn.close()
 	const what = "rotate the keys"
 	var doc control.KeysDoc
-	if err := conn.get(ctx, what, control.AdminListNodes, nil, &doc); err != nil {
+	if err := conn.get(ctx, what, control.AdminListKeys, nil, &doc); err != nil {
 		return err
 	}
 	for {
@@ -90,7 +90,7 @@ func (c *adminConn) awaitKeys(ctx context.Context, what string, patience time.Du
 	error) {
 	for end := time.Now().Add(patience); ; {
 		var doc control.KeysDoc
-		if err := c.get(ctx, what, control.AdminListNodes, nil, &doc); err != nil {
+		if err := c.get(ctx, what, control.AdminListKeys, nil, &doc); err != nil {
 			return nil, err
 		}
 		if len(doc.Behind) == 0 || time.Now().After(end) {
@@ -104,12 +104,12 @@ func (c *adminConn) awaitKeys(ctx context.Context, what string, patience time.Du
 	}
 }
 
-func newListNodes(a *app) *cobra.Command {
+func newListKeys(a *app) *cobra.Command {
 	cmd := &cobra.Command{
-		Use:   "list-nodes",
+		Use:   "list-keys",
 		Short: "List the nodes that were given a key, and what their keys are good for",
-		Example: `  pstorage list-nodes
-  pstorage list-nodes -o json`,
+		Example: `  pstorage list-keys
+  pstorage list-keys -o json`,
 		Args: cli.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			conn, err := a.admin(cmd.Context())
@@ -118,7 +118,7 @@ func newListNodes(a *app) *cobra.Command {
 			}
 			defer conn.close()
 			var doc control.KeysDoc
-			err = conn.get(cmd.Context(), "list the nodes", control.AdminListNodes, nil, &doc)
+			err = conn.get(cmd.Context(), "list the keys", control.AdminListKeys, nil, &doc)
 			if err != nil {
 				return err
 			}
@@ -155,15 +155,15 @@ func newRevokeNode(a *app) *cobra.Command {
 		Use:   "revoke-node NODE",
 		Short: "Refuse a node's key from now on",
 		Long: `Refuse a node's key from now on: of a client that shall have no access any more, or of
-a host that was stolen. NODE is an ID in pstorage list-nodes, or a host's name if only one
+a host that was stolen. NODE is an ID in pstorage list-keys, or a host's name if only one
 valid node has it. All servers are told at once, and close the node's connections. Chunk
 servers on it are lost with it: remove them first (pstorage rm-cs). What the node learnt
 of the cluster's keys becomes useless with pstorage rotate-keys.`,
-		Example: `  pstorage list-nodes
+		Example: `  pstorage list-keys
   pstorage revoke-node 01c3a5f09e2b7d44`,
 		Args: func(cmd *cobra.Command, list []string) error {
 			if len(list) != 1 {
-				return cli.Usage("one node is needed, %d were given; see pstorage list-nodes", len(list))
+				return cli.Usage("one node is needed, %d were given; see pstorage list-keys", len(list))
 			}
 			args.Node = list[0]
 			return nil

@@ -61,7 +61,17 @@ pstorage-csd serves it; a running one starts it within a second.`,
 	flags.Uint8VarP(&o.tier, "tier", "t", 0, "storage tier, 0 to 3")
 	flags.Var(&o.capacity, "capacity", "most bytes for chunks (default: what is free on the disk)")
 	flags.StringVar(&o.location, "location", "", "`ROOM/ROW/RACK` of this node")
+	a.addOutput(cmd)
 	return cmd
+}
+
+// madeDoc is what make-cs and make-mds print with -o json.
+type madeDoc struct {
+	Cluster string         `json:"cluster"`
+	Dir     string         `json:"dir"`
+	Addr    string         `json:"addr"`
+	Node    uint32         `json:"node,omitempty"`    // number of a metadata server
+	Journal *chunk.Journal `json:"journal,omitempty"` // of a chunk server
 }
 
 func makeCS(a *app, o makeCSOptions, out, warnings io.Writer) error {
@@ -94,10 +104,14 @@ func makeCS(a *app, o makeCSOptions, out, warnings io.Writer) error {
 	if err != nil {
 		return err
 	}
-	if err := formatCS(conf, dir, chunk.FormatOptions{
+	shown := newProgress(warnings, a.output == "json")
+	err = formatCS(conf, dir, chunk.FormatOptions{
 		Cluster: key.Cluster, ClusterName: conf.Name(), Addr: addr.String(), LogPath: journal,
 		LogSize: int64(o.logSize), Capacity: uint64(o.capacity), Tier: o.tier, Location: o.location,
-	}); err != nil {
+		Progress: func(done, total int64) { shown.bytes(chunk.StepMake, done, total) },
+	})
+	shown.end()
+	if err != nil {
 		return err
 	}
 	if n := neighbours(dir.path); o.capacity == 0 && n > 0 {
@@ -105,10 +119,14 @@ func makeCS(a *app, o makeCSOptions, out, warnings io.Writer) error {
 			"node (%d), and each counts on all of what is free: use --capacity\n", n)
 	}
 	warnOfFlushes(warnings, dir.path, journal)
-	fmt.Fprintf(out, "Cluster %s: chunk server made in %s, address %s.\n"+
-		"A running pstorage-csd starts it within a second; otherwise start pstorage-csd.\n",
-		conf.Name(), dir.path, addr)
-	return nil
+	doc := madeDoc{Cluster: conf.Name(), Dir: dir.path, Addr: addr.String()}
+	if made, err := chunk.JournalOf(dir.path); err == nil {
+		doc.Journal = &made
+	}
+	return a.print(out, doc, func(t *table) {
+		t.line("Cluster %s: chunk server made in %s, address %s.", conf.Name(), dir.path, addr)
+		t.line("A running pstorage-csd starts it within a second; otherwise start pstorage-csd.")
+	})
 }
 
 // refuseUsedDir says whose a directory is that already holds a chunk server.

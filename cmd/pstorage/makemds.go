@@ -57,6 +57,7 @@ pstorage-mdsd serves it.`,
 		"set the cluster's password, asked for twice on the terminal")
 	flags.StringVar(&o.mode, "mode", "crc", modeHelp)
 	flags.BoolVarP(&o.fromStdin, "stdin", "P", false, "read the password from standard input")
+	a.addOutput(cmd)
 	return cmd
 }
 
@@ -101,10 +102,12 @@ func makeMDS(ctx context.Context, a *app, o makeMDSOptions, in passwordInput, ou
 	if err := initCluster(conf, []newServer{{dir, addr}}, password, secure); err != nil {
 		return err
 	}
-	fmt.Fprintf(out, "Cluster %s: metadata server made in %s, address %s.\n"+
-		"Start it with pstorage-mdsd; then make chunk servers with: pstorage -c %s make-cs -r DIR\n",
-		conf.Name(), dir.path, addr, conf.Name())
-	return nil
+	doc := madeDoc{Cluster: conf.Name(), Dir: dir.path, Addr: addr.String(), Node: 1}
+	return a.print(out, doc, func(t *table) {
+		t.line("Cluster %s: metadata server made in %s, address %s.", conf.Name(), dir.path, addr)
+		t.line("Start it with pstorage-mdsd; then make chunk servers with: pstorage -c %s make-cs -r DIR",
+			conf.Name())
+	})
 }
 
 const modeHelp = "of the data's connections: `crc` or secure (encrypted); set-config changes it"

@@ -78,13 +78,15 @@ func joinMDS(ctx context.Context, a *app, o makeMDSOptions, out io.Writer) (err 
 	if err := conf.SaveBS(addrs); err != nil {
 		return cli.Fail("", err, advice(err))
 	}
-	fmt.Fprintf(out, "Cluster %s: metadata server %d made in %s, address %s.\n"+
-		"Start it with pstorage-mdsd; it votes when it has caught up.\n", conf.Name(), doc.Node,
-		dir.path, addr)
-	if why := mds.VoterWarning(len(doc.MDS)); why != "" {
-		fmt.Fprintln(out, "Warning:", why)
-	}
-	return nil
+	made := madeDoc{Cluster: conf.Name(), Dir: dir.path, Addr: addr.String(), Node: doc.Node}
+	return a.print(out, made, func(t *table) {
+		t.line("Cluster %s: metadata server %d made in %s, address %s.", conf.Name(), doc.Node,
+			dir.path, addr)
+		t.line("Start it with pstorage-mdsd; it votes when it has caught up.")
+		if why := mds.VoterWarning(len(doc.MDS)); why != "" {
+			t.line("Warning: %s", why)
+		}
+	})
 }
 
 // formatJoined makes the directory of a server that the cluster knows already.

@@ -58,7 +58,14 @@ What can't be had is named in errors.txt; the cluster needn't be up.`,
 	flags.StringVarP(&o.file, "file", "f", "",
 		"write it to `FILE` (default pstorage-report-HOST-TIME.tar.gz here)")
 	flags.StringArrayVar(&o.logs, "log", nil, "add the end of this log `FILE` (several times)")
+	a.addOutput(cmd)
 	return cmd
+}
+
+// reportDoc is what report -o json prints.
+type reportDoc struct {
+	File    string   `json:"file"`
+	Missing []string `json:"missing"` // what couldn't be had, and why
 }
 
 // report is being collected.
@@ -97,11 +104,13 @@ func writeReport(ctx context.Context, a *app, o reportOptions, out io.Writer) er
 		os.Remove(o.file)
 		return cli.Fail("write "+o.file, err, "")
 	}
-	fmt.Fprintf(out, "%s\n", o.file)
-	for _, e := range r.errs {
-		fmt.Fprintf(out, "not in it: %s\n", clean(e))
-	}
-	return nil
+	doc := reportDoc{o.file, append([]string{}, r.errs...)}
+	return a.print(out, doc, func(t *table) {
+		t.line("%s", o.file)
+		for _, e := range r.errs {
+			t.line("not in it: %s", clean(e))
+		}
+	})
 }
 
 // collect adds everything. An error is one of writing; what can't be had is noted.

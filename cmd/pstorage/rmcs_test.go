@@ -72,7 +72,8 @@ func (n *node) verify(file string) *verifier {
 			out, err := exec.CommandContext(ctx, "timeout", "-k", "1", "120", "fio", "--name=v",
 				"--filename="+file, "--size=512m", "--io_size=24m", "--rw=randwrite", "--bs=4k",
 				"--bssplit=4k/70:64k/30", "--ioengine=libaio", "--iodepth=8", "--direct=1",
-				"--verify=crc32c", "--verify_fatal=1", "--randrepeat=0", "--thread",
+				"--verify=crc32c", "--verify_fatal=1", "--verify_state_save=0",
+				"--randrepeat=0", "--thread",
 				fmt.Sprint("--randseed=", v.rounds+1), "--output-format=terse").CombinedOutput()
 			if ctx.Err() != nil {
 				return

@@ -39,6 +39,7 @@ once.`,
 		},
 	}
 	cmd.Flags().DurationVarP(&interval, "interval", "i", interval, "time between two refreshes")
+	a.addOutput(cmd)
 	return cmd
 }
 
@@ -46,6 +47,12 @@ once.`,
 type topView struct {
 	stat   control.StatDoc
 	events []control.EventDoc // oldest first
+}
+
+// topDoc is what top -o json prints, once.
+type topDoc struct {
+	Stat   control.StatDoc    `json:"stat"`
+	Events []control.EventDoc `json:"events"`
 }
 
 func runTop(ctx context.Context, a *app, interval time.Duration, out io.Writer) error {
@@ -59,6 +66,9 @@ func runTop(ctx context.Context, a *app, interval time.Duration, out io.Writer) 
 		return err
 	}
 	file, ok := out.(*os.File)
+	if a.output == "json" {
+		return a.print(out, topDoc{view.stat, view.events}, nil)
+	}
 	if !ok || !term.IsTerminal(int(file.Fd())) || !term.IsTerminal(int(os.Stdin.Fd())) {
 		_, err := out.Write(render(func(t *table) {
 			showStat(t, view.stat)

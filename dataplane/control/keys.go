@@ -50,7 +50,7 @@ type GrantNodeReq struct {
 // The commands of AdminReq about keys.
 const (
 	AdminRotateKeys = "rotate-keys" // RotateKeysArgs -> KeysDoc
-	AdminListNodes  = "list-nodes"  // none -> KeysDoc
+	AdminListKeys   = "list-keys"   // none -> KeysDoc
 	AdminRevokeNode = "revoke-node" // RevokeNodeArgs -> KeysDoc
 )
 

@@ -6,6 +6,7 @@ import (
 	"pstorage/dataplane"
 	"pstorage/dataplane/client"
 	"pstorage/dataplane/control"
+	"pstorage/uring"
 )
 
 // backend is what the file system needs of a cluster: the methods of client.Client and client.File,
@@ -32,11 +33,16 @@ type backend interface {
 	Grow(ctx context.Context, f *client.File, size uint64) error
 	Seek(ctx context.Context, f *client.File, off int64, hole bool) (int64, error)
 
-	// Do starts op; op.Done is called on any thread and doesn't block. Gone is closed when that
-	// may never happen any more.
+	// Do starts op; op.Done is called on the loop's thread and doesn't block. Gone is closed when
+	// that may never happen any more.
 	Do(op *client.Op)
 	Cancel(op *client.Op)
 	Gone() <-chan struct{}
+	// Start and Stop are Do and Cancel for callers on the loop's thread. Done isn't called from
+	// inside them.
+	Start(op *client.Op)
+	Stop(op *client.Op)
+	Loop() *uring.Loop
 	// ID tells this client from others.
 	ID() uint64
 }
@@ -59,5 +65,9 @@ func (cluster) Grow(ctx context.Context, f *client.File, size uint64) error {
 func (cluster) Seek(ctx context.Context, f *client.File, off int64, hole bool) (int64, error) {
 	return f.Seek(ctx, off, hole)
 }
+
+func (c cluster) Start(op *client.Op) { c.Engine().Submit(op) }
+
+func (c cluster) Stop(op *client.Op) { c.Engine().Cancel(op) }
 
 func (c cluster) Gone() <-chan struct{} { return c.Loop().Done() }

@@ -27,6 +27,7 @@ import (
 	"pstorage/dataplane/control"
 	"pstorage/dataplane/session"
 	"pstorage/mds"
+	"pstorage/uring"
 )
 
 // These tests mount a real cluster: a metadata server, three chunk servers and the mount are
@@ -38,7 +39,7 @@ func roleCred(role dataplane.Role, id uint64) *session.Credentials {
 		Key: [32]byte{1, 2, 3}, Role: role, ID: id, Name: fmt.Sprint(role, id)}
 }
 
-// runRole is the main of such a process: ROLE DIR MDS-ADDRESS. It says "ready" and runs until it
+// runRole is the main of such a process: ROLE DIR MDS-ADDRESS [TRANSPORT]. It says "ready" and runs until it
 // is told to end.
 func runRole(args []string) error {
 	role, dir, addr := args[0], args[1], args[2]
@@ -73,11 +74,16 @@ func runRole(args []string) error {
 	case "mount":
 		mountedOn = dir
 		c, err := client.Open(ctx, client.ClientOptions{Cred: roleCred(dataplane.RoleClient, 0),
-			MDSAddrs: mdsAddrs, Log: log})
+			MDSAddrs: mdsAddrs, Log: log,
+			Loop: uring.LoopOptions{Ring: uring.RingOptions{Flags: LoopFlags}}})
 		if err != nil {
 			return err
 		}
-		s, err := Mount(ctx, Options{Client: c, Mountpoint: dir, Log: log, AllowOther: true})
+		o := Options{Client: c, Mountpoint: dir, Log: log, AllowOther: true, OverRing: Off}
+		if args[3] == "ring" {
+			o.OverRing = On
+		}
+		s, err := Mount(ctx, o)
 		if err != nil {
 			return err
 		}
@@ -155,18 +161,25 @@ type realCluster struct {
 	cs    []*process
 	mount *process
 	at    string
+
+	transport string
 }
 
-func startCluster(t testing.TB) *realCluster {
-	t.Helper()
-	if os.Geteuid() != 0 {
-		t.Skip("mounting needs root")
+// overBothClusters runs test on a cluster for each transport.
+func overBothClusters(t *testing.T, test func(t *testing.T, c *realCluster)) {
+	for _, transport := range transports {
+		t.Run(transport, func(t *testing.T) { test(t, startCluster(t, transport)) })
 	}
+}
+
+func startCluster(t testing.TB, transport string) *realCluster {
+	t.Helper()
+	needTransport(t, transport)
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)
 	}
-	c := &realCluster{t: t, dir: t.TempDir(), addr: l.Addr().String(), cs: make([]*process, 3)}
+	c := &realCluster{t: t, transport: transport, dir: t.TempDir(), addr: l.Addr().String(), cs: make([]*process, 3)}
 	l.Close()
 	c.startServers()
 	c.startMount("mnt1")
@@ -205,7 +218,7 @@ func (c *realCluster) startMount(name string) {
 	if err := os.Mkdir(c.at, 0700); err != nil {
 		c.t.Fatal(err)
 	}
-	c.mount = startRole(c.t, c.dir, "mount", c.at, c.addr)
+	c.mount = startRole(c.t, c.dir, "mount", c.at, c.addr, c.transport)
 }
 
 func (c *realCluster) umount() {
@@ -258,8 +271,9 @@ func (c *realCluster) run(name string, args ...string) string {
 }
 
 // TestClusterKillAll: what was written is there after everything was killed and started again.
-func TestClusterKillAll(t *testing.T) {
-	c := startCluster(t)
+func TestClusterKillAll(t *testing.T) { overBothClusters(t, testClusterKillAll) }
+
+func testClusterKillAll(t *testing.T, c *realCluster) {
 	data := randomBytes(1, 70<<20)
 	check := func() {
 		t.Helper()
@@ -293,8 +307,9 @@ func TestClusterKillAll(t *testing.T) {
 }
 
 // TestClusterLosesServer: I/O goes on while a chunk server is killed.
-func TestClusterLosesServer(t *testing.T) {
-	c := startCluster(t)
+func TestClusterLosesServer(t *testing.T) { overBothClusters(t, testClusterLosesServer) }
+
+func testClusterLosesServer(t *testing.T, c *realCluster) {
 	const size = 32 << 20
 	f, err := os.Create(filepath.Join(c.at, "f"))
 	must(t, err)
@@ -335,8 +350,9 @@ func TestClusterLosesServer(t *testing.T) {
 }
 
 // TestClusterImage: an ext4 image through a loop device with direct I/O, and fio with verification.
-func TestClusterImage(t *testing.T) {
-	c := startCluster(t)
+func TestClusterImage(t *testing.T) { overBothClusters(t, testClusterImage) }
+
+func testClusterImage(t *testing.T, c *realCluster) {
 	image := filepath.Join(c.at, "image")
 	must(t, os.WriteFile(image, nil, 0600))
 	must(t, os.Truncate(image, 256<<20))

@@ -153,6 +153,11 @@ func (fs *fileSystem) Flush(cancel <-chan struct{}, in *fuse.FlushIn) fuse.Statu
 // pushEvery is how often at most an fsync sends the time of modification, too.
 const pushEvery = 30 * time.Second
 
+// timesDue says whether an fsync has to send the time of modification.
+func (n *node) timesDue() bool {
+	return n.wrote.Load() != 0 && time.Now().UnixNano()-n.pushed.Load() > int64(pushEvery)
+}
+
 // pushTimes tells the MDS when the file was written last.
 func (fs *fileSystem) pushTimes(ctx context.Context, n *node) {
 	w := n.wrote.Swap(0)
@@ -166,21 +171,19 @@ func (fs *fileSystem) pushTimes(ctx context.Context, n *node) {
 	}
 }
 
-// Fsync implements fuse.RawFileSystem.
+// Fsync implements fuse.RawFileSystem, for those that call.begin doesn't do itself.
 func (fs *fileSystem) Fsync(cancel <-chan struct{}, in *fuse.FsyncIn) fuse.Status {
 	h := fs.handle(in.Fh)
 	if h == nil {
 		return fuse.EBADF
 	}
-	if h.node.wrote.Load() != 0 &&
-		time.Now().UnixNano()-h.node.pushed.Load() > int64(pushEvery) {
+	if h.node.timesDue() {
 		ctx, stop := fs.context(cancel)
 		fs.pushTimes(ctx, h.node)
 		stop()
 	}
 	r := newRequest(client.Flush, h.file, 0)
-	_, status := fs.run(r, cancel)
-	return status
+	return fs.run(r, cancel)
 }
 
 // Fallocate implements fuse.RawFileSystem. Space isn't reserved; the file grows, or a range is
@@ -213,7 +216,7 @@ func (fs *fileSystem) Fallocate(cancel <-chan struct{}, in *fuse.FallocateIn) fu
 		r.op.Right = h.right
 		r.op.Length = int64(in.Length)
 		h.node.wrote.Store(time.Now().UnixNano())
-		if _, status := fs.run(r, cancel); status != fuse.OK {
+		if status := fs.run(r, cancel); status != fuse.OK {
 			return status
 		}
 	}

@@ -63,11 +63,22 @@ var mountedOn string
 func serve(dir, options string) {
 	o := Options{Mountpoint: dir, ReadOnly: strings.Contains(options, "ro"),
 		Grace: 500 * time.Millisecond, AllowOther: true}
+	o.OverRing = Off
+	if strings.Contains(options, "ring") {
+		o.OverRing = On
+	}
 	m := newMemory()
 	if o.ReadOnly {
 		m.Mkdir("d")
 	}
-	s, err := mount(context.Background(), o, m)
+	b := backend(m)
+	if strings.Contains(options, "null") {
+		b = newNull(m)
+	}
+	s, err := mount(context.Background(), o, b)
+	if err == nil && s.OverRing() != (o.OverRing == On) {
+		err = errors.New("the kernel chose the other transport")
+	}
 	if err != nil {
 		fmt.Println(err)
 		os.Exit(1)
@@ -92,8 +103,18 @@ func (m *memory) Mkdir(name string) {
 	m.nodes[m.last].attr.File, m.nodes[m.last].attr.Type = m.last, 2
 }
 
-// mounted returns a directory where a file system is mounted until the test ends.
-func mounted(t *testing.T, options string) string {
+// overBoth runs test on a mount with requests by /dev/fuse, and on one with requests over io_uring.
+func overBoth(t *testing.T, options string, test func(t *testing.T, dir string)) {
+	for _, transport := range transports {
+		t.Run(transport, func(t *testing.T) { test(t, mounted(t, options+" "+transport)) })
+	}
+}
+
+// The transports, as options of a mounted file system.
+var transports = []string{"device", "ring"}
+
+// needTransport skips the test if there is no such transport here.
+func needTransport(t testing.TB, transport string) {
 	t.Helper()
 	if os.Geteuid() != 0 {
 		t.Skip("mounting needs root")
@@ -101,7 +122,32 @@ func mounted(t *testing.T, options string) string {
 	if _, err := os.Stat("/dev/fuse"); err != nil {
 		t.Skip("no /dev/fuse: ", err)
 	}
-	dir := t.TempDir()
+	if transport != "ring" {
+		return
+	}
+	old, err := os.ReadFile(enableParameter)
+	if err != nil {
+		t.Skip("no FUSE over io_uring: ", err)
+	}
+	if err := enableRing(enableParameter); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { os.WriteFile(enableParameter, old[:1], 0) })
+}
+
+// mounted returns a directory where a file system is mounted until the test ends.
+func mounted(t testing.TB, options string) string {
+	t.Helper()
+	dir, _ := mountedAs(t, options)
+	return dir
+}
+
+// mountedAs is mounted, and says which process serves.
+func mountedAs(t testing.TB, options string) (dir string, pid int) {
+	t.Helper()
+	fields := strings.Fields(options)
+	needTransport(t, fields[len(fields)-1])
+	dir = t.TempDir()
 	cmd := exec.Command(os.Args[0])
 	cmd.Env = append(os.Environ(), "PSTORAGE_FUSE_SERVE="+dir, "PSTORAGE_FUSE_OPTIONS="+options)
 	cmd.Stderr = os.Stderr
@@ -131,10 +177,10 @@ func mounted(t *testing.T, options string) string {
 			t.Errorf("the server ended: %v", err)
 		}
 	})
-	return dir
+	return dir, cmd.Process.Pid
 }
 
-func must(t *testing.T, err error) {
+func must(t testing.TB, err error) {
 	t.Helper()
 	if err != nil {
 		t.Fatal(err)
@@ -148,8 +194,9 @@ func is(t *testing.T, what string, err, want error) {
 	}
 }
 
-func TestNames(t *testing.T) {
-	dir := mounted(t, "")
+func TestNames(t *testing.T) { overBoth(t, "", testNames) }
+
+func testNames(t *testing.T, dir string) {
 	p := func(name string) string { return filepath.Join(dir, name) }
 	must(t, os.Mkdir(p("a"), 0750))
 	must(t, os.WriteFile(p("a/f"), []byte("one"), 0640))
@@ -202,8 +249,9 @@ func TestNames(t *testing.T) {
 	}
 }
 
-func TestReadDir(t *testing.T) {
-	dir := mounted(t, "")
+func TestReadDir(t *testing.T) { overBoth(t, "", testReadDir) }
+
+func testReadDir(t *testing.T, dir string) {
 	var want []string
 	for i := range 1500 {
 		name := fmt.Sprintf("entry-%04d-%s", i, strings.Repeat("n", i%100))
@@ -229,8 +277,9 @@ func TestReadDir(t *testing.T) {
 	}
 }
 
-func TestData(t *testing.T) {
-	dir := mounted(t, "")
+func TestData(t *testing.T) { overBoth(t, "", testData) }
+
+func testData(t *testing.T, dir string) {
 	name := filepath.Join(dir, "f")
 	f, err := os.Create(name)
 	must(t, err)
@@ -291,8 +340,9 @@ func aligned(n int) []byte {
 	return b[skip : skip+uintptr(n)]
 }
 
-func TestDirectAndParallel(t *testing.T) {
-	dir := mounted(t, "")
+func TestDirectAndParallel(t *testing.T) { overBoth(t, "", testDirectAndParallel) }
+
+func testDirectAndParallel(t *testing.T, dir string) {
 	name := filepath.Join(dir, "f")
 	fd, err := unix.Open(name, unix.O_RDWR|unix.O_CREAT|unix.O_DIRECT, 0600)
 	must(t, err)
@@ -323,8 +373,9 @@ func TestDirectAndParallel(t *testing.T) {
 	all.Wait()
 }
 
-func TestMmap(t *testing.T) {
-	dir := mounted(t, "")
+func TestMmap(t *testing.T) { overBoth(t, "", testMmap) }
+
+func testMmap(t *testing.T, dir string) {
 	name := filepath.Join(dir, "f")
 	data := bytes.Repeat([]byte("mapped..."), 5000)
 	must(t, os.WriteFile(name, data, 0600))
@@ -347,8 +398,9 @@ func TestMmap(t *testing.T) {
 	}
 }
 
-func TestFallocateAndSeek(t *testing.T) {
-	dir := mounted(t, "")
+func TestFallocateAndSeek(t *testing.T) { overBoth(t, "", testFallocateAndSeek) }
+
+func testFallocateAndSeek(t *testing.T, dir string) {
 	f, err := os.Create(filepath.Join(dir, "f"))
 	must(t, err)
 	defer f.Close()
@@ -387,8 +439,9 @@ func TestFallocateAndSeek(t *testing.T) {
 	is(t, "SEEK_DATA behind the end", err, syscall.ENXIO)
 }
 
-func TestAttributes(t *testing.T) {
-	dir := mounted(t, "")
+func TestAttributes(t *testing.T) { overBoth(t, "", testAttributes) }
+
+func testAttributes(t *testing.T, dir string) {
 	name := filepath.Join(dir, "f")
 	must(t, os.WriteFile(name, []byte("x"), 0600))
 	must(t, os.Chmod(name, 0741))
@@ -438,8 +491,9 @@ func TestAttributes(t *testing.T) {
 		syscall.ENOTSUP)
 }
 
-func TestRemovedWhileOpen(t *testing.T) {
-	dir := mounted(t, "")
+func TestRemovedWhileOpen(t *testing.T) { overBoth(t, "", testRemovedWhileOpen) }
+
+func testRemovedWhileOpen(t *testing.T, dir string) {
 	must(t, os.Mkdir(filepath.Join(dir, "d"), 0700))
 	for i, remove := range []func(string) error{
 		os.Remove,
@@ -478,8 +532,9 @@ func TestRemovedWhileOpen(t *testing.T) {
 	must(t, os.Remove(filepath.Join(dir, "d")))
 }
 
-func TestReadOnly(t *testing.T) {
-	dir := mounted(t, "ro")
+func TestReadOnly(t *testing.T) { overBoth(t, "ro", testReadOnly) }
+
+func testReadOnly(t *testing.T, dir string) {
 	_, err := os.Create(filepath.Join(dir, "f"))
 	is(t, "create", err, syscall.EROFS)
 	is(t, "mkdir", os.Mkdir(filepath.Join(dir, "e"), 0700), syscall.EROFS)
@@ -490,8 +545,9 @@ func TestReadOnly(t *testing.T) {
 
 // TestErrno: each kind of failure reaches the user as the errno in the one table, except for
 // EAGAIN, which files don't have.
-func TestErrno(t *testing.T) {
-	dir := mounted(t, "")
+func TestErrno(t *testing.T) { overBoth(t, "", testErrno) }
+
+func testErrno(t *testing.T, dir string) {
 	for kind := dataplane.Kind(1); kind.Valid(); kind++ {
 		_, err := os.Lstat(filepath.Join(dir, "kind-"+strings.ReplaceAll(kind.String(), " ", "-")))
 		want := kind.Errno()
@@ -520,8 +576,9 @@ func TestErrno(t *testing.T) {
 }
 
 // TestKilledWhileWaiting: a process whose I/O hangs can be killed, after the grace.
-func TestKilledWhileWaiting(t *testing.T) {
-	dir := mounted(t, "")
+func TestKilledWhileWaiting(t *testing.T) { overBoth(t, "", testKilledWhileWaiting) }
+
+func testKilledWhileWaiting(t *testing.T, dir string) {
 	name := filepath.Join(dir, "f")
 	must(t, os.WriteFile(name, []byte("data"), 0600))
 	must(t, unix.Setxattr(name, "user.hang", nil, 0))
@@ -561,8 +618,9 @@ func TestMountErrors(t *testing.T) {
 }
 
 // TestLoopDevice: a file system in an image on the mount, through a loop device with direct I/O.
-func TestLoopDevice(t *testing.T) {
-	dir := mounted(t, "")
+func TestLoopDevice(t *testing.T) { overBoth(t, "", testLoopDevice) }
+
+func testLoopDevice(t *testing.T, dir string) {
 	image := filepath.Join(dir, "image")
 	must(t, os.WriteFile(image, nil, 0600))
 	must(t, os.Truncate(image, 64<<20))

@@ -7,17 +7,16 @@ import (
 
 	"github.com/hanwen/go-fuse/v2/fuse"
 
-	"pstorage/dataplane"
 	"pstorage/dataplane/client"
 )
 
-// This file is data: the kernel's READ and WRITE requests.
+// This file is operations of the client's engine on behalf of go-fuse's goroutines: what isn't as
+// frequent as READ and WRITE, see call.go.
 
-// request is one of them on its way, and the reply to a READ.
+// request is one of them on its way.
 type request struct {
 	op   client.Op
 	done chan struct{}
-	data []byte
 	once bool // not for the pool: a cancellation of op may still be on its way
 }
 
@@ -30,109 +29,35 @@ var requests = sync.Pool{New: func() any {
 func newRequest(kind client.OpKind, f *client.File, off int64) *request {
 	r := requests.Get().(*request)
 	r.op.Kind, r.op.File, r.op.Offset = kind, f, off
-	r.op.Length, r.op.FUA, r.op.Right = 0, false, 0
+	r.op.Length, r.op.Right = 0, 0
 	return r
 }
 
-func (r *request) free() {
-	r.op.File, r.op.Buf, r.op.Err, r.data = nil, nil, nil, nil
-	if !r.once {
-		requests.Put(r)
-	}
-}
-
-// Bytes, Size and Done implement fuse.ReadResult.
-func (r *request) Bytes([]byte) ([]byte, fuse.Status) { return r.data, fuse.OK }
-
-// Size implements fuse.ReadResult.
-func (r *request) Size() int { return len(r.data) }
-
-// Done implements fuse.ReadResult: the reply was sent.
-func (r *request) Done() { r.free() }
-
-// Read implements fuse.RawFileSystem.
-func (fs *fileSystem) Read(cancel <-chan struct{}, in *fuse.ReadIn, buf []byte) (fuse.ReadResult,
-	fuse.Status) {
-	h := fs.handle(in.Fh)
-	switch {
-	case h == nil:
-		return nil, fuse.EBADF
-	case in.Offset > client.MaxFileSize-maxWrite:
-		return fuse.ReadResultData(nil), fuse.OK
-	}
-	r := newRequest(client.Read, h.file, int64(in.Offset))
-	r.op.Buf = buf[:min(len(buf), int(in.Size))]
-	if status := fs.wait(r, cancel); status != fuse.OK {
-		return nil, status
-	}
-	r.data = r.op.Buf[:r.op.N]
-	return r, fuse.OK
-}
-
-// Write implements fuse.RawFileSystem.
-func (fs *fileSystem) Write(cancel <-chan struct{}, in *fuse.WriteIn, data []byte) (uint32,
-	fuse.Status) {
-	h := fs.handle(in.Fh)
-	switch {
-	case h == nil || !h.write:
-		return 0, fuse.EBADF
-	case in.Offset > client.MaxFileSize-maxWrite:
-		return 0, fuse.Status(syscall.EFBIG)
-	}
-	r := newRequest(client.Write, h.file, int64(in.Offset))
-	r.op.Buf, r.op.Right = data, h.right
-	n, status := fs.run(r, cancel)
-	if status == fuse.OK {
-		h.node.wrote.Store(time.Now().UnixNano())
-	}
-	return uint32(n), status
-}
-
 // run starts r, waits for it and frees it.
-func (fs *fileSystem) run(r *request, cancel <-chan struct{}) (int, fuse.Status) {
-	if status := fs.wait(r, cancel); status != fuse.OK {
-		return 0, status
-	}
-	n := r.op.N
-	r.free()
-	return n, fuse.OK
-}
-
-// wait starts r and waits for it. If that isn't answered OK, r is gone.
-func (fs *fileSystem) wait(r *request, cancel <-chan struct{}) fuse.Status {
+func (fs *fileSystem) run(r *request, cancel <-chan struct{}) fuse.Status {
 	fs.b.Do(&r.op)
 	select {
 	case <-r.done:
-	case <-cancel:
-		return fs.interrupted(r)
 	case <-fs.b.Gone():
 		return fuse.Status(syscall.ESHUTDOWN) // r is left to whoever may still hold it
+	case <-cancel:
+		if !fs.interrupted(r) {
+			return fuse.Status(syscall.ESHUTDOWN)
+		}
 	}
-	return fs.outcome(r)
-}
-
-// outcome is the status of r, which is done; r is freed if it failed.
-func (fs *fileSystem) outcome(r *request) fuse.Status {
-	err := r.op.Err
-	if err == nil {
-		return fuse.OK
+	status := fuse.OK
+	if r.op.Err != nil {
+		status = fs.ioStatus(&r.op, r.once)
 	}
-	var status fuse.Status
-	switch kind := dataplane.KindOf(err); {
-	case kind == dataplane.NotFound: // removed by another host
-		status = fuse.Status(syscall.ESTALE)
-	case kind == dataplane.Closed && r.once:
-		status = fuse.EINTR
-	default:
-		status = fs.status(r.op.Kind.String(), err)
+	r.op.File, r.op.Err = nil, nil
+	if !r.once {
+		requests.Put(r)
 	}
-	r.free()
 	return status
 }
 
-// interrupted goes on waiting for r: a signal alone is no reason to fail an I/O that is about to
-// succeed. After the grace it is canceled.
-func (fs *fileSystem) interrupted(r *request) fuse.Status {
+// interrupted goes on waiting for r, as call.interrupt does. It says false if r never ends.
+func (fs *fileSystem) interrupted(r *request) bool {
 	t := time.NewTimer(fs.o.Grace)
 	defer t.Stop()
 	for {
@@ -141,9 +66,9 @@ func (fs *fileSystem) interrupted(r *request) fuse.Status {
 			r.once = true
 			fs.b.Cancel(&r.op)
 		case <-fs.b.Gone():
-			return fuse.Status(syscall.ESHUTDOWN)
+			return false
 		case <-r.done:
-			return fs.outcome(r)
+			return true
 		}
 	}
 }

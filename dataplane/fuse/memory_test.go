@@ -11,6 +11,7 @@ import (
 	"pstorage/dataplane"
 	"pstorage/dataplane/client"
 	"pstorage/dataplane/control"
+	"pstorage/uring"
 )
 
 // memory is a backend in memory: names and data as a cluster has them, without the cluster.
@@ -20,7 +21,7 @@ type memory struct {
 	opened map[*client.File]*memNode
 	last   dataplane.FileID
 	hung   map[*client.Op]bool
-	gone   chan struct{}
+	loop   *uring.Loop
 }
 
 type memNode struct {
@@ -38,10 +39,26 @@ var _ backend = (*memory)(nil)
 
 func newMemory() *memory {
 	m := &memory{nodes: map[dataplane.FileID]*memNode{}, opened: map[*client.File]*memNode{},
-		last: dataplane.RootID, hung: map[*client.Op]bool{}, gone: make(chan struct{})}
+		last: dataplane.RootID, hung: map[*client.Op]bool{}}
 	m.nodes[dataplane.RootID] = &memNode{entries: map[string]dataplane.FileID{},
 		attr: control.Attr{File: dataplane.RootID, Type: control.TypeDir, Mode: 0755, Links: 2}}
+	m.loop = newTestLoop()
 	return m
+}
+
+// newTestLoop runs a loop until the process ends.
+func newTestLoop() *uring.Loop {
+	l, err := uring.NewLoop(uring.LoopOptions{Ring: uring.RingOptions{Flags: LoopFlags},
+		PoolSize: 1 << 20})
+	if err != nil {
+		panic(err)
+	}
+	go func() {
+		if err := l.Run(); err != nil {
+			panic(err)
+		}
+	}()
+	return l
 }
 
 func fail(k dataplane.Kind) error { return dataplane.E("memory", k, nil) }
@@ -361,12 +378,12 @@ func (n *memNode) each(off int64, p []byte, fn func(mem *[]byte, from int64, pie
 	}
 }
 
-func (m *memory) Do(op *client.Op) {
-	go func() {
-		if m.do(op) {
-			op.Done(op)
-		}
-	}()
+func (m *memory) Do(op *client.Op) { go m.Start(op) }
+
+func (m *memory) Start(op *client.Op) {
+	if m.do(op) {
+		m.loop.Post(func() { op.Done(op) })
+	}
 }
 
 func (m *memory) do(op *client.Op) bool {
@@ -410,16 +427,19 @@ func (m *memory) do(op *client.Op) bool {
 	return true
 }
 
-func (m *memory) Cancel(op *client.Op) {
+func (m *memory) Cancel(op *client.Op) { m.Stop(op) }
+
+func (m *memory) Stop(op *client.Op) {
 	m.mu.Lock()
 	hung := m.hung[op]
 	delete(m.hung, op)
 	m.mu.Unlock()
 	if hung {
 		op.Err = fail(dataplane.Closed)
-		op.Done(op)
+		m.loop.Post(func() { op.Done(op) })
 	}
 }
 
-func (m *memory) Gone() <-chan struct{} { return m.gone }
+func (m *memory) Loop() *uring.Loop     { return m.loop }
+func (m *memory) Gone() <-chan struct{} { return m.loop.Done() }
 func (m *memory) ID() uint64            { return 0xabc }

@@ -13,9 +13,11 @@ import (
 	"time"
 
 	"github.com/hanwen/go-fuse/v2/fuse"
+	"golang.org/x/sys/unix"
 
 	"pstorage/dataplane"
 	"pstorage/dataplane/client"
+	"pstorage/uring"
 )
 
 // Options of Mount. Client and Mountpoint are needed.
@@ -33,9 +35,25 @@ type Options struct {
 	// Grace is for how long a waiting request can't be interrupted by a signal; default 10 s. (A Go
 	// program gets signals all the time, so a request doesn't end at the first one.)
 	Grace time.Duration
-	// Debug logs every request of the kernel.
+	// OverRing says whether the kernel's requests come over io_uring. The Client's loop must have
+	// been made with LoopFlags for it.
+	OverRing OverRing
+	// Debug logs every request of the kernel but reads and writes.
 	Debug bool
 }
+
+// OverRing is the choice between FUSE over io_uring and /dev/fuse.
+type OverRing uint8
+
+// The choices. Auto is io_uring where the kernel has it and lets us.
+const (
+	Auto OverRing = iota
+	On
+	Off
+)
+
+// LoopFlags are the set-up flags of a client's loop that FUSE over io_uring needs.
+const LoopFlags = uring.DefaultFlags | uring.SetupSQE128
 
 func (o *Options) setDefaults() {
 	if o.Log == nil {
@@ -54,9 +72,9 @@ func (o *Options) setDefaults() {
 
 // Server is a mounted file system.
 type Server struct {
-	srv        *fuse.Server
 	fs         *fileSystem
 	mountpoint string
+	overRing   bool
 	done       chan struct{}
 }
 
@@ -87,42 +105,85 @@ func mount(ctx context.Context, o Options, b backend) (*Server, error) {
 	if err := checkDir(dir); err != nil {
 		return nil, fmt.Errorf("mount on %s: %w", dir, err)
 	}
+	overRing, err := o.chooseRing(b.Loop(), enableParameter)
+	if err != nil {
+		return nil, fmt.Errorf("mount on %s: %w", dir, err)
+	}
 	fs := newFileSystem(&o, b)
-	mo := mountOptions(&o)
-	srv, err := fuse.NewServer(fs, dir, mo)
+	protocol := fuse.NewProtocolServer(fs, protocolOptions(&o, overRing))
+	fd, flags, err := openDevice(&o, dir, protocol)
 	if err != nil {
 		return nil, fmt.Errorf("mount on %s: %w%s", dir, err, hint(err))
 	}
-	s := &Server{srv: srv, fs: fs, mountpoint: dir, done: make(chan struct{})}
-	go func() {
-		srv.Serve()
-		fs.shutdown()
-		close(s.done)
-	}()
-	if err := srv.WaitMount(); err != nil {
-		srv.Unmount()
+	s := &Server{fs: fs, mountpoint: dir, done: make(chan struct{}),
+		overRing: flags&fuse.CAP_OVER_IO_URING != 0}
+	c := newConn(fs, fd, protocol)
+	if err := s.onLoop(func() error { return c.serve(s.overRing) }); err != nil {
+		unix.Unmount(dir, unix.MNT_FORCE|unix.MNT_DETACH)
 		return nil, fmt.Errorf("mount on %s: %w", dir, err)
 	}
-	o.Log.Info("mounted", "on", dir, "readonly", o.ReadOnly)
+	go s.wait(c)
+	o.Log.Info("mounted", "on", dir, "readonly", o.ReadOnly, "over_io_uring", s.overRing)
 	return s, nil
 }
 
-func mountOptions(o *Options) *fuse.MountOptions {
+// chooseRing says whether to ask the kernel for FUSE over io_uring. parameter is the path of the
+// module's.
+func (o *Options) chooseRing(loop *uring.Loop, parameter string) (bool, error) {
+	if o.OverRing == Off {
+		return false, nil
+	}
+	err := enableRing(parameter)
+	if err == nil && !loop.HasCommands() {
+		err = errors.New("FUSE over io_uring needs entries of 128 bytes, which this ring hasn't")
+	}
+	if err != nil && o.OverRing == On {
+		return false, err
+	}
+	if err != nil {
+		o.Log.Info("requests come by /dev/fuse", "why", err)
+	}
+	return err == nil, nil
+}
+
+// onLoop runs f on the loop's thread.
+func (s *Server) onLoop(f func() error) error {
+	result := make(chan error, 1)
+	s.fs.b.Loop().Post(func() { result <- f() })
+	select {
+	case err := <-result:
+		return err
+	case <-s.fs.b.Gone():
+		return dataplane.E("mount", dataplane.Closed, nil)
+	}
+}
+
+// wait serves the end of c.
+func (s *Server) wait(c *conn) {
+	defer close(s.done)
+	select {
+	case <-c.ended:
+		s.fs.shutdown()
+		s.onLoop(func() error { c.release(); return nil })
+	case <-s.fs.b.Gone():
+		// Nobody answers any more: don't let the users of the mount wait.
+		s.fs.log.Error("the client's event loop ended", "mountpoint", s.mountpoint)
+		unix.Unmount(s.mountpoint, unix.MNT_FORCE|unix.MNT_DETACH)
+		s.fs.shutdown()
+	}
+}
+
+func protocolOptions(o *Options, overRing bool) *fuse.MountOptions {
 	mo := &fuse.MountOptions{
-		AllowOther:        o.AllowOther,
-		Options:           []string{"default_permissions"},
-		FsName:            o.FSName,
 		Name:              "pstorage",
 		MaxBackground:     maxBackground,
 		MaxWrite:          maxWrite,
-		DisableSplice:     true,
-		DirectMountStrict: true,
 		Debug:             o.Debug,
 		Logger:            log.New(logWriter{o.Log}, "", 0),
 		ExtraCapabilities: fuse.CAP_ASYNC_DIO | fuse.CAP_DIRECT_IO_ALLOW_MMAP,
 	}
-	if o.ReadOnly {
-		mo.DirectMountFlags = syscall.MS_NOSUID | syscall.MS_NODEV | syscall.MS_RDONLY
+	if overRing {
+		mo.ExtraCapabilities |= fuse.CAP_OVER_IO_URING
 	}
 	return mo
 }
@@ -168,9 +229,12 @@ func (s *Server) Wait() { <-s.done }
 // Done is closed when the file system was unmounted.
 func (s *Server) Done() <-chan struct{} { return s.done }
 
+// OverRing says whether the kernel's requests come over io_uring.
+func (s *Server) OverRing() bool { return s.overRing }
+
 // Unmount unmounts it. It fails with EBUSY while files are open there.
 func (s *Server) Unmount() error {
-	if err := s.srv.Unmount(); err != nil {
+	if err := unix.Unmount(s.mountpoint, 0); err != nil {
 		return fmt.Errorf("unmount %s: %w", s.mountpoint, err)
 	}
 	<-s.done

@@ -1,0 +1,234 @@
+package fuse
+
+import (
+	"syscall"
+	"time"
+	"unsafe"
+
+	"github.com/hanwen/go-fuse/v2/fuse"
+	"golang.org/x/sys/unix"
+
+	"pstorage/dataplane"
+	"pstorage/dataplane/client"
+	"pstorage/uring"
+)
+
+// call is one request of the kernel at a time, from its arrival to its reply. It belongs to the
+// loop's thread. READ, WRITE and most FSYNCs go to the client's engine there and then, data between
+// the kernel and the chunk servers' connections passing through the call's payload only; anything
+// else is go-fuse's on a goroutine of its own.
+type call struct {
+	c     *conn
+	index int    // in conn.calls
+	mem   []byte // callMemory, outside the Go heap
+	state callState
+
+	opcode uint32 // of the request; its number is in conn.uniques
+
+	// Where the parts of request and reply lie in mem.
+	head    *fuse.InHeader
+	arg     *ioArg
+	reply   *fuse.OutHeader
+	payload []byte
+
+	op       client.Op
+	node     *node // of a write
+	grace    uring.Timer
+	canceled bool // op was, after an interruption
+
+	// A request that is go-fuse's.
+	input  []byte // a copy, because the reply takes its place
+	size   int    // of the reply
+	status fuse.Status
+	work   uring.Work
+
+	// An entry of a queue over io_uring; otherwise headers is nil.
+	headers *ringHeaders
+	cmd     uring.Cmd
+}
+
+type callState uint8
+
+const (
+	callFree  callState = iota // no request
+	callData                   // op is under way
+	callOther                  // go-fuse is at work
+)
+
+func newCall(c *conn) (*call, error) {
+	mem, err := unix.Mmap(-1, 0, callMemory, unix.PROT_READ|unix.PROT_WRITE,
+		unix.MAP_PRIVATE|unix.MAP_ANONYMOUS|unix.MAP_NORESERVE)
+	if err != nil {
+		return nil, err
+	}
+	// Most requests are small: one that touched 4 KiB shouldn't occupy 2 MiB.
+	_ = unix.Madvise(mem, unix.MADV_NOHUGEPAGE)
+	k := &call{c: c, index: len(c.calls), mem: mem, payload: mem[headPage:]}
+	k.head = (*fuse.InHeader)(unsafe.Pointer(&mem[deviceHead]))
+	k.arg = (*ioArg)(unsafe.Pointer(&mem[deviceHead+inHeaderSize]))
+	k.reply = (*fuse.OutHeader)(unsafe.Pointer(&mem[replyHead]))
+	k.op.Done = func(*client.Op) { k.done() }
+	k.grace.Fire = k.graceOver
+	k.work.Run = func(*uring.Work) { k.answer(k.status, k.size) }
+	c.calls = append(c.calls, k)
+	c.uniques = append(c.uniques, 0)
+	return k, nil
+}
+
+// begin acts on the request that has arrived in k, n bytes behind its argument.
+func (k *call) begin(n int) {
+	k.c.uniques[k.index], k.opcode = k.head.Unique, k.head.Opcode
+	k.c.busy++
+	switch k.opcode {
+	case opRead:
+		k.read()
+	case opWrite:
+		k.write(n)
+	case opFsync:
+		if h := k.c.fs.handle(k.arg.Fh); h != nil && !h.node.timesDue() {
+			k.start(client.Flush, h, 0, nil)
+			return
+		}
+		k.other(n)
+	default:
+		k.other(n)
+	}
+}
+
+func (k *call) read() {
+	h := k.c.fs.handle(k.arg.Fh)
+	switch size := int(k.arg.Size); {
+	case h == nil:
+		k.answer(fuse.EBADF, 0)
+	case size > len(k.payload):
+		k.answer(fuse.EINVAL, 0)
+	case k.arg.Offset > client.MaxFileSize-maxWrite:
+		k.answer(fuse.OK, 0)
+	default:
+		k.start(client.Read, h, k.arg.Offset, k.payload[:size])
+	}
+}
+
+func (k *call) write(n int) {
+	h := k.c.fs.handle(k.arg.Fh)
+	switch {
+	case h == nil || !h.write:
+		k.answer(fuse.EBADF, 0)
+	case int(k.arg.Size) != n:
+		k.answer(fuse.EINVAL, 0)
+	case k.arg.Offset > client.MaxFileSize-maxWrite:
+		k.answer(fuse.Status(syscall.EFBIG), 0)
+	default:
+		k.op.Right = h.right
+		k.node = h.node
+		k.start(client.Write, h, k.arg.Offset, k.payload[:n])
+	}
+}
+
+func (k *call) start(kind client.OpKind, h *handle, offset uint64, buf []byte) {
+	k.op.Kind, k.op.File, k.op.Offset, k.op.Buf = kind, h.file, int64(offset), buf
+	k.state = callData
+	k.c.b.Start(&k.op)
+}
+
+// done is the end of op.
+func (k *call) done() {
+	if k.op.Err != nil {
+		k.answer(k.c.fs.ioStatus(&k.op, k.canceled), 0)
+		return
+	}
+	switch k.op.Kind {
+	case client.Read:
+		k.answer(fuse.OK, k.op.N)
+	case client.Write:
+		k.node.wrote.Store(time.Now().UnixNano())
+		*(*fuse.WriteOut)(unsafe.Pointer(&k.payload[0])) = fuse.WriteOut{Size: uint32(k.op.N)}
+		k.answer(fuse.OK, writeOutSize)
+	default:
+		k.answer(fuse.OK, 0)
+	}
+}
+
+// other leaves the request to go-fuse.
+func (k *call) other(n int) {
+	k.state = callOther
+	if h := k.headers; h == nil {
+		k.input = append(k.input[:0], k.mem[deviceHead:][:k.head.Length]...)
+	} else {
+		argSize := int(k.head.Length) - inHeaderSize - n
+		k.input = append(append(append(k.input[:0], h.inOut[:inHeaderSize]...), h.arg[:argSize]...),
+			k.payload[:n]...)
+	}
+	go k.protocol()
+}
+
+// protocol runs on a goroutine.
+func (k *call) protocol() {
+	var head fuse.OutHeader
+	out := [][]byte{unsafe.Slice((*byte)(unsafe.Pointer(&head)), outHeaderSize), k.payload}
+	n, status := k.c.protocol.HandleRequest([][]byte{k.input}, out)
+	k.size, k.status = max(0, n-outHeaderSize), status
+	if status == fuse.OK {
+		k.status = fuse.Status(-head.Status)
+	}
+	k.c.loop.PostWork(&k.work)
+}
+
+// answer ends the request with a status and, if that is OK, n bytes of payload.
+func (k *call) answer(status fuse.Status, n int) {
+	if status != fuse.OK {
+		n = 0
+	}
+	if k.grace.Armed() {
+		k.c.loop.Disarm(&k.grace)
+	}
+	unique := k.c.uniques[k.index]
+	k.c.uniques[k.index] = 0
+	k.c.busy--
+	k.state, k.canceled = callFree, false
+	k.op.File, k.op.Buf, k.op.Right, k.op.Err, k.node = nil, nil, 0, nil, nil
+	*k.reply = fuse.OutHeader{Length: uint32(outHeaderSize + n), Status: -int32(status),
+		Unique: unique}
+	if k.headers != nil {
+		k.commit(n)
+	} else {
+		k.send(n)
+	}
+}
+
+// interrupt is told that a signal waits for the process whose request this is. A signal alone is no
+// reason to fail an I/O that is about to succeed: it is canceled after the grace. (A Go program
+// gets signals all the time.)
+func (k *call) interrupt() {
+	switch {
+	case k.grace.Armed():
+	case k.state == callData:
+		k.c.loop.Arm(&k.grace, int64(k.c.fs.o.Grace))
+	case k.state == callOther && !k.c.interruptOther(k):
+		k.c.loop.Arm(&k.grace, int64(tellAgain)) // its goroutine hasn't got that far
+	}
+}
+
+// tellAgain is when go-fuse is told of an interruption again if it didn't know the request yet.
+const tellAgain = time.Millisecond
+
+func (k *call) graceOver() {
+	switch k.state {
+	case callData:
+		k.canceled = true
+		k.c.b.Stop(&k.op)
+	case callOther:
+		k.interrupt()
+	}
+}
+
+// ioStatus is what the kernel is told about an op that failed.
+func (fs *fileSystem) ioStatus(op *client.Op, canceled bool) fuse.Status {
+	switch kind := dataplane.KindOf(op.Err); {
+	case kind == dataplane.NotFound: // removed by another host
+		return fuse.Status(syscall.ESTALE)
+	case kind == dataplane.Closed && canceled:
+		return fuse.EINTR
+	}
+	return fs.status(op.Kind.String(), op.Err)
+}

@@ -1,0 +1,124 @@
+package fuse
+
+import (
+	"log/slog"
+	"unsafe"
+
+	"github.com/hanwen/go-fuse/v2/fuse"
+	"golang.org/x/sys/unix"
+
+	"pstorage/uring"
+)
+
+// conn is the connection to the kernel of one mounted file system: requests, replies, and the end.
+// It belongs to the loop's thread.
+type conn struct {
+	fs       *fileSystem
+	b        backend
+	loop     *uring.Loop
+	protocol *fuse.ProtocolServer
+	log      *slog.Logger
+
+	fd       int // of /dev/fuse
+	file     uring.File
+	poll     uring.Poll
+	watching bool // poll is under way
+	starved  bool // requests wait in /dev/fuse until a call is free
+
+	calls   []*call  // first the entries of queues over io_uring, then those for /dev/fuse
+	uniques []uint64 // of calls: the number of the request; 0: none
+	free    []*call
+	entries int // calls that are entries of queues
+	live    int // of them, those that the kernel still uses
+	refused unix.Errno
+	busy    int // requests that are under way
+
+	connected bool
+	ended     chan struct{} // closed when the kernel and we are through with each other
+}
+
+func newConn(fs *fileSystem, fd int, protocol *fuse.ProtocolServer) *conn {
+	c := &conn{fs: fs, b: fs.b, loop: fs.b.Loop(), protocol: protocol, log: fs.log, fd: fd,
+		connected: true, ended: make(chan struct{})}
+	c.poll.Done = c.readable
+	return c
+}
+
+// serve begins to serve; on the loop's thread.
+func (c *conn) serve(overRing bool) error {
+	c.file = c.loop.AddFile(c.fd)
+	c.poll.File, c.poll.Events = c.file, unix.POLLIN
+	if overRing {
+		if err := c.register(); err != nil {
+			return err
+		}
+	}
+	c.watch()
+	return nil
+}
+
+// interrupt is told that the process whose request has this number got a signal.
+func (c *conn) interrupt(unique uint64) {
+	for i, u := range c.uniques {
+		if u == unique {
+			c.calls[i].interrupt()
+			return
+		}
+	}
+}
+
+// interruptOther tells go-fuse of an interruption. It says false if go-fuse doesn't know the
+// request yet.
+func (c *conn) interruptOther(k *call) bool {
+	in := fuse.InterruptIn{InHeader: fuse.InHeader{Length: uint32(unsafe.Sizeof(fuse.InterruptIn{})),
+		Opcode: opInterrupt}, Unique: c.uniques[k.index]}
+	var out fuse.OutHeader
+	_, status := c.protocol.HandleRequest(
+		[][]byte{unsafe.Slice((*byte)(unsafe.Pointer(&in)), int(unsafe.Sizeof(in)))},
+		[][]byte{unsafe.Slice((*byte)(unsafe.Pointer(&out)), outHeaderSize)})
+	return status == fuse.OK && out.Status != -int32(fuse.EAGAIN)
+}
+
+// disconnected: the file system was unmounted, or the connection aborted. Nobody waits for what is
+// under way.
+func (c *conn) disconnected(errno unix.Errno) {
+	if !c.connected {
+		return
+	}
+	c.connected = false
+	if errno != unix.ENODEV && errno != unix.ECONNABORTED {
+		c.log.Error("read requests of the kernel", "err", errno)
+	}
+	for _, k := range c.calls {
+		switch k.state {
+		case callData:
+			k.canceled = true
+			c.b.Stop(&k.op)
+		case callOther:
+			k.interrupt()
+		}
+	}
+	c.maybeEnded()
+}
+
+func (c *conn) maybeEnded() {
+	if c.connected || c.live > 0 || c.busy > 0 {
+		return
+	}
+	select {
+	case <-c.ended:
+	default:
+		close(c.ended)
+	}
+}
+
+// release gives back what the connection held; on the loop's thread, after its end.
+func (c *conn) release() {
+	if err := c.loop.CloseFile(c.file); err != nil {
+		c.log.Warn("close /dev/fuse", "err", err)
+	}
+	for _, k := range c.calls {
+		_ = unix.Munmap(k.mem)
+	}
+	c.calls = nil
+}
