@@ -189,33 +189,42 @@ func (r *recoveryRun) cluster(ctx context.Context, n int, size, journal int64) e
 	return err
 }
 
-// whole waits until every chunk has all its copies, none of them on the server gone (0: no matter),
-// and returns the answer that says so and when it was asked for.
-func (r *recoveryRun) whole(ctx context.Context, gone uint32) (*control.StatDoc, time.Time, error) {
+// healed says when the copies of a lost server were made anew.
+type healed struct {
+	doc        *control.StatDoc // the answer that said so
+	begin, end time.Time        // the first copy seen under way; when that answer was asked for
+}
+
+// whole waits until every chunk has all its copies, none of them on the server gone (0: no matter).
+func (r *recoveryRun) whole(ctx context.Context, gone uint32) (h healed, err error) {
 	begun, said := time.Now(), time.Now()
 	for {
 		asked := time.Now()
 		doc, err := r.admin.Stat(ctx)
 		if err != nil {
-			return nil, asked, err
+			return h, err
+		}
+		if h.begin.IsZero() && doc.Recovery.Copying > 0 {
+			h.begin = asked
 		}
 		if doc.Chunks.Healthy == doc.Chunks.Total && doc.Chunks.Total > 0 &&
 			!slices.ContainsFunc(doc.CS, func(c control.CSDoc) bool {
 				return c.ID == gone && c.Chunks > 0
 			}) {
-			return doc, asked, nil
+			h.doc, h.end = doc, asked
+			return h, nil
 		}
 		if time.Since(said) > time.Second {
 			said = time.Now()
 			r.say("%+v", doc.Recovery)
 		}
 		if time.Since(begun) > wholeWithin {
-			return nil, asked, fmt.Errorf("not whole after %v: %+v, %q", wholeWithin, doc.Recovery,
+			return h, fmt.Errorf("not whole after %v: %+v, %q", wholeWithin, doc.Recovery,
 				doc.Reasons)
 		}
 		select {
 		case <-ctx.Done():
-			return nil, asked, ctx.Err()
+			return h, ctx.Err()
 		case <-time.After(10 * time.Millisecond):
 		}
 	}

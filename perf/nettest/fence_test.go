@@ -8,7 +8,6 @@ import (
 	"encoding/json"
 	"fmt"
 	"os"
-	"strconv"
 	"sync"
 	"testing"
 	"time"
@@ -126,16 +125,16 @@ func TestDelayedPackets(t *testing.T) {
 	c.must(c.clients[0].Redirect(csPort, holderPort, holderMark))
 	hold := c.startChild(c.clients[0], holderEnv+"=1")
 	hold.hear("ready")
-	order := func(what string) int {
+	order := func(what string) (held, answers int) {
 		hold.tell(what)
-		n, err := strconv.Atoi(hold.hear(""))
+		_, err := fmt.Sscan(hold.hear(""), &held, &answers)
 		c.must(err)
-		return n
+		return held, answers
 	}
 	heldAtLeast := func(n int) {
 		t.Helper()
 		c.await(10*time.Second, fmt.Sprintf("%d bytes are held", n), func() error {
-			if have := order("count"); have < n {
+			if have, _ := order("count"); have < n {
 				return fmt.Errorf("%d", have)
 			}
 			return nil
@@ -168,10 +167,11 @@ func TestDelayedPackets(t *testing.T) {
 	next.tell("write 4")
 	next.hear(fmt.Sprint("wrote ", fenceBlocks, " <nil>"))
 	check("4")
-	order("release")
-	c.await(30*time.Second, "all that was held has been delivered", func() error {
-		if have := order("count"); have > 0 {
-			return fmt.Errorf("%d bytes are held", have)
+	_, before := order("release")
+	c.await(30*time.Second, "all that was held was delivered, and each write answered", func() error {
+		have, answers := order("count")
+		if have > 0 || answers-before < fenceBlocks*dataplane.HeaderSize {
+			return fmt.Errorf("%d bytes are held, %d bytes of answers", have, answers-before)
 		}
 		return nil
 	})

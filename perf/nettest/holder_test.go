@@ -24,7 +24,7 @@ import (
 // that node to chunk servers go. It passes everything on, until it is told to hold what the node
 // sends, as a switch with a long queue would; what it holds it delivers when it is told to release
 // it, also if the node has given the connection up since. Commands are lines of its input, each
-// answered by a line with the bytes that are being held.
+// answered by a line: how many bytes are held, and how many came from servers so far.
 const holderEnv = "PSTORAGE_NETTEST_HOLDER"
 
 const (
@@ -39,6 +39,7 @@ type holder struct {
 	changed *sync.Cond
 	holding bool
 	held    atomic.Int64
+	answers atomic.Int64 // bytes that came from servers
 }
 
 func runHolder() error {
@@ -68,7 +69,7 @@ func runHolder() error {
 			h.changed.Broadcast()
 		}
 		h.mu.Unlock()
-		fmt.Println(h.held.Load())
+		fmt.Println(h.held.Load(), h.answers.Load())
 	}
 	return nil
 }
@@ -93,8 +94,16 @@ func (h *holder) pass(c *net.TCPConn) {
 	}
 	server := conn.(*net.TCPConn)
 	go func() {
-		_, _ = io.Copy(c, server) // whatever ends it
-		_ = c.CloseWrite()
+		buf := make([]byte, 64<<10)
+		for {
+			n, err := server.Read(buf)
+			h.answers.Add(int64(n))
+			_, _ = c.Write(buf[:n]) // the node may not want it any more
+			if err != nil {
+				_ = c.CloseWrite()
+				return
+			}
+		}
 	}()
 	h.forward(server, c)
 }
