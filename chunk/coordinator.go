@@ -583,8 +583,8 @@ func (s *settler) sendPart(at, to int, off uint32, crcs, payload []byte, buf *ur
 	s.patch(at, s.sh.peer(m.CS, m.Addr), h, slices.Clone(crcs), slices.Clone(payload), 0)
 }
 
-// toLead has this server become the head in the change of the configuration that is under way, or in
-// one of its own. It is for the one that the metadata servers named; s may be nil.
+// toLead has this server become the head in the change of the configuration that is under way, or
+// in one of its own. It is for the one that the metadata servers named; s may be nil.
 func (s *settler) toLead() {
 	if s != nil {
 		s.lead, s.lostAt = true, s.sh.env.Now()
