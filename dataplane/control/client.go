@@ -150,10 +150,11 @@ func (c *Client) do(ctx context.Context, op dataplane.Opcode, req, reply any, on
 	case <-k.done:
 	case <-ctx.Done():
 		c.forget(k)
+		err := c.gaveUp(ctx, op)
 		if once {
 			c.doubt(k)
 		}
-		return c.gaveUp(ctx, op)
+		return err
 	case <-c.ctx.Done():
 		c.forget(k)
 		return dataplane.E(OpName(op), dataplane.Closed, errClientClosed)

@@ -385,6 +385,8 @@ type UnreachableReq struct {
 type ExitedReq struct {
 	CS   dataplane.CSID
 	Boot uint64
+	// Planned: it was asked to stop, in good order, and need not be back soon.
+	Planned bool
 }
 
 // MDSReadyReq is a metadata server's question to the leader: is it still a member, and may it vote
