@@ -101,9 +101,6 @@ func Recovery(ctx context.Context, o RecoveryOptions) (*Report, error) {
 		return nil, err
 	}
 	defer unlock()
-	if err := sweepEngine(o.Dir); err != nil {
-		return nil, fmt.Errorf("remove what an interrupted run left: %w", err)
-	}
 	report := &Report{Time: time.Now(), Commit: Commit(), Machine: Machine()}
 	for _, row := range recoveryRows {
 		if !slices.Contains(o.Rows, row.name) {
@@ -118,6 +115,8 @@ func Recovery(ctx context.Context, o RecoveryOptions) (*Report, error) {
 	return report, nil
 }
 
+const recoveryPrefix = "pstorage-recovery-" // of temporary directories
+
 // recoveryRun is one row while it runs.
 type recoveryRun struct {
 	engineRun
@@ -129,7 +128,11 @@ type recoveryRun struct {
 
 func runRecoveryRow(ctx context.Context, o RecoveryOptions, name string,
 	run func(*recoveryRun, context.Context) error) (figures []Figure, err error) {
-	dir, err := os.MkdirTemp(o.Dir, enginePrefix)
+	left, err := filepath.Glob(filepath.Join(o.Dir, recoveryPrefix+"*"))
+	if err != nil {
+		return nil, err
+	}
+	dir, err := os.MkdirTemp(o.Dir, recoveryPrefix)
 	if err != nil {
 		return nil, err
 	}
@@ -146,8 +149,13 @@ func runRecoveryRow(ctx context.Context, o RecoveryOptions, name string,
 		}
 		err = errors.Join(err, r.close(), os.RemoveAll(dir))
 	}()
-	if r.rig, err = emulate.Open("recovery", dir); err != nil {
+	if r.rig, err = emulate.Open("recovery", dir); err != nil { // takes away what is mounted
 		return nil, err
+	}
+	for _, path := range left { // by an interrupted run: nobody else measures
+		if err := os.RemoveAll(path); err != nil {
+			return nil, err
+		}
 	}
 	err = run(r, ctx)
 	return r.figures, err
