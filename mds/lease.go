@@ -10,6 +10,10 @@ import (
 // its chunks are reconfigured without it.
 const exitGrace = time.Second
 
+// stopGrace is the same for one that was asked to stop: it may be a restart, which loses no
+// membership if it is quick, or a machine that is shut down; writers wait for so long.
+const stopGrace = 250 * time.Millisecond
+
 // leaseOut is how long after the last answered heartbeat a lease has certainly run out: the
 // server counts from when it sent, on a clock that may be slower by the margin (invariant I4).
 const leaseOut = dataplane.LeaseTime + dataplane.LeaseMargin
@@ -21,6 +25,7 @@ type csLease struct {
 	backNs      int64  // last registration after its lease had run out; 0: none
 	exitedNs    int64  // when its exit was certified
 	exitedBoot  uint64 // of which process; 0: none
+	stopped     bool   // that was planned
 	knockedNs   int64  // when a new process was told to wait for the old one's lease
 	registering int    // registrations being handled: no exclusion may start
 	excluding   int    // exclusions being committed: a registration must wait for them
@@ -67,6 +72,7 @@ type leaseFacts struct {
 	registering bool
 	exited      bool // the exit of the registered process was certified
 	exitedFor   time.Duration
+	stopped     bool // that was planned
 	yielded     bool // it acknowledged that its lease has ended
 }
 
@@ -93,7 +99,7 @@ func leaseCase(f leaseFacts) leaseVerdict {
 		return leaseNewLeader
 	case f.silentFor >= leaseOut:
 		return leaseGone
-	case f.exited && f.exitedFor < exitGrace:
+	case f.exited && f.exitedFor < exitGrace && !(f.stopped && f.exitedFor >= stopGrace):
 		return leaseGrace
 	case f.exited:
 		return leaseGone
@@ -113,14 +119,16 @@ func (l *leases) verdict(cs dataplane.CSID, nowNs int64) leaseVerdict {
 		registering: e.registering > 0 || e.knockedNs != 0 && nowNs-e.knockedNs < int64(exitGrace),
 		exited:      e.exitedBoot != 0,
 		exitedFor:   time.Duration(nowNs - e.exitedNs),
+		stopped:     e.stopped,
 		yielded:     e.yielded,
 	})
 }
 
-// exited notes that the process with that start counter is gone.
-func (l *leases) exited(cs dataplane.CSID, boot uint64, nowNs int64) {
+// exited notes that the process with that start counter is gone, because it was asked to stop or
+// not.
+func (l *leases) exited(cs dataplane.CSID, boot uint64, stopped bool, nowNs int64) {
 	e := l.at(cs)
-	e.exitedBoot, e.exitedNs = boot, nowNs
+	e.exitedBoot, e.stopped, e.exitedNs = boot, stopped, nowNs
 }
 
 // registered gives a lease to a process that registered.

@@ -12,14 +12,18 @@ func TestLeaseCase(t *testing.T) {
 	short, long := leaseOut-1, leaseOut
 	for _, leaderFor := range []time.Duration{0, short, long} {
 		for _, silent := range []time.Duration{0, short, long, time.Hour} {
-			for _, exitedFor := range []time.Duration{-1, 0, exitGrace - 1, exitGrace} {
+			for _, exitedFor := range []time.Duration{-1, 0, stopGrace - 1, stopGrace, exitGrace - 1,
+				exitGrace} {
 				for _, registering := range []bool{false, true} {
 					for _, yielded := range []bool{false, true} {
-						f := leaseFacts{leaderFor, silent, registering, exitedFor >= 0, exitedFor, yielded}
-						may := !registering && (yielded || leaderFor >= leaseOut &&
-							(silent >= leaseOut || exitedFor >= exitGrace))
-						if got := leaseCase(f); (got == leaseGone) != may {
-							t.Errorf("%+v: %d", f, got)
+						for grace, stopped := range map[time.Duration]bool{exitGrace: false, stopGrace: true} {
+							f := leaseFacts{leaderFor, silent, registering, exitedFor >= 0, exitedFor, stopped,
+								yielded}
+							may := !registering && (yielded || leaderFor >= leaseOut &&
+								(silent >= leaseOut || exitedFor >= grace))
+							if got := leaseCase(f); (got == leaseGone) != may {
+								t.Errorf("%+v: %d", f, got)
+							}
 						}
 					}
 				}
@@ -45,7 +49,7 @@ func TestLeases(t *testing.T) {
 	if !l.live(3, at+s) || l.verdict(3, at+s) != leaseHeld {
 		t.Error("registered")
 	}
-	l.exited(3, 1, at+s)
+	l.exited(3, 1, false, at+s)
 	if l.live(3, at+s) || l.verdict(3, at+s) != leaseGrace ||
 		l.verdict(3, at+s+int64(exitGrace)) != leaseGone {
 		t.Error("exited")

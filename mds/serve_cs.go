@@ -412,10 +412,14 @@ func (c *call) exited(req *control.ExitedReq) (any, error) {
 	case l.leases.at(req.CS).registering > 0:
 		return nil, nil // a newer one is here
 	}
-	l.leases.exited(req.CS, req.Boot, l.now())
+	l.leases.exited(req.CS, req.Boot, req.Planned, l.now())
 	l.viewNs = 0
-	l.event(control.Warning, fmt.Sprintf("cs %d", req.CS), "cs-exited", fmt.Sprintf(
-		"the process of %s on %s (start %d) exited", known.Path, known.Host, req.Boot))
+	severity, code, what := control.Warning, "cs-exited", "exited"
+	if req.Planned {
+		severity, code, what = control.Info, "cs-stopped", "was stopped"
+	}
+	l.event(severity, fmt.Sprintf("cs %d", req.CS), code, fmt.Sprintf("the process of %s on %s "+
+		"(start %d) %s", known.Path, known.Host, req.Boot, what))
 	return nil, nil
 }
 
@@ -436,6 +440,9 @@ func (c *call) unreachable(req *control.UnreachableReq) (any, error) {
 	for _, h := range req.Chunks {
 		if rec := f.s.table.Lookup(h.Chunk); rec != nil && rec.has(req.CS) {
 			l.plan.report(h.Chunk, now)
+			if c.peer.Role == dataplane.RoleClient {
+				l.plan.cannotReach(h.Chunk, req.CS, now)
+			}
 		}
 	}
 	// A server that is there but doesn't answer for a chunk may lack it. The leader before may

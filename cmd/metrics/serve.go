@@ -72,7 +72,7 @@ func (f *Flags) Serve(ctx context.Context, log *slog.Logger, collect Collector) 
 		return cli.Usage("--metrics %s: not loopback, so everybody could read it; protect it with "+
 			"--metrics-token FILE", f.Addr)
 	}
-	token, err := f.readToken()
+	token, err := ReadToken(f.Token)
 	if err != nil {
 		return err
 	}
@@ -93,12 +93,13 @@ func (f *Flags) Serve(ctx context.Context, log *slog.Logger, collect Collector) 
 	return nil
 }
 
-func (f *Flags) readToken() (string, error) {
-	if f.Token == "" {
+// ReadToken reads the token in a file that only its owner may read. No file: no token.
+func ReadToken(path string) (string, error) {
+	if path == "" {
 		return "", nil
 	}
-	what := "read the token in " + f.Token
-	file, err := os.Open(f.Token)
+	what := "read the token in " + path
+	file, err := os.Open(path)
 	if err != nil {
 		return "", cli.Fail(what, cli.Plain(err), "")
 	}
@@ -108,7 +109,7 @@ func (f *Flags) readToken() (string, error) {
 		return "", cli.Fail(what, cli.Plain(err), "")
 	}
 	if info.Mode().Perm()&0o077 != 0 {
-		return "", cli.Failf(what, "others than its owner can read it", "chmod 600 "+f.Token)
+		return "", cli.Failf(what, "others than its owner can read it", "chmod 600 "+path)
 	}
 	text, err := io.ReadAll(io.LimitReader(file, maxToken+1))
 	if err != nil {

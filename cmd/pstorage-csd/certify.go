@@ -30,11 +30,12 @@ func newCertifier(log *slog.Logger) *certifier {
 	return c
 }
 
-// certify reports that the process who, of p's cluster, has exited.
-func (c *certifier) certify(ctx context.Context, p place, who incarnation) {
+// certify reports that the process who, of p's cluster, has exited; planned: as it was asked to.
+func (c *certifier) certify(ctx context.Context, p place, who incarnation, planned bool) {
 	client, err := c.client(p.cluster)
 	if err == nil {
-		err = client.Call(ctx, control.OpExited, &control.ExitedReq{CS: who.CS, Boot: who.Boot}, nil)
+		err = client.Call(ctx, control.OpExited, &control.ExitedReq{CS: who.CS, Boot: who.Boot,
+			Planned: planned}, nil)
 	}
 	log := c.log.With("cluster", p.cluster, "cs", who.CS, "boot", who.Boot)
 	if err != nil {

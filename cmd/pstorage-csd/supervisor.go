@@ -22,9 +22,9 @@ import (
 //  3. keep runs one child after the other for its directory: a crashed one is replaced at once,
 //     one that crashes again soon after waits longer and longer, one that refuses its directory
 //     isn't replaced;
-//  4. when a child has crashed, the exit of that very process (id and boot counter, as it told us
-//     itself) is certified to the metadata servers, which then needn't wait for its lease to run
-//     out. A planned stop isn't certified: who comes back within the lease loses no membership.
+//  4. when a child has exited, crashed or as it was asked to, that is certified to the metadata
+//     servers: that very process (id and boot counter, as it told us itself) is gone. They then
+//     needn't wait for its lease to run out, only a moment in which it may be back.
 const (
 	watchEvery  = 500 * time.Millisecond
 	firstDelay  = 100 * time.Millisecond // before the second restart in a row; the first has none
@@ -56,7 +56,7 @@ type supervisor struct {
 	command func(place) *exec.Cmd
 	// certify tells the metadata servers of place's cluster that a process has exited. It returns
 	// when they know, or ctx has ended.
-	certify func(ctx context.Context, p place, who incarnation)
+	certify func(ctx context.Context, p place, who incarnation, planned bool)
 	// refuse tells them, until ctx ends, that nobody serves p. May be nil.
 	refuse func(ctx context.Context, p place, who incarnation)
 	ready  func() // called once: every child of the first list is ready, or refused to serve
@@ -196,12 +196,13 @@ func (s *supervisor) keep(ctx context.Context, p place, again <-chan struct{}, s
 		started := time.Now()
 		who, err := s.runChild(ctx, log, p, settled)
 		lived := time.Since(started)
-		if ctx.Err() != nil {
+		planned := ctx.Err() != nil
+		if who.CS != 0 {
+			s.certifySoon(p, who, planned)
+		}
+		if planned {
 			log.Info("chunk server stopped", "cs", who.CS)
 			return
-		}
-		if who.CS != 0 {
-			s.certifySoon(p, who)
 		}
 		if refused(err) {
 			log.Error("the chunk server refuses to serve this directory and is not started again; "+
@@ -267,12 +268,12 @@ func refused(err error) bool {
 }
 
 // certifySoon certifies an exit without holding up the restart.
-func (s *supervisor) certifySoon(p place, who incarnation) {
+func (s *supervisor) certifySoon(p place, who incarnation, planned bool) {
 	s.keepers.Go(func() {
 		// A lease later the metadata servers know by themselves.
 		ctx, cancel := context.WithTimeout(context.Background(), dataplane.LeaseTime)
 		defer cancel()
-		s.certify(ctx, p, who)
+		s.certify(ctx, p, who, planned)
 	})
 }
 

@@ -9,12 +9,14 @@ import (
 
 	"pstorage/cmd/cli"
 	"pstorage/cmd/metrics"
+	"pstorage/cmd/web"
 )
 
 type mdsdOptions struct {
 	cluster string
 	dir     string
 	metrics metrics.Flags
+	web     web.Flags
 	log     cli.LogFlags
 }
 
@@ -29,8 +31,12 @@ func newRoot() *cobra.Command {
 		Short: "Serve this node's metadata servers",
 		Long: `Serve this node's metadata servers: all that are in the mds.list of any cluster under
 /etc/pstorage (or where PSTORAGE_ETC points to), in one process. SIGTERM stops them in
-an orderly way.`,
+an orderly way: one that leads hands that over first.
+
+With --web each of them can show a page with the cluster's state; what it shows comes from the
+one that leads.`,
 		Example: `  pstorage-mdsd
+  pstorage-mdsd --metrics 127.0.0.1:9520 --web 127.0.0.1:9530
   pstorage-mdsd -c test_cluster -r /pstorage/test_cluster-mds`,
 		Args: cli.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
@@ -41,6 +47,7 @@ an orderly way.`,
 	flags.StringVarP(&o.cluster, "cluster", "c", "", "serve only those of cluster `NAME`")
 	flags.StringVarP(&o.dir, "dir", "r", "", "serve only the metadata server in `DIR`")
 	o.metrics.Add(root, metrics.PortMDS)
+	o.web.Add(root)
 	o.log.Add(root)
 	return root
 }

@@ -10,6 +10,7 @@ import (
 	"sync"
 
 	"pstorage/cmd/cli"
+	"pstorage/cmd/web"
 	"pstorage/dataplane"
 	"pstorage/dataplane/cluster"
 	"pstorage/dataplane/session"
@@ -42,6 +43,14 @@ func serve(ctx context.Context, o mdsdOptions, out io.Writer) error {
 	defer removePID()
 	var observed observers
 	if err := o.metrics.Serve(ctx, log, observed.collect); err != nil {
+		return err
+	}
+	clusters, closeClients, err := webClusters(ctx, o, servers)
+	if err != nil {
+		return err
+	}
+	defer closeClients()
+	if err := o.web.Serve(ctx, log, func() []web.Cluster { return clusters }); err != nil {
 		return err
 	}
 	var running, starting sync.WaitGroup

@@ -385,6 +385,8 @@ type UnreachableReq struct {
 type ExitedReq struct {
 	CS   dataplane.CSID
 	Boot uint64
+	// Planned: it was asked to stop, in good order, and need not be back soon.
+	Planned bool
 }
 
 // MDSReadyReq is a metadata server's question to the leader: is it still a member, and may it vote
@@ -401,10 +403,13 @@ type MDSReadyReply struct{ Voter bool }
 type MDSListReply struct{ Addrs []string }
 
 // SettlePush asks the receiver to bring the members of each chunk to one history and, when Lost is
-// not empty, to exclude those members (compare-and-set first).
+// not empty, to exclude those members (compare-and-set first). With Lead the receiver becomes the
+// head in the same change of the configuration: the client that writes can't reach the one of now,
+// or heads are spread over the servers that are left.
 type SettlePush struct {
 	Chunks []ChunkConfig
 	Lost   []dataplane.CSID
+	Lead   bool
 }
 
 // ForgetPush asks the receiver to delete chunks. With Epochs, Chunks[i] is deleted only if what is
