@@ -84,7 +84,7 @@ func TestHedgeSlow(t *testing.T) {
 	}
 }
 
-// TestHedgeOverload: all servers are slow. Few reads are sent twice.
+// TestHedgeOverload: all servers are slow. Few reads are sent twice, and none when that is known.
 func TestHedgeOverload(t *testing.T) {
 	w, f, data, _ := with(t)
 	for _, cs := range w.cs {
@@ -100,6 +100,11 @@ func TestHedgeOverload(t *testing.T) {
 	w.ok(ops...)
 	if h := w.eng.stats.Hedges; h > 400/hedgeCost+1 {
 		t.Errorf("%d hedges for 400 reads", h)
+	}
+	before := w.eng.stats.Hedges
+	pausedReads(w, f, data, 100)
+	if h := w.eng.stats.Hedges - before; h > 0 {
+		t.Errorf("%d of 100 reads were hedged though it is as slow elsewhere", h)
 	}
 }
 
