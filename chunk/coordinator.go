@@ -28,6 +28,7 @@ type settler struct {
 	attempt  int
 	lost     []dataplane.CSID // to be excluded, as the metadata servers said
 	lostAt   int64            // when they said so last
+	lead     bool             // this server is to become the head, as they said then
 	cfg      *control.ChunkConfig
 	stay     []control.CSAddr // members that stay, in order
 	tails    []memberTail
@@ -191,7 +192,7 @@ func (sh *Shard) refuseWaiting(r *replica, status dataplane.Kind) {
 
 // begin starts an attempt.
 func (s *settler) begin() {
-	if s.owes && len(s.lost) == 0 && s.r.state == active && !s.r.isHead() {
+	if s.owes && len(s.lost) == 0 && !s.lead && s.r.state == active && !s.r.isHead() {
 		s.end() // the head did it
 		return
 	}
@@ -201,8 +202,8 @@ func (s *settler) begin() {
 		return
 	}
 	s.attempt++
-	if len(s.lost) > 0 && s.sh.env.Now()-s.lostAt > int64(lostStale) {
-		s.lost = nil
+	if s.sh.env.Now()-s.lostAt > int64(lostStale) {
+		s.lost, s.lead = nil, false
 	}
 	s.term, s.life = uint16(s.sh.env.Rand()), 0
 	at := s.attempt
@@ -242,7 +243,7 @@ func (s *settler) haveConfig(cfg *control.ChunkConfig, err error) {
 	switch {
 	case !me:
 		s.giveUp(dataplane.UnknownChunk)
-	case len(s.lost) == 0 && cfg.Members[0].CS != sh.id && !s.owes:
+	case len(s.lost) == 0 && cfg.Members[0].CS != sh.id && !s.owes && !s.lead:
 		s.giveUp(dataplane.NotHead)
 	case len(s.stay) == 0 || !slices.ContainsFunc(s.stay,
 		func(m control.CSAddr) bool { return m.CS == sh.id }):
@@ -315,7 +316,7 @@ func (s *settler) unreachable(p *peer, err error) {
 // sealAll stops all members and learns what they have.
 func (s *settler) sealAll() {
 	s.soft = false
-	s.owes = s.owes || len(s.lost) > 0
+	s.owes = s.owes || len(s.lost) > 0 || s.lead
 	s.tails = make([]memberTail, len(s.stay))
 	s.gens = make([]uint32, len(s.stay))
 	h := dataplane.Header{Op: dataplane.OpSeal, Chunk: s.r.id, Epoch: s.cfg.Epoch,
@@ -420,169 +421,29 @@ func (s *settler) tellLost() {
 	}
 }
 
-// copyMore keeps some parts under way from the winner to those who miss them.
-func (s *settler) copyMore() {
-	for s.stepErr == nil && s.copying < maxCopies && s.nextCopy < len(s.verdict.copies) {
-		c := s.verdict.copies[s.nextCopy]
-		off := c.off + s.copyAt
-		n := min(c.length-s.copyAt, dataplane.PartSize)
-		if s.copyAt += n; s.copyAt == c.length {
-			s.nextCopy, s.copyAt = s.nextCopy+1, 0
-		}
-		s.copying++
-		s.copyPart(c.to, off, n)
+// toLead has this server become the head in the change of the configuration that is under way, or in
+// one of its own. It is for the one that the metadata servers named; s may be nil.
+func (s *settler) toLead() {
+	if s != nil {
+		s.lead, s.lostAt = true, s.sh.env.Now()
 	}
-	if s.copying > 0 {
-		return
-	}
-	if s.stepErr != nil {
-		s.again("copy what members miss", s.stepErr)
-		return
-	}
-	s.exclude()
 }
 
-func (s *settler) copied(at int, err error) {
-	if s.attempt != at {
-		return
+// takeLead puts this server first. It returns false if it was, or if it isn't to be the head.
+func (s *settler) takeLead(stay []control.CSAddr, gens []uint32, ids []dataplane.CSID) bool {
+	i := slices.Index(ids, s.sh.id)
+	if !s.lead || i <= 0 {
+		return false
 	}
-	s.copying--
-	if err != nil && s.stepErr == nil {
-		s.stepErr = err
-	}
-	s.copyMore()
+	m, g := stay[i], gens[i]
+	copy(stay[1:i+1], stay[:i])
+	copy(gens[1:i+1], gens[:i])
+	copy(ids[1:i+1], ids[:i])
+	stay[0], gens[0], ids[0] = m, g, s.sh.id
+	return true
 }
 
-// copyPart moves up to 64 KiB from the winner to another member. A part that is damaged there is
-// tried again block by block, and the damaged blocks are taken from elsewhere.
-func (s *settler) copyPart(to int, off, n uint32) {
-	at := s.attempt
-	s.readFrom(s.verdict.winner, off, n, func(crcs, payload []byte, buf *uring.Buf, err error) {
-		switch {
-		case s.attempt != at || err == nil:
-		case dataplane.KindOf(err) != dataplane.BadCRC:
-		case n > dataplane.BlockSize:
-			for end := off + n; off < end; off += dataplane.BlockSize {
-				s.verdict.copies = append(s.verdict.copies, tailCopy{to, off, dataplane.BlockSize})
-			}
-			s.copied(at, nil)
-			return
-		default:
-			s.rescue(to, off, 0, err)
-			return
-		}
-		if err != nil || s.attempt != at {
-			s.copied(at, err)
-			return
-		}
-		s.sendPart(at, to, off, crcs, payload, buf)
-	})
-}
-
-// readFrom reads a part of a sealed member's replica; done is called once, and what it is given is
-// valid during the call.
-func (s *settler) readFrom(from int, off, n uint32,
-	done func(crcs, payload []byte, buf *uring.Buf, err error)) {
-	m := s.stay[from]
-	if m.CS == s.sh.id {
-		s.sh.readPart(s.r, off, n, func(crcs []byte, buf *uring.Buf, err error) {
-			if err != nil {
-				done(nil, nil, nil, err)
-				return
-			}
-			done(crcs, buf.Bytes()[:n], buf, nil)
-		})
-		return
-	}
-	h := dataplane.Header{Op: dataplane.OpRead, Flags: dataplane.FlagRecovery, Chunk: s.r.id,
-		Epoch: s.cfg.Epoch, Offset: off, Length: n}
-	s.sh.peer(m.CS, m.Addr).call(h, nil, nil,
-		func(a *dataplane.Header, crcs, payload []byte, buf *uring.Buf, err error) {
-			switch {
-			case err != nil:
-			case a.Status != dataplane.OK:
-				err = dataplane.E("read a member", a.Status, nil)
-			case a.Offset != off || len(payload) != int(n) ||
-				dataplane.CheckCRCs(crcs, off, payload) >= 0:
-				err = dataplane.E("read a member", dataplane.BadCRC, nil)
-			}
-			done(crcs, payload, buf, err)
-		})
-}
-
-// rescue brings everybody, the winner too, to one good content of a block that is damaged at the
-// winner: that of the first member from index first on whose history is as long, and so has every
-// write that may have been acknowledged. What it may have besides was never served.
-func (s *settler) rescue(to int, off uint32, first int, why error) {
-	at, w := s.attempt, s.tails[s.verdict.winner]
-	from := first
-	for ; from < len(s.stay); from++ {
-		t := &s.tails[from]
-		if from != s.verdict.winner && !t.unknown && t.epoch == w.epoch && t.last == w.last {
-			break
-		}
-	}
-	if from == len(s.stay) {
-		s.copied(at, why)
-		return
-	}
-	s.readFrom(from, off, dataplane.BlockSize,
-		func(crcs, payload []byte, buf *uring.Buf, err error) {
-			if s.attempt != at {
-				return
-			}
-			if err != nil {
-				s.rescue(to, off, from+1, why)
-				return
-			}
-			s.sh.event(control.Warning, "block-rescued", fmt.Sprintf(
-				"chunk %v: the block at byte %d is damaged on cs %d; cs %d has it", s.r.id, off,
-				s.stay[s.verdict.winner].CS, s.stay[from].CS))
-			var others []int
-			for i := range s.stay {
-				if i != from && !slices.Contains(s.verdict.lost, i) {
-					others = append(others, i)
-				}
-			}
-			if to >= len(s.stay) {
-				others = append(others, to) // the new member
-			}
-			s.copying += len(others) - 1 // each answers for itself
-			for _, i := range others {
-				if s.attempt == at {
-					s.sendPart(at, i, off, crcs, payload, buf)
-				}
-			}
-		})
-}
-
-// sendPart patches a member.
-func (s *settler) sendPart(at, to int, off uint32, crcs, payload []byte, buf *uring.Buf) {
-	var m control.CSAddr
-	switch c := s.join; {
-	case to < len(s.stay):
-		m = s.stay[to]
-	case c == nil || !c.connected():
-		s.copied(at, dataplane.E("patch the new member", dataplane.Closed, nil))
-		return
-	default:
-		m = c.target
-	}
-	if m.CS == s.sh.id {
-		if s.sh.choked(s.r) {
-			s.patchSelf(at, off, slices.Clone(crcs), slices.Clone(payload), 0)
-			return
-		}
-		s.sh.patchHere(s.r, s, off, crcs, payload, buf, func(err error) { s.copied(at, err) })
-		return
-	}
-	h := dataplane.Header{Op: dataplane.OpPatch, Flags: dataplane.FlagData, Chunk: s.r.id,
-		Epoch: s.cfg.Epoch, Offset: off, Length: uint32(len(payload))}
-	// The call may be sent later than now, and more than what is here: it keeps copies.
-	s.patch(at, s.sh.peer(m.CS, m.Addr), h, slices.Clone(crcs), slices.Clone(payload), 0)
-}
-
-// exclude takes lost members out of the configuration, or adds the new one.
+// exclude takes lost members out of the configuration, adds the new one, or changes the head.
 func (s *settler) exclude() {
 	var stay []control.CSAddr
 	var ids []dataplane.CSID
@@ -606,10 +467,11 @@ func (s *settler) exclude() {
 		}
 		s.r.unsure = s.cfg.Epoch
 	}
+	led := !join && s.takeLead(stay, gens, ids)
 	s.stay, s.gens = stay, gens
 	// An addition that failed may have been only delayed. It must not be committed once the chunk
 	// takes writes without the new member: an epoch in between makes sure of that.
-	if !join && len(ids) == len(s.cfg.Members) && s.r.unsure != s.cfg.Epoch {
+	if !join && !led && len(ids) == len(s.cfg.Members) && s.r.unsure != s.cfg.Epoch {
 		s.activateOthers()
 		return
 	}
@@ -634,7 +496,7 @@ func (s *settler) exclude() {
 				s.again("change the members", fmt.Errorf("the answer has other members"))
 			default:
 				s.sh.slog.Info("members changed", "chunk", s.r.id, "epoch", cfg.Epoch, "members", ids)
-				s.lost = nil
+				s.lost, s.lead = nil, false
 				s.cfg = cfg
 				s.activateOthers()
 			}

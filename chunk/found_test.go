@@ -306,7 +306,8 @@ func TestZerosAreRedoneBeforeWriteBack(t *testing.T) {
 	nd := w.nodes[0]
 	w.md.add(chunkA, 1, 1)
 	const first, second = 0, wordsPerPage * dataplane.BlockSize // on two CRC pages
-	w.mustWrite(chunkA, first, pattern(1, 8192)) // half of it stays, or the page were all zeros
+	// The other half of it stays: a page of zeros isn't read.
+	w.mustWrite(chunkA, first, pattern(1, 8192))
 	w.mustWrite(chunkA, second, pattern(1, 4096))
 	for i := range uint32(160) { // more than the log holds
 		w.mustWrite(chunkA, (i+200)<<16, pattern(9, 65536))
@@ -344,5 +345,45 @@ func TestZerosAreRedoneBeforeWriteBack(t *testing.T) {
 	}, 60*sec, "destage")
 	if got := w.read(chunkA, second, 4096, 0); !bytes.Equal(got, pattern(2, 4096)) {
 		t.Errorf("the block reads as %x: the ZERO before it was redone too late", got[:16])
+	}
+}
+
+// A checkpoint that begins while the space of a forgotten chunk is given back, and ends after it,
+// doesn't hold on to the chunk's CRC pages: the slot is another chunk's by then.
+func TestCheckpointAcrossForget(t *testing.T) {
+	w := newWorldWith(t, 37, 1, 8<<20, 1<<20)
+	nd := w.nodes[0]
+	w.md.add(chunkA, 1, 1)
+	w.md.add(chunkA+1, 1, 1)
+	for i := range uint32(160) { // more than the log holds
+		w.mustWrite(chunkA, i<<16, pattern(1, 65536))
+	}
+	w.run(10 * sec)
+	flushed, checkpoints := false, 0
+	nd.store.Fault = func(op *uring.DiskOp) (f simloop.Fault) {
+		switch {
+		case op.Kind == uring.DiskDiscard && op.Length == dataplane.ChunkSize:
+			f.Delay = 50 * ms
+			checkpoints++
+			w.sim.After(ms, func() {
+				nd.env.Do(func() { nd.sh.store.flush(func(error) { flushed = true }) })
+			})
+		case op.Kind == uring.DiskSync && checkpoints > 0:
+			f.Delay = 500 * ms
+		}
+		return f
+	}
+	slot := nd.sh.chunks[chunkA].slot
+	nd.env.Do(func() {
+		nd.sh.store.cache.get(slot * pagesPerSlot).dirty = true // as by a write-back just now
+		nd.sh.Forget([]dataplane.ChunkID{chunkA})
+	})
+	w.must(func() bool { return nd.sh.store.owners[slot] == nil }, sec, "slot given back")
+	if checkpoints == 0 || flushed {
+		t.Fatalf("%d checkpoints, ended %v: the test proves nothing", checkpoints, flushed)
+	}
+	w.mustWrite(chunkA+1, 0, pattern(2, 4096))
+	if got := nd.sh.chunks[chunkA+1].slot; got != slot {
+		t.Errorf("the new chunk is in slot %d instead of %d", got, slot)
 	}
 }

@@ -143,3 +143,41 @@ func appendCopies(out []tailCopy, to int, need []extent) []tailCopy {
 	}
 	return out
 }
+
+// rescuer is a member whose content of a block may stand for the winner's.
+type rescuer struct {
+	member int
+	older  bool // a write of the winner to the block is missing; it was never acknowledged
+}
+
+// rescuers lists who can give a block that is damaged at the winner, best first. All of them are in
+// the winner's epoch, so what they hold is the beginning of its history:
+//
+//	last            | winner's tail       | has of the block
+//	----------------+---------------------+--------------------------------------------------------
+//	= winner's      | any                 | what the winner had
+//	>= its mark     | not on the block    | what the winner had
+//	>= its mark     | on the block        | what was there before a write that not all members have
+//	                |                     | durable. With write-ack=disk it wasn't acknowledged, and
+//	                |                     | no read returned it
+//	< its mark      | any                 | nobody knows
+func rescuers(winner int, tails []memberTail, block uint32, memoryAck bool) (list []rescuer) {
+	w := &tails[winner]
+	var behind, older []rescuer
+	for i := range tails {
+		t := &tails[i]
+		touched := slices.ContainsFunc(w.ext, func(e extent) bool {
+			return (e.seq == 0 || e.seq > t.last) && e.overlaps(block, dataplane.BlockSize)
+		})
+		switch {
+		case i == winner || t.unknown || t.unfinished() || t.epoch != w.epoch || t.last < w.commit:
+		case t.last == w.last:
+			list = append(list, rescuer{member: i})
+		case !touched:
+			behind = append(behind, rescuer{member: i})
+		case !memoryAck:
+			older = append(older, rescuer{member: i, older: true})
+		}
+	}
+	return append(append(list, behind...), older...)
+}

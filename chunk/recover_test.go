@@ -189,3 +189,38 @@ func TestBegun(t *testing.T) {
 		}
 	}
 }
+
+func TestRescuers(t *testing.T) {
+	const block = 8192
+	at := func(seq dataplane.Seq, off uint32) extent { return extent{seq, off, 4096} }
+	tail := func(last, commit dataplane.Seq, ext ...extent) memberTail {
+		return memberTail{epoch: 3, last: last, commit: commit, ext: ext}
+	}
+	// The winner is the first one, with seq 9 and mark 7.
+	onBlock, elsewhere := tail(9, 7, at(8, 0), at(9, block)), tail(9, 7, at(8, 0), at(9, 0))
+	for _, c := range []struct {
+		name   string
+		tails  []memberTail
+		memory bool
+		want   string
+	}{
+		{"as long", []memberTail{onBlock, tail(9, 7)}, false, "[{1 false}]"},
+		{"behind, the tail is elsewhere", []memberTail{elsewhere, tail(7, 7)}, false, "[{1 false}]"},
+		{"behind, the tail is on it", []memberTail{onBlock, tail(8, 7)}, false, "[{1 true}]"},
+		{"behind, has what the tail did to it", []memberTail{tail(9, 7, at(8, block), at(9, 0)),
+			tail(8, 7)}, false, "[{1 false}]"},
+		{"behind, the winner was patched there", []memberTail{tail(9, 7, at(0, block)), tail(8, 7)},
+			false, "[{1 true}]"},
+		{"shown from memory", []memberTail{onBlock, tail(8, 7)}, true, "[]"},
+		{"memory, the tail is elsewhere", []memberTail{elsewhere, tail(8, 7)}, true, "[{1 false}]"},
+		{"below the mark", []memberTail{elsewhere, tail(6, 6, at(0, 0))}, false, "[]"},
+		{"no chunk, a copy, an older epoch", []memberTail{elsewhere, {unknown: true}, {},
+			{epoch: 2, last: 9, commit: 9}}, false, "[]"},
+		{"best first", []memberTail{onBlock, tail(8, 7), tail(9, 8), tail(7, 7)}, false,
+			"[{2 false} {1 true} {3 true}]"},
+	} {
+		if got := fmt.Sprint(rescuers(0, c.tails, block, c.memory)); got != c.want {
+			t.Errorf("%s: %s, want %s", c.name, got, c.want)
+		}
+	}
+}

@@ -42,6 +42,7 @@ func (sh *Shard) seal(r *replica, epoch dataplane.Epoch, by any, then func()) da
 		if !own {
 			sh.abandonFlight(r, dataplane.NotReady)
 			sh.refuseFlushes(r, dataplane.NotReady)
+			r.askedAt = sh.env.Now() // it isn't disturbed at once: it may be about to lead
 		}
 	} else {
 		sh.abandonHeld(r)

@@ -357,6 +357,9 @@ func (sh *Shard) SettlePush(p *control.SettlePush) {
 			}
 		}
 		sh.settle(r, lost)
+		if p.Lead {
+			r.settler.toLead()
+		}
 	}
 }
 

@@ -257,17 +257,8 @@ func (m *fakeMD) reconfigure(req *control.ReconfigureReq) (*control.ChunkConfig,
 		return nil, dataplane.E("reconfigure", dataplane.NotReady, nil)
 	}
 	var stay []control.CSAddr
-	for _, have := range c.Members {
-		for _, cs := range req.Members {
-			if have.CS == cs {
-				stay = append(stay, have)
-			}
-		}
-	}
 	for _, cs := range req.Members {
-		if !slices.ContainsFunc(c.Members, func(h control.CSAddr) bool { return h.CS == cs }) {
-			stay = append(stay, control.CSAddr{CS: cs, Addr: m.w.nodes[cs-1].addr()})
-		}
+		stay = append(stay, control.CSAddr{CS: cs, Addr: m.w.nodes[cs-1].addr()})
 	}
 	c.Members = stay
 	c.Epoch++

@@ -53,7 +53,8 @@ type destage struct {
 	pages [2]*crcPage
 	waits [2]pageWait
 	need  int // pages that are not there yet
-	next  *destage
+	gapFiller
+	next *destage
 
 	parked *destage // the next one that waits for a punch
 }
@@ -127,8 +128,10 @@ func (st *store) give(slot uint32) {
 	st.touch(slot)
 }
 
-// punch gives the disk space of a slot back, then the slot. Nothing of it may be in flight.
+// punch gives the disk space of a slot back, then the slot. Nothing of it may be in flight. Its CRC
+// pages are forgotten first: a checkpoint must not take hold of one meanwhile.
 func (st *store) punch(slot uint32) {
+	st.cache.dropSlot(slot)
 	st.holes.unmark(slot, 0, dataplane.BlocksPerChunk)
 	op := &uring.DiskOp{Kind: uring.DiskDiscard, Offset: st.sb.block(slot, 0),
 		Length: dataplane.ChunkSize, Low: true}
@@ -165,20 +168,39 @@ func (st *store) WriteBack(wb *ssdcache.WriteBack) {
 	st.checkOverlap(d)
 	d.next, st.writing = st.writing, d
 	st.writes++
-	st.holes.unmark(wb.Slot, wb.Block, writeEnd(wb))
+	for i := range uint32(wb.Blocks) {
+		if !wb.IsGap(int(i)) {
+			st.holes.unmark(wb.Slot, wb.Block+i, wb.Block+i+1)
+		}
+	}
 	d.start()
 }
 
 func writeEnd(wb *ssdcache.WriteBack) uint32 { return wb.Block + uint32(wb.Blocks) }
 
+// checkOverlap finds out whether something is being written in a gap of d. No block is ever written
+// by two at once.
 func (st *store) checkOverlap(d *destage) {
+	d.crowded = false
 	for o := st.writing; o != nil; o = o.next {
-		if o.wb.Slot == d.wb.Slot && o.wb.Block < writeEnd(d.wb) && d.wb.Block < writeEnd(o.wb) {
-			panic(fmt.Sprintf("chunk: two write-backs of slot %d, blocks %d and %d at once",
-				d.wb.Slot, d.wb.Block, o.wb.Block))
+		if o.wb.Slot != d.wb.Slot {
+			continue
+		}
+		for b := max(o.wb.Block, d.wb.Block); b < min(writeEnd(o.wb), writeEnd(d.wb)); b++ {
+			switch gap := o.isGap(b); {
+			case gap && o.crowded:
+			case d.isGap(b):
+				d.crowded = true
+			default:
+				panic(fmt.Sprintf("chunk: two write-backs of slot %d, blocks %d and %d at once",
+					d.wb.Slot, d.wb.Block, o.wb.Block))
+			}
 		}
 	}
 }
+
+// isGap says whether a block of the slot, in the range of d, is a gap.
+func (d *destage) isGap(block uint32) bool { return d.wb.IsGap(int(block - d.wb.Block)) }
 
 func (d *destage) start() {
 	first := d.wb.Slot*pagesPerSlot + d.wb.Block/wordsPerPage
@@ -212,6 +234,9 @@ func (d *destage) setWords() {
 	i := 0
 	for _, data := range wb.Data {
 		for ; len(data) > 0; i++ {
+			if wb.IsGap(i) {
+				continue
+			}
 			block := wb.Block + uint32(i)
 			crc := binary.LittleEndian.Uint32(wb.CRCs[4*i:])
 			p := d.pages[block/wordsPerPage-wb.Block/wordsPerPage]
@@ -225,33 +250,64 @@ func (d *destage) setWords() {
 }
 
 func (d *destage) write() {
-	offset := d.st.sb.block(d.wb.Slot, d.wb.Block)
+	if d.wb.HasGaps() {
+		d.beginGaps()
+		return
+	}
 	d.used = 0
+	at := 0
 	for bufs := d.wb.Data; len(bufs) > 0; {
 		n := min(len(bufs), uring.MaxDiskBufs)
-		if d.used == len(d.ops) {
-			d.ops = append(d.ops, &uring.DiskOp{Kind: uring.DiskWrite, Low: true, Done: d.written})
-		}
-		op := d.ops[d.used]
-		d.used++
-		op.Offset, op.Bufs, op.Low = offset, bufs[:n], !d.wb.Urgent
+		d.add(uring.DiskWrite, at, bufs[:n])
 		for _, b := range bufs[:n] {
-			offset += int64(len(b))
+			at += len(b) / dataplane.BlockSize
 		}
 		bufs = bufs[n:]
 	}
+	d.submit()
+}
+
+// add adds an operation at block from of the run.
+func (d *destage) add(kind uring.OpKind, from int, bufs [][]byte) {
+	if d.used == len(d.ops) {
+		d.ops = append(d.ops, &uring.DiskOp{Done: d.opDone})
+	}
+	op := d.ops[d.used]
+	d.used++
+	op.Kind, op.Low, op.Bufs = kind, !d.wb.Urgent, bufs
+	op.Offset = d.st.sb.block(d.wb.Slot, d.wb.Block+uint32(from))
+}
+
+func (d *destage) submit() {
 	for i, n := 0, d.used; i < n; i++ {
 		d.st.disk.Submit(d.ops[i])
 	}
 }
 
-func (d *destage) written(op *uring.DiskOp) {
+func (d *destage) opDone(op *uring.DiskOp) {
 	op.Bufs = nil
-	if op.Err != nil {
+	switch {
+	case op.Err == nil:
+	case d.reading:
+		d.readFailed(op)
+	default:
 		d.err = op.Err
 	}
 	if d.used--; d.used > 0 {
 		return
+	}
+	if d.reading {
+		d.gapsRead()
+		return
+	}
+	d.ended()
+}
+
+// ended is called when all is written.
+func (d *destage) ended() {
+	if d.buf != nil {
+		d.buf.Release()
+		d.buf = nil
 	}
 	st, wb := d.st, d.wb
 	st.unsynced = true // not before: a sync covers only what was completed before it

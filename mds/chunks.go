@@ -198,7 +198,8 @@ func (c *cmdReconfigure) apply(s *State, r *Result) {
 }
 
 // checkMembers says what is wrong with a new list of members, or "". At least one member of the
-// current epoch stays (invariant I7), and those that stay keep their order.
+// current epoch stays (invariant I7), and those that stay keep their order, but for one that
+// becomes the head.
 func (s *State) checkMembers(rec *Record, members []dataplane.CSID) string {
 	last, stay := -1, 0
 	if len(members) > max(int(rec.Wanted), int(rec.Present)) {
@@ -214,6 +215,8 @@ func (s *State) checkMembers(rec *Record, members []dataplane.CSID) string {
 			return fmt.Sprintf("members %v of chunk %v: CS %d is unknown or dropped", members,
 				rec.ID, m)
 		case i < 0:
+		case k == 0:
+			stay++ // it may have been further behind
 		case i < last:
 			return fmt.Sprintf("members %v of chunk %v: the order changed", members, rec.ID)
 		default:

@@ -290,11 +290,12 @@ func (l *leader) pushSettles() {
 	type group struct {
 		to   dataplane.CSID
 		lost [dataplane.MaxReplicas]dataplane.CSID
+		lead bool
 	}
 	groups := make(map[group]*control.SettlePush)
 	for _, t := range l.plan.step(now, planFacts{l, f.s, now}, nil) {
 		rec := f.s.table.Lookup(t.chunk)
-		g := group{to: t.to}
+		g := group{to: t.to, lead: t.lead}
 		var lost []dataplane.CSID
 		for i, m := range rec.members() {
 			if t.lost&(1<<i) != 0 {
@@ -304,7 +305,7 @@ func (l *leader) pushSettles() {
 		}
 		p := groups[g]
 		if p == nil {
-			p = &control.SettlePush{Lost: lost}
+			p = &control.SettlePush{Lost: lost, Lead: t.lead}
 			groups[g] = p
 		}
 		p.Chunks = append(p.Chunks, l.config(f.s, rec, now))

@@ -80,6 +80,7 @@ type trouble struct {
 	pushNs    int64            // last settle asked for
 	pushTo    dataplane.CSID   // of whom
 	missingOn []dataplane.CSID // members that registered without it
+	cut       []cutOff         // members that a client can't reach: see lead.go
 }
 
 // settle asks a chunk server to bring a chunk to one history without the lost members.
@@ -87,6 +88,7 @@ type settle struct {
 	to    dataplane.CSID
 	chunk dataplane.ChunkID
 	lost  uint8 // bit per member, in the chain's order
+	lead  bool  // it becomes the head
 }
 
 // planner keeps the chunks in trouble until they are out of it. It is soft state of a leader, and
@@ -96,10 +98,12 @@ type planner struct {
 	byChunk map[dataplane.ChunkID]*trouble
 	missing int
 	cursor  int
+	leads   map[dataplane.CSID]int // exclusions that a server was asked for while there are any
 }
 
 func newPlanner() *planner {
-	return &planner{byChunk: make(map[dataplane.ChunkID]*trouble)}
+	return &planner{byChunk: make(map[dataplane.ChunkID]*trouble),
+		leads: make(map[dataplane.CSID]int)}
 }
 
 // report notes that a member of the chunk doesn't answer.
@@ -219,6 +223,17 @@ func (p *planner) look(t *trouble, rec *Record, nowNs int64, w planView, out *[]
 	}
 	tooLong(nowNs, members, facts[:len(members)], w)
 	verdict, coordinator := settleCase(facts[:len(members)], int(rec.Minimum))
+	lead := false
+	switch verdict {
+	case settleNow:
+		first := coordinator
+		coordinator = p.spread(t, members, facts[:len(members)], first)
+		lead = coordinator != first
+	case settleNothing:
+		if k := t.newHead(nowNs, members, facts[:len(members)], w); k > 0 {
+			verdict, coordinator, lead = settleNow, k, true
+		}
+	}
 	if verdict != settleNow {
 		// What a member lacks is remembered; a report that isn't repeated is forgotten.
 		return lacking || nowNs-t.reportNs < int64(reportLife)
@@ -228,7 +243,7 @@ func (p *planner) look(t *trouble, rec *Record, nowNs int64, w planView, out *[]
 		return true
 	}
 	t.pushTo, t.pushNs = to, nowNs
-	*out = append(*out, settle{to: to, chunk: t.chunk, lost: lost})
+	*out = append(*out, settle{to: to, chunk: t.chunk, lost: lost, lead: lead})
 	return true
 }
 
@@ -254,6 +269,9 @@ func (p *planner) drop(t *trouble) {
 		p.missing--
 	}
 	delete(p.byChunk, t.chunk)
+	if len(p.byChunk) == 0 {
+		clear(p.leads)
+	}
 	last := len(p.queue) - 1
 	p.queue[p.cursor] = p.queue[last]
 	p.queue[last] = nil

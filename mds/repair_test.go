@@ -105,18 +105,18 @@ func TestPlanner(t *testing.T) {
 	w.absent[1] = true
 	want("still", step(time.Second))
 	w.dead[1] = true
-	want("lease out", step(time.Millisecond), settle{2, id, 1})
+	want("lease out", step(time.Millisecond), settle{to: 2, chunk: id, lost: 1})
 	want("asked a moment ago", step(10*time.Millisecond))
-	want("asked again", step(settleAgain), settle{2, id, 1})
+	want("asked again", step(settleAgain), settle{to: 2, chunk: id, lost: 1})
 	w.dead[2] = true
-	want("another coordinator at once", step(time.Millisecond), settle{3, id, 3})
+	want("another coordinator at once", step(time.Millisecond), settle{to: 3, chunk: id, lost: 3})
 	w.dead[3] = true
 	want("never without the last (I7)", step(settleAgain))
 	delete(w.dead, 3)
 	w.absent[3] = true
 	want("nobody to coordinate", step(settleAgain))
 	delete(w.absent, 3)
-	want("back", step(time.Millisecond), settle{3, id, 3})
+	want("back", step(time.Millisecond), settle{to: 3, chunk: id, lost: 3})
 	w.records[id].setMembers([]dataplane.CSID{3})
 	p.report(id, now)
 	want("done", step(settleAgain))
@@ -154,7 +154,7 @@ func TestPlannerGrace(t *testing.T) {
 			t.Errorf("%s: %+v, want %+v", what, got, wanted)
 		}
 	}
-	without := settle{1, id, 6} // members 2 and 3
+	without := settle{to: 1, chunk: id, lost: 6} // members 2 and 3
 	w, p := begin(2, 3)
 	w.lastNs[2], w.lastNs[3] = 1*s, 3*s
 	want("two are silent", look(w, p, 10*s))
@@ -167,10 +167,10 @@ func TestPlannerGrace(t *testing.T) {
 	want("the first is back", look(w, p, 101*s))
 	want("and waits", look(w, p, 100*s+int64(coldGrace)-1))
 	delete(w.dead, 2)
-	want("the second is back: there are enough", look(w, p, 110*s), settle{1, id, 4})
+	want("the second is back: there are enough", look(w, p, 110*s), settle{to: 1, chunk: id, lost: 4})
 
 	w, p = begin(3)
-	want("enough remain", look(w, p, 1*s), settle{1, id, 4})
+	want("enough remain", look(w, p, 1*s), settle{to: 1, chunk: id, lost: 4})
 	w, p = begin(2, 3)
 	w.faulty[2] = true
 	want("one failed, one may be back", look(w, p, 1*s))
@@ -180,7 +180,7 @@ func TestPlannerGrace(t *testing.T) {
 	p.lacks(id, 2, 0)
 	want("one lacks the chunk, one may be back", look(w, p, 1*s))
 	delete(w.dead, 3)
-	want("it is back", look(w, p, 1*s), settle{1, id, 2})
+	want("it is back", look(w, p, 1*s), settle{to: 1, chunk: id, lost: 2})
 	w, p = begin(2, 3)
 	w.records[id].Minimum = 1
 	want("one is enough", look(w, p, 1*s), without)
@@ -197,7 +197,7 @@ func TestPlannerMissing(t *testing.T) {
 	p.lacks(c, 1, 1)
 	p.lacks(c, 3, 1) // nobody has it: hold
 	got := p.step(2, w, nil)
-	if !slices.Equal(got, []settle{{1, a, 2}}) {
+	if !slices.Equal(got, []settle{{to: 1, chunk: a, lost: 2}}) {
 		t.Errorf("%+v", got)
 	}
 	// What is missing is remembered for longer than a report.

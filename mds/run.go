@@ -313,7 +313,15 @@ func Run(ctx context.Context, o Options) (err error) {
 		return dataplane.E(op, dataplane.Unreachable, err)
 	}
 	defer listener.Close()
-	r, err := startReplica(filepath.Join(o.Dir, raftDir), id.Node, id.Addr, o.Cred, o.Log, o.tune)
+	start := func() (*replica, error) {
+		return startReplica(filepath.Join(o.Dir, raftDir), id.Node, id.Addr, o.Cred, o.Log, o.tune)
+	}
+	r, err := start()
+	if dataplane.KindOf(err) == dataplane.BadCRC {
+		if err = resync(ctx, id, &o, err); err == nil {
+			r, err = start()
+		}
+	}
 	if err != nil {
 		return err
 	}

@@ -440,6 +440,9 @@ func (c *call) unreachable(req *control.UnreachableReq) (any, error) {
 	for _, h := range req.Chunks {
 		if rec := f.s.table.Lookup(h.Chunk); rec != nil && rec.has(req.CS) {
 			l.plan.report(h.Chunk, now)
+			if c.peer.Role == dataplane.RoleClient {
+				l.plan.cannotReach(h.Chunk, req.CS, now)
+			}
 		}
 	}
 	// A server that is there but doesn't answer for a chunk may lack it. The leader before may

@@ -200,7 +200,7 @@ func TestReconfigure(t *testing.T) {
 		{id, 1, nil, false, dataplane.Invalid, 1},
 		{id, 2, cs{1, 2}, false, dataplane.Conflict, 1},
 		{id, 1, cs{4}, false, dataplane.Invalid, 1},        // nobody of the epoch stays (I7)
-		{id, 1, cs{3, 1}, false, dataplane.Invalid, 1},     // order
+		{id, 1, cs{3, 2, 1}, false, dataplane.Invalid, 1},  // order
 		{id, 1, cs{1, 1}, false, dataplane.Invalid, 1},     // twice
 		{id, 1, cs{1, 2, 99}, false, dataplane.Invalid, 1}, // unknown
 		{id, 2, nil, true, dataplane.Conflict, 1},
@@ -212,6 +212,8 @@ func TestReconfigure(t *testing.T) {
 		{id, 2, cs{1, 3, 4}, false, dataplane.OK, 3}, // a new member
 		{id, 3, cs{4}, true, dataplane.OK, 4},
 		{id, 4, cs{1}, false, dataplane.Invalid, 4}, // an old one never replaces the last
+		{id, 4, cs{4, 1, 2}, false, dataplane.OK, 5},
+		{id, 5, cs{2, 4, 1}, false, dataplane.OK, 6}, // the last one leads
 	} {
 		r := do(t, s, int64(i), &cmdReconfigure{Chunk: tc.chunk, Epoch: tc.epoch,
 			Members: tc.members, SetCreated: tc.created})

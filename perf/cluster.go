@@ -26,7 +26,8 @@ type ClusterOptions struct {
 	Args   []string // more arguments of pstorage dev
 }
 
-// Cluster is a whole cluster in one directory, run by `pstorage dev`.
+// Cluster is a program with its children that runs while something is measured: a whole cluster in
+// one directory, run by `pstorage dev`, or one of its daemons.
 type Cluster struct {
 	cmd    *exec.Cmd
 	exited chan struct{}
@@ -49,23 +50,28 @@ func StartCluster(ctx context.Context, o ClusterOptions) (*Cluster, error) {
 	if o.Mount != "" {
 		args = append(args, "--mount", o.Mount)
 	}
-	c := &Cluster{cmd: exec.Command(o.Binary, append(args, o.Args...)...),
-		exited: make(chan struct{}), silent: make(chan struct{})}
+	return launch(ctx, exec.Command(o.Binary, append(args, o.Args...)...), readyMessage)
+}
+
+// launch starts a program and returns when a line of its output has the word ready. It gets SIGTERM
+// if this process ends.
+func launch(ctx context.Context, cmd *exec.Cmd, ready string) (*Cluster, error) {
+	c := &Cluster{cmd: cmd, exited: make(chan struct{}), silent: make(chan struct{})}
 	r, w, err := os.Pipe()
 	if err != nil {
 		return nil, err
 	}
 	// Stopped by us alone: a Ctrl-C at the terminal must not reach it before the measuring stops.
-	c.cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true, Pdeathsig: syscall.SIGTERM}
-	c.cmd.Stdout, c.cmd.Stderr = w, w
+	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true, Pdeathsig: syscall.SIGTERM}
+	cmd.Stdout, cmd.Stderr = w, w
 	started := make(chan error)
 	go func() {
 		// The death signal is sent when the thread that forked ends: keep it for as long.
 		runtime.LockOSThread()
-		err := c.cmd.Start()
+		err := cmd.Start()
 		started <- err
 		if err == nil {
-			_ = c.cmd.Wait() // how it ended is told by what it printed
+			_ = cmd.Wait() // how it ended is told by what it printed
 			close(c.exited)
 		}
 	}()
@@ -73,18 +79,19 @@ func StartCluster(ctx context.Context, o ClusterOptions) (*Cluster, error) {
 	w.Close()
 	if err != nil {
 		r.Close()
-		return nil, fmt.Errorf("start a cluster: %w", err)
+		return nil, fmt.Errorf("start %s: %w", cmd.Path, err)
 	}
-	if err := c.await(ctx, r, o.Dir); err != nil {
+	if err := c.await(ctx, r, ready); err != nil {
 		return nil, err
 	}
 	return c, nil
 }
 
-// await returns when the cluster is ready, or has been stopped because it isn't.
-func (c *Cluster) await(ctx context.Context, output io.ReadCloser, dir string) error {
+// await returns when the program is ready, or has been stopped because it isn't.
+func (c *Cluster) await(ctx context.Context, output io.ReadCloser, word string) error {
 	ready := make(chan struct{})
-	go c.read(output, ready)
+	go c.read(output, word, ready)
+	name := filepath.Base(c.cmd.Path)
 	var err error
 	select {
 	case <-ready:
@@ -94,18 +101,17 @@ func (c *Cluster) await(ctx context.Context, output io.ReadCloser, dir string) e
 		case <-c.silent:
 		case <-time.After(time.Second): // a child that lives on holds the pipe
 		}
-		return fmt.Errorf("the cluster in %s did not start: %s", dir, c.lastLines())
+		return fmt.Errorf("%s did not start: %s", name, c.lastLines())
 	case <-time.After(startLimit):
-		err = fmt.Errorf("the cluster in %s isn't ready after %v: %s", dir, startLimit,
-			c.lastLines())
+		err = fmt.Errorf("%s isn't ready after %v: %s", name, startLimit, c.lastLines())
 	case <-ctx.Done():
 		err = ctx.Err()
 	}
 	return errors.Join(err, c.Stop())
 }
 
-// read keeps the last lines of the output and closes ready at the one that says so.
-func (c *Cluster) read(r io.ReadCloser, ready chan struct{}) {
+// read keeps the last lines of the output and closes ready at the first one with the word.
+func (c *Cluster) read(r io.ReadCloser, word string, ready chan struct{}) {
 	defer close(c.silent)
 	defer r.Close()
 	lines := bufio.NewScanner(r)
@@ -115,7 +121,7 @@ func (c *Cluster) read(r io.ReadCloser, ready chan struct{}) {
 		c.output = append(c.output, lines.Text())
 		c.output = c.output[max(0, len(c.output)-outputLines):]
 		c.mu.Unlock()
-		if !isReady && strings.Contains(strings.ToLower(lines.Text()), readyMessage) {
+		if !isReady && strings.Contains(strings.ToLower(lines.Text()), word) {
 			isReady = true
 			close(ready)
 		}
@@ -129,10 +135,10 @@ func (c *Cluster) lastLines() string {
 	return strings.Join(c.output, " | ")
 }
 
-// PIDs returns the cluster's processes that are alive.
+// PIDs returns the program's processes that are alive.
 func (c *Cluster) PIDs() ([]int, error) { return ProcessTree(c.cmd.Process.Pid) }
 
-// Stop stops the cluster in an orderly way, or kills it if that takes too long.
+// Stop stops the program in an orderly way, or kills it if that takes too long.
 func (c *Cluster) Stop() error {
 	pids, err := c.PIDs()
 	if err != nil {
@@ -148,7 +154,8 @@ func (c *Cluster) Stop() error {
 		_ = syscall.Kill(pid, syscall.SIGKILL)
 	}
 	<-c.exited
-	return fmt.Errorf("the cluster didn't stop in %v and was killed: %s", stopLimit, c.lastLines())
+	return fmt.Errorf("%s didn't stop in %v and was killed: %s", filepath.Base(c.cmd.Path), stopLimit,
+		c.lastLines())
 }
 
 // FindBinary returns the path of a pstorage binary: beside this program, or on the PATH.

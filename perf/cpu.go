@@ -107,6 +107,15 @@ func RSS(pids []int) int64 {
 	return sum
 }
 
+// processName is the name of a process's program, or "" if it is gone.
+func processName(pid int) string {
+	name, err := os.ReadFile(fmt.Sprintf("/proc/%d/comm", pid))
+	if err != nil {
+		return ""
+	}
+	return string(bytes.TrimSpace(name))
+}
+
 // DiskBytes returns how much the processes have read from and written to disks since their start.
 func DiskBytes(pids []int) int64 {
 	var sum int64

@@ -2,7 +2,6 @@ package perf
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -33,71 +32,6 @@ type EngineOptions struct {
 	Progress io.Writer     // nil: none
 }
 
-// Figure is one figure of the storage engine beside its goal.
-type Figure struct {
-	Name    string    `json:"name"`
-	Value   float64   `json:"value"`
-	Unit    string    `json:"unit"`
-	Goal    float64   `json:"goal"`
-	AtLeast bool      `json:"at_least"`            // the goal is the least; else the most
-	Ours    []float64 `json:"ours"`                // by round
-	Raw     []float64 `json:"yardstick,omitempty"` // by round, from the same minutes
-	Note    string    `json:"note"`                // what Ours and Raw are
-}
-
-// Met says whether the goal is met.
-func (f Figure) Met() bool {
-	if f.AtLeast {
-		return f.Value >= f.Goal
-	}
-	return f.Value <= f.Goal
-}
-
-// EngineReport is what Engine gave.
-type EngineReport struct {
-	Time    time.Time `json:"time"`
-	Commit  string    `json:"commit"`
-	Machine string    `json:"machine"`
-	Figures []Figure  `json:"figures"`
-}
-
-// WriteJSON writes each value under its name, then everything.
-func (r *EngineReport) WriteJSON(out io.Writer) error {
-	doc := map[string]any{"report": r}
-	for _, f := range r.Figures {
-		doc[f.Name] = f.Value
-	}
-	e := json.NewEncoder(out)
-	e.SetIndent("", "  ")
-	return e.Encode(doc)
-}
-
-// WriteTable writes the figures for people.
-func (r *EngineReport) WriteTable(out io.Writer) error {
-	var b strings.Builder
-	fmt.Fprintf(&b, "%s, commit %s, %s\n\n", r.Time.Format("2006-01-02 15:04"), r.Commit, r.Machine)
-	const line = "%-20s %8s %-3s %8s  %-4s %22s %10s  %s\n"
-	fmt.Fprintf(&b, line, "figure", "value", "", "goal", "", "ours (low-high)", "yardstick", "")
-	for _, f := range r.Figures {
-		sign, verdict := "<=", "MISS"
-		if f.AtLeast {
-			sign = ">="
-		}
-		if f.Met() {
-			verdict = "ok"
-		}
-		raw := ""
-		if len(f.Raw) > 0 {
-			raw = fmt.Sprintf("%.4g", Median(f.Raw))
-		}
-		fmt.Fprintf(&b, line, f.Name, fmt.Sprintf("%.3g", f.Value), f.Unit,
-			fmt.Sprintf("%s %.3g", sign, f.Goal), verdict, fmt.Sprintf("%.4g (%.3g-%.3g)",
-				Median(f.Ours), slices.Min(f.Ours), slices.Max(f.Ours)), raw, f.Note)
-	}
-	_, err := io.WriteString(out, b.String())
-	return err
-}
-
 // engineRows are the rows in the order in which they run.
 var engineRows = []struct {
 	name  string
@@ -108,6 +42,8 @@ var engineRows = []struct {
 	{"hddread", "cold 4K random reads from an emulated HDD", true, (*engineRun).hddRead},
 	{"hddwrite", "sustained 4K random writes, log on the same HDD", true, (*engineRun).hddWrite},
 	{"ssd", "4K random reads and writes in the log on an SSD before an HDD", true, (*engineRun).ssd},
+	{"hdds", "cold 4K random reads from 4 servers with 2 emulated HDDs each", true, (*engineRun).hdds},
+	{"ssds", "the same with journals on SSDs that hold the data", true, (*engineRun).ssds},
 	{"fast", "one chunk server on the disk as it is: writes, latency, CPU", false, (*engineRun).fast},
 	{"sustain", "ten times what the log holds is written to the disk as it is", false,
 		(*engineRun).sustain},
@@ -169,7 +105,7 @@ func setDefault[T comparable](v *T, def T) {
 
 // Engine measures what the storage engine of one chunk server does with its disks. Each row makes
 // its own disks and servers and removes them again.
-func Engine(ctx context.Context, o EngineOptions) (*EngineReport, error) {
+func Engine(ctx context.Context, o EngineOptions) (*Report, error) {
 	if err := o.setDefaults(); err != nil {
 		return nil, err
 	}
@@ -178,10 +114,20 @@ func Engine(ctx context.Context, o EngineOptions) (*EngineReport, error) {
 		return nil, err
 	}
 	defer unlock()
+	report := &Report{Time: time.Now(), Commit: Commit(), Machine: Machine(), Rounds: o.Rounds,
+		Seconds: o.Each.Seconds(), Size: o.Set}
+	report.Figures, err = engine(ctx, o)
+	return report, err
+}
+
+// engine is Engine for whoever has the lock.
+func engine(ctx context.Context, o EngineOptions) (all []Figure, err error) {
+	if err := o.setDefaults(); err != nil {
+		return nil, err
+	}
 	if err := sweepEngine(o.Dir); err != nil {
 		return nil, fmt.Errorf("remove what an interrupted run left: %w", err)
 	}
-	report := &EngineReport{Time: time.Now(), Commit: Commit(), Machine: Machine()}
 	for _, row := range engineRows {
 		if !slices.Contains(o.Rows, row.name) {
 			continue
@@ -190,9 +136,9 @@ func Engine(ctx context.Context, o EngineOptions) (*EngineReport, error) {
 		if err != nil {
 			return nil, fmt.Errorf("row %s: %w", row.name, err)
 		}
-		report.Figures = append(report.Figures, figures...)
+		all = append(all, figures...)
 	}
-	return report, nil
+	return all, nil
 }
 
 // sweepEngine removes what killed runs left. Nobody else measures: the caller has the lock.

@@ -18,7 +18,7 @@ type Workload struct {
 	Depth     int           // operations in flight
 	Time      time.Duration // of measuring; 0: one pass over Size, sequential workloads only
 	Size      int64         // bytes of the file that are used, from its start
-	Sync      bool          // fio only: O_DSYNC; pstorage's writes always are durable
+	Fsync     bool          // fio only: fsync(2) after each write; pstorage's always are durable
 	Count     uint64        // native only: operations after which it ends before its time; 0: none
 }
 
@@ -59,8 +59,12 @@ type Result struct {
 
 // fioArgs are the arguments of fio for w on the file at path.
 func fioArgs(w Workload, path, engine string) []string {
+	target := "--filename=" + path
+	if engine == "nbd" {
+		target = "--uri=" + path
+	}
 	args := []string{
-		"--name=perf", "--filename=" + path, "--ioengine=" + engine, "--direct=1", "--thread",
+		"--name=perf", "--ioengine=" + engine, target, "--direct=1", "--thread",
 		"--rw=" + w.RW, "--bs=" + strconv.Itoa(w.BlockSize), "--iodepth=" + strconv.Itoa(w.Depth),
 		"--size=" + strconv.FormatInt(w.Size, 10), "--norandommap", "--randrepeat=0",
 		"--output-format=json",
@@ -69,14 +73,14 @@ func fioArgs(w Workload, path, engine string) []string {
 		ms := strconv.FormatInt(w.Time.Milliseconds(), 10)
 		args = append(args, "--time_based", "--runtime="+ms+"ms")
 	}
-	if w.Sync {
-		args = append(args, "--sync=dsync")
+	if w.Fsync {
+		args = append(args, "--fsync=1")
 	}
 	return args
 }
 
 // Fio runs w with fio on the file at path, which must be there and written in full. engine is
-// io_uring, or what else fio has.
+// io_uring, or what else fio has; with nbd, path is a URI.
 func Fio(ctx context.Context, w Workload, path, engine string) (Result, error) {
 	if err := w.Validate(); err != nil {
 		return Result{}, err

@@ -4,47 +4,68 @@ import (
 	"context"
 	"fmt"
 	"math"
-	"time"
 )
 
 // Runner runs a workload on one front end.
 type Runner func(ctx context.Context, w Workload) (Result, error)
 
-// The front ends that a row can go through.
+// The front ends that a run can go through.
 const (
-	FrontNative = "native" // the client library
-	FrontFuse   = "fuse"   // fio on a mount
+	FrontNative = "native"      // the client library
+	FrontFuse   = "fuse"        // fio on a mount
+	FrontNBD    = "nbd"         // fio's nbd engine, on a unix socket
+	FrontRaw    = "raw"         // fio (io_uring, O_DIRECT) on a file of the disk itself
+	FrontPass   = "passthrough" // fio on a FUSE file system that passes requests on to that disk
+	FrontPing   = "tcp"         // 64 bytes there and back between two threads, over loopback
 )
 
-// Row is one line of a plan: a workload for us, and one for the yardstick.
+// Run is one measurement: a workload through a front end.
+type Run struct {
+	Front    string   `json:"front"`
+	Workload Workload `json:"workload"`
+}
+
+// String names the run: "native randread 4k q32".
+func (r Run) String() string {
+	w := r.Workload
+	if r.Front == FrontPing {
+		return "tcp there and back"
+	}
+	size := fmt.Sprintf("%dk", w.BlockSize>>10)
+	if w.BlockSize >= 1<<20 {
+		size = fmt.Sprintf("%dm", w.BlockSize>>20)
+	}
+	sync := ""
+	if w.Fsync {
+		sync = " fsync"
+	}
+	return fmt.Sprintf("%s %s %s q%d%s", r.Front, w.RW, size, w.Depth, sync)
+}
+
+// Row is a figure to be measured: what one run gives, beside what another gives in the same round.
 type Row struct {
-	Key       string
-	Front     string // through which ours goes
-	Ours, Raw Workload
+	Name, About string
+	Ours        Run
+	Yardstick   Run // Front empty: the figure needs none
+	// Value makes the figure of a round.
+	Value   func(ours, yardstick Result) float64
+	Unit    string  // "x" for a ratio
+	Goal    float64 // what we are after
+	AtLeast bool    // the goal is the least; else the most
+	// Bar is what the figure has reached with a margin for noise: worse is a regression.
+	Bar float64
 }
 
-// RowResult has the rounds of a row and what follows from them.
-type RowResult struct {
-	Key    string    `json:"key"`
-	Ours   []Result  `json:"ours"`
-	Raw    []Result  `json:"raw"`
-	Ratio  float64   `json:"ratio"`  // median over the rounds of IOPS to raw IOPS
-	Spread float64   `json:"spread"` // (largest - smallest) / median of the rounds' ratios
-	Ratios []float64 `json:"ratios"` // by round
-	// AddedUs is the median of the rounds of our mean latency less that of raw, in µs.
-	AddedUs  float64 `json:"added_us"`
-	CPUPerOp float64 `json:"cpu_us_per_op"` // median, all our processes
-	RawCPU   float64 `json:"raw_cpu_us_per_op"`
+// RunResult has the rounds of a run.
+type RunResult struct {
+	Name   string   `json:"name"`
+	Front  string   `json:"front"`
+	Rounds []Result `json:"rounds"`
 }
 
-// IOPS is the median of our rounds.
-func (r RowResult) IOPS() float64 {
-	return medianOf(r.Ours, func(x Result) float64 { return x.IOPS })
-}
-
-// RawIOPS is the median of the yardstick's rounds.
-func (r RowResult) RawIOPS() float64 {
-	return medianOf(r.Raw, func(x Result) float64 { return x.IOPS })
+// IOPS is the median of the rounds.
+func (r RunResult) IOPS() float64 {
+	return medianOf(r.Rounds, func(x Result) float64 { return x.IOPS })
 }
 
 func medianOf(results []Result, f func(Result) float64) float64 { return Median(each(results, f)) }
@@ -57,76 +78,79 @@ func each(results []Result, f func(Result) float64) []float64 {
 	return values
 }
 
-// QuickRows are the rows of the short plan, each of the given time, on files of size bytes.
-func QuickRows(each time.Duration, size int64, mounted bool) []Row {
-	row := func(key, rw string, depth int, sync bool) Row {
-		w := Workload{RW: rw, BlockSize: 4096, Depth: depth, Time: each, Size: size}
-		raw := w
-		raw.Sync = sync
-		return Row{Key: key, Front: FrontNative, Ours: w, Raw: raw}
-	}
-	rows := []Row{
-		row("randread_q1", "randread", 1, false),
-		row("randread_q32", "randread", 32, false),
-		row("randread_q128", "randread", 128, false),
-		row("randwrite_q1", "randwrite", 1, true), // the yardstick of a single write is durable
-		row("randwrite_q32", "randwrite", 32, false),
-		row("randwrite_q128", "randwrite", 128, false),
-	}
-	if mounted {
-		fuse := row("fuse_randread_q32", "randread", 32, false)
-		fuse.Front = FrontFuse
-		rows = append(rows, fuse)
-	}
-	return rows
-}
-
-// RunPlan runs all rows in every round, ours and the yardstick in turns; which of the two goes
-// first alternates by round, so that what one leaves behind hits both. fronts has a runner for
-// each front end of the rows. progress is called before each run.
-func RunPlan(ctx context.Context, rows []Row, rounds int, fronts map[string]Runner, raw Runner,
-	progress func(done, total int, what string)) ([]RowResult, error) {
-	results := make([]RowResult, len(rows))
-	done, total := 0, rounds*len(rows)*2
-	for round := range rounds {
-		for i, row := range rows {
-			results[i].Key = row.Key
-			for turn := range 2 {
-				runner, w, who := fronts[row.Front], row.Ours, "pstorage"
-				out := &results[i].Ours
-				if (turn+round)%2 == 1 {
-					runner, w, who = raw, row.Raw, "raw"
-					out = &results[i].Raw
-				}
-				progress(done, total, row.Key+" "+who)
-				r, err := runner(ctx, w)
-				if err != nil {
-					return nil, fmt.Errorf("%s, %s, round %d: %w", row.Key, who, round+1, err)
-				}
-				*out = append(*out, r)
-				done++
-			}
+// order returns the runs of one round. A row's two runs stand side by side, and which of them goes
+// first alternates by round, so that what one leaves behind hits both. Before writes it is always
+// the yardstick: what we write is still being written back when a run is over. A run that several
+// rows share is made once.
+func order(rows []Row, round int) []Run {
+	var runs []Run
+	seen := map[Run]bool{}
+	add := func(r Run) {
+		if r.Front != "" && !seen[r] {
+			seen[r] = true
+			runs = append(runs, r)
 		}
 	}
-	for i := range results {
-		results[i].summarize()
+	for _, row := range rows {
+		if round%2 == 0 || row.Ours.Workload.Write() {
+			add(row.Yardstick)
+			add(row.Ours)
+		} else {
+			add(row.Ours)
+			add(row.Yardstick)
+		}
 	}
-	return results, nil
+	return runs
 }
 
-func (r *RowResult) summarize() {
-	iops := func(x Result) float64 { return x.IOPS }
-	cpu := func(x Result) float64 { return x.CPUPerOp }
-	r.Ratios = Ratios(each(r.Ours, iops), each(r.Raw, iops))
-	r.Ratio = finite(Median(r.Ratios))
-	r.Spread = Spread(r.Ratios)
-	r.CPUPerOp = medianOf(r.Ours, cpu)
-	r.RawCPU = medianOf(r.Raw, cpu)
-	var added []float64
-	for i := range r.Ours {
-		added = append(added, r.Ours[i].Latency.Mean-r.Raw[i].Latency.Mean)
+// RunPlan makes all runs of the rows in every round. fronts has a runner for each front end.
+// progress is called before each run.
+func RunPlan(ctx context.Context, rows []Row, rounds int, fronts map[string]Runner,
+	progress func(done, total int, what string)) ([]Figure, []RunResult, error) {
+	results := map[Run]*RunResult{}
+	var list []*RunResult
+	for _, run := range order(rows, 0) {
+		results[run] = &RunResult{Name: run.String(), Front: run.Front}
+		list = append(list, results[run])
 	}
-	r.AddedUs = finite(Median(added))
+	done, total := 0, rounds*len(list)
+	for round := range rounds {
+		for _, run := range order(rows, round) {
+			progress(done, total, run.String())
+			r, err := fronts[run.Front](ctx, run.Workload)
+			if err != nil {
+				return nil, nil, fmt.Errorf("%v, round %d: %w", run, round+1, err)
+			}
+			results[run].Rounds = append(results[run].Rounds, r)
+			done++
+		}
+	}
+	var figures []Figure
+	for _, row := range rows {
+		figures = append(figures, row.figure(results[row.Ours], results[row.Yardstick]))
+	}
+	all := make([]RunResult, len(list))
+	for i, r := range list {
+		all[i] = *r
+	}
+	return figures, all, nil
+}
+
+// figure is the median over the rounds. yardstick is nil if the row has none.
+func (row Row) figure(ours, yardstick *RunResult) Figure {
+	f := Figure{Name: row.Name, Unit: row.Unit, Goal: row.Goal, AtLeast: row.AtLeast, Bar: row.Bar,
+		Note: row.About}
+	for i, r := range ours.Rounds {
+		var y Result
+		if yardstick != nil {
+			y = yardstick.Rounds[i]
+			f.Raw = append(f.Raw, y.IOPS)
+		}
+		f.Ours = append(f.Ours, r.IOPS)
+		f.Values = append(f.Values, finite(row.Value(r, y)))
+	}
+	f.Value = finite(Median(f.Values))
+	return f
 }
 
 // finite makes what JSON can't say a zero.

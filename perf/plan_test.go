@@ -4,47 +4,93 @@ import (
 	"bytes"
 	"context"
 	"encoding/json"
+	"encoding/xml"
 	"errors"
+	"io"
+	"math"
+	"slices"
 	"strings"
 	"testing"
 	"time"
 )
 
-func TestRunPlan(t *testing.T) {
-	rows := QuickRows(time.Second, 1<<30, true)
-	var order []string
-	machine := 1.0 // how fast the machine happens to be in this round
-	runs := 0
-	run := func(who string, speed float64) Runner {
-		return func(_ context.Context, w Workload) (Result, error) {
+var allFronts = Fronts{Fuse: true, NBD: true, Passthrough: true, Ping: true}
+
+// fakeFronts run at given speeds: IOPS in thousands.
+func fakeFronts(t *testing.T, speeds map[string]float64, order *[]string) map[string]Runner {
+	fronts := map[string]Runner{}
+	for front, speed := range speeds {
+		fronts[front] = func(_ context.Context, w Workload) (Result, error) {
 			if err := w.Validate(); err != nil {
 				t.Fatal(err)
 			}
-			if runs++; runs%2 == 1 {
-				machine *= 1.1 // the same for both runs of a pair
-			}
-			order = append(order, who)
-			return Result{Ops: 1, IOPS: 1000 * speed * machine, CPUPerOp: 7,
-				Latency: Latency{Mean: 100 / speed}}, nil
+			*order = append(*order, Run{front, w}.String())
+			iops := 1000 * speed * (1 + 0.01*float64(len(*order)%3))
+			return Result{Ops: 1, IOPS: iops, MBps: iops * float64(w.BlockSize) / 1e6, CPUPerOp: 7,
+				Latency: Latency{Mean: 100 / speed, P50: 90 / speed, P99: 200 / speed,
+					P999: 300 / speed, Max: 900 / speed}}, nil
 		}
 	}
-	ours := run("ours", 0.5)
-	results, err := RunPlan(context.Background(), rows, 3,
-		map[string]Runner{FrontNative: ours, FrontFuse: ours}, run("raw", 1),
-		func(int, int, string) {})
+	return fronts
+}
+
+func TestRunPlan(t *testing.T) {
+	rows := Rows(time.Second, 1<<30, allFronts)
+	var order []string
+	speeds := map[string]float64{FrontNative: 0.5, FrontRaw: 1, FrontFuse: 0.25, FrontNBD: 0.4,
+		FrontPass: 0.5, FrontPing: 10}
+	steps := 0
+	figures, runs, err := RunPlan(context.Background(), rows, 3, fakeFronts(t, speeds, &order),
+		func(done, total int, _ string) {
+			if done != steps || total <= done {
+				t.Errorf("progress %d of %d at step %d", done, total, steps)
+			}
+			steps++
+		})
 	if err != nil {
 		t.Fatal(err)
 	}
-	for _, r := range results {
-		if r.Ratio < 0.4999 || r.Ratio > 0.5001 || r.Spread > 1e-9 || len(r.Ratios) != 3 ||
-			r.AddedUs != 100 {
-			t.Errorf("%+v", r)
+	report := Report{Rounds: 3, Seconds: 1, Figures: figures, Runs: runs, Commit: "abc",
+		Machine: "a <machine>", Memory: map[string]int64{"pstorage-csd": 1 << 30}}
+	for name, want := range map[string]float64{"randread_q32": 0.5, "randread_q128": 0.5,
+		"read_q1_extra_us": 100, "randwrite_q32": 0.5, "randwrite_q128": 0.5, "write_q1_ratio": 2,
+		"cpu_us_read": 7, "cpu_us_write": 7, "seqread_q8": 0.5, "seqwrite_q8": 1.5,
+		"fuse_randread_q32": 0.5, "fuse_randread_q1": 0.5, "nbd_randread_q32": 0.8,
+		"fuse_to_passthrough_q32": 0.5} {
+		if got := report.Values()[name]; math.Abs(got/want-1) > 0.03 {
+			t.Errorf("%s is %v, want %v", name, got, want)
 		}
 	}
-	if order[0] != "ours" || order[1] != "raw" || order[2*len(rows)] != "raw" {
-		t.Errorf("order %v: who is first doesn't alternate by round", order)
+	if len(order) != 3*len(runs) || len(order) != steps {
+		t.Errorf("%d runs made in 3 rounds of %d", len(order), len(runs))
 	}
-	report := Report{Rounds: 3, Seconds: 1, Rows: results}
+	checkOrder(t, rows, order)
+	checkOutput(t, &report)
+}
+
+// checkOrder: no run twice in a round, and who goes first alternates for reads only.
+func checkOrder(t *testing.T, rows []Row, order []string) {
+	n := len(order) / 3
+	rounds := [][]string{order[:n], order[n : 2*n], order[2*n:]}
+	for i, round := range rounds {
+		if unique := slices.Compact(slices.Sorted(slices.Values(round))); len(unique) != n {
+			t.Errorf("round %d makes a run twice: %q", i, round)
+		}
+		for _, row := range rows {
+			ours := slices.Index(round, row.Ours.String())
+			raw := slices.Index(round, row.Yardstick.String())
+			if row.Yardstick.Front != FrontRaw {
+				continue
+			}
+			first := raw < ours
+			if want := i%2 == 0 || row.Ours.Workload.Write(); first != want {
+				t.Errorf("round %d, %s: yardstick first is %v", i, row.Name, first)
+			}
+		}
+	}
+}
+
+func checkOutput(t *testing.T, report *Report) {
 	var out bytes.Buffer
 	if err := report.WriteJSON(&out); err != nil {
 		t.Fatal(err)
@@ -53,16 +99,31 @@ func TestRunPlan(t *testing.T) {
 	if err := json.Unmarshal(out.Bytes(), &doc); err != nil {
 		t.Fatal(err)
 	}
-	for _, key := range []string{"randread_q1", "randread_q32", "randread_q128", "randwrite_q32",
-		"randwrite_q128", "randread_q1_added_us", "cpu_us_read", "cpu_us_write",
-		"fuse_randread_q32", "report"} {
-		if _, ok := doc[key]; !ok {
-			t.Errorf("no %s in %s", key, out.String())
+	for _, f := range report.Figures {
+		if doc[f.Name] != f.Value {
+			t.Errorf("JSON has %v as %s", doc[f.Name], f.Name)
 		}
 	}
 	out.Reset()
-	if err := report.WriteTable(&out); err != nil || !strings.Contains(out.String(), "randwrite_q32") {
+	if err := report.WriteTable(&out); err != nil || !strings.Contains(out.String(), "1024 MiB") ||
+		!strings.Contains(out.String(), "native randwrite 4k q32") {
 		t.Errorf("table %v:\n%s", err, out.String())
+	}
+	for name, write := range map[string]func(io.Writer) error{"figures": report.WriteFigureChart,
+		"latency": report.WriteLatencyChart} {
+		out.Reset()
+		if err := write(&out); err != nil {
+			t.Fatal(err)
+		}
+		for d := xml.NewDecoder(&out); ; {
+			_, err := d.Token()
+			if err == io.EOF {
+				break
+			}
+			if err != nil {
+				t.Fatalf("chart of %s: %v", name, err)
+			}
+		}
 	}
 	if lines, ok := report.Check(map[string]float64{"randread_q32": 0.4}); !ok {
 		t.Errorf("0.5 is not enough for 0.4: %v", lines)
@@ -74,14 +135,43 @@ func TestRunPlan(t *testing.T) {
 	}
 }
 
+func TestBars(t *testing.T) {
+	report := Report{Figures: []Figure{
+		{Name: "good", AtLeast: true, Bar: 0.5, Values: []float64{0.4, 0.6, 0.4}},
+		{Name: "bad", AtLeast: true, Bar: 0.5, Values: []float64{0.4, 0.45, 0.4}},
+		{Name: "slow", Bar: 10, Values: []float64{11, 12, 13}},
+		{Name: "no_bar", Values: []float64{0.1}},
+	}}
+	if got := report.Regressions(); !slices.Equal(got, []string{"bad", "slow"}) {
+		t.Errorf("regressions %v", got)
+	}
+	for _, row := range Rows(time.Second, 1<<30, allFronts) {
+		f := Figure{AtLeast: row.AtLeast}
+		if row.Goal != 0 && (row.Bar == 0 || f.worse(row.Goal, row.Bar)) {
+			t.Errorf("%s: the bar %v isn't below the goal %v", row.Name, row.Bar, row.Goal)
+		}
+	}
+}
+
 func TestRunPlanError(t *testing.T) {
 	good := func(context.Context, Workload) (Result, error) { return Result{IOPS: 1}, nil }
 	bad := func(context.Context, Workload) (Result, error) { return Result{}, errors.New("no disk") }
-	_, err := RunPlan(context.Background(), QuickRows(time.Second, 1<<20, false), 2,
-		map[string]Runner{FrontNative: good}, bad,
-		func(int, int, string) {})
+	_, _, err := RunPlan(context.Background(), Rows(time.Second, 1<<20, Fronts{}), 2,
+		map[string]Runner{FrontNative: good, FrontRaw: bad}, func(int, int, string) {})
 	if err == nil || !strings.Contains(err.Error(), "no disk") ||
-		!strings.Contains(err.Error(), "randread_q1, raw, round 1") {
+		!strings.Contains(err.Error(), "raw randread 4k q1, round 1") {
 		t.Errorf("error %v", err)
+	}
+}
+
+func TestPingPong(t *testing.T) {
+	r, err := PingPong(context.Background(), Workload{Time: 50 * time.Millisecond})
+	if err != nil || r.Ops == 0 || r.Latency.Mean <= 0 || r.Latency.Mean > 50e3 {
+		t.Errorf("%+v, %v", r, err)
+	}
+	ctx, cancel := context.WithCancel(context.Background())
+	cancel()
+	if _, err := PingPong(ctx, Workload{Time: time.Hour}); !errors.Is(err, context.Canceled) {
+		t.Errorf("cancelled: %v", err)
 	}
 }

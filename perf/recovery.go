@@ -92,7 +92,7 @@ func (o *RecoveryOptions) setDefaults() (err error) {
 
 // Recovery measures how a cluster with slow disks gets its copies back. Each row makes its own
 // disks and servers and removes them again.
-func Recovery(ctx context.Context, o RecoveryOptions) (*EngineReport, error) {
+func Recovery(ctx context.Context, o RecoveryOptions) (*Report, error) {
 	if err := o.setDefaults(); err != nil {
 		return nil, err
 	}
@@ -104,7 +104,7 @@ func Recovery(ctx context.Context, o RecoveryOptions) (*EngineReport, error) {
 	if err := sweepEngine(o.Dir); err != nil {
 		return nil, fmt.Errorf("remove what an interrupted run left: %w", err)
 	}
-	report := &EngineReport{Time: time.Now(), Commit: Commit(), Machine: Machine()}
+	report := &Report{Time: time.Now(), Commit: Commit(), Machine: Machine()}
 	for _, row := range recoveryRows {
 		if !slices.Contains(o.Rows, row.name) {
 			continue

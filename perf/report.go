@@ -4,6 +4,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"io"
+	"maps"
 	"os"
 	"runtime"
 	"runtime/debug"
@@ -12,75 +13,174 @@ import (
 	"time"
 )
 
-// Report is what a run of a plan gave.
-type Report struct {
-	Time    time.Time   `json:"time"`
-	Commit  string      `json:"commit"`
-	Machine string      `json:"machine"`
-	Rounds  int         `json:"rounds"`
-	Seconds float64     `json:"seconds_per_run"`
-	Size    int64       `json:"file_bytes"`
-	RSS     int64       `json:"rss_bytes"` // of the cluster's processes, at the end
-	Rows    []RowResult `json:"rows"`
+// Figure is one figure beside its goal.
+type Figure struct {
+	Name    string  `json:"name"`
+	Value   float64 `json:"value"` // the median of Values, if there are any
+	Unit    string  `json:"unit"`
+	Goal    float64 `json:"goal"`          // 0: none
+	AtLeast bool    `json:"at_least"`      // the goal is the least; else the most
+	Bar     float64 `json:"bar,omitempty"` // worse is a regression; 0: none is set
+
+	Values []float64 `json:"values,omitempty"`    // of each round
+	Ours   []float64 `json:"ours"`                // what was measured, by round
+	Raw    []float64 `json:"yardstick,omitempty"` // by round, from the same minutes
+	Note   string    `json:"note"`                // what all this is
 }
 
-// Figures are the main figures by name: for each row the ratio to its yardstick (randread_q32),
-// for rows of depth 1 also the added latency (randread_q1_added_us), and the CPU time per
-// operation in the deepest rows (cpu_us_read, cpu_us_write).
-func (r *Report) Figures() map[string]float64 {
-	figures := map[string]float64{}
-	for _, row := range r.Rows {
-		figures[row.Key] = row.Ratio
-		if strings.HasSuffix(row.Key, "_q1") {
-			figures[row.Key+"_added_us"] = row.AddedUs
-		}
-		switch row.Key {
-		case "randread_q128":
-			figures["cpu_us_read"] = row.CPUPerOp
-		case "randwrite_q128":
-			figures["cpu_us_write"] = row.CPUPerOp
+// Met says whether the goal is met.
+func (f Figure) Met() bool { return f.Goal == 0 || !f.worse(f.Value, f.Goal) }
+
+// worse says whether a value is on the wrong side of a bound.
+func (f Figure) worse(value, bound float64) bool {
+	if f.AtLeast {
+		return value < bound
+	}
+	return value > bound
+}
+
+// Regressed says whether the figure was beyond its bar in every round: noise seldom does that.
+func (f Figure) Regressed() bool {
+	if f.Bar == 0 {
+		return false
+	}
+	for _, v := range f.samples() {
+		if !f.worse(v, f.Bar) {
+			return false
 		}
 	}
-	return figures
+	return true
 }
 
-// WriteJSON writes the figures as the first keys of one object, then everything else.
+// samples are the figure's values by round.
+func (f Figure) samples() []float64 {
+	switch {
+	case len(f.Values) > 0:
+		return f.Values
+	case f.Unit == "x" && len(f.Ours) == len(f.Raw) && len(f.Raw) > 0:
+		return Ratios(f.Ours, f.Raw)
+	}
+	return []float64{f.Value}
+}
+
+// Report is what a measurement gave.
+type Report struct {
+	Time    time.Time        `json:"time"`
+	Commit  string           `json:"commit"`
+	Machine string           `json:"machine"`
+	Rounds  int              `json:"rounds"`
+	Seconds float64          `json:"seconds_per_run"`
+	Size    int64            `json:"file_bytes"`
+	Memory  map[string]int64 `json:"rss_bytes,omitempty"` // by program, at the end
+	Figures []Figure         `json:"figures"`
+	Runs    []RunResult      `json:"runs,omitempty"`
+}
+
+// Values are the figures by name.
+func (r *Report) Values() map[string]float64 {
+	values := map[string]float64{}
+	for _, f := range r.Figures {
+		values[f.Name] = f.Value
+	}
+	return values
+}
+
+// WriteJSON writes an object with each figure under its name, and everything as "report".
 func (r *Report) WriteJSON(out io.Writer) error {
-	doc := map[string]any{}
-	for name, value := range r.Figures() {
+	doc := map[string]any{"report": r}
+	for name, value := range r.Values() {
 		doc[name] = value
 	}
-	doc["report"] = r
 	e := json.NewEncoder(out)
 	e.SetIndent("", "  ")
 	return e.Encode(doc)
 }
 
-// WriteTable writes the rows for people.
+// WriteTable writes the figures, and the runs they were made of, for people.
 func (r *Report) WriteTable(out io.Writer) error {
 	var b strings.Builder
 	fmt.Fprintf(&b, "%s, commit %s, %s\n", r.Time.Format("2006-01-02 15:04"), r.Commit, r.Machine)
-	fmt.Fprintf(&b, "medians of %d interleaved rounds of %.2g s; everything on one machine; raw: "+
-		"fio io_uring O_DIRECT on the same disk\n\n", r.Rounds, r.Seconds)
-	const line = "%-16s %10s %10s %7s %7s %9s %9s %9s %9s\n"
-	fmt.Fprintf(&b, line, "4 KiB", "IOPS", "raw IOPS", "ratio", "spread", "p50 µs", "p99 µs",
-		"raw p50", "CPU µs/op")
-	for _, row := range r.Rows {
-		p50 := func(x Result) float64 { return x.Latency.P50 }
-		p99 := func(x Result) float64 { return x.Latency.P99 }
-		fmt.Fprintf(&b, line, row.Key, fmt.Sprintf("%.0f", row.IOPS()),
-			fmt.Sprintf("%.0f", row.RawIOPS()), fmt.Sprintf("%.3f", row.Ratio),
-			fmt.Sprintf("%.0f %%", row.Spread*100), fmt.Sprintf("%.0f", medianOf(row.Ours, p50)),
-			fmt.Sprintf("%.0f", medianOf(row.Ours, p99)), fmt.Sprintf("%.0f", medianOf(row.Raw, p50)),
-			fmt.Sprintf("%.1f", row.CPUPerOp))
+	if r.Rounds > 0 {
+		fmt.Fprintf(&b, "medians of %d interleaved rounds of %.2g s\n", r.Rounds, r.Seconds)
+	}
+	b.WriteString("\n")
+	r.writeFigures(&b)
+	if len(r.Runs) > 0 {
+		r.writeRuns(&b)
+	}
+	if len(r.Memory) > 0 {
+		b.WriteString("\nresident memory:")
+		for _, name := range slices.Sorted(maps.Keys(r.Memory)) {
+			fmt.Fprintf(&b, "  %s %d MiB", name, r.Memory[name]>>20)
+		}
+		b.WriteString("\n")
 	}
 	_, err := io.WriteString(out, b.String())
 	return err
 }
 
+func (r *Report) writeFigures(b *strings.Builder) {
+	const line = "%-24s %8s %-3s %8s  %-5s %18s  %s\n"
+	fmt.Fprintf(b, line, "figure", "value", "", "goal", "", "low-high", "")
+	for _, f := range r.Figures {
+		goal, verdict := "", ""
+		if f.Goal != 0 {
+			sign := "<="
+			if f.AtLeast {
+				sign = ">="
+			}
+			goal, verdict = fmt.Sprintf("%s %.3g", sign, f.Goal), "ok"
+		}
+		switch {
+		case f.Regressed():
+			verdict = "WORSE"
+		case !f.Met():
+			verdict = "MISS"
+		}
+		low, high := slices.Min(f.samples()), slices.Max(f.samples())
+		note := f.Note
+		if f.Regressed() {
+			note += fmt.Sprintf(" (it was better than %.3g before)", f.Bar)
+		}
+		fmt.Fprintf(b, line, f.Name, fmt.Sprintf("%.3g", f.Value), f.Unit, goal, verdict,
+			fmt.Sprintf("%.3g-%.3g", low, high), note)
+	}
+}
+
+func (r *Report) writeRuns(b *strings.Builder) {
+	const line = "%-30s %9s %8s %8s %8s %8s %8s %9s %10s\n"
+	b.WriteString("\n")
+	fmt.Fprintf(b, line, "run", "IOPS", "MB/s", "mean µs", "p50", "p99", "p99.9", "max",
+		"CPU µs/op")
+	for _, run := range r.Runs {
+		median := func(f func(Result) float64) string {
+			return fmt.Sprintf("%.0f", medianOf(run.Rounds, f))
+		}
+		fmt.Fprintf(b, line, run.Name, median(func(x Result) float64 { return x.IOPS }),
+			median(func(x Result) float64 { return x.MBps }),
+			median(func(x Result) float64 { return x.Latency.Mean }),
+			median(func(x Result) float64 { return x.Latency.P50 }),
+			median(func(x Result) float64 { return x.Latency.P99 }),
+			median(func(x Result) float64 { return x.Latency.P999 }),
+			median(func(x Result) float64 { return x.Latency.Max }),
+			fmt.Sprintf("%.1f", medianOf(run.Rounds, func(x Result) float64 { return x.CPUPerOp })))
+	}
+}
+
+// Regressions are the names of the figures that were beyond their bars in every round.
+func (r *Report) Regressions() []string {
+	var names []string
+	for _, f := range r.Figures {
+		if f.Regressed() {
+			names = append(names, f.Name)
+		}
+	}
+	return names
+}
+
 // Check compares figures with the least they may be, and returns a line for each.
 func (r *Report) Check(least map[string]float64) (lines []string, ok bool) {
-	figures := r.Figures()
+	figures := r.Values()
 	names := make([]string, 0, len(least))
 	for name := range least {
 		names = append(names, name)

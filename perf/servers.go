@@ -9,7 +9,6 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
-	"runtime"
 	"slices"
 	"strconv"
 	"strings"
@@ -32,6 +31,7 @@ type ServerDisk struct {
 	Journal  string // -j; empty: in Dir
 	LogSize  int64  // -s; 0: what make-cs chooses
 	Capacity int64  // 0: what make-cs chooses
+	IP       string // empty: that of all
 }
 
 // Servers are a metadata server and chunk servers, made and started with the programs' ordinary
@@ -74,7 +74,11 @@ func StartServers(ctx context.Context, o ServersOptions) (s *Servers, err error)
 		return s, err
 	}
 	for _, disk := range o.CS {
-		args := []string{"make-cs", "-r", disk.Dir, "-a", s.o.IP}
+		ip := disk.IP
+		if ip == "" {
+			ip = s.o.IP
+		}
+		args := []string{"make-cs", "-r", disk.Dir, "-a", ip}
 		if disk.Journal != "" {
 			args = append(args, "-j", disk.Journal)
 		}
@@ -120,37 +124,11 @@ func (s *Servers) pstorage(ctx context.Context, args ...string) error {
 	return nil
 }
 
-// launch starts a daemon and returns when it says that it is ready. It gets SIGTERM if this
-// process ends.
+// launch starts a daemon and returns when it says that it is ready.
 func (s *Servers) launch(ctx context.Context, args []string) (*Cluster, error) {
-	c := &Cluster{cmd: exec.Command(args[0], args[1:]...), exited: make(chan struct{}),
-		silent: make(chan struct{})}
-	r, w, err := os.Pipe()
-	if err != nil {
-		return nil, err
-	}
-	c.cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true, Pdeathsig: syscall.SIGTERM}
-	c.cmd.Stdout, c.cmd.Stderr, c.cmd.Env = w, w, s.env()
-	started := make(chan error)
-	go func() {
-		runtime.LockOSThread() // the death signal is sent when the thread that forked ends
-		err := c.cmd.Start()
-		started <- err
-		if err == nil {
-			_ = c.cmd.Wait() // how it ended is told by what it printed
-			close(c.exited)
-		}
-	}()
-	err = <-started
-	w.Close()
-	if err != nil {
-		r.Close()
-		return nil, fmt.Errorf("start %s: %w", args[0], err)
-	}
-	if err := c.await(ctx, r, s.o.Home); err != nil {
-		return nil, err
-	}
-	return c, nil
+	cmd := exec.Command(args[0], args[1:]...)
+	cmd.Env = s.env()
+	return launch(ctx, cmd, readyMessage)
 }
 
 // StartCS starts the chunk servers and returns how long it took until the first was ready.

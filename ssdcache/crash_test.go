@@ -49,7 +49,8 @@ func (r *rig) mustOpen() {
 // lives is one seed of the crash test: a log that is cut off again and again, each time checked.
 // It returns the number of crashes, and what they came across.
 type tally struct {
-	crashes, acked, lostTail, wraps, destaged, moved, killed, clean, admitted, rescued int
+	crashes, acked, lostTail, wraps, destaged, moved, killed, clean, admitted, rescued,
+	filled int
 }
 
 func lives(t testing.TB, seed uint64, n int, wrap func(uring.Disk) uring.Disk) (sum tally) {
@@ -85,6 +86,7 @@ func lives(t testing.TB, seed uint64, n int, wrap func(uring.Disk) uring.Disk) (
 		}
 		sum.destaged += int(r.log.stats.Destaged)
 		sum.moved += int(r.log.stats.Moved)
+		sum.filled += r.store.filled
 		sum.crashes++
 		switch r.rng.IntN(6) {
 		case 0:
@@ -128,6 +130,7 @@ func TestCrash(t *testing.T) {
 		sum.wraps += s.wraps
 		sum.destaged += s.destaged
 		sum.moved += s.moved
+		sum.filled += s.filled
 		sum.killed += s.killed
 		sum.clean += s.clean
 		sum.admitted += s.admitted
@@ -135,7 +138,7 @@ func TestCrash(t *testing.T) {
 	}
 	t.Logf("%+v", sum)
 	if sum.lostTail == 0 || sum.wraps == 0 || sum.destaged == 0 || sum.killed == 0 || sum.clean == 0 ||
-		sum.moved == 0 || sum.admitted == 0 || sum.rescued == 0 {
+		sum.moved == 0 || sum.filled == 0 || sum.admitted == 0 || sum.rescued == 0 {
 		t.Fatalf("the workload doesn't reach what it should: %+v", sum)
 	}
 }

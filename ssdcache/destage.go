@@ -12,7 +12,7 @@ import (
 //	  segment sorted by (slot, block), from where the last round stopped; these lists are merged as
 //	  the round goes
 //	2 form runs of neighbouring blocks; blocks that lie between and are in the log anyway, dirty in
-//	  younger segments or clean, fill gaps (runs.go)
+//	  younger segments or clean, fill gaps; on a disk that seeks, the store fills them (runs.go)
 //	3 read them from the log, write them to the Backing; what was overwritten meanwhile is left out.
 //	  If the Backing is slow, most are appended to the log again instead (move.go)
 //	4 Backing.Checkpoint: durable
@@ -30,12 +30,15 @@ const (
 	minWriteBacks = 4       // and at least so many may be, at full speed;
 	flightTime    = 4e6     // in between, as many as the store takes in this time
 	roundShare    = 8       // a round takes at most this part of the log,
+	slowShare     = 16      // or this one if Sequential and slow,
 	roundBlocks   = 1 << 16 // and this many blocks of log
 	pieceSize     = 1 << 20 // of one read
 	pauseAtStart  = 2e6     // between runs, at DestageAt
 	pauseIdle     = 10e6    // between runs, when nothing is appended
 	fullSpeedAt   = 0.25    // part of the way from DestageAt to full where there are no pauses
 	tickEvery     = 1e9     // to find out whether the log is idle
+	probeEvery    = 8       // rounds: one begins with
+	probeOps      = 8       // write-backs without gaps, see fillsGaps
 )
 
 type phase uint8
@@ -59,6 +62,8 @@ type destager struct {
 	max                        uint64 // most segments of a round
 	taken                      uint64 // segments collected
 	blocks                     []uint64
+	gone                       int     // blocks of the segments collected that were overwritten before
+	overwritten                float64 // share that they are, of the last round's
 	lists                      listHeap
 	total                      int // blocks of the round
 	handled                    int // of them: written, moved, or superseded meanwhile
@@ -68,6 +73,7 @@ type destager struct {
 	last                       blockKey // written last
 	writeRest                  bool     // nothing more is moved in this round
 	moving                     bool     // the log is waited for, for moving
+	reading                    int      // runs in flight that are to be moved
 	app                        Append   // for moved blocks
 	appCRC                     [4]byte
 	image                      *uring.Pool // Sequential: the round's segments
@@ -198,11 +204,15 @@ func (d *destager) begin() {
 	if l.pace.perBlock > 0 && !l.pace.slow() {
 		most = min(most, max(l.segs/roundShare, 2)) // a checkpoint doesn't cost much
 	}
+	if d.image != nil && l.pace.slow() { // the log stays fuller, and the rest is read ahead
+		most = min(most, max(l.segs/slowShare, 4))
+	}
 	d.from, d.n = l.tail, min(most, d.end-l.tail)
 	if d.n == 0 {
 		return
 	}
 	d.blocks, d.lists, d.taken, d.total, d.handled = d.blocks[:0], d.lists[:0], 0, 0, 0
+	d.gone = 0
 	d.written, d.moved, d.superseded, d.ops = 0, 0, 0, 0
 	d.base, d.writeRest, d.moving = d.last, false, false
 	l.stats.Rounds++
@@ -229,6 +239,8 @@ func (d *destager) collect() {
 	}
 	if d.taken == d.n {
 		d.phase = writing
+		d.overwritten = float64(d.gone) / float64(max(d.gone+d.total, 1))
+		l.pace.skip(l.env.Now()) // reading isn't what a block costs
 		d.pump()
 		return
 	}
@@ -236,11 +248,15 @@ func (d *destager) collect() {
 		return // it is being read
 	}
 	base := l.place(d.from+d.taken, 0)
-	first := len(d.blocks)
+	first, gone := len(d.blocks), 0
 	for i := range l.segBlocks {
 		p := base + Pos(i)
-		if key, ok := l.idx.current(p); ok && l.idx.state[p]&isClean == 0 {
+		if key, ok := l.idx.current(p); l.idx.state[p]&(isWrite|isClean) != isWrite {
+			continue
+		} else if ok {
 			d.blocks = append(d.blocks, d.entry(key, p))
+		} else {
+			gone++
 		}
 	}
 	list := d.blocks[first:]
@@ -255,6 +271,7 @@ func (d *destager) collect() {
 	slices.Sort(list)
 	d.lists.push(list)
 	d.total += len(list)
+	d.gone += gone
 	d.taken++
 	if d.pending == 0 {
 		l.env.Arm(&d.timer, 0)
@@ -400,6 +417,9 @@ func (d *destager) pump() {
 			d.moving = true
 			break
 		}
+		if !moves && d.reading > 0 {
+			break // what can't be moved comes back, and must not lie in a run of others
+		}
 		r := d.freeRun()
 		if r == nil || moves && !d.fillMoves(r) || !moves && !d.fill(r) {
 			break
@@ -408,6 +428,9 @@ func (d *destager) pump() {
 			break
 		}
 		d.pending++
+		if moves {
+			d.reading++
+		}
 		if pause > 0 {
 			l.env.Arm(&d.timer, pause)
 		}

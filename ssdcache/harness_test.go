@@ -96,6 +96,7 @@ type fakeStore struct {
 	slowest uint64 // ns
 	bad     error  // what went wrong, by the tests' rules
 	written uint64
+	filled  int // gaps
 }
 
 func (s *fakeStore) set(slot, block uint32, tag uint64) {
@@ -110,7 +111,7 @@ func (s *fakeStore) later(f func()) {
 		return
 	}
 	if s.slowest == 0 { // every life has a store of another speed
-		s.slowest = []uint64{1000, 300_000, 3_000_000}[env.Rand()%3]
+		s.slowest = []uint64{1000, 300_000, 8_000_000}[env.Rand()%3]
 	}
 	env.Arm(&uring.Timer{Fire: f}, int64(env.Rand()%s.slowest))
 }
@@ -124,11 +125,16 @@ func (s *fakeStore) release() {
 }
 
 func (s *fakeStore) WriteBack(w *WriteBack) {
+	had := s.cur[w.Slot] // what gaps are filled with
 	s.later(func() {
 		w.Err = s.fail
 		at, n := 0, 0
 		for _, d := range w.Data {
 			for ; len(d) > 0; d = d[blockSize:] {
+				for ; w.IsGap(at); at++ {
+					s.set(w.Slot, w.Block+uint32(at), had[w.Block+uint32(at)])
+					s.filled++
+				}
 				tag, err := tagOf(d[:blockSize])
 				if err == nil && le.Uint32(w.CRCs[4*at:]) != crcOfTag(tag) {
 					err = fmt.Errorf("tag %d with another CRC", tag)

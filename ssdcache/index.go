@@ -28,10 +28,11 @@ type index struct {
 	n     int
 }
 
-// isClean in a state says that the store has the same contents; heatMask are the reads seen, up to
-// heatMask of them.
+// isClean in a state says that the store has the same contents; isWrite that the block was written,
+// also when it isn't the newest any more; heatMask are the reads seen, up to heatMask of them.
 const (
 	isClean  = 0x80
+	isWrite  = 0x40
 	heatMask = 0x07
 )
 
@@ -104,7 +105,7 @@ func (x *index) put(key blockKey, p Pos, crc uint32) {
 	} else {
 		x.n++
 	}
-	x.table[i], x.owner[p], x.crc[p], x.state[p] = uint32(p)+1, key+1, crc, 0
+	x.table[i], x.owner[p], x.crc[p], x.state[p] = uint32(p)+1, key+1, crc, isWrite
 }
 
 // current says whether p is the newest position of a block, and of which.

@@ -62,16 +62,26 @@ type Backing interface {
 
 // WriteBack is a run of blocks for the store. It belongs to the Backing until Done is called.
 type WriteBack struct {
-	Slot, Block uint32   // first block, in blocks of the chunk
-	Blocks      int      // at most MaxRun
-	Data        [][]byte // page-aligned memory, at most uring.MaxDiskBufs pieces
-	CRCs        []byte   // 4 bytes per block
-	Urgent      bool     // not in the background: writes wait for it
-	Err         error
-	Done        func(*WriteBack)
+	Slot, Block uint32 // first block, in blocks of the chunk
+	Blocks      int    // at most MaxRun
+	// Gaps are blocks that the log has nothing for: bit i is block Block+i, never the first or the
+	// last. The store may write them again as it has them, if that takes less time than writing
+	// what lies around them separately.
+	Gaps   [MaxRun / 64]uint64
+	Data   [][]byte // of the other blocks: page-aligned, at most uring.MaxDiskBufs pieces
+	CRCs   []byte   // 4 bytes per block; those of gaps mean nothing
+	Urgent bool     // not in the background: writes wait for it
+	Err    error
+	Done   func(*WriteBack)
 
 	busy bool
 }
+
+// IsGap says whether block i of the run is a gap.
+func (w *WriteBack) IsGap(i int) bool { return w.Gaps[i/64]>>(i%64)&1 != 0 }
+
+// HasGaps says whether there are any.
+func (w *WriteBack) HasGaps() bool { return w.Gaps != [MaxRun / 64]uint64{} }
 
 // Marker is a Backing that counts its checkpoints: the log keeps the number of the last complete
 // one, so that a store that was replaced by an older copy of itself is found (Options.Accept).
@@ -87,7 +97,7 @@ type Stats struct {
 	LogBlocks          uint64 // blocks written for them, with headers
 	Rounds, WriteBacks uint64 // of destage
 	Destaged           uint64 // blocks written back
-	GapBlocks          uint64 // clean blocks written again, to merge what lies around them
+	GapBlocks          uint64 // blocks written again as they were, to merge what lies around them
 	Moved              uint64 // blocks appended again instead, see move.go
 	Superseded         uint64 // blocks in segments written back that were overwritten meanwhile
 	Admitted, Rescued  uint64 // blocks of the read cache: taken in; kept when a segment was used again
@@ -235,6 +245,7 @@ func (l *Log) prepare() {
 		base := l.segStart(p)
 		for i := range l.segBlocks {
 			l.idx.evict(base + Pos(i))
+			l.idx.state[base+Pos(i)] = 0
 		}
 		if l.pins[p] != 0 {
 			return

@@ -18,7 +18,7 @@ import "pstorage/dataplane"
 
 const (
 	moveAt       = 0.8   // fill level from which on: the later, the less is left to be moved
-	moveShare    = 0.75  // of a round's blocks may be moved
+	moveShare    = 0.6   // of a round's blocks may be moved
 	movePiece    = 64    // blocks read, or appended, at a time
 	movePerBatch = 128   // blocks: a batch must not make writes wait long
 	slowStore    = 150e3 // ns of a block written back that is slow, whatever moving takes
@@ -27,8 +27,23 @@ const (
 
 // moves says whether what is left of the round is to be moved.
 func (d *destager) moves() bool {
-	return !d.writeRest && !d.idle && d.l.draining == nil && d.l.fill() >= moveAt &&
-		d.l.pace.slow() && d.urgency() == 1 && d.mustWrite() == 0
+	return !d.writeRest && !d.idle && d.l.draining == nil && d.l.fill() >= d.moveFrom() &&
+		d.movingPays() && d.urgency() == 1 && d.mustWrite() == 0
+}
+
+// movingPays says whether moving a block takes less time than it saves: that of writing it back, if
+// it is overwritten before it would have to be moved again, as so many of this round's were. What
+// isn't overwritten, such as a large file, would go round in the log for ever.
+func (d *destager) movingPays() bool {
+	p := &d.l.pace
+	return p.slow() && d.overwritten*p.perBlock > p.moveTime()
+}
+
+// moveFrom is the fill level from which on the round moves: moveAt, or where a round as large as
+// this one leaves a log that was filled as far as the pace permits.
+func (d *destager) moveFrom() float64 {
+	l := d.l
+	return min(moveAt, l.pace.level()-float64(d.n)/float64(l.segs-l.reserve-1))
 }
 
 // mustWrite is how many more blocks of the round must be written back if all others are moved.
@@ -59,7 +74,7 @@ func (d *destager) spared() int { return int(min(moveReserve, d.l.reserve-1)) }
 // fits says whether a round may take one more segment, with so many blocks to be moved: there must
 // be space for all that will be.
 func (d *destager) fits(blocks int) bool {
-	if d.taken == 0 || d.idle || d.urgency() < 1 || !d.l.pace.slow() {
+	if d.taken == 0 || d.idle || d.urgency() < 1 || !d.movingPays() {
 		return true
 	}
 	return d.total+blocks <= d.moveSpace()
@@ -139,7 +154,7 @@ func (d *destager) move(key blockKey, p Pos, data []byte, sum uint32) bool {
 	heat := l.idx.state[p] & heatMask
 	l.addEntry(b, a)
 	l.addData(b, a)
-	l.idx.state[to] = heat
+	l.idx.state[to] = isWrite | heat
 	b.moved++
 	d.moved++
 	d.handled++

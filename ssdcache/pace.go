@@ -23,15 +23,21 @@ type pacer struct {
 	perBlock float64 // ns per block of the round that it needs, smoothed; 0: not known
 	perMove  float64 // ns per block moved, smoothed
 
-	flying       int     // write-backs in flight
-	busySince    int64   // they are, or since the last one was completed
-	busy         float64 // ns with some in flight in this sample, in which
-	done, blocks int     // were completed
+	flying    int    // write-backs in flight
+	busySince int64  // they are, or since the last one was completed
+	plain     sample // of those without gaps
+	all       sample // of all, but those that only probe
 
 	ops   int     // write-backs, and
 	moves int     // moved blocks of the round when handled was last looked at
 	rest  float64 // ns from the last write-back to the new tail, smoothed
 	wrote int64   // when the last write-back of the round ended
+}
+
+// sample counts completed write-backs.
+type sample struct {
+	busy         float64 // ns with some in flight
+	done, blocks int
 }
 
 // Tuning of the pace.
@@ -45,6 +51,8 @@ const (
 	burstOps    = 20    // the time of so many write-backs,
 	burstBlocks = 256   // and at most so many blocks
 	firstMove   = 50e3  // ns per moved block, until it is known
+	mostMove    = 200e3 // what takes longer was waiting for space
+	leastRate   = 2e-8  // blocks per ns, when there is no room: 20 in a second
 	slowDisk    = 5e6   // ns that a hard disk takes for one block
 )
 
@@ -118,7 +126,7 @@ func (p *pacer) sample(now int64, ends bool) {
 	case ops > 0 && moves == 0:
 		smooth(&p.perItem, took/float64(d.handled-p.handled))
 	case ops == 0 && moves > 0:
-		smooth(&p.perMove, took/float64(moves))
+		smooth(&p.perMove, min(took/float64(moves), mostMove))
 	}
 	p.skip(now)
 }
@@ -131,24 +139,34 @@ func (p *pacer) sent() {
 	}
 }
 
-func (p *pacer) served(blocks int) {
+func (p *pacer) served(blocks int, gaps bool) {
 	now := p.l.env.Now()
-	p.busy += float64(now - p.busySince)
+	took := float64(now - p.busySince)
 	p.busySince = now
 	p.flying--
-	p.done++
-	p.blocks += blocks
-	if p.busy < busyTime && p.done < busyOps {
-		return
+	if !gaps && p.plain.add(took, blocks) {
+		learn(&p.perOp, p.plain.busy/float64(p.plain.done))
+		p.plain = sample{}
 	}
-	const weight = 0.5
-	per, perBlock := p.busy/float64(p.done), p.busy/float64(max(p.blocks, 1))
-	if p.perOp == 0 {
-		p.perOp, p.perBlock = per, perBlock
+	if !(p.perOp >= seekTime && p.l.destage.probing()) && p.all.add(took, blocks) {
+		learn(&p.perBlock, p.all.busy/float64(max(p.all.blocks, 1)))
+		p.all = sample{}
 	}
-	p.perOp += (per - p.perOp) * weight
-	p.perBlock += (perBlock - p.perBlock) * weight
-	p.busy, p.done, p.blocks = 0, 0, 0
+}
+
+// add counts a write-back. It is true when there are enough to learn from.
+func (s *sample) add(took float64, blocks int) bool {
+	s.busy += took
+	s.done++
+	s.blocks += blocks
+	return s.busy >= busyTime || s.done >= busyOps
+}
+
+func learn(v *float64, x float64) {
+	if *v == 0 {
+		*v = x
+	}
+	*v += (x - *v) / 2
 }
 
 // slow says whether writing back takes the Backing so long that moving is cheaper.
@@ -169,6 +187,9 @@ func (p *pacer) skip(now int64) {
 	p.sampled, p.handled, p.ops, p.moves = now, d.handled, d.ops, d.moved
 }
 
+// level is the fill level where a round may end.
+func (p *pacer) level() float64 { return p.l.o.DestageAt + paceLevel*(1-p.l.o.DestageAt) }
+
 // update computes the rate anew.
 func (p *pacer) update() {
 	l, d := p.l, &p.l.destage
@@ -187,10 +208,18 @@ func (p *pacer) update() {
 	write, move := p.todo()
 	left := max(p.time(write, move), sampleTime)
 	whole := max(p.time(write+float64(d.written), move+float64(d.moved)), sampleTime)
-	level := l.o.DestageAt + paceLevel*(1-l.o.DestageAt)
-	room := (level-l.fill())*float64(l.segs-l.reserve-1)*seg - float64(l.at) - move
+	room := (p.level()-l.fill())*float64(l.segs-l.reserve-1)*seg - float64(l.at) - move
+	if from := d.moveFrom(); move > 0 && d.moved == 0 && l.fill() < from {
+		// Moving doesn't begin before, and what would be moved is written back meanwhile.
+		room = (from-l.fill())*float64(l.segs-l.reserve-1)*seg + seg - float64(l.at)
+		left = max(p.time(write, 0), sampleTime)
+	}
 	freed := float64(d.n)*seg - move - float64(d.moved)
 	rate := max(room/left, freed/(2*whole))
+	if move > 0 { // whatever happens, there must be space for it
+		space := float64(d.moveSpace()-int(l.at)) - move*(1+1./64)
+		rate = min(rate, max(space/left, leastRate))
+	}
 	base := p.position()
 	if p.on { // what was too much remains so; what wasn't used is kept for a burst
 		base = min(base+p.burst(), p.bound(now))
@@ -206,7 +235,7 @@ func (p *pacer) todo() (write, move float64) {
 		total = int(d.n) * int(l.segBlocks) // at most
 	}
 	rest := float64(total - d.handled)
-	if d.writeRest || !p.slow() {
+	if d.writeRest || !d.movingPays() {
 		return rest, 0
 	}
 	write = min(rest, float64(d.mustWrite()))
@@ -215,14 +244,19 @@ func (p *pacer) todo() (write, move float64) {
 
 // time is how long so many blocks take, and the end of the round.
 func (p *pacer) time(write, move float64) float64 {
-	per, perMove := max(p.perItem, p.perBlock), p.perMove
+	per := max(p.perItem, p.perBlock)
 	if per == 0 {
 		per = slowDisk // until the first run is written
 	}
-	if perMove == 0 {
-		perMove = firstMove
+	return write*per + move*p.moveTime() + p.rest
+}
+
+// moveTime is how long it takes to move a block, in ns.
+func (p *pacer) moveTime() float64 {
+	if p.perMove == 0 {
+		return firstMove
 	}
-	return write*per + move*perMove + p.rest
+	return p.perMove
 }
 
 // end is called when the tail has moved.

@@ -160,6 +160,7 @@ func TestCopiesStayTrue(t *testing.T) {
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			r := openRig(t, 31, 8)
+			r.store.slowest = 1000 // nothing is moved
 			var ticket Ticket
 			r.env.Do(func() {
 				ticket = r.log.Ticket()

@@ -8,8 +8,12 @@ import (
 )
 
 // maxGap is the most clean blocks in a row that are written again to merge what lies on both sides:
-// so many take a disk less time than another seek.
-const maxGap = 64
+// so many take a disk less time than another seek. What the log doesn't have of them the store has
+// to read before, which pays only if an operation takes it seekTime ns or more.
+const (
+	maxGap   = 64
+	seekTime = 2e6
+)
 
 // listHeap is a heap of ascending lists, that with the least first entry on top: it merges them.
 type listHeap [][]uint64
@@ -170,7 +174,7 @@ func (d *destager) due(e uint64) bool {
 
 // fill puts the next run of blocks in r. It is false if the round has no more.
 func (d *destager) fill(r *run) bool {
-	r.n, r.err, r.move = 0, nil, false
+	r.n, r.err, r.move, r.Gaps = 0, nil, false, [MaxRun / 64]uint64{}
 	clear(r.dirty[:])
 	var key blockKey
 	for r.n == 0 {
@@ -183,7 +187,11 @@ func (d *destager) fill(r *run) bool {
 		}
 	}
 	r.Slot, r.first = key>>14, key&(1<<14-1)
-	for gap, most := 0, d.mostBlocks(); r.n < most && (key+1)>>14 == r.Slot; {
+	if d.image != nil {
+		d.last = d.extend(r, key)
+		return true
+	}
+	for gap := 0; r.n < MaxRun && (key+1)>>14 == r.Slot; {
 		key++
 		p, dirty, ok := d.neighbour(key)
 		if gap++; dirty {
@@ -201,12 +209,40 @@ func (d *destager) fill(r *run) bool {
 	return true
 }
 
-// mostBlocks is the most blocks of a run. Those of one out of the round's image may all lie apart.
-func (d *destager) mostBlocks() int {
-	if d.image != nil {
-		return uring.MaxDiskBufs
+// extend adds to r, which ends with the block of the given key, what follows in the round, whose
+// segments are in memory, over gaps if that pays. It returns the key of the last block. In memory
+// the blocks may all lie apart.
+func (d *destager) extend(r *run, key blockKey) blockKey {
+	most := blockKey(1)
+	if d.fillsGaps() {
+		most = maxGap + 1
 	}
-	return MaxRun
+	for n := 1; n < uring.MaxDiskBufs && len(d.lists) > 0; {
+		next := d.keyOf(d.lists[0][0])
+		if next>>14 != r.Slot || next-key-1 >= most || next&(1<<14-1)-r.first >= MaxRun {
+			break
+		}
+		e := d.lists.pop()
+		if !d.due(e) {
+			continue
+		}
+		for key++; key < next; key++ {
+			r.Gaps[r.n/64] |= 1 << (r.n % 64)
+			r.pos[r.n] = 0
+			r.n++
+		}
+		r.add(Pos(e), true)
+		n++
+	}
+	return key
+}
+
+// fillsGaps says whether the store is to write neighbours again as they are.
+func (d *destager) fillsGaps() bool { return d.l.pace.perOp >= seekTime && !d.probing() }
+
+// probing says whether runs are written without gaps, to see how long an operation takes.
+func (d *destager) probing() bool {
+	return d.l.stats.Rounds%probeEvery == 0 && d.ops < probeOps
 }
 
 // neighbour finds a block that may be written along with the one before it.
@@ -216,9 +252,6 @@ func (d *destager) neighbour(key blockKey) (p Pos, dirty, ok bool) {
 		if e := d.lists.pop(); d.due(e) {
 			return Pos(e), true, true
 		}
-	}
-	if d.image != nil {
-		return 0, false, false
 	}
 	if p, ok = l.idx.get(key); !ok {
 		return 0, false, false
@@ -289,6 +322,9 @@ func (r *run) goOn() {
 // good says whether block i of the run may go to the store: it wasn't overwritten or dropped since,
 // and, if the store has it already, it is what the store should have.
 func (r *run) good(i int) bool {
+	if r.IsGap(i) {
+		return true
+	}
 	idx := r.d.l.idx
 	p := r.pos[i]
 	key, ok := idx.current(p)
@@ -302,7 +338,8 @@ func (r *run) good(i int) bool {
 	return false
 }
 
-// issue writes the next good part of the run, from block i on, or ends the run.
+// issue writes the next good part of the run, from block i on, or ends the run. A run with gaps was
+// filled in this turn: all of it is good.
 func (r *run) issue(i int) {
 	d := r.d
 	for ; i < r.n; i++ {
@@ -335,7 +372,10 @@ func (r *run) gather(i, end int) [][]byte {
 	}
 	n := 0
 	for j := i; i < end; i = j {
-		for j = i + 1; j < end && r.pos[j] == r.pos[j-1]+1; j++ {
+		if j = i + 1; r.IsGap(i) {
+			continue
+		}
+		for ; j < end && r.pos[j] == r.pos[j-1]+1; j++ {
 		}
 		r.data[n] = r.d.inImage(r.pos[i])[:(j-i)*blockSize]
 		n++
@@ -349,7 +389,7 @@ func (r *run) written() {
 	d, l := r.d, r.d.l
 	r.busy = false
 	d.ops++
-	l.pace.served(r.due())
+	l.pace.served(r.due(), r.HasGaps())
 	if r.Err != nil {
 		l.fail(ioError("write back to the store", r.Err))
 		d.ended(r)
@@ -385,7 +425,9 @@ func (r *run) due() (n int) {
 
 // ended takes a run back.
 func (d *destager) ended(r *run) {
-	if !r.move {
+	if r.move {
+		d.reading--
+	} else {
 		for _, w := range r.dirty {
 			d.handled += bits.OnesCount64(w)
 			d.written += bits.OnesCount64(w)

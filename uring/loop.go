@@ -7,6 +7,7 @@ import (
 	"log/slog"
 	"math/rand/v2"
 	"runtime"
+	"sync/atomic"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -68,6 +69,8 @@ type Loop struct {
 	useFiles   bool
 
 	now       int64
+	slept     int64 // when the last sleep began
+	keeper    bool  // see mayKeep
 	clockBase time.Time
 	clockNs   int64
 	rand      *rand.ChaCha8
@@ -274,6 +277,8 @@ func (l *Loop) Run() error {
 		return fmt.Errorf("enable the ring: %w", err)
 	}
 	l.state = loopRunning
+	l.keeper = mayKeep(keepers.Add(1))
+	defer keepers.Add(-1)
 	l.wake.arm(l)
 	var err error
 	for err == nil && !l.wake.stop.Load() {
@@ -357,8 +362,21 @@ func (l *Loop) enter() error {
 	if l.o.WaitFor > 1 && l.ring.features&featMinTimeout != 0 {
 		waitFor, minWait = l.o.WaitFor, int64(l.o.WaitTime)
 	}
+	// After a long sleep another one is likely: then the scheduler gets the processor back.
+	l.ring.KeepProc = l.keeper && l.now-l.slept < int64(briefSleep)
+	l.slept = l.now
 	return l.ring.Wait(waitFor, timeout, minWait)
 }
+
+// briefSleep is up to how long after its last sleep began a loop counts as busy.
+const briefSleep = 2 * time.Millisecond
+
+// keepers counts the loops that keep their processor of the Go scheduler while they sleep.
+var keepers atomic.Int32
+
+// mayKeep says whether one more loop may do so: goroutines must have as many processors left as
+// there are CPUs. Programs with a loop ask for more of them (cmd/cli.SpareProcs).
+func mayKeep(loops int32) bool { return int(loops) <= runtime.GOMAXPROCS(0)-runtime.NumCPU() }
 
 // submitTimeout wakes the loop in time on kernels where enter takes no timeout. A timeout that
 // fires too early, for a timer that was moved, only costs a turn.

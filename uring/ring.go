@@ -52,6 +52,10 @@ type Ring struct {
 	wait    *waitArg // outside the Go heap
 	waitMem []byte
 
+	// KeepProc has the thread keep its processor of the Go scheduler while it sleeps in Wait. Only
+	// for threads that sleep briefly, and while the scheduler has processors to spare.
+	KeepProc bool
+
 	// Enters, Overflows and Busy count system calls, flushes of an overflown completion queue and
 	// refused submissions.
 	Enters, Overflows, Busy uint64
@@ -242,14 +246,27 @@ func (r *Ring) enter(minComplete uint32, timeout, minWait int64) error {
 			uintptr(toSubmit), 0, uintptr(flags), 0, 0)
 	case (timeout >= 0 || minWait > 0) && r.HasTimeout():
 		r.setWait(timeout, minWait)
-		_, _, errno = syscall.Syscall6(unix.SYS_IO_URING_ENTER, uintptr(r.fd),
-			uintptr(toSubmit), uintptr(minComplete), uintptr(flags|enterExtArg),
+		errno = r.sleep(uintptr(toSubmit), uintptr(minComplete), uintptr(flags|enterExtArg),
 			uintptr(unsafe.Pointer(r.wait)), unsafe.Offsetof(r.wait.time))
 	default:
-		_, _, errno = syscall.Syscall6(unix.SYS_IO_URING_ENTER, uintptr(r.fd),
-			uintptr(toSubmit), uintptr(minComplete), uintptr(flags), 0, 0)
+		errno = r.sleep(uintptr(toSubmit), uintptr(minComplete), uintptr(flags), 0, 0)
 	}
 	return r.checkEnter(errno)
+}
+
+// sleep is io_uring_enter when it may sleep. Usually the scheduler is told, which takes the
+// thread's processor (its P) away when the call takes long: its monitor then runs every 20 µs, and
+// each wake-up must find a processor again. With KeepProc it isn't told. It still can stop the
+// thread, for a garbage collection or after 10 ms: it sends a signal, which ends the call.
+func (r *Ring) sleep(toSubmit, minComplete, flags, arg, size uintptr) (errno syscall.Errno) {
+	if r.KeepProc {
+		_, _, errno = syscall.RawSyscall6(unix.SYS_IO_URING_ENTER, uintptr(r.fd), toSubmit,
+			minComplete, flags, arg, size)
+	} else {
+		_, _, errno = syscall.Syscall6(unix.SYS_IO_URING_ENTER, uintptr(r.fd), toSubmit,
+			minComplete, flags, arg, size)
+	}
+	return errno
 }
 
 func (r *Ring) setWait(timeout, minWait int64) {

@@ -47,8 +47,11 @@ used; what serves it runs on in the background until the directory is unmounted 
 fusermount3 -u) or the process gets SIGTERM.
 
 Options of -o: allow_other (the default for root) and noallow_other: other users may
-(not) use the mount; ro: read-only; fsname=NAME: what the mount table shows. Options of
-mount(8) that change nothing here (defaults, _netdev, noatime, x-systemd.*) are accepted.
+(not) use the mount; ro: read-only; fsname=NAME: what the mount table shows;
+fuse-uring=auto|on|off: whether the kernel's requests come over io_uring (Linux 6.14), which takes
+less CPU, or by /dev/fuse. auto, the default, takes io_uring where the kernel has it, and as root
+switches it on there (fuse.enable_uring); the log says which it is. Options of mount(8) that change
+nothing here (defaults, _netdev, noatime, x-systemd.*) are accepted.
 
 A line of fstab(5) is: pstorage://CLUSTER /pcs fuse.pstorage _netdev 0 0. There the options
 log=FILE and metrics=IP:PORT stand for the flags.`,

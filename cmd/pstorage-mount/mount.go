@@ -17,6 +17,7 @@ import (
 	"pstorage/dataplane/client"
 	"pstorage/dataplane/cluster"
 	"pstorage/dataplane/fuse"
+	"pstorage/uring"
 )
 
 const (
@@ -82,7 +83,8 @@ func mount(ctx context.Context, o mountOptions, background bool, ready func(stri
 		os.Chdir("/") // not to hold any other file system busy
 	}
 	c, err := openClient(ctx, conf, client.ClientOptions{
-		Cred: &cred, MDSAddrs: conf.BSOrNone, Log: log, Mount: mountpoint})
+		Cred: &cred, MDSAddrs: conf.BSOrNone, Log: log, Mount: mountpoint,
+		Loop: loopOptions(options.overRing)})
 	if err != nil {
 		return err
 	}
@@ -95,7 +97,8 @@ func mount(ctx context.Context, o mountOptions, background bool, ready func(stri
 		return err
 	}
 	server, err := fuse.Mount(ctx, fuse.Options{Client: c, Mountpoint: mountpoint,
-		AllowOther: options.allowOther, ReadOnly: options.readOnly, FSName: options.fsName, Log: log})
+		AllowOther: options.allowOther, ReadOnly: options.readOnly, FSName: options.fsName,
+		OverRing: options.overRing, Log: log})
 	if err != nil {
 		return cli.Fail("mount on "+mountpoint, err, mountAdvice())
 	}
@@ -104,6 +107,14 @@ func mount(ctx context.Context, o mountOptions, background bool, ready func(stri
 	wait(ctx, log, server, mountpoint)
 	log.Info("unmounted", "cluster", conf.Name(), "from", mountpoint)
 	return nil
+}
+
+// loopOptions are those of a client whose mount is to use FUSE over io_uring, or not.
+func loopOptions(choice fuse.OverRing) (o uring.LoopOptions) {
+	if choice != fuse.Off {
+		o.Ring.Flags = fuse.LoopFlags
+	}
+	return o
 }
 
 // logTarget is where messages go without --log: stderr, or in the background, where nobody sees

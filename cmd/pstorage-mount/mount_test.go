@@ -8,6 +8,7 @@ import (
 	"testing"
 
 	"pstorage/cmd/cli"
+	"pstorage/dataplane/fuse"
 )
 
 func TestParseOptions(t *testing.T) {
@@ -17,12 +18,17 @@ func TestParseOptions(t *testing.T) {
 		want fsOptions
 		bad  bool
 	}{
-		{"", fsOptions{root, false, "pstorage://c1"}, false},
-		{"allow_other", fsOptions{true, false, "pstorage://c1"}, false},
-		{"noallow_other,_netdev,x-systemd.automount", fsOptions{false, false, "pstorage://c1"}, false},
-		{"fsname=images", fsOptions{root, false, "images"}, false},
-		{"ro", fsOptions{root, true, "pstorage://c1"}, false},
-		{"ro,rw", fsOptions{root, false, "pstorage://c1"}, false},
+		{"", fsOptions{root, false, "pstorage://c1", fuse.Auto}, false},
+		{"allow_other", fsOptions{true, false, "pstorage://c1", fuse.Auto}, false},
+		{"noallow_other,_netdev,x-systemd.automount", fsOptions{false, false, "pstorage://c1", fuse.Auto}, false},
+		{"fsname=images", fsOptions{root, false, "images", fuse.Auto}, false},
+		{"ro", fsOptions{root, true, "pstorage://c1", fuse.Auto}, false},
+		{"ro,rw", fsOptions{root, false, "pstorage://c1", fuse.Auto}, false},
+		{"ro,fuse-uring=on", fsOptions{root, true, "pstorage://c1", fuse.On}, false},
+		{"fuse-uring=off", fsOptions{root, false, "pstorage://c1", fuse.Off}, false},
+		{"fuse-uring=auto", fsOptions{root, false, "pstorage://c1", fuse.Auto}, false},
+		{"fuse-uring=yes", fsOptions{}, true},
+		{"fuse-uring", fsOptions{}, true},
 		{"fsname=", fsOptions{}, true},
 		{"fancy", fsOptions{}, true},
 	}

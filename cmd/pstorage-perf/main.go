@@ -16,7 +16,7 @@ func main() {
 
 func newRoot() *cobra.Command {
 	root := &cobra.Command{Use: "pstorage-perf", Short: "Measure a pstorage cluster"}
-	root.AddCommand(newQuick(), newNative(), newFlip(), newEngine(), newRelay(), newRecovery(), newMDS(),
-		newMDSChild())
+	root.AddCommand(newQuick(), newBench(), newCompare(), newPassthrough(), newNative(), newFlip(),
+		newEngine(), newRelay(), newRecovery(), newMDS(), newMDSChild())
 	return root
 }

@@ -3,7 +3,9 @@ package main
 import (
 	"fmt"
 	"os"
+	"path/filepath"
 	"strconv"
+	"strings"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -12,61 +14,192 @@ import (
 	"pstorage/perf"
 )
 
+// planFlags are those of quick and bench.
+type planFlags struct {
+	o       perf.BenchOptions
+	size    cli.Size
+	journal cli.Size
+	seconds float64
+	least   map[string]string
+	json    bool
+	bars    bool
+	out     string
+}
+
+func (p *planFlags) add(cmd *cobra.Command, seconds float64, size, journal cli.Size) {
+	p.o.Progress, p.size, p.journal = os.Stderr, size, journal
+	flags := cmd.Flags()
+	flags.StringVar(&p.o.Dir, "dir", "", "directory on the disk to be measured (default /var/tmp)")
+	flags.IntVar(&p.o.Rounds, "rounds", 3, "interleaved rounds")
+	flags.IntVar(&p.o.CS, "cs", 3, "chunk servers")
+	flags.Float64Var(&p.seconds, "seconds", seconds, "of one measurement")
+	flags.Var(&p.size, "size", "of the file")
+	flags.Var(&p.journal, "journal", "of each chunk server")
+	flags.BoolVar(&p.json, "json", false, "print JSON")
+	flags.StringArrayVar(&p.o.DevArgs, "dev-arg", nil,
+		"one more `ARGUMENT` of pstorage dev")
+	flags.StringToStringVar(&p.least, "min", nil, "`FIGURE=VALUE`: fail if the figure is lower")
+	flags.BoolVar(&p.bars, "bars", false, "fail if a figure is worse than its bar in every round")
+	flags.StringVar(&p.out, "out", "", "also write report-TIME.json, .txt and two charts in `DIR`")
+}
+
+func (p *planFlags) run(cmd *cobra.Command) error {
+	bounds, err := parseLeast(p.least)
+	if err != nil {
+		return err
+	}
+	p.o.Each = time.Duration(p.seconds * float64(time.Second))
+	p.o.Size, p.o.Journal = int64(p.size), int64(p.journal)
+	report, err := perf.Bench(cmd.Context(), p.o)
+	if err != nil {
+		return cli.Fail("measure", err, "")
+	}
+	write := report.WriteTable
+	if p.json {
+		write = report.WriteJSON
+	}
+	if err := write(cmd.OutOrStdout()); err != nil {
+		return err
+	}
+	if p.out != "" {
+		if err := writeAll(p.out, report); err != nil {
+			return cli.Fail("write the report to "+p.out, err, "")
+		}
+	}
+	lines, ok := report.Check(bounds)
+	for _, line := range lines {
+		fmt.Fprintln(cmd.ErrOrStderr(), line)
+	}
+	if !ok {
+		return cli.Failf("compare with what was asked for", "too low", "")
+	}
+	if worse := report.Regressions(); p.bars && len(worse) > 0 {
+		return cli.Failf("compare with the bars", "worse in every round: "+strings.Join(worse, ", "),
+			"run it again on a machine that does nothing else")
+	}
+	return nil
+}
+
+// writeAll writes a report in all its forms.
+func writeAll(dir string, r *perf.Report) error {
+	if err := os.MkdirAll(dir, 0o755); err != nil {
+		return err
+	}
+	base := filepath.Join(dir, "report-"+r.Time.Format("20060102-150405"))
+	for _, form := range []struct {
+		name  string
+		write func(*os.File) error
+	}{
+		{base + ".json", func(f *os.File) error { return r.WriteJSON(f) }},
+		{base + ".txt", func(f *os.File) error { return r.WriteTable(f) }},
+		{base + "-figures.svg", func(f *os.File) error { return r.WriteFigureChart(f) }},
+		{base + "-latency.svg", func(f *os.File) error { return r.WriteLatencyChart(f) }},
+	} {
+		f, err := os.Create(form.name)
+		if err != nil {
+			return err
+		}
+		if err := form.write(f); err != nil {
+			f.Close()
+			return err
+		}
+		if err := f.Close(); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
 func newQuick() *cobra.Command {
-	o := perf.QuickOptions{Progress: os.Stderr}
-	var asJSON bool
-	var seconds float64
-	var least map[string]string
-	size := cli.Size(1 << 30)
+	p := &planFlags{}
 	cmd := &cobra.Command{
 		Use:   "quick",
 		Short: "The main figures in under a minute, beside raw fio on the same disk",
 		Long: `Quick starts a cluster of its own (one metadata server, three chunk servers) in a
-temporary directory, lays out a file, and measures 4 KiB random reads and writes at depths 1, 32 and
-128 through the client library, in turns with raw fio (io_uring, O_DIRECT) on a file beside it. It
-prints medians and their ratios.`,
+temporary directory, lays out a file, and measures reads and writes through the client library, a
+mount (as root) and NBD, in turns with raw fio (io_uring, O_DIRECT) on a file beside it. It prints
+the medians of the rounds' ratios, each with its goal. The write rows are those of journals that
+aren't full; what is sustained is a row of pstorage-perf engine.`,
 		Example: `  pstorage-perf quick
   pstorage-perf quick --json --rounds 5
   pstorage-perf quick --min randread_q32=0.4 --min randwrite_q32=0.2`,
-		Args: cobra.NoArgs,
+		Args: cli.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error { return p.run(cmd) },
+	}
+	p.add(cmd, 0.3, 512<<20, 1<<30)
+	return cmd
+}
+
+func newBench() *cobra.Command {
+	p := &planFlags{}
+	cmd := &cobra.Command{
+		Use:   "bench",
+		Short: "All figures, with emulated disks and more yardsticks; some minutes",
+		Long: `Bench measures what quick does, for longer, and more: a FUSE file system that passes
+requests on, a TCP ping-pong, and (as root) a cluster of 4 servers with 2 emulated HDDs each, with
+and without journals on SSDs.`,
+		Example: `  pstorage-perf bench --out results
+  pstorage-perf bench --rounds 6 --out before && ... && pstorage-perf compare before after`,
+		Args: cli.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			bounds, err := parseLeast(least)
+			self, err := os.Executable()
 			if err != nil {
 				return err
 			}
-			o.Each = time.Duration(seconds * float64(time.Second))
-			o.Size = int64(size)
-			report, err := perf.Quick(cmd.Context(), o)
+			p.o.Passthrough = []string{self, passthroughCommand}
+			return p.run(cmd)
+		},
+	}
+	p.add(cmd, 2, 1<<30, 4<<30)
+	cmd.Flags().BoolVar(&p.o.Emulated, "emulated", true, "the rows with emulated disks, too")
+	return cmd
+}
+
+func newCompare() *cobra.Command {
+	var o perf.CompareOptions
+	cmd := &cobra.Command{
+		Use:   "compare BEFORE AFTER",
+		Short: "Tell a regression from noise in two sets of reports",
+		Long: `Compare reads reports in JSON: BEFORE and AFTER are each a file, or a directory of
+them. All rounds of a side count together. A figure has changed if it is improbable that both sides
+are samples of the same thing (Mann-Whitney) and their medians differ by more than a little. It
+takes at least 5 rounds on each side; better are several reports of each, made in turns.
+
+The exit status is 1 if a figure has become worse.`,
+		Example: `  pstorage-perf compare before after`,
+		Args: func(cmd *cobra.Command, args []string) error {
+			if len(args) != 2 {
+				return cli.Usage("compare what with what? see %s --help", cmd.CommandPath())
+			}
+			return nil
+		},
+		RunE: func(cmd *cobra.Command, args []string) error {
+			before, err := perf.ReadReports(args[0])
 			if err != nil {
-				return cli.Fail("measure", err, "")
+				return cli.Fail("read reports", err, "")
 			}
-			write := report.WriteTable
-			if asJSON {
-				write = report.WriteJSON
+			after, err := perf.ReadReports(args[1])
+			if err != nil {
+				return cli.Fail("read reports", err, "")
 			}
-			if err := write(cmd.OutOrStdout()); err != nil {
+			changes := perf.Compare(before, after, o)
+			if err := perf.WriteChanges(cmd.OutOrStdout(), changes); err != nil {
 				return err
 			}
-			lines, ok := report.Check(bounds)
-			for _, line := range lines {
-				fmt.Fprintln(cmd.ErrOrStderr(), line)
+			var worse []string
+			for _, c := range changes {
+				if c.Verdict == perf.Worse {
+					worse = append(worse, c.Name)
+				}
 			}
-			if !ok {
-				return cli.Failf("compare with what was asked for", "too low", "")
+			if len(worse) > 0 {
+				return cli.Failf("compare", "worse: "+strings.Join(worse, ", "), "")
 			}
 			return nil
 		},
 	}
-	flags := cmd.Flags()
-	flags.StringVar(&o.Dir, "dir", "", "directory on the disk to be measured (default /var/tmp)")
-	flags.IntVar(&o.Rounds, "rounds", 3, "interleaved rounds")
-	flags.IntVar(&o.CS, "cs", 3, "chunk servers")
-	flags.Float64Var(&seconds, "seconds", 0.9, "of one measurement")
-	flags.Var(&size, "size", "of the file")
-	flags.BoolVar(&asJSON, "json", false, "print JSON")
-	flags.StringArrayVar(&o.DevArgs, "dev-arg", nil,
-		"one more `ARGUMENT` of pstorage dev (default there: --log-size 1G)")
-	flags.StringToStringVar(&least, "min", nil, "`FIGURE=VALUE`: fail if the figure is lower")
+	cmd.Flags().Float64Var(&o.Alpha, "alpha", 0.01, "how improbable noise must be")
+	cmd.Flags().Float64Var(&o.Least, "least", 0.05, "changes of the median below this don't count")
 	return cmd
 }
 

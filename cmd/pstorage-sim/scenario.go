@@ -36,7 +36,9 @@ func newScenario(rng *rand.Rand) scenario {
 		s.replicas, s.minimum = 2, 1
 	}
 	s.victims = rng.IntN(int(s.replicas-s.minimum) + 1)
-	s.rot = s.replicas == 3 && s.victims <= 1 && rng.IntN(3) == 0
+	// With a minimum of one the metadata servers may leave a chunk to the rotten server alone: one
+	// member is away, and another one, that nobody can reach, gives its lease up.
+	s.rot = s.replicas == 3 && s.victims <= 1 && rng.IntN(3) == 0 && s.minimum > 1
 	s.logSize = []int64{6 << 20, 10 << 20, 32 << 20}[rng.IntN(3)]
 	s.align = []int{512, 4096}[rng.IntN(2)]
 	s.depth = []int{1, 2, 4, 8}[rng.IntN(4)]

@@ -33,6 +33,7 @@ type devOptions struct {
 	dir      string
 	mount    string
 	noMount  bool
+	options  string // of the mount
 	mds      int
 	cs       int
 	mdsGiven bool
@@ -65,6 +66,7 @@ to see what happens. Started again with the same directory it finds its data aga
 	flags.StringVar(&o.dir, "dir", "pstorage-dev", "`DIR` that everything is kept in")
 	flags.StringVar(&o.mount, "mount", "", "mount on `DIR` (default: mnt in the cluster's directory)")
 	flags.BoolVar(&o.noMount, "no-mount", false, "don't mount")
+	flags.StringVar(&o.options, "mount-options", "", "`OPTIONS` of pstorage-mount -o")
 	flags.IntVar(&o.mds, "mds", 1, "`NUMBER` of metadata servers: 1, 3 or 5")
 	flags.IntVar(&o.cs, "cs", 3, "`NUMBER` of chunk servers")
 	flags.Var(&o.logSize, "log-size", "journal of each new chunk server")

@@ -26,7 +26,7 @@ func (g *devGroup) mount(ctx context.Context, o devOptions) string {
 		return cli.OneLine(err)
 	}
 	p, err := g.start("mount", []string{g.programs.mount, "-f", "-c", devCluster,
-		"--log", g.d.logFile("mount"), "--pidfile", g.d.pidFile("mount"), o.mount})
+		"-o", o.options, "--log", g.d.logFile("mount"), "--pidfile", g.d.pidFile("mount"), o.mount})
 	if err == nil {
 		g.mounted = p
 		err = g.await(ctx, p)

@@ -394,19 +394,28 @@ type ExitedReq struct {
 type MDSReadyReq struct {
 	Node    uint32
 	Applied uint64 // index of the last log entry that it has applied
+	// Damaged: what it had is damaged, and it asks for a new number, to begin with nothing. The
+	// value is its address, "ip:port".
+	Damaged string
 }
 
 // MDSReadyReply says whether it votes.
-type MDSReadyReply struct{ Voter bool }
+type MDSReadyReply struct {
+	Voter bool
+	Node  uint32 // to a damaged one: its new number
+}
 
 // MDSListReply is where the metadata servers are, "ip:port".
 type MDSListReply struct{ Addrs []string }
 
 // SettlePush asks the receiver to bring the members of each chunk to one history and, when Lost is
-// not empty, to exclude those members (compare-and-set first).
+// not empty, to exclude those members (compare-and-set first). With Lead the receiver becomes the
+// head in the same change of the configuration: the client that writes can't reach the one of now,
+// or heads are spread over the servers that are left.
 type SettlePush struct {
 	Chunks []ChunkConfig
 	Lost   []dataplane.CSID
+	Lead   bool
 }
 
 // ForgetPush asks the receiver to delete chunks. With Epochs, Chunks[i] is deleted only if what is

@@ -1,0 +1,300 @@
+package perf
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strconv"
+	"time"
+
+	"pstorage/perf/emulate"
+)
+
+// This file is the measurement of a whole cluster:
+//
+//  1. a directory of its own on the disk to be measured; a raw file in it, written in full;
+//  2. a cluster of its own (`pstorage dev`), a file in it, written in full, by the native client;
+//  3. the other front ends: an NBD server, a FUSE passthrough;
+//  4. the plan: all runs of all rows in every round;
+//  5. emulated disks, with servers of their own, if that is wanted;
+//  6. everything is stopped and removed.
+
+// BenchOptions of Bench. Zero values mean the defaults.
+type BenchOptions struct {
+	Binary   string        // pstorage; default: beside this program, or on the PATH
+	Dir      string        // on the disk to be measured; default: /var/tmp
+	CS       int           // default 3
+	Rounds   int           // default 3
+	Each     time.Duration // of one measurement; default 2 s
+	Size     int64         // bytes of the files; default 1 GiB
+	Journal  int64         // bytes of each chunk server's; default 4 GiB, so that it isn't full soon
+	DevArgs  []string      // more arguments of pstorage dev
+	Emulated bool          // also the rows with emulated disks, if this machine can
+	// Passthrough is the command line of a FUSE file system that passes on what it is asked; the
+	// directory it shows and the mountpoint are added. Empty: that row is left out.
+	Passthrough []string
+	Progress    io.Writer // nil: none
+}
+
+func (o *BenchOptions) setDefaults() (err error) {
+	if o.Binary == "" {
+		if o.Binary, err = FindBinary("pstorage"); err != nil {
+			return err
+		}
+	}
+	setDefault(&o.Dir, "/var/tmp")
+	setDefault(&o.CS, 3)
+	setDefault(&o.Rounds, 3)
+	setDefault(&o.Each, 2*time.Second)
+	setDefault(&o.Size, 1<<30)
+	setDefault(&o.Journal, 4<<30)
+	if o.Progress == nil {
+		o.Progress = io.Discard
+	}
+	if o.CS < 3 {
+		return fmt.Errorf("%d chunk servers: files have 3 replicas, so at least 3 are needed", o.CS)
+	}
+	if o.Rounds < 1 || o.Each <= 0 || o.Size < 1<<20 {
+		return errors.New("rounds and times must be more than 0, the files at least 1 MiB")
+	}
+	return nil
+}
+
+// Bench measures the main figures, and leaves nothing behind.
+func Bench(ctx context.Context, o BenchOptions) (report *Report, err error) {
+	if err := o.setDefaults(); err != nil {
+		return nil, err
+	}
+	unlock, err := lock(ctx, o.Progress)
+	if err != nil {
+		return nil, err
+	}
+	defer unlock()
+	dir, err := os.MkdirTemp(o.Dir, "pstorage-perf-")
+	if err != nil {
+		return nil, err
+	}
+	report = &Report{Time: time.Now(), Commit: Commit(), Machine: Machine(), Rounds: o.Rounds,
+		Seconds: o.Each.Seconds(), Size: o.Size}
+	b := &bench{o: o, dir: dir, report: report}
+	if err = b.start(ctx); err == nil {
+		err = b.plan(ctx)
+	}
+	if err != nil {
+		err = errors.Join(err, logTails(b.home()))
+	}
+	if err = errors.Join(err, b.stop(), os.RemoveAll(dir)); err != nil {
+		return nil, err
+	}
+	if o.Emulated {
+		if err := b.emulated(ctx); err != nil {
+			return nil, err
+		}
+	}
+	return report, nil
+}
+
+// bench is a measurement under way.
+type bench struct {
+	o       BenchOptions
+	dir     string // temporary
+	cluster *Cluster
+	native  *Native
+	nbd     *Cluster // nil: none
+	pass    *Cluster // nil: none
+	report  *Report
+}
+
+func (b *bench) home() string   { return filepath.Join(b.dir, "cluster") }
+func (b *bench) raw() string    { return filepath.Join(b.dir, "disk", "raw") }
+func (b *bench) socket() string { return filepath.Join(b.dir, "nbd.sock") }
+
+func (b *bench) say(format string, args ...any) {
+	fmt.Fprintf(b.o.Progress, format+"\n", args...)
+}
+
+func (b *bench) start(ctx context.Context) (err error) {
+	b.say("laying out a raw file of %d MiB in %s", b.o.Size>>20, b.dir)
+	if err := os.Mkdir(filepath.Dir(b.raw()), 0o755); err != nil {
+		return err
+	}
+	if err := FioLayout(ctx, b.raw(), b.o.Size); err != nil {
+		return err
+	}
+	b.say("starting a cluster with %d chunk servers", b.o.CS)
+	if b.cluster, err = StartCluster(ctx, b.clusterOptions()); err != nil {
+		return err
+	}
+	b.native, err = OpenNative(ctx, NativeOptions{Etc: filepath.Join(b.home(), "etc"),
+		Cluster: "dev", Path: "/bench", PIDs: b.cluster.PIDs,
+		Log: slog.New(slog.NewTextHandler(b.o.Progress,
+			&slog.HandlerOptions{Level: slog.LevelWarn}))})
+	if err != nil {
+		return err
+	}
+	laid, err := b.native.Layout(ctx, b.o.Size)
+	if err != nil {
+		return fmt.Errorf("lay out the cluster's file: %w", err)
+	}
+	b.say("laid out the cluster's file: %.0f MB/s, %d copies of each byte", laid.MBps, 3)
+	return b.startFronts(ctx)
+}
+
+func (b *bench) clusterOptions() ClusterOptions {
+	c := ClusterOptions{Binary: b.o.Binary, Dir: b.home(), CS: b.o.CS,
+		Args: append([]string{"--log-size", strconv.FormatInt(b.o.Journal, 10)}, b.o.DevArgs...)}
+	if !canMount() {
+		c.Args = append([]string{"--no-mount"}, c.Args...)
+	}
+	return c
+}
+
+// canMount says whether rows through a mount are possible here.
+func canMount() bool {
+	_, err := os.Stat("/dev/fuse")
+	return err == nil && os.Geteuid() == 0
+}
+
+func (b *bench) startFronts(ctx context.Context) (err error) {
+	nbd := exec.Command(b.o.Binary, "-c", "dev", "export", "nbd", "/bench", "--read-only",
+		"--socket", b.socket())
+	nbd.Env = append(os.Environ(), "PSTORAGE_ETC="+filepath.Join(b.home(), "etc"))
+	if b.nbd, err = launch(ctx, nbd, "serving"); err != nil {
+		return err
+	}
+	if len(b.o.Passthrough) == 0 || !canMount() {
+		return nil
+	}
+	mnt := filepath.Join(b.dir, "pass")
+	if err := os.Mkdir(mnt, 0o755); err != nil {
+		return err
+	}
+	p := b.o.Passthrough
+	args := append(append([]string(nil), p[1:]...), filepath.Dir(b.raw()), mnt)
+	b.pass, err = launch(ctx, exec.Command(p[0], args...), readyMessage)
+	return err
+}
+
+func (b *bench) stop() error {
+	var errs []error
+	for _, c := range []*Cluster{b.nbd, b.pass} {
+		if c != nil {
+			errs = append(errs, c.Stop())
+		}
+	}
+	if b.native != nil {
+		errs = append(errs, b.native.Close())
+	}
+	if b.cluster != nil {
+		errs = append(errs, b.cluster.Stop())
+	}
+	return errors.Join(errs...)
+}
+
+// fio returns a runner for a front end that fio drives. The CPU time of the programs' processes
+// counts besides fio's own.
+func (b *bench) fio(path, engine string, programs ...*Cluster) Runner {
+	sample := func() (CPUSample, error) {
+		var all []int
+		for _, p := range programs {
+			pids, err := p.PIDs()
+			if err != nil {
+				return nil, err
+			}
+			all = append(all, pids...)
+		}
+		return SampleCPU(all)
+	}
+	return func(ctx context.Context, w Workload) (Result, error) {
+		before, err := sample()
+		if err != nil {
+			return Result{}, err
+		}
+		r, err := Fio(ctx, w, path, engine)
+		if err != nil {
+			return Result{}, err
+		}
+		after, err := sample()
+		r.CPUPerOp += float64(after.Since(before)) / 1000 / float64(r.Ops)
+		return r, err
+	}
+}
+
+func (b *bench) fronts() map[string]Runner {
+	raw := b.fio(b.raw(), "io_uring")
+	fronts := map[string]Runner{
+		FrontNative: b.native.Run,
+		FrontNBD:    b.fio("nbd+unix:///bench?socket="+b.socket(), "nbd", b.cluster, b.nbd),
+		FrontFuse:   b.fio(filepath.Join(b.home(), "mnt", "bench"), "io_uring", b.cluster),
+		FrontPing:   PingPong,
+		FrontRaw: func(ctx context.Context, w Workload) (Result, error) {
+			if err := quiet(ctx, b.cluster.PIDs, b.o.Each); err != nil {
+				return Result{}, err
+			}
+			return raw(ctx, w)
+		},
+	}
+	if b.pass != nil {
+		fronts[FrontPass] = b.fio(filepath.Join(b.dir, "pass", "raw"), "io_uring", b.pass)
+	}
+	return fronts
+}
+
+// plan runs the rows and completes the report.
+func (b *bench) plan(ctx context.Context) error {
+	rows := Rows(b.o.Each, b.o.Size, Fronts{Fuse: canMount(), NBD: true,
+		Passthrough: b.pass != nil,
+		Ping:        b.pass != nil})
+	if _, err := b.native.Run(ctx, rows[0].Ours.Workload); err != nil { // connections, maps, caches
+		return fmt.Errorf("warm up: %w", err)
+	}
+	begun := time.Now()
+	figures, runs, err := RunPlan(ctx, rows, b.o.Rounds, b.fronts(),
+		func(done, total int, what string) {
+			passed := time.Since(begun)
+			left := passed * time.Duration(total-done) / time.Duration(max(done, 1))
+			b.say("[%3d/%d, %3.0f s, about %3.0f s left] %s", done+1, total, passed.Seconds(),
+				left.Seconds(), what)
+		})
+	if err != nil {
+		return err
+	}
+	b.report.Figures, b.report.Runs = figures, runs
+	b.report.Memory, err = memory(b.cluster, b.nbd)
+	return err
+}
+
+// memory returns the resident memory of the programs' processes by program name, in bytes.
+func memory(programs ...*Cluster) (map[string]int64, error) {
+	sums := map[string]int64{}
+	for _, p := range programs {
+		pids, err := p.PIDs()
+		if err != nil {
+			return nil, err
+		}
+		for _, pid := range pids {
+			if name := processName(pid); name != "" {
+				sums[name] += RSS([]int{pid})
+			}
+		}
+	}
+	return sums, nil
+}
+
+// emulated adds the rows of whole clusters on emulated disks.
+func (b *bench) emulated(ctx context.Context) error {
+	if err := emulate.Available(); err != nil {
+		b.say("no rows with emulated disks: %v", err)
+		return nil
+	}
+	o := EngineOptions{Binary: b.o.Binary, Dir: b.o.Dir, Rows: []string{"hdds", "ssds"},
+		Rounds: b.o.Rounds, Each: b.o.Each, Progress: b.o.Progress}
+	figures, err := engine(ctx, o)
+	b.report.Figures = append(b.report.Figures, figures...)
+	return err
+}
