@@ -174,7 +174,10 @@ func TestRPMPackages(t *testing.T) {
 	bin, root := buildPrograms(t), t.TempDir()
 	rpm := func(args ...string) string {
 		t.Helper()
-		args = append([]string{"--root", root, "--nodeps", "--noscripts"}, args...)
+		if args[0] != "-qp" && args[0] != "-qa" {
+			args = append([]string{"--nodeps", "--noscripts"}, args...)
+		}
+		args = append([]string{"--root", root}, args...)
 		cmd := exec.Command("rpm", args...)
 		var errs strings.Builder
 		cmd.Stderr = &errs
@@ -209,7 +212,7 @@ func TestRPMPackages(t *testing.T) {
 	}
 	for _, file := range first {
 		scripts := rpm("-qp", "--scripts", file)
-		if strings.Contains(file, "server") != strings.Contains(scripts, "systemctl stop") {
+		if strings.Contains(file, "pstorage-ctl-") == strings.Contains(scripts, "systemctl stop") {
 			t.Errorf("%s: scripts %q", filepath.Base(file), scripts)
 		}
 	}
