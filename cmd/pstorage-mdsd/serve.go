@@ -8,6 +8,7 @@ import (
 	"os"
 	"path/filepath"
 	"sync"
+	"sync/atomic"
 
 	"pstorage/cmd/cli"
 	"pstorage/cmd/web"
@@ -54,6 +55,7 @@ func serve(ctx context.Context, o mdsdOptions, out io.Writer) error {
 		return err
 	}
 	var running, starting sync.WaitGroup
+	var serving atomic.Int32
 	errs := make([]error, len(servers))
 	for i, s := range servers {
 		starting.Add(1)
@@ -62,6 +64,7 @@ func serve(ctx context.Context, o mdsdOptions, out io.Writer) error {
 			defer started()
 			errs[i] = runServer(ctx, log, s, &observed, func(addr string) {
 				fmt.Fprintf(out, "mds ready on %s\n", addr)
+				serving.Add(1)
 				started()
 			})
 			if errs[i] != nil && (len(servers) > 1 || o.log.File != "") {
@@ -71,6 +74,9 @@ func serve(ctx context.Context, o mdsdOptions, out io.Writer) error {
 	}
 	go func() {
 		starting.Wait()
+		if serving.Load() == 0 {
+			return // all have failed: this process ends
+		}
 		cli.Notify("READY=1")
 		cli.Watchdog(ctx, log, observed.alive)
 	}()
