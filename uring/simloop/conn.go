@@ -61,7 +61,7 @@ func (c *Conn) Append(p []byte) { copy(c.reserve(len(p)), p) }
 
 // Reserve implements uring.Conn.
 func (c *Conn) Reserve(n int) []byte {
-	if n > 4096 {
+	if n > uring.MaxReserve {
 		panic(fmt.Sprintf("simloop: Reserve of %d bytes", n))
 	}
 	return c.reserve(n)
