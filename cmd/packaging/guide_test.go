@@ -304,7 +304,7 @@ func typeGuide(t *testing.T, blocks []block, machines map[string]*machine, setti
 			began := time.Now()
 			said := m.run(fmt.Sprintf("line%d", b.line), b.text, strings.Contains(b.text, "poweroff"))
 			t.Logf("line %d on %s: %v\n%s", b.line, name, time.Since(began).Round(time.Millisecond), said)
-			if strings.Contains(b.text, "pstorage stat\n") {
+			if strings.Contains(b.text, "pstorage stat") {
 				last = said
 			}
 		}
