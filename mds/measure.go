@@ -235,6 +235,23 @@ func (s *samples) add(d time.Duration) {
 	s.mu.Unlock()
 }
 
+// applyWatch measures how entries are applied.
+type applyWatch struct {
+	// held is how long the state was held at a time: to apply an entry (up to commandsPerLock of
+	// its commands), with what that copies for a snapshot, and by a snapshot's beginning and end.
+	// Nobody reads or applies meanwhile.
+	held samples
+	// latency is how long entries took, with their decoding and waiting for readers and a CPU.
+	latency samples
+}
+
+// applied notes that an entry has been applied that came at began. w may be nil.
+func (w *applyWatch) applied(began time.Time) {
+	if w != nil {
+		w.latency.add(time.Since(began))
+	}
+}
+
 // report adds NAME_p999_ms, NAME_max_ms and NAME_samples.
 func (s *samples) report(f Figures, name string) {
 	s.mu.Lock()

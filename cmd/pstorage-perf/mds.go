@@ -11,6 +11,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"runtime/debug"
 	"slices"
 	"strings"
 	"time"
@@ -228,6 +229,7 @@ func (o *mdsOptions) runChild(ctx context.Context, what string, node int) (mds.F
 	mo := mds.MeasureOptions{Cred: mdsCred(dataplane.RoleMDS, 1), Chunks: o.chunks, Files: o.files,
 		Servers: o.servers, Loss: 2 * time.Second}
 	alone := []mds.Peer{{Node: 1, Addr: "127.0.0.1:1"}}
+	debug.SetGCPercent(mds.GCPercent)
 	switch what {
 	case "state":
 		if err := mds.MeasureState([]string{one}, alone, mo); err != nil {

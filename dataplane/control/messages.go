@@ -394,10 +394,16 @@ type ExitedReq struct {
 type MDSReadyReq struct {
 	Node    uint32
 	Applied uint64 // index of the last log entry that it has applied
+	// Damaged: what it had is damaged, and it asks for a new number, to begin with nothing. The
+	// value is its address, "ip:port".
+	Damaged string
 }
 
 // MDSReadyReply says whether it votes.
-type MDSReadyReply struct{ Voter bool }
+type MDSReadyReply struct {
+	Voter bool
+	Node  uint32 // to a damaged one: its new number
+}
 
 // MDSListReply is where the metadata servers are, "ip:port".
 type MDSListReply struct{ Addrs []string }
