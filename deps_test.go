@@ -93,7 +93,9 @@ var thirdParty = []arrow{
 	{"flag", []string{"cmd/..."}, "flags live in mains; packages take options structs"},
 	{"net/http", []string{"cmd/...", "mds/..."}, "nothing on the data path speaks HTTP"},
 	{"github.com/stretchr/testify", nil, "tests compare and say what differs in plain Go"},
-	{"C", nil, "no C code without a use that was measured"},
+	{"C", []string{"cmd/libpstorage"}, "C code is for those who program in C"},
+	{"github.com/ianlancetaylor/cgosymbolizer", []string{"cmd/libpstorage"},
+		"only programs with C in them have C stacks"},
 }
 
 // impureCalls are what pure code doesn't use: the same input must give the same output, on a

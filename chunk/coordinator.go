@@ -421,8 +421,8 @@ func (s *settler) tellLost() {
 	}
 }
 
-// toLead has this server become the head in the change of the configuration that is under way, or in
-// one of its own. It is for the one that the metadata servers named; s may be nil.
+// toLead has this server become the head in the change of the configuration that is under way, or
+// in one of its own. It is for the one that the metadata servers named; s may be nil.
 func (s *settler) toLead() {
 	if s != nil {
 		s.lead, s.lostAt = true, s.sh.env.Now()

@@ -65,7 +65,7 @@ type server struct {
 	took   time.Duration // to open the shard
 
 	mu     sync.Mutex
-	failed string // how the disk failed
+	failed error // how the disk failed
 	ready  bool
 	full   bool          // no room for new chunks; of keepLease
 	beat   chan struct{} // a heartbeat is wanted now
@@ -308,8 +308,15 @@ func (s *server) listenAddr() (string, error) {
 // diskFailed is Shard's OnFail.
 func (s *server) diskFailed(err error) {
 	s.mu.Lock()
-	s.failed = err.Error()
+	s.failed = err
 	s.mu.Unlock()
+}
+
+// failure is how the disk failed, or nil.
+func (s *server) failure() error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.failed
 }
 
 // push takes what the metadata servers send by themselves.
@@ -394,6 +401,10 @@ func (s *server) keepLease(ctx context.Context) error {
 		}
 		if err != nil && ctx.Err() == nil {
 			s.log.Warn("no lease from the metadata servers", "err", err)
+		}
+		if s.spaceIsBack() {
+			return dataplane.E("serve chunk server "+s.o.Dir, dataplane.NoSpace,
+				errors.New("its file system was full and has room again: a new start goes on from the log"))
 		}
 		select {
 		case <-ctx.Done():
@@ -480,9 +491,9 @@ func (s *server) heartbeat(ctx context.Context) error {
 	}
 	req.Stats.Allocated = allocated(filepath.Join(s.o.Dir, storeFile))
 	req.Capacity = s.checkSpace(req.Capacity, req.Used, req.Stats.Allocated)
-	s.mu.Lock()
-	req.Failed = s.failed
-	s.mu.Unlock()
+	if err := s.failure(); err != nil {
+		req.Failed = err.Error()
+	}
 	// A part of the lease, so that a server that doesn't answer leaves time to ask another one.
 	ctx, cancel := context.WithTimeout(ctx, dataplane.LeaseTime/3)
 	defer cancel()

@@ -23,7 +23,7 @@ const serverEnv = "MDS_TEST_SERVER"
 
 type childOptions struct {
 	Dir  string
-	Node session.NodeKey
+	Node testNode
 	ID   uint64
 }
 

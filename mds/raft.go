@@ -39,8 +39,9 @@ type fsm struct {
 
 	mu       stateLock // guards what follows; apply holds it for a few commands at a time
 	s        *State
-	failed   error     // set for ever when an entry can't be applied
-	lockedAt time.Time // when it was locked for a change, while that is measured
+	config   chan struct{} // closed when the configuration changes; nil: nobody waits
+	failed   error         // set for ever when an entry can't be applied
+	lockedAt time.Time     // when it was locked for a change, while that is measured
 }
 
 // applied is the response to a log entry.
@@ -84,6 +85,8 @@ func (f *fsm) applyEntry(l *raft.Log) applied {
 	if f.failed != nil {
 		return applied{err: f.failed}
 	}
+	config := f.s.configVer
+	defer func() { f.configured(config) }()
 	results := make([]Result, len(commands))
 	for i, c := range commands {
 		if i%commandsPerLock == commandsPerLock-1 {
@@ -93,6 +96,24 @@ func (f *fsm) applyEntry(l *raft.Log) applied {
 		f.s.applyOne(nowNs, c, &results[i])
 	}
 	return applied{results: results}
+}
+
+// configured tells who waits for it that the configuration has changed. mu is held.
+func (f *fsm) configured(before uint64) {
+	if f.config != nil && f.s.configVer != before {
+		close(f.config)
+		f.config = nil
+	}
+}
+
+// configChanged returns a channel that is closed when the cluster's configuration changes.
+func (f *fsm) configChanged() <-chan struct{} {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if f.config == nil {
+		f.config = make(chan struct{})
+	}
+	return f.config
 }
 
 // lock locks the state for a change of it or for what a snapshot does to it.
@@ -137,8 +158,10 @@ func (f *fsm) Restore(in io.ReadCloser) error {
 	}
 	f.mu.Lock()
 	defer f.mu.Unlock()
+	config := f.s.configVer
 	f.s.Close()
 	f.s = s
+	f.configured(config)
 	return nil
 }
 

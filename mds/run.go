@@ -41,6 +41,10 @@ type identity struct {
 	Node        uint32            `json:"node"`
 	Addr        string            `json:"addr"`
 	Verifier    *session.Verifier `json:"verifier,omitempty"`
+	// Keys and Secure (all connections are encrypted) are of a new cluster: until the first leader
+	// has put them into the state.
+	Keys   *ClusterKeys `json:"keys,omitempty"`
+	Secure bool         `json:"secure,omitempty"`
 	// Removed: the cluster doesn't know this server any more.
 	Removed bool `json:"removed,omitempty"`
 }
@@ -58,6 +62,9 @@ type FormatOptions struct {
 	Addr        string // "ip:port" of this server, as others reach it
 	// Verifier of the cluster's password: with it the server hands out the node key. Zero: none.
 	Verifier session.Verifier
+	// Keys of a new cluster, and whether it begins with all connections encrypted.
+	Keys   *ClusterKeys
+	Secure bool
 	// Node is this server's number; 0 means 1.
 	Node uint32
 	// Peers are all servers of a new cluster of several, this one among them. Empty: it is alone.
@@ -97,7 +104,7 @@ func Format(dir string, o FormatOptions) (err error) {
 		return dataplane.E(op, dataplane.KindOf(err), err)
 	}
 	id := identity{Version: identityVersion, ClusterID: o.Cluster[:], ClusterName: o.ClusterName,
-		Node: o.Node, Addr: o.Addr}
+		Node: o.Node, Addr: o.Addr, Keys: o.Keys, Secure: o.Secure}
 	if len(o.Verifier.StoredKey) > 0 {
 		id.Verifier = &o.Verifier
 	}
@@ -324,7 +331,7 @@ func Run(ctx context.Context, o Options) (err error) {
 		return err
 	}
 	r.offline = o.Offline
-	s := &server{r: r, log: o.Log, id: id}
+	s := &server{r: r, log: o.Log, id: id, cred: o.Cred}
 	return s.run(ctx, listener, id, &o)
 }
 
@@ -332,12 +339,8 @@ func Run(ctx context.Context, o Options) (err error) {
 func (s *server) run(ctx context.Context, listener net.Listener, id *identity, o *Options) error {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
-	so := &session.ServerOptions{Cred: o.Cred, Log: o.Log}
-	if id.Verifier != nil {
-		so.Auth = &session.PasswordAuth{Verifier: *id.Verifier, Limit: authLimit(),
-			Node: session.NodeKey{Cluster: o.Cred.Cluster, ClusterName: id.ClusterName,
-				Key: o.Cred.Key}}
-	}
+	so := &session.ServerOptions{Cred: o.Cred, Log: o.Log, Auth: s.passwordAuth(),
+		Fails: session.NewFailures(clock())}
 	served := make(chan error, 1)
 	go func() {
 		served <- session.Serve(ctx, listener, so, func(c *session.NetConn) { s.conn(ctx, c) })
@@ -346,6 +349,11 @@ func (s *server) run(ctx context.Context, listener net.Listener, id *identity, o
 	go func() {
 		defer close(leading)
 		s.watchLeadership(ctx, o.Leading)
+	}()
+	keys := make(chan struct{})
+	go func() {
+		defer close(keys)
+		s.watchKeys(ctx)
 	}()
 	member := make(chan struct{})
 	go func() {
@@ -373,6 +381,7 @@ func (s *server) run(ctx context.Context, listener net.Listener, id *identity, o
 	cancel()
 	<-leading
 	<-member
+	<-keys
 	observer.end()
 	serr := s.r.shutdown()
 	if !ended {
@@ -433,6 +442,7 @@ func (s *server) watchLeadership(ctx context.Context, tell func(bool)) {
 			if s.r.raft.CurrentTerm() != term {
 				continue // the channel says it again
 			}
+			s.foundKeys(ctx)
 			s.lead.Store(lead(s.r, term))
 			s.log.Info("leading", "term", term)
 			if tell != nil {
@@ -441,6 +451,3 @@ func (s *server) watchLeadership(ctx context.Context, tell func(bool)) {
 		}
 	}
 }
-
-// authLimit bounds how often passwords may be tried.
-func authLimit() *session.Limiter { return session.NewLimiter(10, 2*time.Second, nil) }

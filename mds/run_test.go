@@ -24,7 +24,7 @@ import (
 // testCluster is a set of metadata servers in this process, on loopback.
 type testCluster struct {
 	t     *testing.T
-	node  session.NodeKey
+	node  testNode
 	addrs []string
 	dirs  []string
 	stops []func() error
@@ -57,6 +57,13 @@ func newTestCluster(t *testing.T, n int) *testCluster {
 		c.start(i)
 	}
 	return c
+}
+
+// testNode is what the nodes of a cluster without certificates have in common.
+type testNode struct {
+	Cluster     dataplane.ClusterID
+	ClusterName string
+	Key         [32]byte
 }
 
 // prepareTestCluster makes n servers.

@@ -195,6 +195,7 @@ func (w *world) free() {
 	if w.mds != nil {
 		w.mds.close()
 	}
+	w.sim.Close()
 }
 
 // metaServers are the metadata servers: one leader at a time, on one of three nodes.

@@ -28,11 +28,12 @@ const (
 	ConfigTotal     = "recovery.total"           // chunks copied at a time in all
 	ConfigOffline   = "recovery.offline-timeout" // how long a silent server is waited for: 300s
 	ConfigLimit     = "capacity.limit"           // of user data: 10T; writers wait above it
+	ConfigMode      = "mode"                     // of connections: crc (default), secure
 )
 
 // ConfigKeys are all of them.
 var ConfigKeys = []string{ConfigLimit, ConfigRebalance, ConfigOffline, ConfigPerServer,
-	ConfigTotal}
+	ConfigTotal, ConfigMode}
 
 // The states of a chunk server in CSDoc.Status.
 const (
