@@ -9,7 +9,7 @@ MOUNT ?= $(CURDIR)/run/mnt
 CS ?= 3
 
 .DEFAULT_GOAL := help
-.PHONY: help up down man deb build lib quick test test-long test-net demo sim bench fmt
+.PHONY: help up down man deb rpm build lib quick test test-long test-net demo sim bench fmt
 
 help: ## this list
 	@grep -E '^[a-z-]+:.*## ' Makefile | sed -E 's/:.*## /\t/' | expand -t 14
@@ -39,6 +39,10 @@ man: build ## the manual pages, in ./bin/man
 deb: man ## Debian packages, in ./bin/deb (VERSION=...)
 	@cmd/packaging/deb/build bin bin/deb $(VERSION)
 	@ls bin/deb/*.deb
+
+rpm: man ## RPM packages, in ./bin/rpm (VERSION=...; needs rpmbuild)
+	@cmd/packaging/rpm/build bin bin/rpm $(VERSION)
+	@ls bin/rpm/*.rpm
 
 test: ## install what is missing, run all tests and the short demo (root for all of it)
 	@.ci/test

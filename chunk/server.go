@@ -368,12 +368,16 @@ func monotonic() int64 {
 	return ts.Nano()
 }
 
+// warnEvery is how often it is said that there is no lease.
+const warnEvery = 30 * time.Second
+
 // keepLease registers and sends heartbeats until ctx ends. A lease counts from the moment at which
 // its heartbeat was sent.
 func (s *server) keepLease(ctx context.Context) error {
 	tick := time.NewTicker(dataplane.HeartbeatEvery)
 	defer tick.Stop()
 	registered := false
+	var warned time.Time // that there is no lease
 	for ctx.Err() == nil {
 		var err error
 		if !registered {
@@ -399,8 +403,12 @@ func (s *server) keepLease(ctx context.Context) error {
 				return dataplane.E("register chunk server "+s.o.Dir, dataplane.KindOf(err), err)
 			}
 		}
-		if err != nil && ctx.Err() == nil {
-			s.log.Warn("no lease from the metadata servers", "err", err)
+		switch {
+		case err == nil:
+			warned = time.Time{}
+		case ctx.Err() == nil && time.Since(warned) >= warnEvery:
+			s.log.Warn("no lease from the metadata servers", "err", err, "said again in", warnEvery)
+			warned = time.Now()
 		}
 		if s.spaceIsBack() {
 			return dataplane.E("serve chunk server "+s.o.Dir, dataplane.NoSpace,

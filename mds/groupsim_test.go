@@ -29,7 +29,8 @@ type simGroup struct {
 	rng   *rand.Rand
 	dirs  []string
 	drift []float64 // of each server's clock: its timeouts are that much longer
-	blind bool      // canary: leaders don't ask whether they still lead
+	// forgetful is a canary: clients give a request that they repeat a new id.
+	forgetful bool
 
 	mu    sync.Mutex // guards what follows
 	nodes []*simNode
@@ -52,13 +53,14 @@ var simCred = session.Credentials{Cluster: dataplane.ClusterID{7}, ClusterName: 
 
 func simAddr(i int) raft.ServerAddress { return raft.ServerAddress(fmt.Sprint("10.0.0.", i+1, ":1")) }
 
-func newSimGroup(t *testing.T, rng *rand.Rand, n int, blind bool) *simGroup {
-	g := &simGroup{t: t, rng: rng, nodes: make([]*simNode, n), cut: make([][]bool, n), blind: blind}
+func newSimGroup(t *testing.T, rng *rand.Rand, n int, forgetful bool) *simGroup {
+	g := &simGroup{t: t, rng: rng, nodes: make([]*simNode, n), cut: make([][]bool, n),
+		forgetful: forgetful}
 	var peers []Peer
 	for i := range n {
 		peers = append(peers, Peer{uint32(i + 1), string(simAddr(i))})
 		g.cut[i] = make([]bool, n)
-		g.drift = append(g.drift, 0.5+1.5*rng.Float64())
+		g.drift = append(g.drift, []float64{0.5, 0.7, 1, 1.4, 2}[rng.IntN(5)])
 	}
 	for i := range n {
 		dir := filepath.Join(t.TempDir(), "mds")
@@ -91,7 +93,6 @@ func (g *simGroup) start(i int) {
 	if err != nil {
 		g.t.Fatal(err)
 	}
-	r.blind = g.blind
 	ctx, cancel := context.WithCancel(context.Background())
 	n := &simNode{s: &server{r: r, log: log}, trans: trans, cancel: cancel,
 		done: make(chan struct{}), awake: make(chan struct{})}
@@ -177,7 +178,7 @@ func (g *simGroup) client(role dataplane.Role, id uint64) *simClient {
 }
 
 // simPatience is how long a client waits for one server.
-const simPatience = time.Second
+const simPatience = 150 * time.Millisecond
 
 func (k *simClient) call(ctx context.Context, op dataplane.Opcode, req, reply any) error {
 	k.req++
@@ -189,6 +190,9 @@ func (k *simClient) call(ctx context.Context, op dataplane.Opcode, req, reply an
 		case errors.As(err, &elsewhere), kind == dataplane.TimedOut, kind == dataplane.Closed,
 			kind == dataplane.Overloaded, errors.Is(err, context.DeadlineExceeded):
 			k.at++
+			if k.g.forgetful {
+				k.req++
+			}
 			time.Sleep(20 * time.Millisecond)
 			continue
 		}
@@ -313,13 +317,11 @@ func TestGroupLinearizable(t *testing.T) {
 	}
 }
 
-// TestGroupCanary says that a leader which answers without asking whether it still leads is found.
+// TestGroupCanary says that the faults and the check can find something: clients that repeat a
+// request under a new id have it carried out twice.
 func TestGroupCanary(t *testing.T) {
-	if testing.Short() {
-		t.Skip("takes seconds")
-	}
 	rng := testRand(t)
-	for round := range 50 {
+	for round := range 20 {
 		seed, found := rng.Uint64(), false
 		synctest.Test(t, func(t *testing.T) {
 			found = len(simulateGroup(t, rand.New(rand.NewPCG(seed, 1)), true)) > 0
@@ -329,13 +331,13 @@ func TestGroupCanary(t *testing.T) {
 			return
 		}
 	}
-	t.Error("stale reads of 50 rounds weren't found")
+	t.Error("requests that were carried out twice weren't found in 20 rounds")
 }
 
 // simulateGroup returns what is wrong with the histories.
-func simulateGroup(t *testing.T, rng *rand.Rand, blind bool) (wrong []string) {
+func simulateGroup(t *testing.T, rng *rand.Rand, forgetful bool) (wrong []string) {
 	const clients, dirs, steps = 5, 12, 24
-	g := newSimGroup(t, rng, 3+2*rng.IntN(2), blind)
+	g := newSimGroup(t, rng, 3+2*rng.IntN(2), forgetful)
 	began := time.Now()
 	ctx, cancel := context.WithCancel(t.Context())
 	var servers, load sync.WaitGroup
@@ -388,7 +390,7 @@ func simulateGroup(t *testing.T, rng *rand.Rand, blind bool) (wrong []string) {
 		for _, m := range loads[d*clients : (d+1)*clients] {
 			ops = append(ops, m.Ops...)
 		}
-		if len(ops) != clients*steps {
+		if len(ops) < clients*steps/2 {
 			t.Fatalf("%d operations in directory %d", len(ops), d)
 		}
 		if text, _ := history.CheckMeta(ops, 0); text != "" {

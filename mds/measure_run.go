@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	rtmetrics "runtime/metrics"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -100,7 +99,7 @@ func (m *measured) snapshotUnderLoad(ctx context.Context, o MeasureOptions, f Fi
 }
 
 // loadOn lets the load go on and takes the pauses of the garbage collector.
-func (m *measured) loadOn(o MeasureOptions, f Figures, gc *rtmetrics.Float64Histogram) {
+func (m *measured) loadOn(o MeasureOptions, f Figures, gc gcHistograms) {
 	time.Sleep(o.Loss)
 	gcReport(f, gc)
 }

@@ -356,7 +356,6 @@ type replica struct {
 	beats     verifier    // for heartbeats
 	alone     atomic.Bool // the short times of a server that is alone are set
 	down      downServers
-	blind     bool // tests: it doesn't ask whether it still leads
 	sim       *Sim // nil but in simulations: stands for raft, the clock and threads
 }
 

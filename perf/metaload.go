@@ -49,6 +49,8 @@ func (m *MetaLoad) Step(ctx context.Context) error {
 		o.Status = history.MetaNotFound
 	case dataplane.Exists:
 		o.Status = history.MetaExists
+	case dataplane.NoSpace:
+		return nil // nothing was done: a new leader doesn't know its chunk servers yet
 	default:
 		return fmt.Errorf("%v: %w", o, err)
 	}

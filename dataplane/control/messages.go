@@ -362,6 +362,8 @@ type CSStats struct {
 
 	Copies, Deltas uint64 // chunks copied to a new member as their head; Deltas: only what changed
 	CopyBytes      uint64 // bytes sent for copies, mirrored writes included
+
+	FromLog, FromStore uint64 // blocks read for clients: out of the log or its read cache, or not
 }
 
 // HeartbeatReply: status NotFound or Conflict means register again.

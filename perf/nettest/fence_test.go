@@ -6,6 +6,7 @@ import (
 	"context"
 	"encoding/binary"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"os"
 	"sync"
@@ -18,7 +19,8 @@ import (
 )
 
 // writerEnv makes the test's binary a client that writes, or reads, fenceBlocks blocks at once when
-// it is told to: "write TAG" or "read". Its value is a writerRole in JSON.
+// it is told to: "write TAG", "read", "fill N" (writes a block of each of the first N chunks) or
+// "quit". Its value is a writerRole in JSON.
 const writerEnv = "PSTORAGE_NETTEST_WRITER"
 
 type writerRole struct{ Etc, File string }
@@ -49,30 +51,42 @@ func (r *writerRole) run() error {
 	}
 	fmt.Println("ready")
 	for s := bufio.NewScanner(os.Stdin); s.Scan(); {
-		var tag uint64
-		if n, _ := fmt.Sscanf(s.Text(), "write %d", &tag); n == 1 {
-			n, err := writeAll(f, tag)
+		var verb string
+		var arg uint64
+		_, _ = fmt.Sscan(s.Text(), &verb, &arg) // some have no argument
+		switch verb {
+		case "write":
+			n, err := writeAll(f, arg, fenceBlocks, fenceOffset)
 			fmt.Println("wrote", n, err)
-			continue
-		}
-		tags, err := readAll(f)
-		if err != nil {
+		case "fill":
+			n, err := writeAll(f, arg, int(arg), func(i int) int64 {
+				return int64(i)*dataplane.ChunkSize + 1<<20
+			})
+			fmt.Println("wrote", n, err)
+		case "quit":
+			err := errors.Join(f.Close(), c.Close())
+			fmt.Println("bye", err)
 			return err
+		default:
+			tags, err := readAll(f)
+			if err != nil {
+				return err
+			}
+			fmt.Println("have", tags)
 		}
-		fmt.Println("have", tags)
 	}
 	return nil
 }
 
-// writeAll writes all blocks at once and returns how many were acknowledged.
-func writeAll(f *client.File, tag uint64) (acked int, failed error) {
+// writeAll writes n blocks at once and returns how many were acknowledged.
+func writeAll(f *client.File, tag uint64, n int, at func(i int) int64) (acked int, failed error) {
 	var mu sync.Mutex
 	var wg sync.WaitGroup
 	block := binary.LittleEndian.AppendUint64(nil, tag)
 	block = bytes.Repeat(block, blockSize/len(block))
-	for i := range fenceBlocks {
+	for i := range n {
 		wg.Go(func() {
-			_, err := f.WriteAt(block, fenceOffset(i))
+			_, err := f.WriteAt(block, at(i))
 			mu.Lock()
 			defer mu.Unlock()
 			if err != nil {
