@@ -23,7 +23,7 @@ const serverEnv = "MDS_TEST_SERVER"
 
 type childOptions struct {
 	Dir  string
-	Node session.NodeKey
+	Node testNode
 	ID   uint64
 }
 
@@ -179,3 +179,6 @@ func TestKillLeader(t *testing.T) {
 	t.Logf("%d files, %d kills, longest time without progress %v", count.Load(), kills,
 		time.Duration(worstNs.Load()))
 }
+
+// long says whether tests may take minutes.
+func long() bool { return !testing.Short() && os.Getenv("PSTORAGE_LONG") == "1" }

@@ -21,16 +21,11 @@ func cpuUs(ours, _ Result) float64 { return ours.CPUPerOp }
 // Fronts says which of the front ends are measured besides native and raw.
 type Fronts struct{ Fuse, NBD, Passthrough, Ping bool }
 
-// Rows are the main figures. Each run takes the given time, on files of size bytes; a sequential
-// one takes twice as long. The goals are those of the project. The bars lie at about three
+// Rows are the main figures. Each run takes the given time, on files of size bytes. The goals are those of the project. The bars lie at about three
 // quarters of what a 2-CPU virtual machine gave (BENCHMARKS.md).
 func Rows(each time.Duration, size int64, can Fronts) []Row {
 	run := func(front, rw string, block, depth int) Run {
-		w := Workload{RW: rw, BlockSize: block, Depth: depth, Time: each, Size: size}
-		if !w.Random() {
-			w.Time *= 2
-		}
-		return Run{Front: front, Workload: w}
+		return Run{front, Workload{RW: rw, BlockSize: block, Depth: depth, Time: each, Size: size}}
 	}
 	const k4, m1 = 4 << 10, 1 << 20
 	native := func(rw string, block, depth int) Run { return run(FrontNative, rw, block, depth) }

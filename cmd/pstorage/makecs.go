@@ -13,6 +13,7 @@ import (
 
 	"pstorage/chunk"
 	"pstorage/cmd/cli"
+	"pstorage/dataplane"
 	"pstorage/dataplane/cluster"
 	"pstorage/dataplane/session"
 )
@@ -79,6 +80,9 @@ func makeCS(a *app, o makeCSOptions, out, warnings io.Writer) error {
 		return err
 	}
 	key, err := conf.LoadKey()
+	if err == nil {
+		_, err = conf.Credentials(dataplane.RoleCS, 0) // or else nobody could serve it
+	}
 	if err != nil {
 		return cli.Fail("", err, "")
 	}

@@ -99,6 +99,9 @@ func Dial(ctx context.Context, o Options) (*Client, error) {
 	c.ctx, c.stop = context.WithCancel(context.WithoutCancel(ctx))
 	c.ended.Go(c.run)
 	c.ended.Go(c.runTasks)
+	if o.Cred.Ring != nil && o.Cred.Role != dataplane.RoleMDS {
+		c.ended.Go(c.keepKeys)
+	}
 	return c, nil
 }
 

@@ -88,6 +88,18 @@ func TestMain(m *testing.M) {
 		}
 		os.Exit(0)
 	}
+	if text := os.Getenv(metaEnv); text != "" {
+		var role metaRole
+		err := json.Unmarshal([]byte(text), &role)
+		if err == nil {
+			err = role.run()
+		}
+		if err != nil {
+			fmt.Fprintln(os.Stderr, "metadata client:", err)
+			os.Exit(1)
+		}
+		os.Exit(0)
+	}
 	if text := os.Getenv(roleEnv); text != "" {
 		var role clientRole
 		act(text, &role, role.run)
