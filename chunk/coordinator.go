@@ -18,7 +18,8 @@ import (
 //	reachAll    all members that stay answer a PING: nothing is stopped before that
 //	sealAll     SEAL; every member says what it has
 //	copyNext    decide(): what is missing goes from the winner to the others
-//	exclude     members that are lost: epoch + 1 at the metadata servers, by compare-and-set
+//	exclude     members that are lost, or another head: epoch + 1 at the metadata servers, by
+//	            compare-and-set
 //	activate    all but the head; a new chunk is marked created; the head
 //
 // A step's answers are recognised by the attempt they belong to.
