@@ -175,8 +175,8 @@ func TestGapsThatChange(t *testing.T) {
 	}
 }
 
-// The torture with a log on the disk of its store, which seeks: write-back goes over gaps while they
-// are written, zeroed, punched and read, and while the power is cut.
+// The torture with a log on the disk of its store, which seeks: write-back goes over gaps while
+// they are written, zeroed, punched and read, and while the power is cut.
 func TestTortureGaps(t *testing.T) {
 	seeds := uint64(6)
 	if testing.Short() {
