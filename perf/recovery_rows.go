@@ -225,9 +225,8 @@ func (r *recoveryRun) rate(ctx context.Context, d time.Duration) (float64, error
 // resync: a chunk server is away, without losing anything, while blocks all over a sparse file are
 // written; then it gets back what changed.
 func (r *recoveryRun) resync(ctx context.Context) error {
-	// All it may cost: each granule that is written to takes 64 KiB on the one that is away.
-	granules := min(r.ro.Written/4096, r.ro.Span/dataplane.PartSize)
-	if err := r.cluster(ctx, 3, granules*dataplane.PartSize+8<<30, 1<<30); err != nil {
+	// Each chunk has a slot on each server, of which only what is written lies on the sparse disk.
+	if err := r.cluster(ctx, 3, r.ro.Span+8<<30, 1<<30); err != nil {
 		return err
 	}
 	block := make([]byte, 4096)
