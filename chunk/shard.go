@@ -437,6 +437,7 @@ func (sh *Shard) Capacity() (capacity, used uint64) {
 func (sh *Shard) Stats() control.CSStats {
 	s := sh.stats
 	s.Clients = uint32(sh.clients)
+	s.FromLog, s.FromStore = sh.gauges.fromLog, sh.gauges.fromStore
 	s.Chunks = uint64(len(sh.store.entries) - len(sh.store.free))
 	sh.scrub.stats(&s)
 	if sh.log != nil {

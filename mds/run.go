@@ -219,13 +219,15 @@ func readIdentity(dir string) (*identity, error) {
 	if err != nil {
 		kind := dataplane.IOError
 		if errors.Is(err, fs.ErrNotExist) {
-			kind, err = dataplane.NotFound, errors.New("no metadata server was made there")
+			kind = dataplane.NotFound
+			err = errors.New("no metadata server was made there; if its disk isn't mounted, mount it")
 		}
 		return nil, dataplane.E(op, kind, err)
 	}
 	var id identity
 	if err := json.Unmarshal(b, &id); err != nil {
-		return nil, dataplane.E(op, dataplane.BadCRC, err)
+		return nil, dataplane.E(op, dataplane.BadCRC, fmt.Errorf("%w; put it back from a copy, or take "+
+			"this server out (pstorage rm-mds) and make a new one", err))
 	}
 	if id.Version != identityVersion {
 		return nil, dataplane.E(op, dataplane.NotSupported,
@@ -318,7 +320,15 @@ func Run(ctx context.Context, o Options) (err error) {
 		return dataplane.E(op, dataplane.Unreachable, err)
 	}
 	defer listener.Close()
-	r, err := startReplica(filepath.Join(o.Dir, raftDir), id.Node, id.Addr, o.Cred, o.Log, o.tune)
+	start := func() (*replica, error) {
+		return startReplica(filepath.Join(o.Dir, raftDir), id.Node, id.Addr, o.Cred, o.Log, o.tune)
+	}
+	r, err := start()
+	if dataplane.KindOf(err) == dataplane.BadCRC {
+		if err = resync(ctx, id, &o, err); err == nil {
+			r, err = start()
+		}
+	}
 	if err != nil {
 		return err
 	}

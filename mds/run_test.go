@@ -31,6 +31,8 @@ type testCluster struct {
 	leads []*atomic.Bool
 	nodes []*server // those that run, or ran last
 	tune  func(*raft.Config)
+	// servers is Options.Servers of what is started.
+	servers func() []string
 }
 
 // freeAddrs returns n addresses of loopback at which nobody listens.
@@ -116,7 +118,7 @@ func (c *testCluster) start(i int) {
 	go func() {
 		done <- Run(ctx, Options{Dir: c.dirs[i], Cred: c.cred(dataplane.RoleMDS, uint64(i+1)),
 			Log: testLog().With("node", i+1), Ready: func(a string) { ready <- a }, tune: c.tune,
-			Leading: leads.Store, OnObserver: func(o *Observer) { c.nodes[i] = o.s }})
+			Leading: leads.Store, Servers: c.servers, OnObserver: func(o *Observer) { c.nodes[i] = o.s }})
 	}()
 	select {
 	case <-ready:

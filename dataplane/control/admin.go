@@ -251,6 +251,17 @@ type AttrDoc struct {
 	Size   uint64    `json:"size"`
 	Chunks uint64    `json:"chunks"`
 	Policy PolicyDoc `json:"policy"`
+	// Usage is of a directory: what is in it and below.
+	Usage *UsageDoc `json:"usage,omitempty"`
+}
+
+// UsageDoc is what a directory and all below it take.
+type UsageDoc struct {
+	Files     uint64 `json:"files"` // and symbolic links
+	Dirs      uint64 `json:"directories"`
+	Size      uint64 `json:"size"` // bytes, holes too
+	Chunks    uint64 `json:"chunks"`
+	Allocated uint64 `json:"allocated"` // bytes of user data that the chunks hold, each once
 }
 
 // SetAttrArgs changes the policy of a file or directory; what is nil stays. New chunks get the
@@ -262,6 +273,8 @@ type SetAttrArgs struct {
 	FailureDomain *string `json:"failure_domain,omitempty"`
 	Tier          *int    `json:"tier,omitempty"`
 	WriteAck      *string `json:"write_ack,omitempty"`
+	// Recursive: of everything below a directory too.
+	Recursive bool `json:"recursive,omitempty"`
 }
 
 // FileInfoDoc is a file with its chunks (the first 1024).

@@ -274,6 +274,11 @@ func (c *testCluster) up() error {
 	if err != nil {
 		return err
 	}
+	if sum := doc.Recovery.Sum(); sum != doc.Chunks.Degraded {
+		// Recovery stops at nothing in silence: each degraded chunk is in one class.
+		c.t.Errorf("%d chunks are degraded, stat accounts for %d: %+v", doc.Chunks.Degraded, sum,
+			doc.Recovery)
+	}
 	active := 0
 	for _, cs := range doc.CS {
 		if cs.Status == control.CSActive {
