@@ -87,6 +87,7 @@ func runSeed(cfg config) (res result) {
 	w.rnd = w.sim.Rand("messages")
 	w.sc = newScenario(w.sim.Rand("scenario"))
 	w.chooseGhost()
+	w.chooseLeases()
 	if cfg.fix != nil {
 		cfg.fix(&w.sc)
 	}
