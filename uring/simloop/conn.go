@@ -61,7 +61,7 @@ func (c *Conn) Append(p []byte) { copy(c.reserve(len(p)), p) }
 
 // Reserve implements uring.Conn.
 func (c *Conn) Reserve(n int) []byte {
-	if n > 4096 {
+	if n > uring.MaxReserve {
 		panic(fmt.Sprintf("simloop: Reserve of %d bytes", n))
 	}
 	return c.reserve(n)
@@ -144,6 +144,7 @@ func (c *Conn) shut(err error) {
 // PauseRecv implements uring.Conn.
 func (c *Conn) PauseRecv(pause bool) {
 	if c.paused && !pause {
+		c.offered = 0 // what it left because of the pause it takes now, also if no more comes
 		c.node.env.Post(c.feed)
 	}
 	c.paused = pause
