@@ -1,6 +1,7 @@
 package chunk
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -31,6 +32,8 @@ type Options struct {
 	// MDS returns the addresses of the metadata servers, "ip:port"; asked again and again.
 	MDS func() []string
 	Log *slog.Logger // nil: slog.Default()
+	// Location of the node, "room/row/rack": for a server that Format wasn't told one of its own.
+	Location string
 
 	// OnIdentity is told once, before anything is served, which server and which start of it this
 	// process is: what a supervisor certifies when it has exited.
@@ -425,7 +428,7 @@ func (s *server) keepLease(ctx context.Context) error {
 
 func (s *server) register(ctx context.Context) error {
 	req := &control.RegisterCSReq{CS: s.id.CS, Disk: s.id.diskUUID(), Boot: s.id.Boot, Addr: s.addr,
-		Path: s.o.Dir, Tier: s.id.Tier, Location: s.id.Location}
+		Path: s.o.Dir, Tier: s.id.Tier, Location: cmp.Or(s.id.Location, s.o.Location)}
 	req.Host, _ = os.Hostname()
 	if err := s.onLoop(func(done func(error)) {
 		req.FenceSeq = s.shard.FenceSeq()

@@ -51,7 +51,9 @@ type simNode struct {
 var simCred = session.Credentials{Cluster: dataplane.ClusterID{7}, ClusterName: "sim",
 	Role: dataplane.RoleMDS, ID: 1}
 
-func simAddr(i int) raft.ServerAddress { return raft.ServerAddress(fmt.Sprint("10.0.0.", i+1, ":1")) }
+func simAddr(i int) raft.ServerAddress {
+	return raft.ServerAddress(fmt.Sprint("10.0.0.", i+1, ":1"))
+}
 
 func newSimGroup(t *testing.T, rng *rand.Rand, n int, forgetful bool) *simGroup {
 	g := &simGroup{t: t, rng: rng, nodes: make([]*simNode, n), cut: make([][]bool, n),
@@ -161,7 +163,9 @@ func (g *simGroup) pause(i int) (resume func()) {
 func (g *simGroup) leader() int {
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	return slices.IndexFunc(g.nodes, func(n *simNode) bool { return n != nil && n.s.lead.Load() != nil })
+	return slices.IndexFunc(g.nodes, func(n *simNode) bool {
+		return n != nil && n.s.lead.Load() != nil
+	})
 }
 
 // simClient is a client of the group: it repeats a request at one server after the other.

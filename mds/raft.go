@@ -439,6 +439,10 @@ func startReplicaOn(trans groupTransport, stream *streamLayer, dir string, id ui
 func (s *store) loadSnapshot(dir string, f *fsm) error {
 	op := "start the metadata server in " + dir
 	damaged := func(err error) error {
+		switch kind := dataplane.KindOf(err); kind {
+		case dataplane.NotSupported, dataplane.NoSpace: // a newer version; no memory
+			return dataplane.E(op, kind, err)
+		}
 		return dataplane.E(op, dataplane.BadCRC, fmt.Errorf("its metadata is damaged (%w); this "+
 			"server's directory must be made anew from the others", err))
 	}

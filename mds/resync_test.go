@@ -3,11 +3,14 @@ package mds
 import (
 	"bytes"
 	"context"
+	"encoding/binary"
 	"fmt"
 	"os"
 	"path/filepath"
 	"testing"
 	"time"
+
+	"github.com/hashicorp/raft"
 
 	"pstorage/dataplane"
 	"pstorage/dataplane/control"
@@ -133,5 +136,41 @@ func TestTwoDamagedServersWait(t *testing.T) {
 	}
 	if _, err := os.Stat(filepath.Join(c.dirs[0], damagedDir)); err == nil {
 		t.Error("its files were put aside with no majority to replace them")
+	}
+}
+
+// TestNewerVersionIsNoDamage says that a server which meets a snapshot of a newer version keeps it,
+// also when there are others to get everything from.
+func TestNewerVersionIsNoDamage(t *testing.T) {
+	c := prepareTestCluster(t, 1)
+	s := richState(t)
+	defer s.Close()
+	b := dump(t, s)
+	n := binary.LittleEndian.Uint32(b[4:])
+	b[8+len(snapMagic)] = snapVersion + 1
+	crc := dataplane.CRCAdd(dataplane.CRC(make([]byte, 4)), b[:8+n])
+	binary.LittleEndian.PutUint32(b[8+n:], crc)
+	snaps, err := raft.NewFileSnapshotStoreWithLogger(filepath.Join(c.dirs[0], raftDir), 2,
+		newHCLog(testLog()))
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, trans := raft.NewInmemTransport("127.0.0.1:1")
+	sink, err := snaps.Create(raft.SnapshotVersionMax, 1, 1, raft.Configuration{}, 1, trans)
+	if err == nil {
+		_, err = sink.Write(b)
+	}
+	if err == nil {
+		err = sink.Close()
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), 5*time.Second)
+	defer cancel()
+	err = Run(ctx, Options{Dir: c.dirs[0], Cred: c.cred(dataplane.RoleMDS, 1), Log: testLog(),
+		Servers: func() []string { return []string{"127.0.0.1:1"} }})
+	if dataplane.KindOf(err) != dataplane.NotSupported {
+		t.Errorf("a newer snapshot: %v", err)
 	}
 }

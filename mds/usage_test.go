@@ -62,7 +62,9 @@ func TestSetAttrRecursive(t *testing.T) {
 	}
 	k.create(dataplane.RootID, "beside", control.TypeFile)
 	one, two, tier := 1, 2, 3
-	set := func(args control.SetAttrArgs) { admin.admin(control.AdminSetAttr, args, &control.AttrDoc{}) }
+	set := func(args control.SetAttrArgs) {
+		admin.admin(control.AdminSetAttr, args, &control.AttrDoc{})
+	}
 	set(control.SetAttrArgs{Path: "/top/deep/7", Replicas: &two})
 	set(control.SetAttrArgs{Path: "/top", Tier: &tier, Minimum: &one, Recursive: true})
 	var doc control.AttrDoc

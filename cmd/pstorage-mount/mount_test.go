@@ -20,7 +20,8 @@ func TestParseOptions(t *testing.T) {
 	}{
 		{"", fsOptions{root, false, "pstorage://c1", fuse.Auto}, false},
 		{"allow_other", fsOptions{true, false, "pstorage://c1", fuse.Auto}, false},
-		{"noallow_other,_netdev,x-systemd.automount", fsOptions{false, false, "pstorage://c1", fuse.Auto}, false},
+		{"noallow_other,_netdev,x-systemd.automount",
+			fsOptions{false, false, "pstorage://c1", fuse.Auto}, false},
 		{"fsname=images", fsOptions{root, false, "images", fuse.Auto}, false},
 		{"ro", fsOptions{root, true, "pstorage://c1", fuse.Auto}, false},
 		{"ro,rw", fsOptions{root, false, "pstorage://c1", fuse.Auto}, false},

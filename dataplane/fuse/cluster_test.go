@@ -39,8 +39,8 @@ func roleCred(role dataplane.Role, id uint64) *session.Credentials {
 		Key: [32]byte{1, 2, 3}, Role: role, ID: id, Name: fmt.Sprint(role, id)}
 }
 
-// runRole is the main of such a process: ROLE DIR MDS-ADDRESS [TRANSPORT]. It says "ready" and runs until it
-// is told to end.
+// runRole is the main of such a process: ROLE DIR MDS-ADDRESS [TRANSPORT]. It says "ready" and runs
+// until it is told to end.
 func runRole(args []string) error {
 	role, dir, addr := args[0], args[1], args[2]
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM)
@@ -179,7 +179,8 @@ func startCluster(t testing.TB, transport string) *realCluster {
 	if err != nil {
 		t.Fatal(err)
 	}
-	c := &realCluster{t: t, transport: transport, dir: t.TempDir(), addr: l.Addr().String(), cs: make([]*process, 3)}
+	c := &realCluster{t: t, transport: transport, dir: t.TempDir(), addr: l.Addr().String(),
+		cs: make([]*process, 3)}
 	l.Close()
 	c.startServers()
 	c.startMount("mnt1")

@@ -145,39 +145,50 @@ func mounted(t testing.TB, options string) string {
 // mountedAs is mounted, and says which process serves.
 func mountedAs(t testing.TB, options string) (dir string, pid int) {
 	t.Helper()
-	fields := strings.Fields(options)
-	needTransport(t, fields[len(fields)-1])
-	dir = t.TempDir()
-	cmd := exec.Command(os.Args[0])
-	cmd.Env = append(os.Environ(), "PSTORAGE_FUSE_SERVE="+dir, "PSTORAGE_FUSE_OPTIONS="+options)
-	cmd.Stderr = os.Stderr
-	out, err := cmd.StdoutPipe()
-	if err != nil {
-		t.Fatal(err)
-	}
-	stdin, err := cmd.StdinPipe()
-	must(t, err)
-	t.Cleanup(func() { stdin.Close() })
-	must(t, cmd.Start())
-	lines := bufio.NewScanner(out)
-	if !lines.Scan() || lines.Text() != "mounted" {
-		cmd.Process.Kill()
-		cmd.Wait()
-		t.Fatalf("the server said %q", lines.Text())
-	}
+	dir, cmd := startServer(t, options)
 	t.Cleanup(func() {
 		if err := unix.Unmount(dir, 0); err != nil {
 			t.Errorf("unmount: %v", err)
 			unix.Unmount(dir, unix.MNT_DETACH)
 		}
-		if lines.Scan() {
-			t.Error(lines.Text())
+		if rest, _ := io.ReadAll(cmd.out); len(rest) > 0 {
+			t.Errorf("%s", rest)
 		}
 		if err := cmd.Wait(); err != nil {
 			t.Errorf("the server ended: %v", err)
 		}
 	})
 	return dir, cmd.Process.Pid
+}
+
+// server is a process that serves a mount.
+type server struct {
+	*exec.Cmd
+	out *bufio.Reader
+}
+
+// startServer starts one, and leaves it to the caller to end it, or the test's end kills it.
+func startServer(t testing.TB, options string) (dir string, s *server) {
+	t.Helper()
+	fields := strings.Fields(options)
+	needTransport(t, fields[len(fields)-1])
+	dir = t.TempDir()
+	s = &server{Cmd: exec.Command(os.Args[0])}
+	s.Env = append(os.Environ(), "PSTORAGE_FUSE_SERVE="+dir, "PSTORAGE_FUSE_OPTIONS="+options)
+	s.Stderr = os.Stderr
+	out, err := s.StdoutPipe()
+	must(t, err)
+	stdin, err := s.StdinPipe()
+	must(t, err)
+	t.Cleanup(func() { stdin.Close() })
+	must(t, s.Start())
+	s.out = bufio.NewReader(out)
+	if line, _ := s.out.ReadString('\n'); line != "mounted\n" {
+		s.Process.Kill()
+		s.Wait()
+		t.Fatalf("the server said %q", line)
+	}
+	return dir, s
 }
 
 func must(t testing.TB, err error) {

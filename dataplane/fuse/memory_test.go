@@ -3,7 +3,9 @@ package fuse
 import (
 	"cmp"
 	"context"
+	"runtime"
 	"slices"
+	"strconv"
 	"strings"
 	"sync"
 	"time"
@@ -95,8 +97,12 @@ func (n *memNode) copyAttr() *control.Attr {
 	return &a
 }
 
-func (m *memory) Lookup(_ context.Context, parent dataplane.FileID, name string) (*control.Attr,
-	error) {
+func (m *memory) Lookup(ctx context.Context, parent dataplane.FileID,
+	name string) (*control.Attr, error) {
+	if name == "hang" {
+		<-ctx.Done()
+		return nil, ctx.Err()
+	}
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	if k, ok := strings.CutPrefix(name, "kind-"); ok { // a way to see what the kernel makes of it
@@ -244,9 +250,26 @@ func (m *memory) StatFS(context.Context) (*control.StatFSReply, error) {
 	return &control.StatFSReply{Total: 1 << 40, Free: 1 << 39, Files: 77}, nil
 }
 
+// What a test can ask the server.
+const (
+	hungAttribute    = "user.hung"    // how many operations hang
+	mallocsAttribute = "user.mallocs" // how much was allocated so far
+	stopAttribute    = "user.stop"    // end the loop
+)
+
 func (m *memory) GetXattr(_ context.Context, id dataplane.FileID, name string) ([]byte, error) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
+	switch name {
+	case hungAttribute:
+		return []byte(strconv.Itoa(len(m.hung))), nil
+	case mallocsAttribute:
+		var s runtime.MemStats
+		runtime.ReadMemStats(&s)
+		return []byte(strconv.FormatUint(s.Mallocs, 10)), nil
+	case stopAttribute:
+		m.loop.Stop()
+	}
 	v, ok := m.nodes[id].xattrs[name]
 	if !ok {
 		return nil, fail(dataplane.NoAttribute)
@@ -280,6 +303,12 @@ func (m *memory) RemoveXattr(_ context.Context, id dataplane.FileID, name string
 		return fail(dataplane.NoAttribute)
 	}
 	delete(m.nodes[id].xattrs, name)
+	if name == "user.hang" { // what hung goes on
+		for op := range m.hung {
+			go m.Start(op)
+		}
+		clear(m.hung)
+	}
 	return nil
 }
 

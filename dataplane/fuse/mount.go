@@ -168,8 +168,25 @@ func (s *Server) wait(c *conn) {
 	case <-s.fs.b.Gone():
 		// Nobody answers any more: don't let the users of the mount wait.
 		s.fs.log.Error("the client's event loop ended", "mountpoint", s.mountpoint)
-		unix.Unmount(s.mountpoint, unix.MNT_FORCE|unix.MNT_DETACH)
+		s.abort()
 		s.fs.shutdown()
+	}
+}
+
+// abortTime is how long an unmount is waited for that may depend on this process's end.
+const abortTime = time.Second
+
+// abort fails all requests and unmounts. The kernel may wait with that for entries that a loop
+// which doesn't run any more would have to take back: then it happens when the process ends.
+func (s *Server) abort() {
+	unmounted := make(chan struct{})
+	go func() {
+		defer close(unmounted)
+		unix.Unmount(s.mountpoint, unix.MNT_FORCE|unix.MNT_DETACH)
+	}()
+	select {
+	case <-unmounted:
+	case <-time.After(abortTime):
 	}
 }
 

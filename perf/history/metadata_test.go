@@ -14,6 +14,9 @@ func TestCheckMeta(t *testing.T) {
 		return MetaOp{Client: 1, Inv: inv, Ret: ret, Kind: MetaLookup, Name: name, File: file,
 			Status: s}
 	}
+	missing := func(inv, ret int64, name int) MetaOp {
+		return lookup(inv, ret, name, 0, MetaNotFound)
+	}
 	chunk := func(kind MetaKind, inv, ret int64, file, chunk uint64) MetaOp {
 		return MetaOp{Inv: inv, Ret: ret, Kind: kind, File: file, Chunk: chunk}
 	}
@@ -25,11 +28,12 @@ func TestCheckMeta(t *testing.T) {
 		fine bool
 	}{
 		"seen":             {[]MetaOp{create(1, 2, 0, 7, MetaOK), lookup(3, 4, 0, 7, MetaOK)}, true},
-		"lost":             {[]MetaOp{create(1, 2, 0, 7, MetaOK), lookup(3, 4, 0, 0, MetaNotFound)}, false},
-		"at the same time": {[]MetaOp{create(1, 4, 0, 7, MetaOK), lookup(2, 3, 0, 0, MetaNotFound)}, true},
+		"lost":             {[]MetaOp{create(1, 2, 0, 7, MetaOK), missing(3, 4, 0)}, false},
+		"at the same time": {[]MetaOp{create(1, 4, 0, 7, MetaOK), missing(2, 3, 0)}, true},
 		"seen, then not": {[]MetaOp{create(1, 9, 0, 7, MetaOK), lookup(2, 3, 0, 7, MetaOK),
-			lookup(4, 5, 0, 0, MetaNotFound)}, false},
-		"twice":                      {[]MetaOp{create(1, 2, 0, 7, MetaOK), create(3, 4, 0, 8, MetaOK)}, false},
+			missing(4, 5, 0)}, false},
+		"twice": {[]MetaOp{create(1, 2, 0, 7, MetaOK),
+			create(3, 4, 0, 8, MetaOK)}, false},
 		"done twice by a repetition": {[]MetaOp{create(1, 2, 0, 0, MetaExists)}, false},
 		"renamed": {[]MetaOp{create(1, 2, 0, 7, MetaOK), rename(3, 4, 0, 1),
 			lookup(5, 6, 1, 7, MetaOK)}, true},

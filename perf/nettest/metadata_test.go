@@ -86,7 +86,8 @@ func (r *metaRole) run() error {
 }
 
 // work does operations until ctx ends, in the directory of the moment.
-func (r *metaRole) work(ctx context.Context, k *control.Client, w int) (done []dirHistory, err error) {
+func (r *metaRole) work(ctx context.Context, k *control.Client, w int) (done []dirHistory,
+	err error) {
 	call := func(_ context.Context, op dataplane.Opcode, req, reply any) error {
 		ctx, cancel := context.WithTimeout(context.Background(), metaAnswer)
 		defer cancel()

@@ -1,0 +1,232 @@
+package fuse
+
+import (
+	"errors"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strconv"
+	"syscall"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// These tests are about ends: of the mount with requests under way, of its process, of its loop, of
+// a process that waits. Whatever ends, nobody waits for ever.
+
+// hungReaders starts processes that wait for data of a file of the mount.
+func hungReaders(t *testing.T, dir string, n int) (ended chan error) {
+	t.Helper()
+	name := filepath.Join(dir, "f")
+	must(t, os.WriteFile(name, []byte("data"), 0600))
+	must(t, unix.Setxattr(name, "user.hang", nil, 0))
+	ended = make(chan error, n)
+	for range n {
+		cmd := exec.Command("cat", name)
+		must(t, cmd.Start())
+		t.Cleanup(func() { cmd.Process.Kill() })
+		go func() { ended <- cmd.Wait() }()
+	}
+	for waited := time.Now(); ; time.Sleep(time.Millisecond) {
+		buf := make([]byte, 16)
+		k, err := unix.Getxattr(name, hungAttribute, buf)
+		must(t, err)
+		if hung, _ := strconv.Atoi(string(buf[:k])); hung == n {
+			return ended
+		}
+		if time.Since(waited) > 10*time.Second {
+			t.Fatal("the reads don't arrive")
+		}
+	}
+}
+
+// allEnd waits for n processes, which must have failed.
+func allEnd(t *testing.T, ended chan error, n int) {
+	t.Helper()
+	for range n {
+		select {
+		case err := <-ended:
+			if err == nil {
+				t.Error("a read of nothing succeeded")
+			}
+		case <-time.After(10 * time.Second):
+			t.Fatal("a process waits for a mount that ended")
+		}
+	}
+}
+
+// TestForcedUnmount: the requests under way fail, and the server ends.
+func TestForcedUnmount(t *testing.T) { overBoth(t, "", testForcedUnmount) }
+
+func testForcedUnmount(t *testing.T, dir string) {
+	ended := hungReaders(t, dir, 20)
+	must(t, unix.Unmount(dir, unix.MNT_FORCE|unix.MNT_DETACH))
+	allEnd(t, ended, 20)
+	// That the server has ended is awaited by the clean-up, for which something must be mounted.
+	must(t, unix.Mount("none", dir, "tmpfs", 0, ""))
+}
+
+// TestKilledServer: its users get errors.
+func TestKilledServer(t *testing.T) {
+	for _, transport := range transports {
+		t.Run(transport, func(t *testing.T) {
+			dir, cmd := startServer(t, transport)
+			ended := hungReaders(t, dir, 20)
+			must(t, cmd.Process.Kill())
+			cmd.Wait()
+			allEnd(t, ended, 20)
+			_, err := os.ReadDir(dir)
+			is(t, "read the directory", err, syscall.ENOTCONN)
+			must(t, unix.Unmount(dir, unix.MNT_DETACH))
+		})
+	}
+}
+
+// TestLoopEnds: when the client's loop ends nobody can answer, so the mount goes.
+func TestLoopEnds(t *testing.T) {
+	for _, transport := range transports {
+		t.Run(transport, func(t *testing.T) {
+			dir, cmd := startServer(t, transport)
+			ended := hungReaders(t, dir, 20)
+			// The answer may not come any more.
+			go unix.Getxattr(filepath.Join(dir, "f"), stopAttribute, make([]byte, 16))
+			allEnd(t, ended, 20)
+			serverEnded := make(chan error, 1)
+			go func() { serverEnded <- cmd.Wait() }()
+			select {
+			case <-serverEnded:
+			case <-time.After(10 * time.Second):
+				t.Fatal("the server doesn't end")
+			}
+			if _, err := os.Stat(filepath.Join(dir, "f")); !errors.Is(err, syscall.ENOENT) &&
+				!errors.Is(err, syscall.ENOTCONN) {
+				t.Errorf("the file is still there: %v", err)
+			}
+			unix.Unmount(dir, unix.MNT_DETACH)
+		})
+	}
+}
+
+// TestKilledWhileLooking: a process that waits for metadata can be killed, too.
+func TestKilledWhileLooking(t *testing.T) { overBoth(t, "", testKilledWhileLooking) }
+
+func testKilledWhileLooking(t *testing.T, dir string) {
+	cmd := exec.Command("stat", filepath.Join(dir, "hang"))
+	must(t, cmd.Start())
+	ended := make(chan error, 1)
+	go func() { ended <- cmd.Wait() }()
+	select {
+	case err := <-ended:
+		t.Fatalf("stat ended: %v", err)
+	case <-time.After(100 * time.Millisecond):
+	}
+	must(t, cmd.Process.Kill())
+	select {
+	case <-ended:
+	case <-time.After(10 * time.Second):
+		t.Error("the process doesn't die")
+	}
+}
+
+// TestManyAtOnce: more requests than a queue has entries, all of them waiting, and the mount still
+// answers others.
+func TestManyAtOnce(t *testing.T) { overBoth(t, "", testManyAtOnce) }
+
+func testManyAtOnce(t *testing.T, dir string) {
+	ended := hungReaders(t, dir, 100)
+	must(t, os.WriteFile(filepath.Join(dir, "other"), []byte("x"), 0600))
+	must(t, unix.Removexattr(filepath.Join(dir, "f"), "user.hang")) // answers them
+	for range 100 {
+		select {
+		case err := <-ended:
+			must(t, err)
+		case <-time.After(10 * time.Second):
+			t.Fatal("a read doesn't end")
+		}
+	}
+}
+
+// TestNoAllocations: reads, writes and fsyncs allocate nothing in the server.
+func TestNoAllocations(t *testing.T) { overBoth(t, "null", testNoAllocations) }
+
+func testNoAllocations(t *testing.T, dir string) {
+	name := filepath.Join(dir, "f")
+	fd, err := unix.Open(name, unix.O_RDWR|unix.O_CREAT|unix.O_DIRECT, 0600)
+	must(t, err)
+	defer unix.Close(fd)
+	must(t, unix.Ftruncate(fd, 8<<20))
+	mallocs := func() int {
+		buf := make([]byte, 32)
+		n, err := unix.Getxattr(name, mallocsAttribute, buf)
+		must(t, err)
+		count, err := strconv.Atoi(string(buf[:n]))
+		must(t, err)
+		return count
+	}
+	buf := aligned(64 << 10)
+	const rounds = 2000
+	load := func() {
+		for i := range rounds {
+			n := 4096 << (i % 5)
+			if _, err := unix.Pwrite(fd, buf[:n], int64(i%8)<<20); err != nil {
+				t.Fatal(err)
+			}
+			if _, err := unix.Pread(fd, buf[:n], int64(i%8)<<20); err != nil {
+				t.Fatal(err)
+			}
+			must(t, unix.Fdatasync(fd))
+		}
+	}
+	load() // pools fill
+	before := mallocs()
+	load()
+	if got := mallocs() - before; got > rounds/10 {
+		t.Errorf("%d allocations in %d reads, writes and fsyncs each", got, rounds)
+	}
+}
+
+func TestCountCPUs(t *testing.T) {
+	for list, want := range map[string]int{"0": 1, "0-1": 2, "0-3,8": 5, "0-63": 64} {
+		if got, err := countCPUs(list); err != nil || got != want {
+			t.Errorf("%q: %d, %v, want %d", list, got, err, want)
+		}
+	}
+	for _, list := range []string{"", "x", "1-", "3-1", "0-99999999"} {
+		if n, err := countCPUs(list); err == nil {
+			t.Errorf("%q: %d", list, n)
+		}
+	}
+}
+
+// TestChooseRing: with on it is an error that the kernel has no FUSE over io_uring, with auto it
+// isn't; auto switches it on.
+func TestChooseRing(t *testing.T) {
+	loop := newTestLoop()
+	parameter := filepath.Join(t.TempDir(), "enable_uring")
+	choose := func(c OverRing) (bool, error) {
+		o := &Options{OverRing: c}
+		o.setDefaults()
+		return o.chooseRing(loop, parameter)
+	}
+	if yes, err := choose(Auto); yes || err != nil {
+		t.Errorf("auto, not there: %v, %v", yes, err)
+	}
+	if yes, err := choose(On); yes || !errors.Is(err, os.ErrNotExist) {
+		t.Errorf("on, not there: %v, %v", yes, err)
+	}
+	must(t, os.WriteFile(parameter, []byte("N\n"), 0600))
+	if yes, err := choose(Off); yes || err != nil {
+		t.Errorf("off: %v, %v", yes, err)
+	}
+	if text, _ := os.ReadFile(parameter); text[0] != 'N' {
+		t.Errorf("off wrote %q", text)
+	}
+	if yes, err := choose(Auto); yes != loop.HasCommands() || err != nil {
+		t.Errorf("auto: %v, %v", yes, err)
+	}
+	if text, _ := os.ReadFile(parameter); text[0] != '1' {
+		t.Errorf("auto wrote %q", text)
+	}
+}
