@@ -9,7 +9,7 @@ MOUNT ?= $(CURDIR)/run/mnt
 CS ?= 3
 
 .DEFAULT_GOAL := help
-.PHONY: help up down man deb build test test-long test-net demo sim bench fmt
+.PHONY: help up down man deb rpm build lib quick test test-long test-net demo sim bench fmt
 
 help: ## this list
 	@grep -E '^[a-z-]+:.*## ' Makefile | sed -E 's/:.*## /\t/' | expand -t 14
@@ -25,6 +25,12 @@ build: ## the binaries, in ./bin
 	@CGO_ENABLED=0 go build -buildvcs=auto -trimpath -o bin/ ./cmd/...
 	@ls bin | sed 's|^|bin/|'
 
+lib: ## the C library, in ./bin: libpstorage.so and pstorage.h (needs gcc)
+	@mkdir -p bin
+	@CGO_ENABLED=1 go build -buildmode=c-shared -trimpath -o bin/libpstorage.so ./cmd/libpstorage
+	@rm -f bin/libpstorage.h && cp cmd/libpstorage/pstorage.h bin/
+	@ls bin/libpstorage.so bin/pstorage.h
+
 man: build ## the manual pages, in ./bin/man
 	@rm -rf bin/man
 	@for p in pstorage pstorage-mdsd pstorage-csd pstorage-mount; do bin/$$p --man-pages bin/man; done
@@ -33,6 +39,10 @@ man: build ## the manual pages, in ./bin/man
 deb: man ## Debian packages, in ./bin/deb (VERSION=...)
 	@cmd/packaging/deb/build bin bin/deb $(VERSION)
 	@ls bin/deb/*.deb
+
+rpm: man ## RPM packages, in ./bin/rpm (VERSION=...; needs rpmbuild)
+	@cmd/packaging/rpm/build bin bin/rpm $(VERSION)
+	@ls bin/rpm/*.rpm
 
 test: ## install what is missing, run all tests and the short demo (root for all of it)
 	@.ci/test
@@ -51,9 +61,13 @@ demo: build ## a container on replicated storage, kills, bad input, speed (root)
 sim: build ## simulated clusters under faults, for two minutes (SIM=-seeds N ...)
 	@bin/pstorage-sim $(or $(SIM),-seeds 1000000 -time 2m -j 2 -seed $(shell date +%s))
 
-bench: build ## speed beside raw fio on the same disk, under two minutes
+quick: build ## the main figures beside raw fio on the same disk, in a minute
 	@.ci/deps test
 	@bin/pstorage-perf quick
+
+bench: build ## all figures, with emulated disks (root); ten minutes; charts in perf/results
+	@.ci/deps test
+	@bin/pstorage-perf bench --out perf/results
 
 fmt: ## gofmt
 	@gofmt -l -w $$(git ls-files -co --exclude-standard '*.go')

@@ -69,8 +69,8 @@ var arrows = []arrow{
 		"a check of disks speaks to none of the daemons"},
 	{"perf/crashtest", nil,
 		"tests of whole processes, and nothing else"},
-	{"perf", []string{"perf/emulate", "dataplane", "dataplane/client", "dataplane/cluster",
-		"dataplane/control", "dataplane/session", "uring"},
+	{"perf", []string{"perf/emulate", "perf/history", "dataplane", "dataplane/client",
+		"dataplane/cluster", "dataplane/control", "dataplane/session", "uring"},
 		"the harness measures the system from outside, as a user of the client library"},
 	{".", nil,
 		"the root holds only tests of the tree"},
@@ -93,7 +93,9 @@ var thirdParty = []arrow{
 	{"flag", []string{"cmd/..."}, "flags live in mains; packages take options structs"},
 	{"net/http", []string{"cmd/...", "mds/..."}, "nothing on the data path speaks HTTP"},
 	{"github.com/stretchr/testify", nil, "tests compare and say what differs in plain Go"},
-	{"C", nil, "no C code without a use that was measured"},
+	{"C", []string{"cmd/libpstorage"}, "C code is for those who program in C"},
+	{"github.com/ianlancetaylor/cgosymbolizer", []string{"cmd/libpstorage"},
+		"only programs with C in them have C stacks"},
 }
 
 // impureCalls are what pure code doesn't use: the same input must give the same output, on a

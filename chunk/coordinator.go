@@ -18,7 +18,8 @@ import (
 //	reachAll    all members that stay answer a PING: nothing is stopped before that
 //	sealAll     SEAL; every member says what it has
 //	copyNext    decide(): what is missing goes from the winner to the others
-//	exclude     members that are lost: epoch + 1 at the metadata servers, by compare-and-set
+//	exclude     members that are lost, or another head: epoch + 1 at the metadata servers, by
+//	            compare-and-set
 //	activate    all but the head; a new chunk is marked created; the head
 //
 // A step's answers are recognised by the attempt they belong to.
@@ -202,6 +203,11 @@ func (s *settler) begin() {
 		return
 	}
 	s.attempt++
+	if s.yields() {
+		s.sh.impatient(s.r)
+		s.sh.env.Arm(&s.retry, int64(settleRetry))
+		return
+	}
 	if s.sh.env.Now()-s.lostAt > int64(lostStale) {
 		s.lost, s.lead = nil, false
 	}
@@ -212,6 +218,15 @@ func (s *settler) begin() {
 			s.haveConfig(cfg, err)
 		}
 	})
+}
+
+// yields says whether the attempt must wait, as the replica was sealed by another coordinator that is
+// at work, and only that one has the metadata servers' word. Else the head, which clients ask all
+// the time, would stop it again and again before all is copied.
+func (s *settler) yields() bool {
+	l, other := s.r.sealer.(*link)
+	return other && l.open && s.r.state == sealed && len(s.lost) == 0 && !s.lead &&
+		s.sh.env.Now()-s.r.sealedAt < int64(settleYield)
 }
 
 func (s *settler) haveConfig(cfg *control.ChunkConfig, err error) {
@@ -421,8 +436,8 @@ func (s *settler) tellLost() {
 	}
 }
 
-// toLead has this server become the head in the change of the configuration that is under way, or in
-// one of its own. It is for the one that the metadata servers named; s may be nil.
+// toLead has this server become the head in the change of the configuration that is under way, or
+// in one of its own. It is for the one that the metadata servers named; s may be nil.
 func (s *settler) toLead() {
 	if s != nil {
 		s.lead, s.lostAt = true, s.sh.env.Now()

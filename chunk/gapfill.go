@@ -54,7 +54,7 @@ func (d *destage) beginGaps() {
 	}
 	d.used, d.mem = 0, d.mem[:0]
 	for from, end := d.part(0); from < wb.Blocks; from, end = d.part(end) {
-		if d.hasGaps(from, end) {
+		if d.gapsIn(from, end) > 0 {
 			d.add(uring.DiskRead, from, d.single(from, end))
 		}
 	}
@@ -86,13 +86,14 @@ func (d *destage) part(at int) (from, end int) {
 	return from, min(last+1, n)
 }
 
-func (d *destage) hasGaps(from, end int) bool {
+// gapsIn counts the gaps in a range of the run.
+func (d *destage) gapsIn(from, end int) (n uint64) {
 	for i := from; i < end; i++ {
 		if d.wb.IsGap(i) {
-			return true
+			n++
 		}
 	}
-	return false
+	return n
 }
 
 func (d *destage) memory(from, end int) []byte {
@@ -141,6 +142,7 @@ func (d *destage) writeParts() {
 	data, at := d.wb.Data, 0
 	for from, end := d.part(0); from < d.wb.Blocks; from, end = d.part(end) {
 		if d.buf != nil {
+			d.st.filled += d.gapsIn(from, end)
 			d.add(uring.DiskWrite, from, d.single(from, end))
 			continue
 		}

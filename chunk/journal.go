@@ -145,16 +145,16 @@ func (c *changer) plan() error {
 	}
 	c.next = *c.id
 	c.size = c.o.Size &^ (1<<20 - 1)
-	if c.size == 0 {
-		c.size = max(old.Size&^(1<<20-1), ssdcache.MinSize)
+	if c.o.Size == 0 {
+		c.size = max(old.Size&^(1<<20-1), minLogSize)
 	}
-	if c.size < ssdcache.MinSize {
+	if c.o.Size < 0 || c.size < minLogSize {
 		return dataplane.E(what, dataplane.Invalid, fmt.Errorf(
-			"%d bytes are too few, a journal takes at least %d", c.o.Size, ssdcache.MinSize))
+			"a journal of %d KiB is too small, it takes at least %d MiB", c.o.Size>>10, minLogSize>>20))
 	}
 	if c.o.Path == "" {
 		c.next.LogPath = freeName(c.dir)
-		return nil
+		return c.checkRoom(what, c.dir)
 	}
 	if c.next.LogPath, err = filepath.Abs(c.o.Path); err != nil {
 		return err
@@ -162,7 +162,7 @@ func (c *changer) plan() error {
 	info, err := os.Stat(c.next.LogPath)
 	switch {
 	case errors.Is(err, os.ErrNotExist):
-		return nil
+		return c.checkRoom(what, filepath.Dir(c.next.LogPath))
 	case err != nil:
 		return err
 	case info.Mode()&os.ModeDevice == 0:
@@ -170,6 +170,21 @@ func (c *changer) plan() error {
 	case c.next.LogPath == old.Path:
 		return dataplane.E(what, dataplane.Invalid, fmt.Errorf("it is on %s already, all of it",
 			old.Path))
+	}
+	return nil
+}
+
+// checkRoom says whether a file of the journal's size fits beside the old one, before anything is
+// begun that takes long.
+func (c *changer) checkRoom(what, dir string) error {
+	var fs unix.Statfs_t
+	if err := unix.Statfs(dir, &fs); err != nil {
+		return fmt.Errorf("%s: look at %s: %w", what, dir, err)
+	}
+	if free := int64(fs.Bavail) * fs.Bsize; c.size > free {
+		return dataplane.E(what, dataplane.NoSpace, fmt.Errorf("a journal of %d MiB doesn't fit on the "+
+			"file system of %s: %d MiB are free (the old one goes only when the new one is there)",
+			c.size>>20, dir, free>>20))
 	}
 	return nil
 }

@@ -202,7 +202,7 @@ func TestChangeJournalRefused(t *testing.T) {
 	}
 	before := w.journals()
 	for _, o := range []JournalChange{{Path: used}, {Size: ssdcache.MinSize / 2},
-		{Path: "/nowhere/journal"}, {Path: w.dir}} {
+		{Path: "/nowhere/journal"}, {Path: w.dir}, {Size: 1 << 10}, {Size: -1}, {Size: 1 << 58}} {
 		if _, err := ChangeJournal(w.dir, o); err == nil {
 			t.Errorf("%+v was done", o)
 		}

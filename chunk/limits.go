@@ -41,6 +41,7 @@ const (
 	// lostStale is for how long the metadata servers' word that members are to be excluded holds; they
 	// repeat it every second as long as it is so. One that came back is a coordinator again.
 	lostStale     = 5 * time.Second
+	settleYield   = time.Second            // to another coordinator that is at work
 	reachTimeout  = time.Second            // for a member to answer before a settling begins
 	meetTimeout   = 500 * time.Millisecond // for the next member of a chain to be reached
 	commitSilence = time.Millisecond       // after it the commit mark travels by itself

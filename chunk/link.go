@@ -30,7 +30,7 @@ type linkKey struct {
 // attach makes the session of an accepted connection.
 func (sh *Shard) attach(c uring.Conn) uring.ConnHandler {
 	l := &link{sh: sh}
-	return session.NewConn(c, sh.env, sh.pool, sh.cred, false, l)
+	return sh.gate.Accept(c, sh.env, sh.pool, sh.cred, l)
 }
 
 // Open implements session.FrameHandler. An older connection of the same peer is closed before

@@ -76,9 +76,11 @@ func (sh *Shard) checkPlace(r *replica, h *dataplane.Header) dataplane.Kind {
 		return dataplane.Malformed
 	case r == nil:
 		return dataplane.UnknownChunk
-	case h.Epoch < r.epoch:
+	case h.Epoch < r.epoch && !sh.canary.OldEpoch:
 		return dataplane.StaleEpoch
-	case r.state != active || r.isHead() || h.Epoch != r.epoch || h.Aux>>16 != uint32(r.term):
+	case r.state != active || r.isHead():
+		return dataplane.NotReady
+	case (h.Epoch != r.epoch || h.Aux>>16 != uint32(r.term)) && !sh.canary.OldEpoch:
 		return dataplane.NotReady
 	case h.Seq <= r.last || h.Seq > r.commit+2*dataplane.MaxInflightPerChunk:
 		return dataplane.Conflict

@@ -38,6 +38,7 @@ type FormatOptions struct {
 // Sizes that Format chooses and insists on, in bytes.
 const (
 	defaultLogSize = 1 << 30
+	minLogSize     = (ssdcache.MinSize + 1<<20 - 1) &^ (1<<20 - 1)
 	minReserve     = 256 << 20 // of the file system, kept free
 	metaPerSlot    = crcBytesSlot + entrySize
 )
@@ -123,16 +124,19 @@ func plan(dir string, o *FormatOptions) (*Identity, *superblock, error) {
 	if o.LogSize == 0 {
 		o.LogSize = defaultLogSize
 		if onDisk {
-			o.LogSize = max(min(o.LogSize, free/16), ssdcache.MinSize)
+			o.LogSize = max(min(o.LogSize, free/16), minLogSize)
 		}
 	}
-	o.LogSize &^= 1<<20 - 1
-	if onDisk {
-		free -= o.LogSize
-	}
-	if o.LogSize < ssdcache.MinSize {
+	if o.LogSize < minLogSize {
 		return nil, nil, dataplane.E(what, dataplane.Invalid, fmt.Errorf(
-			"a log of %d bytes is too small, it takes at least %d", o.LogSize, ssdcache.MinSize))
+			"a journal of %d KiB is too small, it takes at least %d MiB", o.LogSize>>10, minLogSize>>20))
+	}
+	o.LogSize &^= 1<<20 - 1
+	if onDisk && o.LogSize > free {
+		return nil, nil, dataplane.E(what, dataplane.NoSpace, fmt.Errorf("a journal of %d MiB doesn't "+
+			"fit on its disk: %d MiB are free", o.LogSize>>20, max(free, 0)>>20))
+	} else if onDisk {
+		free -= o.LogSize
 	}
 	if o.Capacity == 0 {
 		if free > 0 {
@@ -145,8 +149,8 @@ func plan(dir string, o *FormatOptions) (*Identity, *superblock, error) {
 	slots := o.Capacity / dataplane.ChunkSize
 	if slots == 0 {
 		return nil, nil, dataplane.E(what, dataplane.NoSpace, fmt.Errorf(
-			"not even one chunk of 64 MiB fits (%d bytes free, of which %d are kept free)",
-			int64(fs.Bavail)*fs.Bsize, minReserve))
+			"not even one chunk of 64 MiB fits (%d MiB free, of which %d are kept free)",
+			int64(fs.Bavail)*fs.Bsize>>20, minReserve>>20))
 	}
 	slots = min(slots, ssdcache.MaxSlots)
 	sb := newSuperblock(uint32(slots))

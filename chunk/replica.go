@@ -61,6 +61,7 @@ type replica struct {
 	sealer    any
 	sealEpoch dataplane.Epoch
 	sealWait  func()
+	sealedAt  int64 // when another coordinator last sealed or patched it
 
 	// Head: writes in flight by seq; requests that wait. Member: writes that came too early.
 	flight    seqRing

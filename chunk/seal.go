@@ -50,6 +50,7 @@ func (sh *Shard) seal(r *replica, epoch dataplane.Epoch, by any, then func()) da
 	sh.endRound(r)
 	r.state, r.sealer, r.sealEpoch = sealed, by, epoch
 	if !own {
+		r.sealedAt = sh.env.Now()
 		sh.refuseReads(r, dataplane.NotReady)
 	}
 	r.sealWait = nil
@@ -188,6 +189,7 @@ func (sh *Shard) patchFrame(l *link, h *dataplane.Header, crcs, payload []byte, 
 		l.refuse(h, dataplane.NoSpace)
 		return
 	}
+	r.sealedAt = sh.env.Now()
 	q := sh.newRequest(l, h, r)
 	q.phase = phaseMember
 	q.crcLen = copy(q.crcs[:], crcs)

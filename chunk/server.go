@@ -1,6 +1,7 @@
 package chunk
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -31,6 +32,8 @@ type Options struct {
 	// MDS returns the addresses of the metadata servers, "ip:port"; asked again and again.
 	MDS func() []string
 	Log *slog.Logger // nil: slog.Default()
+	// Location of the node, "room/row/rack": for a server that Format wasn't told one of its own.
+	Location string
 
 	// OnIdentity is told once, before anything is served, which server and which start of it this
 	// process is: what a supervisor certifies when it has exited.
@@ -65,7 +68,7 @@ type server struct {
 	took   time.Duration // to open the shard
 
 	mu     sync.Mutex
-	failed string // how the disk failed
+	failed error // how the disk failed
 	ready  bool
 	full   bool          // no room for new chunks; of keepLease
 	beat   chan struct{} // a heartbeat is wanted now
@@ -308,8 +311,15 @@ func (s *server) listenAddr() (string, error) {
 // diskFailed is Shard's OnFail.
 func (s *server) diskFailed(err error) {
 	s.mu.Lock()
-	s.failed = err.Error()
+	s.failed = err
 	s.mu.Unlock()
+}
+
+// failure is how the disk failed, or nil.
+func (s *server) failure() error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.failed
 }
 
 // push takes what the metadata servers send by themselves.
@@ -361,12 +371,16 @@ func monotonic() int64 {
 	return ts.Nano()
 }
 
+// warnEvery is how often it is said that there is no lease.
+const warnEvery = 30 * time.Second
+
 // keepLease registers and sends heartbeats until ctx ends. A lease counts from the moment at which
 // its heartbeat was sent.
 func (s *server) keepLease(ctx context.Context) error {
 	tick := time.NewTicker(dataplane.HeartbeatEvery)
 	defer tick.Stop()
 	registered := false
+	var warned time.Time // that there is no lease
 	for ctx.Err() == nil {
 		var err error
 		if !registered {
@@ -392,8 +406,16 @@ func (s *server) keepLease(ctx context.Context) error {
 				return dataplane.E("register chunk server "+s.o.Dir, dataplane.KindOf(err), err)
 			}
 		}
-		if err != nil && ctx.Err() == nil {
-			s.log.Warn("no lease from the metadata servers", "err", err)
+		switch {
+		case err == nil:
+			warned = time.Time{}
+		case ctx.Err() == nil && time.Since(warned) >= warnEvery:
+			s.log.Warn("no lease from the metadata servers", "err", err, "said again in", warnEvery)
+			warned = time.Now()
+		}
+		if s.spaceIsBack() {
+			return dataplane.E("serve chunk server "+s.o.Dir, dataplane.NoSpace,
+				errors.New("its file system was full and has room again: a new start goes on from the log"))
 		}
 		select {
 		case <-ctx.Done():
@@ -406,7 +428,7 @@ func (s *server) keepLease(ctx context.Context) error {
 
 func (s *server) register(ctx context.Context) error {
 	req := &control.RegisterCSReq{CS: s.id.CS, Disk: s.id.diskUUID(), Boot: s.id.Boot, Addr: s.addr,
-		Path: s.o.Dir, Tier: s.id.Tier, Location: s.id.Location}
+		Path: s.o.Dir, Tier: s.id.Tier, Location: cmp.Or(s.id.Location, s.o.Location)}
 	req.Host, _ = os.Hostname()
 	if err := s.onLoop(func(done func(error)) {
 		req.FenceSeq = s.shard.FenceSeq()
@@ -480,9 +502,9 @@ func (s *server) heartbeat(ctx context.Context) error {
 	}
 	req.Stats.Allocated = allocated(filepath.Join(s.o.Dir, storeFile))
 	req.Capacity = s.checkSpace(req.Capacity, req.Used, req.Stats.Allocated)
-	s.mu.Lock()
-	req.Failed = s.failed
-	s.mu.Unlock()
+	if err := s.failure(); err != nil {
+		req.Failed = err.Error()
+	}
 	// A part of the lease, so that a server that doesn't answer leaves time to ask another one.
 	ctx, cancel := context.WithTimeout(ctx, dataplane.LeaseTime/3)
 	defer cancel()

@@ -59,6 +59,7 @@ type Shard struct {
 	net  uring.Net
 	pool *uring.Pool
 	cred *session.Credentials
+	gate *session.Gate
 	md   Metadata
 	id   dataplane.CSID
 	slog *slog.Logger
@@ -131,7 +132,8 @@ func Open(o ShardOptions, done func(*Shard, error)) {
 	}
 	cred := *o.Cred
 	cred.ID = uint64(o.ID)
-	sh := &Shard{env: o.Env, net: o.Net, pool: o.Pool, cred: &cred, md: o.Metadata, id: o.ID,
+	sh := &Shard{env: o.Env, net: o.Net, pool: o.Pool, cred: &cred, gate: session.NewGate(o.Env),
+		md: o.Metadata, id: o.ID,
 		slog: o.Log, cache: o.Cache, onFail: o.OnFail, canary: o.Canary, relayFrom: o.RelayFrom,
 		chunks:    map[dataplane.ChunkID]*replica{},
 		strangers: map[dataplane.ChunkID]*replica{},
@@ -435,6 +437,7 @@ func (sh *Shard) Capacity() (capacity, used uint64) {
 func (sh *Shard) Stats() control.CSStats {
 	s := sh.stats
 	s.Clients = uint32(sh.clients)
+	s.FromLog, s.FromStore = sh.gauges.fromLog, sh.gauges.fromStore
 	s.Chunks = uint64(len(sh.store.entries) - len(sh.store.free))
 	sh.scrub.stats(&s)
 	if sh.log != nil {

@@ -27,6 +27,7 @@ type Canary struct {
 	KeepLinks        bool // a client's older connection is served on beside its new one
 	NoExclude        bool // lost members are left out without a new epoch
 	TrustPartial     bool // a half copied replica of a returned member passes for what it was
+	OldEpoch         bool // members take writes of any epoch and activation
 	NoHistory        bool // a dirty map misses what was written since the exclusion
 }
 

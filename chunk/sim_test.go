@@ -37,6 +37,7 @@ type world struct {
 	slots uint32
 	cache int64 // bytes of the log
 	crcs  int   // bytes of CRC pages in memory
+	same  bool  // logs are written back as on the disk of their store
 }
 
 type node struct {
@@ -173,7 +174,7 @@ func (nd *node) open() {
 		Open(ShardOptions{Env: nd.env, Net: w.net.Node(nd.env, nd.ip), Pool: nd.pool,
 			Store: nd.store, Cache: nd.cache, Cred: simCred(dataplane.RoleCS, uint64(nd.cs)),
 			Metadata: &nodeMD{nd, nd.env}, ID: nd.cs, Log: w.log.With("cs", nd.cs),
-			CRCBudget: w.crcs, WallClock: w.sim.Now, OnFail: func(err error) { nd.failed = err }},
+			CRCBudget: w.crcs, SameDisk: w.same, WallClock: w.sim.Now, OnFail: func(err error) { nd.failed = err }},
 			func(sh *Shard, err error) {
 				if err != nil {
 					w.t.Fatalf("cs %d: %v", nd.cs, err)

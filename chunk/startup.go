@@ -176,3 +176,10 @@ func (s *server) tellFull(full bool, left int64) {
 	s.log.Warn(e.Message, "code", e.Code)
 	s.md.Event(e)
 }
+
+// spaceIsBack says whether the server stopped serving because its file system was full, and all
+// chunks that are here could be filled now. What was acknowledged is in the log: a new process,
+// which the supervisor starts, writes it back and registers again.
+func (s *server) spaceIsBack() bool {
+	return errors.Is(s.failure(), syscall.ENOSPC) && !s.full
+}

@@ -29,6 +29,7 @@ type store struct {
 	writing   *destage // destages in flight, any order
 	idle      *destage // unused ones
 	writes    int      // destages in flight
+	filled    uint64   // blocks in gaps written again, since the start
 	unsynced  bool     // something was written since the last sync
 	flushing  flusher
 	onFail    func(error)              // the disk failed

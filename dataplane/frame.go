@@ -143,6 +143,12 @@ func (h *Header) Put(b []byte) {
 	le.PutUint32(b[60:], CRC(b[:60]))
 }
 
+// PutTag puts an authentication tag into an encoded header.
+func PutTag(b []byte, tag uint64) {
+	binary.LittleEndian.PutUint64(b[48:], tag)
+	binary.LittleEndian.PutUint32(b[60:], CRC(b[:60]))
+}
+
 // FrameError says why a frame was refused. The connection must be closed.
 type FrameError struct{ Reason string }
 

@@ -3,6 +3,7 @@ package mds
 import (
 	"encoding/json"
 	"fmt"
+	"strings"
 	"time"
 
 	"github.com/hashicorp/raft"
@@ -27,7 +28,8 @@ func (c *call) admin(req *control.AdminReq) (any, error) {
 	changes := req.Command == control.AdminSetAttr || req.Command == control.AdminSetConfig ||
 		req.Command == control.AdminScrubStart ||
 		req.Command == control.AdminAddMDS || req.Command == control.AdminRemoveMDS ||
-		req.Command == control.AdminRmCS || req.Command == control.AdminRevoke
+		req.Command == control.AdminRmCS || req.Command == control.AdminRevoke ||
+		req.Command == control.AdminRotateKeys || req.Command == control.AdminRevokeNode
 	if changes && c.peer.Role != dataplane.RoleAdmin {
 		return nil, c.fail(dataplane.Denied, "%s is for administrators, not for a peer of role %v",
 			req.Command, c.peer.Role)
@@ -72,6 +74,12 @@ func (c *call) adminDoc(req *control.AdminReq) (any, error) {
 		return withArgs(req, c.revokeWait)
 	case control.AdminScrubStart:
 		return withArgs(req, c.scrubStart)
+	case control.AdminRotateKeys:
+		return withArgs(req, c.rotateKeys)
+	case control.AdminRevokeNode:
+		return withArgs(req, c.revokeNode)
+	case control.AdminListKeys:
+		return c.keysDoc()
 	case control.AdminAddMDS:
 		return withArgs(req, c.addMDS)
 	case control.AdminRemoveMDS:
@@ -297,6 +305,9 @@ func (c *call) configDoc() *control.ConfigDoc {
 	f.mu.RLock()
 	defer f.mu.RUnlock()
 	for _, e := range f.s.config {
+		if strings.HasPrefix(e.key, keyPrefix) {
+			continue // secrets
+		}
 		doc.Entries = append(doc.Entries, control.ConfigEntryDoc{Key: e.key, Value: e.value,
 			Version: e.version})
 	}

@@ -26,8 +26,14 @@ func policyDoc(p control.Policy) control.PolicyDoc {
 func attrDoc(path string, f *file) control.AttrDoc {
 	types := map[control.FileType]string{control.TypeFile: "file",
 		control.TypeDir: "directory", control.TypeSymlink: "symlink"}
-	return control.AttrDoc{Path: path, File: uint64(f.id), Type: types[f.typ], Size: f.size,
+	doc := control.AttrDoc{Path: path, File: uint64(f.id), Type: types[f.typ], Size: f.size,
 		Chunks: uint64(f.chunks), Policy: policyDoc(f.policy)}
+	if f.typ == control.TypeDir {
+		u := &f.dir.below
+		doc.Usage = &control.UsageDoc{Files: u.files, Dirs: u.dirs, Size: u.bytes,
+			Chunks: u.chunks, Allocated: u.chunks * dataplane.ChunkSize}
+	}
+	return doc
 }
 
 // fileInfoMax is how many chunks a FileInfoDoc lists.
@@ -95,6 +101,9 @@ func (c *call) setPolicy(args *control.SetAttrArgs) (any, error) {
 	}
 	_, err = c.change(&cmdSetAttr{c.from, control.SetAttrReq{File: id, Mask: control.SetPolicy,
 		Policy: p}})
+	if err == nil && args.Recursive {
+		err = c.setPolicyBelow(id, args)
+	}
 	if err != nil {
 		return nil, err
 	}

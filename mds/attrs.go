@@ -110,6 +110,7 @@ func (c *cmdSetAttr) resize(s *State, f *file, r *Result) bool {
 	}
 	lowest, more := s.freeTail(c.File, chunksFor(c.Size), freeStep, r)
 	f = s.files.edit(c.File)
+	defer s.recount(c.File, f.own())
 	if more {
 		f.size = min(f.size, uint64(lowest)*dataplane.ChunkSize)
 		r.More = true
@@ -150,7 +151,9 @@ func (c *cmdGrow) apply(s *State, r *Result) {
 		r.fail(dataplane.TooLarge, "%d bytes, at most %d", c.Size, uint64(MaxFileSize))
 	default:
 		f = s.files.edit(c.File)
+		before := f.own()
 		f.size = max(f.size, c.Size)
+		s.recount(c.File, before)
 		f.mtime, f.ctime = s.nowNs, s.nowNs
 		r.Attr = s.attr(f)
 	}

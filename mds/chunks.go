@@ -65,6 +65,7 @@ func (c *cmdAllocate) apply(s *State, r *Result) {
 		return
 	}
 	f = s.files.edit(c.File)
+	defer s.recount(c.File, f.own())
 	for i := range c.Chunks {
 		p := &c.Chunks[i]
 		if p.index >= MaxFileChunks {

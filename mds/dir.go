@@ -21,6 +21,7 @@ const dirBlock = 512
 type dirIndex struct {
 	blocks [][]dirEntry // none is empty
 	n      int
+	below  usage
 }
 
 func cmpEntry(e dirEntry, name string) int { return strings.Compare(e.name, name) }

@@ -50,9 +50,9 @@ func (p *planner) cannotReach(chunk dataplane.ChunkID, cs dataplane.CSID, nowNs 
 	}
 }
 
-// newHead returns the member that is to lead in place of the head, because a client can't reach that
-// one; 0: the head stays. Nobody is lost. The head must have been heard of after the client began to
-// complain, and the client must have complained after that: so it isn't the head that is gone.
+// newHead returns the member that is to lead in place of the head, as a client can't reach that
+// one; 0: the head stays. Nobody is lost. The head must have been heard of after the client began
+// to complain, and the client must have complained after that: so it isn't the head that is gone.
 func (t *trouble) newHead(nowNs int64, members []Replica, facts []memberFacts,
 	w planView) int {
 	i := slices.IndexFunc(t.cut, func(c cutOff) bool { return c.cs == members[0].CS })
@@ -74,8 +74,8 @@ func (t *trouble) newHead(nowNs int64, members []Replica, facts []memberFacts,
 	return 0
 }
 
-// spread chooses who coordinates an exclusion, and is the head from then on: of the members that are
-// there, the one that was chosen the least since there are exclusions; first, if that makes no
+// spread chooses who coordinates an exclusion, and is the head from then on: of the members that
+// are there, the one that was chosen the least since there are exclusions; first, if that makes no
 // difference.
 func (p *planner) spread(t *trouble, members []Replica, facts []memberFacts, first int) int {
 	if t.pushNs != 0 && t.pushTo == members[first].CS {

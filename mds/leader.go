@@ -65,6 +65,7 @@ type leader struct {
 	relistNs int64 // not before then is the next inventory asked for
 	full     fullness
 	fence    fencer
+	keepers  keepers // guards itself
 }
 
 // csLink is the leader's view of a chunk server's process.

@@ -235,6 +235,23 @@ func (s *samples) add(d time.Duration) {
 	s.mu.Unlock()
 }
 
+// applyWatch measures how entries are applied.
+type applyWatch struct {
+	// held is how long the state was held at a time: to apply an entry (up to commandsPerLock of
+	// its commands), with what that copies for a snapshot, and by a snapshot's beginning and end.
+	// Nobody reads or applies meanwhile.
+	held samples
+	// latency is how long entries took, with their decoding and waiting for readers and a CPU.
+	latency samples
+}
+
+// applied notes that an entry has been applied that came at began. w may be nil.
+func (w *applyWatch) applied(began time.Time) {
+	if w != nil {
+		w.latency.add(time.Since(began))
+	}
+}
+
 // report adds NAME_p999_ms, NAME_max_ms and NAME_samples.
 func (s *samples) report(f Figures, name string) {
 	s.mu.Lock()
@@ -250,28 +267,37 @@ func (s *samples) report(f Figures, name string) {
 
 func ms(d time.Duration) float64 { return float64(d) / float64(time.Millisecond) }
 
-// gcPauses is the histogram of the garbage collector's pauses so far.
-func gcPauses() *rtmetrics.Float64Histogram {
-	s := []rtmetrics.Sample{{Name: "/sched/pauses/total/gc:seconds"}}
+// gcHistograms are the histograms of the garbage collector's pauses so far, by figure: whole
+// pauses, and the part of them until all threads have stopped, which waits for the CPUs.
+type gcHistograms map[string]*rtmetrics.Float64Histogram
+
+func gcPauses() gcHistograms {
+	s := []rtmetrics.Sample{{Name: "/sched/pauses/total/gc:seconds"},
+		{Name: "/sched/pauses/stopping/gc:seconds"}}
 	rtmetrics.Read(s)
-	return s[0].Value.Float64Histogram()
+	return gcHistograms{"gc_pause": s[0].Value.Float64Histogram(),
+		"gc_stopping": s[1].Value.Float64Histogram()}
 }
 
-// gcReport adds the pauses since before: the upper bound of the bucket with the 99.9th percentile.
-func gcReport(f Figures, before *rtmetrics.Float64Histogram) {
-	after := gcPauses()
-	total := uint64(0)
-	for i, n := range after.Counts {
-		total += n - before.Counts[i]
-	}
-	f["gc_pauses"] = float64(total)
-	f["gc_pause_p999_ms"] = 0
-	seen := uint64(0)
-	for i, n := range after.Counts {
-		seen += n - before.Counts[i]
-		if total > 0 && seen*1000 >= total*999 {
-			f["gc_pause_p999_ms"] = after.Buckets[i+1] * 1e3
-			return
+// gcReport adds the pauses since before: the upper bounds of the buckets with the 50th, 99th and
+// 99.9th percentiles.
+func gcReport(f Figures, before gcHistograms) {
+	for name, after := range gcPauses() {
+		total := uint64(0)
+		for i, n := range after.Counts {
+			total += n - before[name].Counts[i]
+		}
+		f["gc_pauses"] = float64(total)
+		for suffix, permille := range map[string]uint64{"p50": 500, "p99": 990, "p999": 999} {
+			seen, figure := uint64(0), name+"_"+suffix+"_ms"
+			f[figure] = 0
+			for i, n := range after.Counts {
+				seen += n - before[name].Counts[i]
+				if total > 0 && seen*1000 >= total*permille {
+					f[figure] = after.Buckets[i+1] * 1e3
+					break
+				}
+			}
 		}
 	}
 }

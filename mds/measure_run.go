@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	rtmetrics "runtime/metrics"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -45,7 +44,7 @@ func MeasureSnapshot(ctx context.Context, dir string, o MeasureOptions) (Figures
 }
 
 func (m *measured) snapshotUnderLoad(ctx context.Context, o MeasureOptions, f Figures) error {
-	alone, applies, reads := &samples{}, &samples{}, &samples{}
+	alone, beside, reads := &applyWatch{}, &applyWatch{}, &samples{}
 	var stop atomic.Bool
 	var load sync.WaitGroup
 	ctx, cancel := context.WithCancel(ctx)
@@ -70,9 +69,10 @@ func (m *measured) snapshotUnderLoad(ctx context.Context, o MeasureOptions, f Fi
 	time.Sleep(time.Second) // the load is on its way
 	m.r.fsm.observe.Store(alone)
 	time.Sleep(3 * time.Second)
-	alone.report(f, "load_pause")
+	alone.held.report(f, "load_pause")
+	alone.latency.report(f, "load_apply")
 	gc := gcPauses()
-	m.r.fsm.observe.Store(applies)
+	m.r.fsm.observe.Store(beside)
 	began, before := time.Now(), changes.Load()
 	if err := m.r.raft.Snapshot().Error(); err != nil {
 		return fmt.Errorf("snapshot: %w", err)
@@ -81,7 +81,8 @@ func (m *measured) snapshotUnderLoad(ctx context.Context, o MeasureOptions, f Fi
 	m.r.fsm.observe.Store(nil)
 	f["snapshot_s"] = took.Seconds()
 	f["snapshot_changes_per_s"] = float64(changes.Load()-before) / took.Seconds()
-	applies.report(f, "snapshot_pause")
+	beside.held.report(f, "snapshot_pause")
+	beside.latency.report(f, "snapshot_apply")
 	reads.report(f, "snapshot_read_wait")
 	rss, err := resident()
 	if err != nil {
@@ -98,7 +99,7 @@ func (m *measured) snapshotUnderLoad(ctx context.Context, o MeasureOptions, f Fi
 }
 
 // loadOn lets the load go on and takes the pauses of the garbage collector.
-func (m *measured) loadOn(o MeasureOptions, f Figures, gc *rtmetrics.Float64Histogram) {
+func (m *measured) loadOn(o MeasureOptions, f Figures, gc gcHistograms) {
 	time.Sleep(o.Loss)
 	gcReport(f, gc)
 }
@@ -112,16 +113,7 @@ func (m *measured) change(ctx context.Context, stop *atomic.Bool, w uint32, o Me
 	slot := uint64(w)
 	for !stop.Load() {
 		slot = (slot*2862933555777941757 + 3037000493) % o.Chunks
-		m.r.fsm.mu.RLock()
-		rec := m.r.fsm.s.table.At(slot)
-		var c *cmdReconfigure
-		if rec != nil {
-			c = &cmdReconfigure{Chunk: rec.ID, Epoch: rec.Epoch, SetCreated: true}
-		}
-		m.r.fsm.mu.RUnlock()
-		if c == nil {
-			continue
-		}
+		c := &cmdReconfigure{Chunk: dataplane.NewChunkID(1, slot), Epoch: 1, SetCreated: true}
 		res, err := m.r.propose(ctx, c)
 		if err == nil {
 			err = res.err("change a chunk")

@@ -219,27 +219,47 @@ func (c *call) addMDS(args *control.AddMDSArgs) (any, error) {
 // newNode gives a number that no metadata server ever had: one that was removed while it was off
 // still takes itself for a member.
 func (c *call) newNode() (uint32, error) {
-	last, version := uint32(0), uint64(0)
+	last, version, err := c.lastNode()
+	if err != nil {
+		return 0, err
+	}
+	return last + 1, c.setLastNode(last+1, version)
+}
+
+// keepNumbers notes the highest number in use, before the server that has it may be removed.
+func (c *call) keepNumbers() error {
+	last, version, err := c.lastNode()
+	if err != nil {
+		return err
+	}
+	return c.setLastNode(last, version)
+}
+
+// lastNode is the highest number that is known to have been given to a metadata server, and the
+// version of the configuration that says so.
+func (c *call) lastNode() (last uint32, version uint64, err error) {
 	c.r.fsm.mu.RLock()
+	defer c.r.fsm.mu.RUnlock()
 	for _, e := range c.r.fsm.s.config {
 		if e.key == lastNodeKey {
 			n, err := strconv.ParseUint(e.value, 10, 31)
 			if err != nil {
-				c.r.fsm.mu.RUnlock()
-				return 0, c.fail(dataplane.Invalid, "configuration %s is %q, not a number",
+				return 0, 0, c.fail(dataplane.Invalid, "configuration %s is %q, not a number",
 					lastNodeKey, e.value)
 			}
 			last, version = uint32(n), e.version
 		}
 	}
-	c.r.fsm.mu.RUnlock()
 	for _, s := range c.r.raft.GetConfiguration().Configuration().Servers {
 		last = max(last, nodeOf(s.ID))
 	}
-	last++
-	_, err := c.change(&cmdSetConfig{origin: c.from, Key: lastNodeKey,
+	return last, version, nil
+}
+
+func (c *call) setLastNode(last uint32, version uint64) error {
+	_, err := c.change(&cmdSetConfig{Key: lastNodeKey,
 		Value: strconv.FormatUint(uint64(last), 10), Version: version})
-	return last, err
+	return err
 }
 
 // nodeOf is the number in a server's id.
@@ -262,13 +282,8 @@ func (c *call) removeMDS(args *control.RemoveMDSArgs) (any, error) {
 	if c.r.sim != nil {
 		return nil, c.fail(dataplane.NotSupported, "there is no raft group here")
 	}
-	var facts []serverFacts
 	f := c.r.raft.GetConfiguration()
-	for _, s := range f.Configuration().Servers {
-		facts = append(facts, serverFacts{node: nodeOf(s.ID), voter: s.Suffrage == raft.Voter,
-			down: c.r.down.has(s.ID)})
-	}
-	switch removeCase(facts, args.Node, args.Force) {
+	switch removeCase(c.r.facts(f.Configuration()), args.Node, args.Force) {
 	case removeUnknown:
 		return nil, c.fail(dataplane.NotFound, "metadata server %d", args.Node)
 	case removeLast:
@@ -289,6 +304,9 @@ func (c *call) removeMDS(args *control.RemoveMDSArgs) (any, error) {
 		}
 		return nil, c.r.notLeader() // the new leader is asked
 	}
+	if err := c.keepNumbers(); err != nil {
+		return nil, err
+	}
 	if err := c.r.raft.RemoveServer(serverID(args.Node), f.Index(), raftTimeout).Error(); err != nil {
 		return nil, c.r.raftError(err)
 	}
@@ -298,6 +316,15 @@ func (c *call) removeMDS(args *control.RemoveMDSArgs) (any, error) {
 	return doc, nil
 }
 
+// facts is what removeCase knows of the servers of a configuration.
+func (r *replica) facts(conf raft.Configuration) (list []serverFacts) {
+	for _, s := range conf.Servers {
+		list = append(list, serverFacts{node: nodeOf(s.ID), voter: s.Suffrage == raft.Voter,
+			down: r.down.has(s.ID)})
+	}
+	return list
+}
+
 // mdsReady answers a metadata server that asks for its place.
 func (c *call) mdsReady(req *control.MDSReadyReq) (any, error) {
 	if c.r.sim != nil {
@@ -305,6 +332,9 @@ func (c *call) mdsReady(req *control.MDSReadyReq) (any, error) {
 	}
 	if err := c.l.valid(c.ctx); err != nil {
 		return nil, err
+	}
+	if req.Damaged != "" {
+		return c.replaceDamaged(req)
 	}
 	s := c.r.find(req.Node)
 	switch {

@@ -423,6 +423,20 @@ func checkState(t testing.TB, s *State) {
 		t.Fatalf("%d chunks, %d counted; load %v, counted %v", chunks, s.table.Len(), load,
 			s.csLoad)
 	}
+	below := map[dataplane.FileID]usage{}
+	for id := range s.files.byID {
+		f := s.files.get(id)
+		for dir := f.parent; dir != 0; dir = s.files.get(dir).parent {
+			u := below[dir]
+			u.add(f.own())
+			below[dir] = u
+		}
+	}
+	for id := range s.files.byID {
+		if f := s.files.get(id); f.typ == control.TypeDir && f.dir.below != below[id] {
+			t.Fatalf("below directory %d are %+v, counted %+v", id, below[id], f.dir.below)
+		}
+	}
 	if s.table.used+s.table.free != s.table.slots {
 		t.Fatalf("used %d, free %d, slots %d", s.table.used, s.table.free, s.table.slots)
 	}

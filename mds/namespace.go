@@ -165,11 +165,13 @@ func (s *State) link(id, parent dataplane.FileID, name string) {
 	if isDir {
 		d.subdirs++
 	}
+	s.account(parent, s.files.get(id).whole())
 }
 
 // unlink takes a file's name away.
 func (s *State) unlink(id dataplane.FileID) {
 	f := s.files.edit(id)
+	s.account(f.parent, f.whole().negated())
 	parent, name, isDir := f.parent, f.name, f.typ == control.TypeDir
 	f.parent, f.name, f.ctime = 0, "", s.nowNs
 	d := s.touchDir(parent)
@@ -195,6 +197,7 @@ func (s *State) destroy(id dataplane.FileID, r *Result) {
 // lowest index freed and whether some are left.
 func (s *State) freeTail(id dataplane.FileID, from uint32, limit int, r *Result) (uint32, bool) {
 	f := s.files.edit(id)
+	defer s.recount(id, f.own())
 	lowest, more := from, false
 	f.slots.descend(from, func(i, v uint32) bool {
 		if limit == 0 {

@@ -143,7 +143,7 @@ type verification struct {
 
 // beatGather is the verifier.gather of heartbeats: with 1,000 chunk servers there are 2,000 a
 // second, and nobody waits for their replies.
-const beatGather = 10 * time.Millisecond
+const beatGather = 40 * time.Millisecond
 
 // verifyWith returns nil if this server was the leader at some moment after the call began. The
 // leadership must have been confirmed by a barrier before: then every change that anybody was told

@@ -8,6 +8,7 @@ import (
 	"log/slog"
 	"net"
 	"path/filepath"
+	"runtime/debug"
 	"strconv"
 	"sync"
 	"sync/atomic"
@@ -34,11 +35,13 @@ type fsm struct {
 	log      *slog.Logger
 	onFail   func(error)
 	onConfig func()
-	observe  atomic.Pointer[samples] // gets how long applying takes while it is measured; nil: not
+	observe  atomic.Pointer[applyWatch] // measures while it isn't nil
 
-	mu     sync.RWMutex // guards what follows; apply holds it for a few commands at a time
-	s      *State
-	failed error // set for ever when an entry can't be applied
+	mu       stateLock // guards what follows; apply holds it for a few commands at a time
+	s        *State
+	config   chan struct{} // closed when the configuration changes; nil: nobody waits
+	failed   error         // set for ever when an entry can't be applied
+	lockedAt time.Time     // when it was locked for a change, while that is measured
 }
 
 // applied is the response to a log entry.
@@ -71,10 +74,10 @@ func (f *fsm) ApplyBatch(logs []*raft.Log) []any {
 const commandsPerLock = 8
 
 func (f *fsm) applyEntry(l *raft.Log) applied {
-	defer f.observed()()
+	defer f.observe.Load().applied(time.Now())
 	nowNs, commands, err := decodeEntry(l.Data)
-	f.mu.Lock()
-	defer f.mu.Unlock()
+	f.lock()
+	defer f.unlock()
 	if f.failed == nil && err != nil {
 		f.failed = fmt.Errorf("log entry %d can't be applied; this server stops: %w", l.Index, err)
 		f.onFail(f.failed)
@@ -82,25 +85,52 @@ func (f *fsm) applyEntry(l *raft.Log) applied {
 	if f.failed != nil {
 		return applied{err: f.failed}
 	}
+	config := f.s.configVer
+	defer func() { f.configured(config) }()
 	results := make([]Result, len(commands))
 	for i, c := range commands {
 		if i%commandsPerLock == commandsPerLock-1 {
-			f.mu.Unlock()
-			f.mu.Lock()
+			f.unlock()
+			f.lock()
 		}
 		f.s.applyOne(nowNs, c, &results[i])
 	}
 	return applied{results: results}
 }
 
-// observed returns what tells a measurement, if there is one, how long something took.
-func (f *fsm) observed() func() {
-	s := f.observe.Load()
-	if s == nil {
-		return func() {}
+// configured tells who waits for it that the configuration has changed. mu is held.
+func (f *fsm) configured(before uint64) {
+	if f.config != nil && f.s.configVer != before {
+		close(f.config)
+		f.config = nil
 	}
-	began := time.Now()
-	return func() { s.add(time.Since(began)) }
+}
+
+// configChanged returns a channel that is closed when the cluster's configuration changes.
+func (f *fsm) configChanged() <-chan struct{} {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if f.config == nil {
+		f.config = make(chan struct{})
+	}
+	return f.config
+}
+
+// lock locks the state for a change of it or for what a snapshot does to it.
+func (f *fsm) lock() {
+	f.mu.Lock()
+	if f.observe.Load() != nil {
+		f.lockedAt = time.Now()
+	}
+}
+
+func (f *fsm) unlock() {
+	w, at := f.observe.Load(), f.lockedAt
+	f.lockedAt = time.Time{}
+	f.mu.Unlock()
+	if w != nil && !at.IsZero() {
+		w.held.add(time.Since(at))
+	}
 }
 
 // Apply implements raft.FSM.
@@ -108,9 +138,8 @@ func (f *fsm) Apply(l *raft.Log) any { return f.ApplyBatch([]*raft.Log{l})[0] }
 
 // Snapshot implements raft.FSM: it only captures.
 func (f *fsm) Snapshot() (raft.FSMSnapshot, error) {
-	defer f.observed()()
-	f.mu.Lock()
-	defer f.mu.Unlock()
+	f.lock()
+	defer f.unlock()
 	if f.failed != nil {
 		return nil, f.failed
 	}
@@ -129,8 +158,10 @@ func (f *fsm) Restore(in io.ReadCloser) error {
 	}
 	f.mu.Lock()
 	defer f.mu.Unlock()
+	config := f.s.configVer
 	f.s.Close()
 	f.s = s
+	f.configured(config)
 	return nil
 }
 
@@ -181,10 +212,9 @@ func (p *pacedWriter) Write(b []byte) (n int, err error) {
 
 // Release implements raft.FSMSnapshot.
 func (p *fsmSnapshot) Release() {
-	defer p.f.observed()()
-	p.f.mu.Lock()
+	p.f.lock()
 	p.sn.Release()
-	p.f.mu.Unlock()
+	p.f.unlock()
 }
 
 // store is the durable part of a raft member.
@@ -311,7 +341,7 @@ type replica struct {
 	raft   *raft.Raft
 	fsm    *fsm
 	store  *store
-	trans  *raft.NetworkTransport
+	trans  groupTransport
 	stream *streamLayer
 	self   raft.ServerID
 	// offline: see Options.Offline.
@@ -329,15 +359,33 @@ type replica struct {
 	sim       *Sim // nil but in simulations: stands for raft, the clock and threads
 }
 
+// groupTransport carries raft's messages.
+type groupTransport interface {
+	raft.Transport
+	raft.WithClose
+}
+
 // startReplica opens what is under dir and joins the group.
 func startReplica(dir string, id uint32, addr string, cred *session.Credentials,
+	logger *slog.Logger, tune func(*raft.Config)) (*replica, error) {
+	rlog := newHCLog(logger)
+	stream := newStreamLayer(addr, cred)
+	trans := raft.NewNetworkTransportWithConfig(&raft.NetworkTransportConfig{Stream: stream,
+		MaxPool: 4, Timeout: raftTimeout, Logger: rlog, MsgpackUseNewTimeFormat: true})
+	return startReplicaOn(trans, stream, dir, id, logger, tune)
+}
+
+// startReplicaOn is startReplica with the group's messages carried by trans.
+func startReplicaOn(trans groupTransport, stream *streamLayer, dir string, id uint32,
 	logger *slog.Logger, tune func(*raft.Config)) (*replica, error) {
 	rlog := newHCLog(logger)
 	r := &replica{log: logger, self: serverID(id), failure: make(chan error, 1),
 		proposals: make(chan *proposal, 4096), entries: make(chan *entryInFlight, entriesInFlight),
 		stopped: make(chan struct{}), beats: verifier{gather: beatGather}}
+	r.stream, r.trans = stream, trans
 	st, err := openStore(dir, rlog, r.fail)
 	if err != nil {
+		trans.Close()
 		return nil, err
 	}
 	r.store = st
@@ -349,13 +397,12 @@ func startReplica(dir string, id uint32, addr string, cred *session.Credentials,
 		}
 	}}
 	if err := st.loadSnapshot(dir, r.fsm); err != nil {
+		trans.Close()
 		st.close()
 		r.fsm.s.Close()
 		return nil, err
 	}
-	r.stream = newStreamLayer(addr, cred)
-	r.trans = raft.NewNetworkTransportWithConfig(&raft.NetworkTransportConfig{Stream: r.stream,
-		MaxPool: 4, Timeout: raftTimeout, Logger: rlog, MsgpackUseNewTimeFormat: true})
+	debug.FreeOSMemory() // what reading the snapshot needed
 	conf := raftConfig(id, rlog)
 	if tune != nil {
 		tune(conf)
@@ -392,6 +439,10 @@ func startReplica(dir string, id uint32, addr string, cred *session.Credentials,
 func (s *store) loadSnapshot(dir string, f *fsm) error {
 	op := "start the metadata server in " + dir
 	damaged := func(err error) error {
+		switch kind := dataplane.KindOf(err); kind {
+		case dataplane.NotSupported, dataplane.NoSpace: // a newer version; no memory
+			return dataplane.E(op, kind, err)
+		}
 		return dataplane.E(op, dataplane.BadCRC, fmt.Errorf("its metadata is damaged (%w); this "+
 			"server's directory must be made anew from the others", err))
 	}

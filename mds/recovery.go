@@ -12,7 +12,7 @@ const (
 	scanPerStep    = 8192            // records looked at in one step
 	maxNeeds       = 1 << 16         // chunks found in one round; the others are found in the next
 	startsPerStep  = 1024            // chunks looked at for starting in one step
-	recoverPerCS   = 2               // as the head that copies, and as the target: see settings
+	recoverPerCS   = 4               // as the head that copies, and as the target: see settings
 	maxRecoveries  = 64              // in all: see settings
 	maxExclusions  = 512             // chunks in the planner, besides those that are complained about
 	recoverAgain   = 2 * time.Second // asked for again after this

@@ -45,13 +45,26 @@ func (w recoverFacts) place(rec *Record) dataplane.CSID {
 			chosen = append(chosen, i)
 		}
 	}
-	i, _ := view.next(policyOf(rec), chosen)
+	i := -1
+	for range placeTries {
+		k, _ := view.next(policyOf(rec), chosen)
+		if k < 0 {
+			break
+		}
+		if i < 0 || w.l.recover.load[view.nodes[k].cs][1] < w.l.recover.load[view.nodes[i].cs][1] {
+			i = k
+		}
+	}
 	if i < 0 {
 		return 0
 	}
 	view.nodes[i].take()
 	return view.nodes[i].cs
 }
+
+// placeTries is from how many good places that one is taken which gets the fewest copies now: so
+// that none of them is still busy when the others are done.
+const placeTries = 4
 
 // pushRecoveries has heads copy their chunks, as the recoverer and the mover say.
 func (l *leader) pushRecoveries() {

@@ -215,7 +215,14 @@ func (r *restorer) end(d *decoder) error {
 		}
 	}
 	slices.Sort(s.orphans)
-	return r.checkTree()
+	if err := r.checkTree(); err != nil {
+		return err
+	}
+	for id := range s.files.byID {
+		f := s.files.get(id)
+		s.account(f.parent, f.own())
+	}
+	return nil
 }
 
 // enter links a file under its parent.

@@ -41,6 +41,10 @@ type identity struct {
 	Node        uint32            `json:"node"`
 	Addr        string            `json:"addr"`
 	Verifier    *session.Verifier `json:"verifier,omitempty"`
+	// Keys and Secure (all connections are encrypted) are of a new cluster: until the first leader
+	// has put them into the state.
+	Keys   *ClusterKeys `json:"keys,omitempty"`
+	Secure bool         `json:"secure,omitempty"`
 	// Removed: the cluster doesn't know this server any more.
 	Removed bool `json:"removed,omitempty"`
 }
@@ -58,6 +62,9 @@ type FormatOptions struct {
 	Addr        string // "ip:port" of this server, as others reach it
 	// Verifier of the cluster's password: with it the server hands out the node key. Zero: none.
 	Verifier session.Verifier
+	// Keys of a new cluster, and whether it begins with all connections encrypted.
+	Keys   *ClusterKeys
+	Secure bool
 	// Node is this server's number; 0 means 1.
 	Node uint32
 	// Peers are all servers of a new cluster of several, this one among them. Empty: it is alone.
@@ -97,7 +104,7 @@ func Format(dir string, o FormatOptions) (err error) {
 		return dataplane.E(op, dataplane.KindOf(err), err)
 	}
 	id := identity{Version: identityVersion, ClusterID: o.Cluster[:], ClusterName: o.ClusterName,
-		Node: o.Node, Addr: o.Addr}
+		Node: o.Node, Addr: o.Addr, Keys: o.Keys, Secure: o.Secure}
 	if len(o.Verifier.StoredKey) > 0 {
 		id.Verifier = &o.Verifier
 	}
@@ -212,13 +219,15 @@ func readIdentity(dir string) (*identity, error) {
 	if err != nil {
 		kind := dataplane.IOError
 		if errors.Is(err, fs.ErrNotExist) {
-			kind, err = dataplane.NotFound, errors.New("no metadata server was made there")
+			kind = dataplane.NotFound
+			err = errors.New("no metadata server was made there; if its disk isn't mounted, mount it")
 		}
 		return nil, dataplane.E(op, kind, err)
 	}
 	var id identity
 	if err := json.Unmarshal(b, &id); err != nil {
-		return nil, dataplane.E(op, dataplane.BadCRC, err)
+		return nil, dataplane.E(op, dataplane.BadCRC, fmt.Errorf("%w; put it back from a copy, or take "+
+			"this server out (pstorage rm-mds) and make a new one", err))
 	}
 	if id.Version != identityVersion {
 		return nil, dataplane.E(op, dataplane.NotSupported,
@@ -311,12 +320,20 @@ func Run(ctx context.Context, o Options) (err error) {
 		return dataplane.E(op, dataplane.Unreachable, err)
 	}
 	defer listener.Close()
-	r, err := startReplica(filepath.Join(o.Dir, raftDir), id.Node, id.Addr, o.Cred, o.Log, o.tune)
+	start := func() (*replica, error) {
+		return startReplica(filepath.Join(o.Dir, raftDir), id.Node, id.Addr, o.Cred, o.Log, o.tune)
+	}
+	r, err := start()
+	if dataplane.KindOf(err) == dataplane.BadCRC {
+		if err = resync(ctx, id, &o, err); err == nil {
+			r, err = start()
+		}
+	}
 	if err != nil {
 		return err
 	}
 	r.offline = o.Offline
-	s := &server{r: r, log: o.Log, id: id}
+	s := &server{r: r, log: o.Log, id: id, cred: o.Cred}
 	return s.run(ctx, listener, id, &o)
 }
 
@@ -324,12 +341,8 @@ func Run(ctx context.Context, o Options) (err error) {
 func (s *server) run(ctx context.Context, listener net.Listener, id *identity, o *Options) error {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
-	so := &session.ServerOptions{Cred: o.Cred, Log: o.Log}
-	if id.Verifier != nil {
-		so.Auth = &session.PasswordAuth{Verifier: *id.Verifier, Limit: authLimit(),
-			Node: session.NodeKey{Cluster: o.Cred.Cluster, ClusterName: id.ClusterName,
-				Key: o.Cred.Key}}
-	}
+	so := &session.ServerOptions{Cred: o.Cred, Log: o.Log, Auth: s.passwordAuth(),
+		Fails: session.NewFailures(clock())}
 	served := make(chan error, 1)
 	go func() {
 		served <- session.Serve(ctx, listener, so, func(c *session.NetConn) { s.conn(ctx, c) })
@@ -338,6 +351,11 @@ func (s *server) run(ctx context.Context, listener net.Listener, id *identity, o
 	go func() {
 		defer close(leading)
 		s.watchLeadership(ctx, o.Leading)
+	}()
+	keys := make(chan struct{})
+	go func() {
+		defer close(keys)
+		s.watchKeys(ctx)
 	}()
 	member := make(chan struct{})
 	go func() {
@@ -365,6 +383,7 @@ func (s *server) run(ctx context.Context, listener net.Listener, id *identity, o
 	cancel()
 	<-leading
 	<-member
+	<-keys
 	observer.end()
 	serr := s.r.shutdown()
 	if !ended {
@@ -425,6 +444,7 @@ func (s *server) watchLeadership(ctx context.Context, tell func(bool)) {
 			if s.r.raft.CurrentTerm() != term {
 				continue // the channel says it again
 			}
+			s.foundKeys(ctx)
 			s.lead.Store(lead(s.r, term))
 			s.log.Info("leading", "term", term)
 			if tell != nil {
@@ -433,6 +453,3 @@ func (s *server) watchLeadership(ctx context.Context, tell func(bool)) {
 		}
 	}
 }
-
-// authLimit bounds how often passwords may be tried.
-func authLimit() *session.Limiter { return session.NewLimiter(10, 2*time.Second, nil) }

@@ -24,13 +24,15 @@ import (
 // testCluster is a set of metadata servers in this process, on loopback.
 type testCluster struct {
 	t     *testing.T
-	node  session.NodeKey
+	node  testNode
 	addrs []string
 	dirs  []string
 	stops []func() error
 	leads []*atomic.Bool
 	nodes []*server // those that run, or ran last
 	tune  func(*raft.Config)
+	// servers is Options.Servers of what is started.
+	servers func() []string
 }
 
 // freeAddrs returns n addresses of loopback at which nobody listens.
@@ -55,6 +57,13 @@ func newTestCluster(t *testing.T, n int) *testCluster {
 		c.start(i)
 	}
 	return c
+}
+
+// testNode is what the nodes of a cluster without certificates have in common.
+type testNode struct {
+	Cluster     dataplane.ClusterID
+	ClusterName string
+	Key         [32]byte
 }
 
 // prepareTestCluster makes n servers.
@@ -109,7 +118,7 @@ func (c *testCluster) start(i int) {
 	go func() {
 		done <- Run(ctx, Options{Dir: c.dirs[i], Cred: c.cred(dataplane.RoleMDS, uint64(i+1)),
 			Log: testLog().With("node", i+1), Ready: func(a string) { ready <- a }, tune: c.tune,
-			Leading: leads.Store, OnObserver: func(o *Observer) { c.nodes[i] = o.s }})
+			Leading: leads.Store, Servers: c.servers, OnObserver: func(o *Observer) { c.nodes[i] = o.s }})
 	}()
 	select {
 	case <-ready:

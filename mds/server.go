@@ -9,6 +9,7 @@ import (
 
 	"pstorage/dataplane"
 	"pstorage/dataplane/control"
+	"pstorage/dataplane/session"
 )
 
 // server answers requests. Only the leader does; others say where it is.
@@ -17,6 +18,7 @@ type server struct {
 	log  *slog.Logger
 	lead atomic.Pointer[leader] // nil: not the leader, or not ready yet
 	id   *identity              // of this server; nil in simulations
+	cred *session.Credentials   // nil in simulations
 }
 
 var _ control.Handler = (*server)(nil)
@@ -89,6 +91,9 @@ var handlers = map[dataplane.Opcode]handler{
 	control.OpMDSList:       on(forAll, (*call).mdsList),
 	control.OpInventory:     on(forCS, (*call).inventoryPart),
 	control.OpRefused:       on(forHosts, (*call).refused),
+	control.OpKeys:          on(forAll, (*call).keysRequest),
+	control.OpRenewKey:      on(forAll, (*call).renewKey),
+	control.OpGrantNode:     on(1<<dataplane.RoleMDS, (*call).grantNode),
 	control.OpAdmin:         on(forClients, (*call).admin),
 }
 
@@ -117,6 +122,7 @@ func (s *server) Handle(ctx context.Context, peer *control.Peer, reqID uint64,
 // Gone implements control.Handler.
 func (s *server) Gone(peer *control.Peer) {
 	if l := s.lead.Load(); l != nil {
+		l.keepers.gone(peer)
 		l.gone(peer)
 	}
 }

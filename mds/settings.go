@@ -46,6 +46,12 @@ var configKeys = map[string]func(s *settings, value string) error{
 		}
 		return err
 	},
+	control.ConfigMode: func(s *settings, value string) error {
+		if value != modeCRC && value != modeSecure {
+			return fmt.Errorf("%q is neither %s nor %s", value, modeCRC, modeSecure)
+		}
+		return nil // see keysOf
+	},
 	control.ConfigLimit: func(s *settings, value string) (err error) {
 		s.limit, err = parseSize(value)
 		return err

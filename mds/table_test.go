@@ -197,11 +197,11 @@ func TestLookupAllocs(t *testing.T) {
 	newNSTest(t, s, testRand(t))
 	f := do(t, s, 1, &cmdCreate{CreateReq: createReq("f")})
 	c := &cmdAllocate{File: f.Attr.File}
-	for i := range uint32(100) {
+	for i := range uint32(1000) {
 		c.Chunks = append(c.Chunks, placed{index: i, n: 2, members: members(1, 2)})
 	}
 	do(t, s, 1, c)
-	id := s.table.At(50).ID
+	id := s.table.At(500).ID // small numbers would cost nothing anyway
 	n := testing.AllocsPerRun(1000, func() {
 		if s.table.Lookup(id) == nil {
 			t.Fatal("chunk not found")
@@ -213,7 +213,7 @@ func TestLookupAllocs(t *testing.T) {
 	n = testing.AllocsPerRun(1000, func() {
 		root := s.files.get(dataplane.RootID)
 		file := s.files.get(root.dir.find("f"))
-		if s.table.At(uint64(file.slots.get(7)-1)).Index != 7 {
+		if s.table.At(uint64(file.slots.get(700)-1)).Index != 700 {
 			t.Fatal("wrong chunk")
 		}
 	})

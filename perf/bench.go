@@ -233,7 +233,11 @@ func (b *bench) fronts() map[string]Runner {
 		FrontFuse:   b.fio(filepath.Join(b.home(), "mnt", "bench"), "io_uring", b.cluster),
 		FrontPing:   PingPong,
 		FrontRaw: func(ctx context.Context, w Workload) (Result, error) {
-			if err := quiet(ctx, b.cluster.PIDs, b.o.Each); err != nil {
+			limit := quietLimit
+			if w.Write() { // ours before it wrote as much as it will again
+				limit = min(limit, b.o.Each)
+			}
+			if err := quiet(ctx, b.cluster.PIDs, limit); err != nil {
 				return Result{}, err
 			}
 			return raw(ctx, w)

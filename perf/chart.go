@@ -15,7 +15,7 @@ const (
 	chartPlot  = 460
 	chartRight = 190 // of the text at the right
 	chartRow   = 26
-	chartTop   = 56
+	chartTop   = 68
 	chartWidth = chartLabel + chartPlot + chartRight
 )
 

@@ -5,9 +5,14 @@
 //
 //   - Native drives a file through the client library: its callbacks run on the client's loop and
 //     do not allocate.
-//   - Fio runs one fio job and reads its JSON.
-//   - Cluster is a cluster of its own in a temporary directory, started with `pstorage dev`.
-//   - Quick is the short plan: a handful of rows, rounds interleaved, medians, ratios.
+//   - Fio runs one fio job and reads its JSON; PingPong is a yardstick of wake-ups.
+//   - Cluster is a cluster of its own in a temporary directory, started with `pstorage dev`;
+//     Servers are daemons on disks of one's choice.
+//   - Bench measures the main figures (Rows) of a cluster in interleaved rounds (RunPlan): through
+//     the client library, a mount and NBD, each beside its yardstick.
+//   - Engine and Recovery measure on emulated disks.
+//   - A Report has figures with goals, and bars below which a figure counts as a regression;
+//     Compare tells a change between sets of reports from noise.
 //
 // CPU time per operation is summed over all processes of the cluster and the load generator.
 // Job files for fio on a mount are in perf/jobs; the demo, perf/demo/demo.sh, uses them.

@@ -125,8 +125,8 @@ func engine(ctx context.Context, o EngineOptions) (all []Figure, err error) {
 	if err := o.setDefaults(); err != nil {
 		return nil, err
 	}
-	if err := sweepEngine(o.Dir); err != nil {
-		return nil, fmt.Errorf("remove what an interrupted run left: %w", err)
+	if err := sweepEngine(o.Dir); err != nil { // it takes space, no more
+		fmt.Fprintf(o.Progress, "not all that an interrupted run left could be removed: %v\n", err)
 	}
 	for _, row := range engineRows {
 		if !slices.Contains(o.Rows, row.name) {
@@ -184,7 +184,7 @@ func runEngineRow(ctx context.Context, o EngineOptions, name string, needsRig bo
 		err = errors.Join(err, r.close(), os.RemoveAll(dir))
 	}()
 	if needsRig {
-		if r.rig, err = emulate.Open("engine", dir); err != nil {
+		if r.rig, err = emulate.Open(fmt.Sprintf("engine%d", os.Getpid()), dir); err != nil {
 			return nil, err
 		}
 	}

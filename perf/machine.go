@@ -18,6 +18,7 @@ import (
 const (
 	quietBelow = 20e6 // bytes per second of all processes
 	quietStep  = 50 * time.Millisecond
+	quietLimit = 2 * time.Second
 )
 
 // quiet waits until the processes leave the disk alone, for as long as limit at most.

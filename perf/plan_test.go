@@ -140,7 +140,8 @@ func TestBars(t *testing.T) {
 		{Name: "good", AtLeast: true, Bar: 0.5, Values: []float64{0.4, 0.6, 0.4}},
 		{Name: "bad", AtLeast: true, Bar: 0.5, Values: []float64{0.4, 0.45, 0.4}},
 		{Name: "slow", Bar: 10, Values: []float64{11, 12, 13}},
-		{Name: "no_bar", Values: []float64{0.1}},
+		{Name: "no_bar", Values: []float64{0.1, 0.1, 0.1}},
+		{Name: "few_rounds", AtLeast: true, Bar: 0.5, Values: []float64{0.1, 0.1}},
 	}}
 	if got := report.Regressions(); !slices.Equal(got, []string{"bad", "slow"}) {
 		t.Errorf("regressions %v", got)

@@ -101,9 +101,6 @@ func Recovery(ctx context.Context, o RecoveryOptions) (*Report, error) {
 		return nil, err
 	}
 	defer unlock()
-	if err := sweepEngine(o.Dir); err != nil {
-		return nil, fmt.Errorf("remove what an interrupted run left: %w", err)
-	}
 	report := &Report{Time: time.Now(), Commit: Commit(), Machine: Machine()}
 	for _, row := range recoveryRows {
 		if !slices.Contains(o.Rows, row.name) {
@@ -118,6 +115,8 @@ func Recovery(ctx context.Context, o RecoveryOptions) (*Report, error) {
 	return report, nil
 }
 
+const recoveryPrefix = "pstorage-recovery-" // of temporary directories
+
 // recoveryRun is one row while it runs.
 type recoveryRun struct {
 	engineRun
@@ -129,7 +128,11 @@ type recoveryRun struct {
 
 func runRecoveryRow(ctx context.Context, o RecoveryOptions, name string,
 	run func(*recoveryRun, context.Context) error) (figures []Figure, err error) {
-	dir, err := os.MkdirTemp(o.Dir, enginePrefix)
+	left, err := filepath.Glob(filepath.Join(o.Dir, recoveryPrefix+"*"))
+	if err != nil {
+		return nil, err
+	}
+	dir, err := os.MkdirTemp(o.Dir, recoveryPrefix)
 	if err != nil {
 		return nil, err
 	}
@@ -146,8 +149,13 @@ func runRecoveryRow(ctx context.Context, o RecoveryOptions, name string,
 		}
 		err = errors.Join(err, r.close(), os.RemoveAll(dir))
 	}()
-	if r.rig, err = emulate.Open("recovery", dir); err != nil {
+	if r.rig, err = emulate.Open("recovery", dir); err != nil { // takes away what is mounted
 		return nil, err
+	}
+	for _, path := range left { // by an interrupted run: nobody else measures
+		if err := os.RemoveAll(path); err != nil {
+			return nil, err
+		}
 	}
 	err = run(r, ctx)
 	return r.figures, err
@@ -189,33 +197,42 @@ func (r *recoveryRun) cluster(ctx context.Context, n int, size, journal int64) e
 	return err
 }
 
-// whole waits until every chunk has all its copies, none of them on the server gone (0: no matter),
-// and returns the answer that says so and when it was asked for.
-func (r *recoveryRun) whole(ctx context.Context, gone uint32) (*control.StatDoc, time.Time, error) {
+// healed says when the copies of a lost server were made anew.
+type healed struct {
+	doc        *control.StatDoc // the answer that said so
+	begin, end time.Time        // the first copy seen under way; when that answer was asked for
+}
+
+// whole waits until every chunk has all its copies, none of them on the server gone (0: no matter).
+func (r *recoveryRun) whole(ctx context.Context, gone uint32) (h healed, err error) {
 	begun, said := time.Now(), time.Now()
 	for {
 		asked := time.Now()
 		doc, err := r.admin.Stat(ctx)
 		if err != nil {
-			return nil, asked, err
+			return h, err
+		}
+		if h.begin.IsZero() && doc.Recovery.Copying > 0 {
+			h.begin = asked
 		}
 		if doc.Chunks.Healthy == doc.Chunks.Total && doc.Chunks.Total > 0 &&
 			!slices.ContainsFunc(doc.CS, func(c control.CSDoc) bool {
 				return c.ID == gone && c.Chunks > 0
 			}) {
-			return doc, asked, nil
+			h.doc, h.end = doc, asked
+			return h, nil
 		}
 		if time.Since(said) > time.Second {
 			said = time.Now()
 			r.say("%+v", doc.Recovery)
 		}
 		if time.Since(begun) > wholeWithin {
-			return nil, asked, fmt.Errorf("not whole after %v: %+v, %q", wholeWithin, doc.Recovery,
+			return h, fmt.Errorf("not whole after %v: %+v, %q", wholeWithin, doc.Recovery,
 				doc.Reasons)
 		}
 		select {
 		case <-ctx.Done():
-			return nil, asked, ctx.Err()
+			return h, ctx.Err()
 		case <-time.After(10 * time.Millisecond):
 		}
 	}

@@ -39,9 +39,10 @@ func (f Figure) worse(value, bound float64) bool {
 	return value > bound
 }
 
-// Regressed says whether the figure was beyond its bar in every round: noise seldom does that.
+// Regressed says whether the figure was beyond its bar in every one of three rounds or more: noise
+// seldom does that.
 func (f Figure) Regressed() bool {
-	if f.Bar == 0 {
+	if f.Bar == 0 || len(f.samples()) < 3 {
 		return false
 	}
 	for _, v := range f.samples() {

@@ -21,16 +21,12 @@ func cpuUs(ours, _ Result) float64 { return ours.CPUPerOp }
 // Fronts says which of the front ends are measured besides native and raw.
 type Fronts struct{ Fuse, NBD, Passthrough, Ping bool }
 
-// Rows are the main figures. Each run takes the given time, on files of size bytes; a sequential
-// one takes twice as long. The goals are those of the project. The bars lie at about three
-// quarters of what a 2-CPU virtual machine gave (BENCHMARKS.md).
+// Rows are the main figures. Each run takes the given time, on files of size bytes. The goals are
+// those of the project; the bars lie where a shared 2-CPU virtual machine with a noisy disk was
+// better in at least one of three rounds (BENCHMARKS.md).
 func Rows(each time.Duration, size int64, can Fronts) []Row {
 	run := func(front, rw string, block, depth int) Run {
-		w := Workload{RW: rw, BlockSize: block, Depth: depth, Time: each, Size: size}
-		if !w.Random() {
-			w.Time *= 2
-		}
-		return Run{Front: front, Workload: w}
+		return Run{front, Workload{RW: rw, BlockSize: block, Depth: depth, Time: each, Size: size}}
 	}
 	const k4, m1 = 4 << 10, 1 << 20
 	native := func(rw string, block, depth int) Run { return run(FrontNative, rw, block, depth) }
@@ -43,22 +39,22 @@ func Rows(each time.Duration, size int64, can Fronts) []Row {
 			Value: extraUs, Unit: "µs", Goal: 55, Bar: 110},
 		{Name: "randread_q32", About: "4K random reads, of raw",
 			Ours: native("randread", k4, 32), Yardstick: raw("randread", k4, 32),
-			Value: iopsRatio, Unit: "x", Goal: 0.6, AtLeast: true, Bar: 0.45},
+			Value: iopsRatio, Unit: "x", Goal: 0.6, AtLeast: true, Bar: 0.4},
 	}
 	if can.NBD {
 		rows = append(rows, Row{Name: "nbd_randread_q32",
 			About: "4K random reads through NBD, of native",
 			Ours:  run(FrontNBD, "randread", k4, 32), Yardstick: native("randread", k4, 32),
-			Value: iopsRatio, Unit: "x", Goal: 0.8, AtLeast: true, Bar: 0.6})
+			Value: iopsRatio, Unit: "x", Goal: 0.8, AtLeast: true, Bar: 0.5})
 	}
 	if can.Fuse {
 		rows = append(rows, Row{Name: "fuse_randread_q32",
 			About: "4K random reads through the mount, of native",
 			Ours:  run(FrontFuse, "randread", k4, 32), Yardstick: native("randread", k4, 32),
-			Value: iopsRatio, Unit: "x", Goal: 0.8, AtLeast: true, Bar: 0.4},
+			Value: iopsRatio, Unit: "x", Goal: 0.8, AtLeast: true, Bar: 0.6},
 			Row{Name: "fuse_randread_q1", About: "the same at depth 1",
 				Ours: run(FrontFuse, "randread", k4, 1), Yardstick: native("randread", k4, 1),
-				Value: iopsRatio, Unit: "x", Goal: 0.8, AtLeast: true, Bar: 0.45})
+				Value: iopsRatio, Unit: "x", Goal: 0.8, AtLeast: true, Bar: 0.4})
 	}
 	if can.Passthrough {
 		rows = append(rows, Row{Name: "fuse_to_passthrough_q32",
@@ -76,22 +72,22 @@ func Rows(each time.Duration, size int64, can Fronts) []Row {
 			Ours: native("randread", k4, 128), Yardstick: raw("randread", k4, 128),
 			Value: iopsRatio, Unit: "x", Goal: 0.8, AtLeast: true, Bar: 0.6},
 		Row{Name: "cpu_us_read", About: "CPU of all processes per 4K read at depth 128",
-			Ours: native("randread", k4, 128), Value: cpuUs, Unit: "µs", Goal: 10, Bar: 18},
+			Ours: native("randread", k4, 128), Value: cpuUs, Unit: "µs", Goal: 10, Bar: 15},
 		Row{Name: "seqread_q8", About: "1M sequential reads, of raw",
 			Ours: native("read", m1, 8), Yardstick: raw("read", m1, 8),
-			Value: iopsRatio, Unit: "x", Goal: 0.8, AtLeast: true, Bar: 0.4},
+			Value: iopsRatio, Unit: "x", Goal: 0.8, AtLeast: true, Bar: 0.5},
 		Row{Name: "write_q1_ratio", About: "time of a durable 4K write, 3 copies, to raw write and fsync",
 			Ours: native("randwrite", k4, 1), Yardstick: synced,
-			Value: slowness, Unit: "x", Goal: 3, Bar: 4.5},
+			Value: slowness, Unit: "x", Goal: 3, Bar: 4.7},
 		Row{Name: "randwrite_q32", About: "durable 4K random writes, 3 copies, of raw without sync",
 			Ours: native("randwrite", k4, 32), Yardstick: raw("randwrite", k4, 32),
-			Value: iopsRatio, Unit: "x", Goal: 0.45, AtLeast: true, Bar: 0.25},
+			Value: iopsRatio, Unit: "x", Goal: 0.45, AtLeast: true, Bar: 0.2},
 		Row{Name: "randwrite_q128", About: "durable 4K random writes, 3 copies, of raw without sync",
 			Ours: native("randwrite", k4, 128), Yardstick: raw("randwrite", k4, 128),
-			Value: iopsRatio, Unit: "x", Goal: 0.8, AtLeast: true, Bar: 0.5},
+			Value: iopsRatio, Unit: "x", Goal: 0.8, AtLeast: true, Bar: 0.35},
 		Row{Name: "cpu_us_write", About: "CPU of all processes per durable 4K write at depth 128",
-			Ours: native("randwrite", k4, 128), Value: cpuUs, Unit: "µs", Goal: 30, Bar: 45},
+			Ours: native("randwrite", k4, 128), Value: cpuUs, Unit: "µs", Goal: 30, Bar: 40},
 		Row{Name: "seqwrite_q8", About: "1M sequential writes, 3 copies, of a third of raw",
 			Ours: native("write", m1, 8), Yardstick: raw("write", m1, 8),
-			Value: thirdRatio, Unit: "x", Goal: 0.9, AtLeast: true, Bar: 0.3})
+			Value: thirdRatio, Unit: "x", Goal: 0.9, AtLeast: true, Bar: 0.28})
 }

@@ -166,19 +166,18 @@ func (w *hddWriter) put(b uint32) {
 
 // TestColdData writes a large file behind a small one, on a disk that is slow by the byte. Neither
 // is ever written again: they must not go round in the log, but leave it in the order in which they
-// came.
+// came; and when nothing is written any more, all of it soon is in the store.
 func TestColdData(t *testing.T) {
 	const logBlocks = 64 * MinSegment / blockSize
-	m, log, pool := openRAMWith(t, 64*MinSegment+firstBlock*blockSize, 0, Options{Sequential: true},
-		func(m *ram) Backing { return &hdd{m: m, op: 1e5, perByte: 40} })
+	m, log, pool := openRAMWith(t, 64*MinSegment+firstBlock*blockSize, MinSegment,
+		Options{Sequential: true},
+		func(m *ram) Backing { return &hdd{m: m, op: hddOp, perByte: 6 * hddByte} })
 	w := newHDDWriter(m, log, pool, 1)
 	const small, large = 256, 6 * logBlocks
 	for next := uint32(0); w.acked < small+large; m.step() {
-		for range 32 {
-			if next < small+large && log.Room() {
-				w.put(next)
-				next++
-			}
+		if next < small+large && log.Room() {
+			w.put(next)
+			next++
 		}
 	}
 	if s := log.Stats(); s.Moved > s.Destaged/10 {
@@ -188,5 +187,10 @@ func TestColdData(t *testing.T) {
 		if _, ok := log.Lookup(0, b); ok {
 			t.Fatalf("block %d is still in the log, after %d times its size", b, large/logBlocks)
 		}
+	}
+	for end := m.now + 30e9; m.now < end; m.step() {
+	}
+	if s := log.Stats(); s.Dirty > 1 {
+		t.Errorf("30 s after the last write %d segments aren't written back", s.Dirty)
 	}
 }

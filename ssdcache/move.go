@@ -8,7 +8,7 @@ import "pstorage/dataplane"
 // but the store only a checkpoint. So as long as the working set fits in the log, writes go on at
 // the speed of the log's disk; and if it nearly does, the store is only written what doesn't fit.
 //
-// What must be written back all the same, so that a round frees at least a quarter of its
+// What must be written back all the same, so that a round frees at least two fifths of its
 // segments, is taken in the order of the store's disk, each round going on where the one before
 // stopped.
 //

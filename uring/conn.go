@@ -14,11 +14,16 @@ import (
 //  2. complete notes what arrived; deliver gives the handler all unread bytes.
 //  3. What the handler leaves stays in the window; the next RECV appends to it.
 //
+// While one payload after the other goes straight into the handler's memory, a receive into the
+// window takes no more than recvPeek bytes: the header of the next payload, and little of the
+// payload itself, which would have to be copied.
+//
 // The window begins with recvFirst bytes, so that idle connections are cheap, and grows as far as
 // a busy peer fills it; it shrinks again when it is mostly empty.
 
 const (
 	recvFirst = 16 << 10
+	recvPeek  = 1 << 10
 	// recvShrinkAfter is how many receives in a row must fill less than an eighth of the window
 	// before it shrinks.
 	recvShrinkAfter = 64
@@ -48,6 +53,7 @@ type conn struct {
 	into      []byte
 	got       int // bytes of into
 	intoDone  bool
+	peek      bool // the last payload went straight to the handler
 	fresh     bool // something to deliver
 	empty     bool // the socket was empty after the last receive
 	paused    bool
@@ -138,6 +144,9 @@ func (c *conn) armRecv() {
 	p, flags := c.into[c.got:], uint32(unix.MSG_WAITALL)
 	if c.into == nil {
 		p, flags = c.room(), 0
+		if c.peek {
+			p = p[:min(len(p), recvPeek)]
+		}
 	}
 	s := c.l.sqe()
 	if s == nil {
@@ -214,7 +223,9 @@ func (c *conn) complete(tag uint8, res int32, flags uint32) {
 		}
 		c.intoDone = true
 	} else {
-		c.adapt(int(res))
+		if !c.peek {
+			c.adapt(int(res))
+		}
 		c.to += int(res)
 	}
 	c.fresh = true
@@ -267,6 +278,7 @@ func (c *conn) deliver() {
 			c.Close(errRecvStuck)
 			return
 		}
+		c.peek = into != nil
 		if into == nil {
 			return
 		}

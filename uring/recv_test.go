@@ -17,6 +17,7 @@ type framed struct {
 	buf    *Buf
 	n      int
 	frames int
+	copied int // bytes of payloads that came by the window
 	done   chan struct{}
 	want   int
 }
@@ -28,6 +29,7 @@ func (f *framed) Recv(p []byte) (int, []byte) {
 		f.buf, f.n = f.l.Pool().Get(n), n
 		k := copy(f.buf.Bytes()[:n], p[4:])
 		consumed += 4 + k
+		f.copied += k
 		if p = p[4+k:]; k < n {
 			return consumed, f.buf.Bytes()[k:n]
 		}
@@ -74,6 +76,27 @@ func TestConnDirectReceive(t *testing.T) {
 		client.Post(func() { p.c.Append(b) })
 	}
 	await(t, f.done, "last frame")
+}
+
+// TestConnPeeks: of a stream of large payloads little comes by the window, though all of it could.
+func TestConnPeeks(t *testing.T) {
+	server, client := startLoop(t, LoopOptions{}), startLoop(t, LoopOptions{})
+	const frames, size = 200, 64 << 10
+	f := &framed{t: t, l: server, done: make(chan struct{}), want: frames}
+	addr := listen(t, server, func(c Conn) ConnHandler { f.c = c; return f })
+	p := dialTo(t, client, addr, &peer{})
+	for i := range frames {
+		b := make([]byte, 4+size)
+		binary.LittleEndian.PutUint32(b, size)
+		for j := range size {
+			b[4+j] = byte(i + j)
+		}
+		client.Post(func() { p.c.Append(b) })
+	}
+	await(t, f.done, "last frame")
+	if most := RecvWindow + frames*recvPeek; f.copied > most {
+		t.Errorf("%d of %d bytes came by the window, at most %d should", f.copied, frames*size, most)
+	}
 }
 
 func TestConnPauseRecvPushesBack(t *testing.T) {

@@ -83,12 +83,15 @@ type Disk interface {
 	Close() error
 }
 
+// MaxReserve is the most bytes that Conn.Reserve gives.
+const MaxReserve = 8192
+
 // Conn is one stream connection of the loop. Bytes are sent in the order of the calls, with one
 // system call per turn where possible.
 type Conn interface {
 	// Append queues a copy of p.
 	Append(p []byte)
-	// Reserve returns n (<= 4096) bytes of the outgoing stream for the caller to fill at once,
+	// Reserve returns n (<= MaxReserve) bytes of the outgoing stream for the caller to fill at once,
 	// before any other call on this Conn.
 	Reserve(n int) []byte
 	// AppendBuf queues b.Bytes()[from:to] without copying. The connection retains b until sent.

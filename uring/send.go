@@ -17,8 +17,6 @@ import (
 const (
 	// sendChunk is the size of the pieces that small writes are collected in, in bytes.
 	sendChunk = 16 << 10
-	// maxReserve is the most that Reserve gives, in bytes.
-	maxReserve = 4096
 	// maxSend bounds one send, in bytes, so that buffers come back while more is sent.
 	maxSend = 1 << 20
 )
@@ -145,7 +143,7 @@ func (c *conn) Append(p []byte) {
 
 // Reserve implements Conn.
 func (c *conn) Reserve(n int) []byte {
-	if n < 0 || n > maxReserve {
+	if n < 0 || n > MaxReserve {
 		panic(fmt.Sprintf("uring: Reserve of %d bytes", n))
 	}
 	if c.closing || n == 0 {

@@ -4,7 +4,10 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"runtime/debug"
+	"strconv"
 	"strings"
+	"time"
 
 	"github.com/spf13/cobra"
 	"github.com/spf13/pflag"
@@ -53,12 +56,29 @@ func writeManPages(root *cobra.Command, dir string) error {
 	return nil
 }
 
+// manDate is the day of the commit that the program was made of, of SOURCE_DATE_EPOCH, or today.
+func manDate() string {
+	if info, ok := debug.ReadBuildInfo(); ok {
+		for _, setting := range info.Settings {
+			if day, _, ok := strings.Cut(setting.Value, "T"); ok && setting.Key == "vcs.time" {
+				return day
+			}
+		}
+	}
+	at := time.Now()
+	if seconds, err := strconv.ParseInt(os.Getenv("SOURCE_DATE_EPOCH"), 10, 64); err == nil {
+		at = time.Unix(seconds, 0)
+	}
+	return at.UTC().Format(time.DateOnly)
+}
+
 func manName(cmd *cobra.Command) string { return strings.ReplaceAll(cmd.CommandPath(), " ", "-") }
 
 func manPage(cmd *cobra.Command, section string) string {
 	var b strings.Builder
 	line := func(format string, args ...any) { fmt.Fprintf(&b, format+"\n", args...) }
-	line(`.TH "%s" "%s" "" "pstorage" "pstorage manual"`, roff(strings.ToUpper(manName(cmd))), section)
+	line(`.TH "%s" "%s" "%s" "pstorage" "pstorage manual"`, roff(strings.ToUpper(manName(cmd))),
+		section, manDate())
 	line(".nh\n.ad l\n.SH NAME")
 	line(`%s \- %s`, roff(manName(cmd)), roff(lowerFirst(cmd.Short)))
 	line(".SH SYNOPSIS")

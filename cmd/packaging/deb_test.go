@@ -118,7 +118,8 @@ func TestDebianPackages(t *testing.T) {
 		"usr/share/man/man1/pstorage-make-cs.1.gz", "usr/share/man/man5/pstorage-files.5.gz",
 		"usr/share/man/man8/mount.fuse.pstorage.8.gz",
 		"usr/share/bash-completion/completions/pstorage", "usr/share/doc/pstorage-ctl/copyright",
-		"usr/share/pstorage/monitoring/alerts.yml"}
+		"usr/share/pstorage/monitoring/alerts.yml",
+		"usr/share/pstorage/schema/stat.json", "usr/share/doc/pstorage-ctl/getting-started.md"}
 	for _, name := range installed {
 		if !r.has(name) {
 			t.Errorf("%s isn't installed", name)
@@ -156,5 +157,73 @@ func TestDebianPackages(t *testing.T) {
 	}
 	if !r.has("etc/pstorage/clusters/c1/auth.key") {
 		t.Error("a purge deleted a key")
+	}
+}
+
+// TestRPMPackages installs, upgrades and removes the RPM packages in a root of their own. Scripts
+// aren't run there: it has no shell. What they say is looked at.
+func TestRPMPackages(t *testing.T) {
+	for _, program := range []string{"rpm", "rpmbuild"} {
+		if _, err := exec.LookPath(program); err != nil {
+			t.Skip(program + " isn't installed (on Debian: apt-get install rpm)")
+		}
+	}
+	if os.Geteuid() != 0 {
+		t.Skip("rpm --root needs root")
+	}
+	bin, root := buildPrograms(t), t.TempDir()
+	rpm := func(args ...string) string {
+		t.Helper()
+		if args[0] != "-qp" && args[0] != "-qa" {
+			args = append([]string{"--nodeps", "--noscripts"}, args...)
+		}
+		args = append([]string{"--root", root}, args...)
+		cmd := exec.Command("rpm", args...)
+		var errs strings.Builder
+		cmd.Stderr = &errs
+		out, err := cmd.Output()
+		if err != nil {
+			t.Fatalf("rpm %v: %v\n%s%s", args, err, out, errs.String())
+		}
+		return string(out)
+	}
+	build := func(version string) []string {
+		t.Helper()
+		dir := t.TempDir()
+		if out, err := exec.Command("rpm/build", bin, dir, version).CombinedOutput(); err != nil {
+			t.Fatalf("build: %v\n%s", err, out)
+		}
+		files, _ := filepath.Glob(filepath.Join(dir, "*.rpm"))
+		if len(files) != len(packages) {
+			t.Fatalf("made %v", files)
+		}
+		return files
+	}
+	first := build("1.0")
+	rpm(append([]string{"-i", "--force-debian"}, first...)...)
+	installed := []string{"usr/bin/pstorage", "usr/bin/pstorage-csd", "usr/sbin/mount.fuse.pstorage",
+		"usr/lib/systemd/system/pstorage-mdsd@.service", "usr/share/man/man1/pstorage.1.gz",
+		"usr/share/zsh/site-functions/_pstorage", "usr/share/pstorage/schema/stat.json",
+		"usr/share/doc/pstorage-ctl/getting-started.md"}
+	for _, name := range installed {
+		if _, err := os.Lstat(filepath.Join(root, name)); err != nil {
+			t.Error(err)
+		}
+	}
+	for _, file := range first {
+		scripts := rpm("-qp", "--scripts", file)
+		if strings.Contains(file, "pstorage-ctl-") == strings.Contains(scripts, "systemctl stop") {
+			t.Errorf("%s: scripts %q", filepath.Base(file), scripts)
+		}
+	}
+	rpm(append([]string{"-U", "--force-debian"}, build("1.1")...)...)
+	if list := rpm("-qa"); strings.Count(list, "-1.1-1") != len(packages) {
+		t.Errorf("after the upgrade: %s", list)
+	}
+	rpm(append([]string{"-e"}, packages...)...)
+	for _, name := range installed {
+		if _, err := os.Lstat(filepath.Join(root, name)); err == nil {
+			t.Errorf("%s is left", name)
+		}
 	}
 }

@@ -4,6 +4,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 )
@@ -59,6 +60,12 @@ func TestUnitsNotify(t *testing.T) {
 		text, err := os.ReadFile(unit)
 		if err != nil {
 			t.Fatal(err)
+		}
+		for l := range strings.Lines(string(text)) {
+			if status, ok := strings.CutPrefix(l, "RestartPreventExitStatus="); ok &&
+				slices.Contains(strings.Fields(status), "2") {
+				t.Errorf("%s: one that panics, with status 2, isn't started again", unit)
+			}
 		}
 		for _, line := range []string{"Type=notify", "NotifyAccess=main", "WatchdogSec=60s",
 			"Restart=on-failure", "NoNewPrivileges=yes", "WantedBy=multi-user.target"} {

@@ -3,9 +3,12 @@ package main
 import (
 	"context"
 	"encoding/json"
+	"fmt"
 	"io"
 	"log/slog"
+	"os"
 	"os/exec"
+	"strings"
 	"syscall"
 	"testing"
 	"time"
@@ -89,6 +92,8 @@ func TestHungChildIsEnded(t *testing.T) {
 	if err := cmd.Process.Signal(syscall.SIGSTOP); err != nil {
 		t.Fatal(err)
 	}
+	// A signal that comes before it has stopped would be taken first.
+	eventually(t, "it is stopped", func() bool { return stopped(cmd.Process.Pid) })
 	log := slog.New(slog.NewTextHandler(io.Discard, nil))
 	b.started(p)
 	for range 2 * killAfter {
@@ -131,4 +136,11 @@ func TestPing(t *testing.T) {
 	}
 	stop()
 	<-ended
+}
+
+// stopped says whether a process is, by a signal.
+func stopped(pid int) bool {
+	text, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
+	_, rest, _ := strings.Cut(string(text), ") ")
+	return err == nil && strings.HasPrefix(rest, "T")
 }

@@ -37,10 +37,14 @@ func serveChild(ctx context.Context, o csdOptions, out io.Writer) error {
 	if err != nil {
 		return refusal(dir, err)
 	}
+	location, err := cluster.Location(cluster.EtcDir())
+	if err != nil {
+		return refusal(dir, err)
+	}
 	status := os.NewFile(statusFD, "status")
 	err = chunk.Run(ctx, chunk.Options{
 		Dir: dir, ListenAddr: addr, Cred: &cred, MDS: conf.BSOrNone,
-		Log: log.With("dir", dir), RelayFrom: int(o.relay),
+		Location: location, Log: log.With("dir", dir), RelayFrom: int(o.relay),
 		ScrubPeriod: o.scrub.period(), ScrubRate: o.scrub.rate(),
 		OnIdentity: func(id dataplane.CSID, boot uint64) {
 			fmt.Fprintf(status, "id %d %d\n", id, boot)

@@ -31,6 +31,8 @@ const (
 	maxDelay    = 5 * time.Second
 	stableAfter = 30 * time.Second // a child that lived this long starts the delays anew
 	stopWithin  = 20 * time.Second // from SIGTERM to SIGKILL
+
+	tellStopWithin = 500 * time.Millisecond
 )
 
 // place is one line of a cs.list.
@@ -270,8 +272,13 @@ func refused(err error) bool {
 // certifySoon certifies an exit without holding up the restart.
 func (s *supervisor) certifySoon(p place, who incarnation, planned bool) {
 	s.keepers.Go(func() {
-		// A lease later the metadata servers know by themselves.
-		ctx, cancel := context.WithTimeout(context.Background(), dataplane.LeaseTime)
+		// A lease later the metadata servers know by themselves. A stop isn't held up for long: they
+		// may have been stopped as well.
+		within := dataplane.LeaseTime
+		if planned {
+			within = tellStopWithin
+		}
+		ctx, cancel := context.WithTimeout(context.Background(), within)
 		defer cancel()
 		s.certify(ctx, p, who, planned)
 	})

@@ -7,7 +7,9 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
+	"runtime/debug"
 	"sync"
+	"sync/atomic"
 
 	"pstorage/cmd/cli"
 	"pstorage/cmd/web"
@@ -28,6 +30,7 @@ type server struct {
 // serve runs the chosen metadata servers until ctx ends. If one fails the others go on; the
 // error is returned when all have ended.
 func serve(ctx context.Context, o mdsdOptions, out io.Writer) error {
+	collectGarbage()
 	servers, err := chooseServers(cluster.EtcDir(), o)
 	if err != nil {
 		return err
@@ -54,6 +57,7 @@ func serve(ctx context.Context, o mdsdOptions, out io.Writer) error {
 		return err
 	}
 	var running, starting sync.WaitGroup
+	var serving atomic.Int32
 	errs := make([]error, len(servers))
 	for i, s := range servers {
 		starting.Add(1)
@@ -62,6 +66,7 @@ func serve(ctx context.Context, o mdsdOptions, out io.Writer) error {
 			defer started()
 			errs[i] = runServer(ctx, log, s, &observed, func(addr string) {
 				fmt.Fprintf(out, "mds ready on %s\n", addr)
+				serving.Add(1)
 				started()
 			})
 			if errs[i] != nil && (len(servers) > 1 || o.log.File != "") {
@@ -71,6 +76,9 @@ func serve(ctx context.Context, o mdsdOptions, out io.Writer) error {
 	}
 	go func() {
 		starting.Wait()
+		if serving.Load() == 0 {
+			return // all have failed: this process ends
+		}
 		cli.Notify("READY=1")
 		cli.Watchdog(ctx, log, observed.alive)
 	}()
@@ -82,6 +90,13 @@ func serve(ctx context.Context, o mdsdOptions, out io.Writer) error {
 		}
 	}
 	return nil
+}
+
+// collectGarbage sets how much of it there may be, unless GOGC does.
+func collectGarbage() {
+	if os.Getenv("GOGC") == "" {
+		debug.SetGCPercent(mds.GCPercent)
+	}
 }
 
 func runServer(ctx context.Context, log *slog.Logger, s server, observed *observers,

@@ -11,6 +11,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"runtime/debug"
 	"slices"
 	"strings"
 	"time"
@@ -48,10 +49,15 @@ func newMDS() *cobra.Command {
 		Long: `Mds measures metadata servers, each in a process of its own, in parts:
 
   state      make a state of that size (nothing is measured)
-  snapshot   resident memory over that of an empty server; a snapshot beside a load of changes
+  snapshot   resident memory over that of an empty server; a snapshot beside a load of changes:
+             how long the state is held at a time, when nobody reads or applies (_pause), and how
+             long entries take to be applied, with waiting for a CPU (_apply); load_ is without it
   loss       restart from snapshot and log; the loss of one chunk server
   rates      three servers: look-ups, allocations and heartbeats of all chunk servers, per second
              of CPU time of the leader
+
+Garbage collection pauses (gc_pause) have in them the time until all threads have stopped
+(gc_stopping), which is waiting for CPUs; the percentiles are upper bounds of histogram buckets.
 
 At 1 PiB (--chunks 16777216) each part takes about a minute; parts can be run one by one on a
 directory that is kept (--dir, --keep).`,
@@ -228,6 +234,7 @@ func (o *mdsOptions) runChild(ctx context.Context, what string, node int) (mds.F
 	mo := mds.MeasureOptions{Cred: mdsCred(dataplane.RoleMDS, 1), Chunks: o.chunks, Files: o.files,
 		Servers: o.servers, Loss: 2 * time.Second}
 	alone := []mds.Peer{{Node: 1, Addr: "127.0.0.1:1"}}
+	debug.SetGCPercent(mds.GCPercent)
 	switch what {
 	case "state":
 		if err := mds.MeasureState([]string{one}, alone, mo); err != nil {

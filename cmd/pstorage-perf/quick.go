@@ -126,7 +126,7 @@ aren't full; what is sustained is a row of pstorage-perf engine.`,
 		Args: cli.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error { return p.run(cmd) },
 	}
-	p.add(cmd, 0.3, 512<<20, 1<<30)
+	p.add(cmd, 0.25, 512<<20, 1<<30)
 	return cmd
 }
 

@@ -15,8 +15,6 @@ type canary struct {
 }
 
 // canaries are the faults that the simulator must find. Some checks of the protocol have none:
-//   - members refuse writes of an older epoch: sealing closes the connections that could carry one
-//     (keep-links takes that away);
 //   - a seal outlives its process: a process that starts serves nothing before it was settled
 //     (serve-unsettled);
 //   - the longest history wins: what was acknowledged is in all of them, so any would do;
@@ -40,6 +38,7 @@ var canaries = map[string]canary{
 	"seal-early":        {cs: chunk.Canary{SealEarly: true}},
 	"serve-unsettled":   {cs: chunk.Canary{ServeUnsettled: true}},
 	"keep-links":        {cs: chunk.Canary{KeepLinks: true}},
+	"old-epoch":         {cs: chunk.Canary{OldEpoch: true}},
 	"no-exclude":        {cs: chunk.Canary{NoExclude: true}},
 	"no-term-wait":      {mds: mds.SimCanary{NoTermWait: true}},
 }

@@ -61,7 +61,20 @@ func newFaults(w *world) *faults {
 	return f
 }
 
+// start begins with a ghost, if there is to be one, and nothing else: it needs a chunk in good order.
 func (f *faults) start() {
+	if f.w.sc.ghost {
+		f.w.sim.After(f.between(200*ms, sec), func() { f.ghost(f.others) })
+		return
+	}
+	f.others()
+}
+
+// others begins with all other faults.
+func (f *faults) others() {
+	if f.w.calm {
+		return
+	}
 	if f.w.sc.partialFirst {
 		f.w.sim.After(sec, func() {
 			if n := f.headVictim(); n != nil && f.rng.IntN(2) == 0 && !f.w.calm {

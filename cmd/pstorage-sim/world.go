@@ -86,6 +86,7 @@ func runSeed(cfg config) (res result) {
 	w.sim.Limit = 2_000_000 // a hundred times as many as usual
 	w.rnd = w.sim.Rand("messages")
 	w.sc = newScenario(w.sim.Rand("scenario"))
+	w.chooseGhost()
 	if cfg.fix != nil {
 		cfg.fix(&w.sc)
 	}
@@ -195,6 +196,7 @@ func (w *world) free() {
 	if w.mds != nil {
 		w.mds.close()
 	}
+	w.sim.Close()
 }
 
 // metaServers are the metadata servers: one leader at a time, on one of three nodes.

@@ -32,34 +32,46 @@ cluster.`,
 }
 
 func newGetAttr(a *app) *cobra.Command {
+	var where attrPath
 	cmd := &cobra.Command{
-		Use:     "get-attr PATH",
-		Short:   "Show how a file's chunks are kept: copies, failure domain, tier",
+		Use:   "get-attr PATH",
+		Short: "Show how a file's chunks are kept: copies, failure domain, tier; usage of a directory",
+		Long: `Show how a file's chunks are kept: copies, failure domain, tier. Of a directory it shows, too,
+what all below it takes.` + attrPathHelp,
 		Example: `  pstorage get-attr /images`,
 		Args:    onePath,
 		RunE: func(cmd *cobra.Command, args []string) error {
+			path, err := where.find(a, args[0])
+			if err != nil {
+				return err
+			}
 			var doc control.AttrDoc
 			return a.askAbout(cmd.Context(), cmd.OutOrStdout(), control.AdminGetAttr,
-				control.PathArgs{Path: args[0]}, args[0], &doc, func(t *table) { showAttr(t, &doc) })
+				control.PathArgs{Path: path}, path, &doc, func(t *table) { showAttr(t, &doc) })
 		},
 	}
+	where.add(cmd)
 	a.addOutput(cmd)
 	return cmd
 }
 
 func newSetAttr(a *app) *cobra.Command {
+	var where attrPath
+	recursive := false
 	cmd := &cobra.Command{
 		Use:   "set-attr PATH NAME=VALUE...",
 		Short: "Change how a file's chunks are kept",
 		Long: `Change how a file's chunks are kept. A directory hands its attributes to what is created
-in it from then on. The attributes:
+in it from then on; -R changes what is below it, too. Chunks that exist stay as they are. The
+attributes:
 
   replicas=N[:M]         N copies; writes wait when fewer than M are left (default 3:2)
   failure-domain=LEVEL   no two copies in one disk, host, rack, row or room
   tier=0..3              storage tier
   write-ack=disk|memory  when a write is acknowledged: on stable storage of all copies, or in
-                         their memory (stable after a flush)`,
+                         their memory (stable after a flush)` + attrPathHelp,
 		Example: `  pstorage set-attr /images replicas=3:2 failure-domain=host
+  pstorage set-attr -R /images tier=1
   pstorage set-attr /scratch replicas=1:1 write-ack=memory`,
 		Args: func(cmd *cobra.Command, args []string) error {
 			if len(args) < 2 {
@@ -69,15 +81,22 @@ in it from then on. The attributes:
 			return onePath(cmd, args[:1])
 		},
 		RunE: func(cmd *cobra.Command, args []string) error {
-			change, err := parseAttrs(args[0], args[1:])
+			path, err := where.find(a, args[0])
 			if err != nil {
 				return err
 			}
+			change, err := parseAttrs(path, args[1:])
+			if err != nil {
+				return err
+			}
+			change.Recursive = recursive
 			var doc control.AttrDoc
-			return a.askAbout(cmd.Context(), cmd.OutOrStdout(), control.AdminSetAttr, change, args[0],
+			return a.askAbout(cmd.Context(), cmd.OutOrStdout(), control.AdminSetAttr, change, path,
 				&doc, func(t *table) { showAttr(t, &doc) })
 		},
 	}
+	cmd.Flags().BoolVarP(&recursive, "recursive", "R", false, "of everything below a directory, too")
+	where.add(cmd)
 	a.addOutput(cmd)
 	return cmd
 }
@@ -177,6 +196,10 @@ func showAttr(t *table, doc *control.AttrDoc) {
 	t.row("failure-domain", doc.Policy.FailureDomain)
 	t.row("tier", doc.Policy.Tier)
 	t.row("write-ack", doc.Policy.WriteAck)
+	if u := doc.Usage; u != nil {
+		t.row("below it", fmt.Sprintf("%d files, %d directories, %s in %d chunks", u.Files, u.Dirs,
+			size(u.Allocated), u.Chunks))
+	}
 }
 
 func showFileInfo(t *table, doc *control.FileInfoDoc) {

@@ -47,3 +47,25 @@ func TestParseAttrs(t *testing.T) {
 		}
 	}
 }
+
+// TestClusterPath says which path inside which cluster is meant.
+func TestClusterPath(t *testing.T) {
+	mounts := []mountDoc{{Mountpoint: "/pcs", Source: "pstorage://one"},
+		{Mountpoint: "/pcs/two", Source: "pstorage://two"}, {Mountpoint: "/x", Source: "named"}}
+	for _, c := range []struct{ cluster, path, wantCluster, want string }{
+		{"", "/images/a", "", "/images/a"},
+		{"one", "/pcsimages", "one", "/pcsimages"},
+		{"", "/pcs", "one", "/"},
+		{"one", "/pcs/images/", "one", "/images"},
+		{"", "/pcs/two/a", "two", "/a"},
+		{"two", "/pcs/a", "refused", ""},
+		{"", "/x/a", "", "/a"},
+	} {
+		cluster := c.cluster
+		got, err := clusterPath(mounts, &cluster, c.path)
+		if refused := c.wantCluster == "refused"; refused != (err != nil) ||
+			!refused && (got != c.want || cluster != c.wantCluster) {
+			t.Errorf("%+v: %q in %q, %v", c, got, cluster, err)
+		}
+	}
+}

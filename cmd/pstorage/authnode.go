@@ -21,29 +21,61 @@ import (
 const authTimeout = 5 * time.Second // for one metadata server
 
 func newAuthNode(a *app) *cobra.Command {
-	var bs []string
+	var bs, roles []string
 	var fromStdin bool
 	cmd := &cobra.Command{
 		Use:   "auth-node",
 		Short: "Make this node a member of a cluster, by its password",
 		Long: `Make this node a member of a cluster: prove that you know the cluster's password, which
 isn't sent, and store the node's key. Without -b the metadata servers in bs.list are
-asked.`,
-		Example: `  pstorage -c test_cluster auth-node -b 10.30.100.1`,
-		Args:    cli.NoArgs,
+asked.
+
+The key says what the node may be: a client (mount, export), an admin (the commands that
+change something), a chunk server (cs), a metadata server (mds). Give hosts that only use
+the storage --role client: then their key is of no use for anything else.`,
+		Example: `  pstorage -c test_cluster auth-node -b 10.30.100.1
+  pstorage -c test_cluster auth-node -b 10.30.100.1 --role client`,
+		Args: cli.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
+			bits, err := parseRoles(roles)
+			if err != nil {
+				return err
+			}
 			in := passwordInput{fromStdin, os.Stdin, cmd.ErrOrStderr()}
-			return authNode(cmd.Context(), a, bs, in, cmd.OutOrStdout())
+			return authNode(cmd.Context(), a, bs, bits, in, cmd.OutOrStdout())
 		},
 	}
 	cmd.Flags().StringSliceVarP(&bs, "bs", "b", nil,
 		"`ADDR[:PORT]` of a metadata server; stored in bs.list (may be given several times)")
+	cmd.Flags().StringSliceVar(&roles, "role", []string{"all"},
+		"what the node may be: client, admin, cs, mds (`ROLE`,...), or all")
 	cmd.Flags().BoolVarP(&fromStdin, "stdin", "P", false, "read the password from standard input")
 	a.addOutput(cmd)
 	return cmd
 }
 
-func authNode(ctx context.Context, a *app, bs []string, in passwordInput, out io.Writer) error {
+// parseRoles returns the bits of roles. A chunk server's host may use the storage, too.
+func parseRoles(names []string) (bits uint8, err error) {
+	client := session.RoleBit(dataplane.RoleClient)
+	known := map[string]uint8{"client": client, "all": session.AllRoles,
+		"admin": client | session.RoleBit(dataplane.RoleAdmin),
+		"cs": client | session.RoleBit(dataplane.RoleCS) |
+			session.RoleBit(dataplane.RoleSupervisor),
+		"mds": session.RoleBit(dataplane.RoleMDS)}
+	for _, name := range names {
+		if known[name] == 0 {
+			return 0, cli.Usage("--role %s: client, admin, cs, mds or all", name)
+		}
+		bits |= known[name]
+	}
+	if bits == 0 {
+		return 0, cli.Usage("--role: what may this node be?")
+	}
+	return bits, nil
+}
+
+func authNode(ctx context.Context, a *app, bs []string, roles uint8, in passwordInput,
+	out io.Writer) error {
 	conf, err := a.newConf()
 	if err != nil {
 		return err
@@ -61,7 +93,7 @@ func authNode(ctx context.Context, a *app, bs []string, in passwordInput, out io
 	if err != nil {
 		return err
 	}
-	node, err := proveToAny(ctx, addrs, conf.Name(), password)
+	node, err := proveToAny(ctx, addrs, conf.Name(), password, roles)
 	if err != nil {
 		return err
 	}
@@ -114,12 +146,12 @@ func authAddrs(conf *cluster.Conf, given []string) ([]string, error) {
 }
 
 // proveToAny proves the password to the first metadata server that answers.
-func proveToAny(ctx context.Context, addrs []string, name, password string) (*session.NodeKey,
-	error) {
+func proveToAny(ctx context.Context, addrs []string, name, password string, roles uint8) (
+	*session.NodeKey, error) {
 	what := "authenticate this node to cluster " + name
 	var last error
 	for _, addr := range addrs {
-		node, err := proveTo(ctx, addr, name, password)
+		node, err := proveTo(ctx, addr, name, password, roles)
 		if err == nil {
 			return node, nil
 		}
@@ -141,7 +173,8 @@ func proveToAny(ctx context.Context, addrs []string, name, password string) (*se
 		"check the address (-b) and that pstorage-mdsd runs there")
 }
 
-func proveTo(ctx context.Context, addr, name, password string) (*session.NodeKey, error) {
+func proveTo(ctx context.Context, addr, name, password string, roles uint8) (*session.NodeKey,
+	error) {
 	ctx, cancel := context.WithTimeout(ctx, authTimeout)
 	defer cancel()
 	var dialer net.Dialer
@@ -149,7 +182,11 @@ func proveTo(ctx context.Context, addr, name, password string) (*session.NodeKey
 	if err != nil {
 		return nil, dataplane.E("connect to "+addr, dataplane.Unreachable, rootCause(err))
 	}
-	return session.AuthNode(ctx, conn, name, password) // closes conn
+	host, err := os.Hostname()
+	if err != nil {
+		host = "unknown"
+	}
+	return session.AuthNode(ctx, conn, name, password, host, roles) // closes conn
 }
 
 // saveAuth stores the key and the addresses. When that fails the old state is there again.

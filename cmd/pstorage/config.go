@@ -14,7 +14,7 @@ const configHelp = `  capacity.limit            of user data, such as 10T; above
   rebalance                 on (default) or off: chunks move to emptier chunk servers
   recovery.offline-timeout  how long a silent chunk server is waited for before its
                             chunks are copied to others (300s)
-  recovery.per-server       chunks copied at a time from, and to, one server (2)
+  recovery.per-server       chunks copied at a time from, and to, one server (4)
   recovery.total            chunks copied at a time in all (64)
   user.*                    anything`
 

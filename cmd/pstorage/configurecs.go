@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"log/slog"
 	"os"
 	"path/filepath"
 	"strconv"
@@ -151,7 +152,8 @@ func ownCS(conf *cluster.Conf, dir string) error {
 // changeJournal has whoever serves dir let go of it, and changes its journal.
 func changeJournal(ctx context.Context, dir string, now chunk.Journal, o configureCSOptions,
 	progress *progress) (chunk.Journal, error) {
-	change := chunk.JournalChange{Path: o.journal, Size: int64(o.size), Progress: progress.bytes}
+	change := chunk.JournalChange{Path: o.journal, Size: int64(o.size), Progress: progress.bytes,
+		Log: slog.New(slog.DiscardHandler)}
 	if !o.drop && o.journal == "" {
 		// Another size, in the same place: a device has but one.
 		if now.Device {

@@ -36,6 +36,8 @@ type devOptions struct {
 	options  string // of the mount
 	mds      int
 	cs       int
+	mode     string // of a new cluster
+	secure   bool
 	mdsGiven bool
 	csGiven  bool
 	logSize  cli.Size
@@ -69,13 +71,17 @@ to see what happens. Started again with the same directory it finds its data aga
 	flags.StringVar(&o.options, "mount-options", "", "`OPTIONS` of pstorage-mount -o")
 	flags.IntVar(&o.mds, "mds", 1, "`NUMBER` of metadata servers: 1, 3 or 5")
 	flags.IntVar(&o.cs, "cs", 3, "`NUMBER` of chunk servers")
+	flags.StringVar(&o.mode, "mode", "crc", modeHelp)
 	flags.Var(&o.logSize, "log-size", "journal of each new chunk server")
 	flags.Var(&o.size, "capacity",
 		"most bytes for chunks on each new chunk server (default: its share of what is free)")
 	return cmd
 }
 
-func (o *devOptions) check() error {
+func (o *devOptions) check() (err error) {
+	if o.secure, err = parseMode(o.mode); err != nil {
+		return err
+	}
 	switch {
 	case o.mds != 1 && o.mds != 3 && o.mds != 5:
 		return cli.Usage("--mds %d: 1, 3 or 5 are possible", o.mds)

@@ -122,7 +122,7 @@ func (d *dev) pidFile(name string) string { return filepath.Join(d.dir, "run", n
 // ensure makes the cluster, or what is missing of it, and learns its daemons.
 func (d *dev) ensure(ctx context.Context, o devOptions) error {
 	if !d.conf.HasKey() {
-		if err := d.create(o.mds); err != nil {
+		if err := d.create(o.mds, o.secure); err != nil {
 			return err
 		}
 	}
@@ -155,7 +155,7 @@ func (d *dev) ensure(ctx context.Context, o devOptions) error {
 }
 
 // create makes a new cluster with n metadata servers.
-func (d *dev) create(n int) error {
+func (d *dev) create(n int, secure bool) error {
 	var servers []newServer
 	used := make(map[netip.AddrPort]bool)
 	for i := range n {
@@ -186,7 +186,7 @@ func (d *dev) create(n int) error {
 		return cli.Fail("write the password", cli.Plain(err), "")
 	}
 	d.fresh = true
-	return initCluster(d.conf, servers, password)
+	return initCluster(d.conf, servers, password, secure)
 }
 
 // addCS makes the chunk servers above the have that there are, all at the same time.

@@ -41,7 +41,8 @@ PSTORAGE_ETC points to. Errors are one line on stderr; the exit status is 0 for 
 		"`NAME` of the cluster; may be left out when this node belongs to one only")
 	root.RegisterFlagCompletionFunc("cluster", completeCluster)
 	root.AddCommand(
-		newMakeMDS(a), newRemoveMDS(a), newAuthNode(a), newMakeCS(a),
+		newMakeMDS(a), newRemoveMDS(a), newAuthNode(a), newRotateKeys(a),
+		newListKeys(a), newRevokeNode(a), newMakeCS(a),
 		newConfigureCS(a), newListNodes(a), newMount(a), newUmount(a),
 		newHWFlushCheck(), newStat(a), newTop(a), newListServices(a), newGetEvent(a), newFileInfo(a),
 		newGetAttr(a), newSetAttr(a), newRmCS(a), newRevoke(a), newGetConfig(a), newSetConfig(a),

@@ -13,6 +13,7 @@ import (
 
 	"pstorage/chunk"
 	"pstorage/cmd/cli"
+	"pstorage/dataplane"
 	"pstorage/dataplane/cluster"
 	"pstorage/dataplane/session"
 )
@@ -59,7 +60,7 @@ pstorage-csd serves it; a running one starts it within a second.`,
 		"size of the journal file, for example 20G (default: 1G, or less on a small disk)")
 	flags.Uint8VarP(&o.tier, "tier", "t", 0, "storage tier, 0 to 3")
 	flags.Var(&o.capacity, "capacity", "most bytes for chunks (default: what is free on the disk)")
-	flags.StringVar(&o.location, "location", "", "`ROOM/ROW/RACK` of this node")
+	flags.StringVar(&o.location, "location", "", "`ROOM/ROW/RACK` of it (default: the node's, see location in pstorage-files(5))")
 	a.addOutput(cmd)
 	return cmd
 }
@@ -79,6 +80,9 @@ func makeCS(a *app, o makeCSOptions, out, warnings io.Writer) error {
 		return err
 	}
 	key, err := conf.LoadKey()
+	if err == nil {
+		_, err = conf.Credentials(dataplane.RoleCS, 0) // or else nobody could serve it
+	}
 	if err != nil {
 		return cli.Fail("", err, "")
 	}

@@ -24,6 +24,7 @@ type makeMDSOptions struct {
 	dir         string
 	setPassword bool
 	fromStdin   bool
+	mode        string
 }
 
 func newMakeMDS(a *app) *cobra.Command {
@@ -54,6 +55,7 @@ pstorage-mdsd serves it.`,
 	flags.StringVarP(&o.dir, "dir", "r", "", "`DIR` to keep its data in: new or empty")
 	flags.BoolVarP(&o.setPassword, "password", "p", false,
 		"set the cluster's password, asked for twice on the terminal")
+	flags.StringVar(&o.mode, "mode", "crc", modeHelp)
 	flags.BoolVarP(&o.fromStdin, "stdin", "P", false, "read the password from standard input")
 	a.addOutput(cmd)
 	return cmd
@@ -81,6 +83,10 @@ func makeMDS(ctx context.Context, a *app, o makeMDSOptions, in passwordInput, ou
 			"this node has a key of a cluster of that name already ("+conf.KeyPath()+")",
 			"choose another name with -c, or remove "+conf.Path()+" if that cluster is gone")
 	}
+	secure, err := parseMode(o.mode)
+	if err != nil {
+		return err
+	}
 	addr, err := mdsAddr(o.addr)
 	if err != nil {
 		return err
@@ -93,7 +99,7 @@ func makeMDS(ctx context.Context, a *app, o makeMDSOptions, in passwordInput, ou
 	if err != nil {
 		return err
 	}
-	if err := initCluster(conf, []newServer{{dir, addr}}, password); err != nil {
+	if err := initCluster(conf, []newServer{{dir, addr}}, password, secure); err != nil {
 		return err
 	}
 	doc := madeDoc{Cluster: conf.Name(), Dir: dir.path, Addr: addr.String(), Node: 1}
@@ -102,6 +108,16 @@ func makeMDS(ctx context.Context, a *app, o makeMDSOptions, in passwordInput, ou
 		t.line("Start it with pstorage-mdsd; then make chunk servers with: pstorage -c %s make-cs -r DIR",
 			conf.Name())
 	})
+}
+
+const modeHelp = "of the data's connections: `crc` or secure (encrypted); set-config changes it"
+
+func parseMode(mode string) (secure bool, err error) {
+	switch mode {
+	case "crc", "secure":
+		return mode == "secure", nil
+	}
+	return false, cli.Usage("--mode %s: it is crc or secure", mode)
 }
 
 // mdsAddr checks -a: an address of this machine at which nothing listens yet.
@@ -141,10 +157,13 @@ type newServer struct {
 
 // initCluster makes a new cluster with its metadata servers, all on this node, and this node's
 // configuration. When it fails nothing of that is left.
-func initCluster(conf *cluster.Conf, servers []newServer, password string) (err error) {
+func initCluster(conf *cluster.Conf, servers []newServer, password string, secure bool) (
+	err error) {
 	node := session.NodeKey{ClusterName: conf.Name()}
 	rand.Read(node.Cluster[:]) // never fails
-	rand.Read(node.Key[:])
+	host, _ := os.Hostname()
+	var keys *mds.ClusterKeys
+	keys, node.Keys = mds.NewClusterKeys(node.Cluster, host, secure)
 	verifier, err := session.NewVerifier(password)
 	if err != nil {
 		return cli.Fail("set the password", err, "")
@@ -168,7 +187,7 @@ func initCluster(conf *cluster.Conf, servers []newServer, password string) (err 
 		undo = append(undo, s.dir.undo)
 		err := mds.Format(s.dir.path, mds.FormatOptions{Cluster: node.Cluster,
 			ClusterName: conf.Name(), Verifier: verifier, Addr: addrs[i], Node: peers[i].Node,
-			Peers: peers})
+			Peers: peers, Keys: keys, Secure: secure})
 		if err != nil {
 			return cli.Fail("make the metadata server in "+s.dir.path, err, advice(err))
 		}

@@ -30,6 +30,14 @@ func TestManuals(t *testing.T) {
 	if len(files) == 0 {
 		t.Error("no manual pages of files")
 	}
+	if mandoc, err := exec.LookPath("mandoc"); err == nil {
+		args := append([]string{"-Tlint", "-Wwarning"}, slices.Concat(pages, files)...)
+		if out, err := exec.Command(mandoc, args...).CombinedOutput(); err != nil || len(out) > 0 {
+			t.Errorf("mandoc -Tlint: %v\n%s", err, out)
+		}
+	} else {
+		t.Log("mandoc isn't installed: only man looks at the pages")
+	}
 	man, err := exec.LookPath("man")
 	if err != nil {
 		t.Skip("man isn't installed: the pages were written, and not looked at")

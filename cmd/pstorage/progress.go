@@ -83,3 +83,38 @@ func (p *progress) end() {
 		p.shown = false
 	}
 }
+
+// waitLine shows what is waited for: one line that changes on a terminal, else a line now and then.
+type waitLine struct {
+	out    io.Writer
+	tty    bool
+	quiet  bool
+	last   string
+	lastAt time.Time
+}
+
+func newWaitLine(out io.Writer, quiet bool) waitLine {
+	return waitLine{out: out, tty: newProgress(out, quiet).tty, quiet: quiet}
+}
+
+func (w *waitLine) show(now time.Time, line string) {
+	switch {
+	case w.quiet:
+		return
+	case w.tty:
+		fmt.Fprintf(w.out, "\r\x1b[K%s", line)
+	case line != w.last && now.Sub(w.lastAt) >= progressLine:
+		fmt.Fprintln(w.out, line)
+		w.lastAt = now
+	default:
+		return
+	}
+	w.last = line
+}
+
+// end makes room for what comes after it.
+func (w *waitLine) end() {
+	if w.tty && w.last != "" && !w.quiet {
+		fmt.Fprint(w.out, "\r\x1b[K")
+	}
+}

@@ -303,13 +303,22 @@ func newRedactor(etc string) (*redactor, error) {
 			return nil, cli.Fail("leave the keys out of the report", err,
 				"without the key it can't be looked for; mend the key file, or move it away")
 		}
-		raw := key.Key[:]
-		text := hex.EncodeToString(raw)
-		r.secrets = append(r.secrets, raw, []byte(text), []byte(strings.ToUpper(text)),
-			[]byte(base64.StdEncoding.EncodeToString(raw)),
-			[]byte(base64.RawURLEncoding.EncodeToString(raw)))
+		if len(key.Keys.Cert) > 0 {
+			r.add(key.Keys.Private[:])
+		}
+		for i := range key.Keys.Generations {
+			r.add(key.Keys.Generations[i].Key[:])
+		}
 	}
 	return r, nil
+}
+
+// add has a secret left out, however it is written.
+func (r *redactor) add(raw []byte) {
+	text := hex.EncodeToString(raw)
+	r.secrets = append(r.secrets, raw, []byte(text), []byte(strings.ToUpper(text)),
+		[]byte(base64.StdEncoding.EncodeToString(raw)),
+		[]byte(base64.RawURLEncoding.EncodeToString(raw)))
 }
 
 func (r *redactor) clean(text []byte) []byte {

@@ -62,13 +62,14 @@ func TestReport(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	keyHex := hex.EncodeToString(key.Key[:])
+	secret := key.Keys.Generations[0].Key
+	keyHex := hex.EncodeToString(secret[:])
 	password := strings.TrimSpace(testPassword)
 	n.ok("", "set-config", "user.note="+password)
 	n.ok("", "set-config", "capacity.limit=10T")
 	log := "level=INFO msg=fine\nkey=" + keyHex + " x\npassword=\"" + password + "\"\n" +
-		base64.StdEncoding.EncodeToString(key.Key[:]) + "\n" + strings.ToUpper(keyHex) + "\n" +
-		"Authorization: Bearer " + "abcdefghijklmnop\n" + string(key.Key[:]) + "\nthe end\n"
+		base64.StdEncoding.EncodeToString(secret[:]) + "\n" + strings.ToUpper(keyHex) + "\n" +
+		"Authorization: Bearer " + "abcdefghijklmnop\n" + string(secret[:]) + "\nthe end\n"
 	if err := os.WriteFile(n.path("csd.log"), []byte(log), 0o600); err != nil {
 		t.Fatal(err)
 	}
@@ -85,8 +86,8 @@ func TestReport(t *testing.T) {
 		}
 	}
 	for name, text := range got {
-		for _, secret := range []string{keyHex, strings.ToUpper(keyHex), string(key.Key[:]), password,
-			base64.StdEncoding.EncodeToString(key.Key[:]), "abcdefghijklmnop"} {
+		for _, secret := range []string{keyHex, strings.ToUpper(keyHex), string(secret[:]), password,
+			base64.StdEncoding.EncodeToString(secret[:]), "abcdefghijklmnop"} {
 			if strings.Contains(text, secret) {
 				t.Errorf("%s has a secret: %q", name, secret)
 			}

@@ -4,13 +4,11 @@ import (
 	"context"
 	"fmt"
 	"io"
-	"os"
 	"strconv"
 	"strings"
 	"time"
 
 	"github.com/spf13/cobra"
-	"golang.org/x/term"
 
 	"pstorage/cmd/cli"
 	"pstorage/dataplane/control"
@@ -94,10 +92,7 @@ func runRmCS(ctx context.Context, a *app, o rmCSOptions, out io.Writer) error {
 	if !o.wait {
 		return a.print(out, doc, func(t *table) { showRmCS(t, doc, o) })
 	}
-	progress := &rmProgress{out: out, quiet: a.output == "json"}
-	if file, ok := out.(*os.File); ok {
-		progress.tty = term.IsTerminal(int(file.Fd()))
-	}
+	progress := &rmProgress{waitLine: newWaitLine(out, a.output == "json")}
 	for !dropped(doc) {
 		progress.show(time.Now(), doc)
 		select {
@@ -133,7 +128,6 @@ func runRmCS(ctx context.Context, a *app, o rmCSOptions, out io.Writer) error {
 
 const (
 	rmPoll     = 500 * time.Millisecond
-	rmLine     = 5 * time.Second  // between two lines of progress, when it isn't a terminal
 	rmPatience = 30 * time.Second // without an answer of the metadata servers
 )
 
@@ -196,43 +190,18 @@ func drainLine(c control.CSDoc) string {
 	return text
 }
 
-// rmProgress shows how far a removal is: one line that changes on a terminal, else a line now and
-// then.
+// rmProgress shows how far a removal is.
 type rmProgress struct {
-	out     io.Writer
-	tty     bool
-	quiet   bool
-	last    string
-	lastAt  time.Time
+	waitLine
 	failing time.Time // since when the metadata servers don't answer
 }
 
 func (p *rmProgress) show(now time.Time, doc control.RmCSDoc) {
-	if p.quiet {
-		return
-	}
 	var parts []string
 	for _, c := range doc.CS {
 		parts = append(parts, fmt.Sprintf("cs %d: %s", c.ID, drainLine(c)))
 	}
-	line := strings.Join(parts, " | ")
-	switch {
-	case p.tty:
-		fmt.Fprintf(p.out, "\r\x1b[K%s", line)
-	case line != p.last && now.Sub(p.lastAt) >= rmLine:
-		fmt.Fprintln(p.out, line)
-		p.lastAt = now
-	default:
-		return
-	}
-	p.last = line
-}
-
-// end makes room for what comes after the progress.
-func (p *rmProgress) end() {
-	if p.tty && p.last != "" && !p.quiet {
-		fmt.Fprint(p.out, "\r\x1b[K")
-	}
+	p.waitLine.show(now, strings.Join(parts, " | "))
 }
 
 // patient says whether to go on after an error.

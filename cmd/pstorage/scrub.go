@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"slices"
 	"strings"
 	"time"
 
@@ -38,6 +39,7 @@ func addCS(cmd *cobra.Command, cs *uint32) {
 
 func newScrubStart(a *app) *cobra.Command {
 	var args control.ScrubArgs
+	wait := false
 	cmd := &cobra.Command{
 		Use:   "start",
 		Short: "Have chunk servers begin a pass over their stores now",
@@ -45,13 +47,18 @@ func newScrubStart(a *app) *cobra.Command {
 way to clients. One that is in such a pass goes on with it. A pass goes on after a
 restart.`,
 		Example: `  pstorage scrub start
-  pstorage -c prod scrub start --cs 3`,
+  pstorage -c prod scrub start --cs 3 --wait`,
 		Args: cli.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
+			if wait {
+				return scrubWait(cmd.Context(), a, args, cmd.OutOrStdout(), cmd.ErrOrStderr())
+			}
 			return scrubStart(cmd.Context(), a, args, cmd.OutOrStdout())
 		},
 	}
 	addCS(cmd, &args.CS)
+	cmd.Flags().BoolVarP(&wait, "wait", "w", false,
+		"wait until they are done, show how far it is, and print what scrub status prints")
 	a.addOutput(cmd)
 	return cmd
 }
@@ -174,11 +181,24 @@ func scrubStatus(ctx context.Context, a *app, only uint32, out io.Writer) error 
 	}
 	defer conn.close()
 	const what = "show how scrubbing stands"
-	var services control.ServicesDoc
-	if err := conn.get(ctx, what, control.AdminListServices, nil, &services); err != nil {
+	doc, err := conn.scrubs(ctx, what, only)
+	if err != nil {
 		return err
 	}
+	if only != 0 && len(doc.CS) == 0 {
+		return cli.Fail(what, errors.New("there is no chunk server "+fmt.Sprint(only)),
+			"pstorage list-services has their numbers")
+	}
+	return a.print(out, doc, func(t *table) { showScrub(t, doc.CS) })
+}
+
+// scrubs asks for the scrubbers of all chunk servers, or of one.
+func (c *adminConn) scrubs(ctx context.Context, what string, only uint32) (scrubStatusDoc, error) {
 	doc := scrubStatusDoc{CS: []scrubCSDoc{}}
+	var services control.ServicesDoc
+	if err := c.get(ctx, what, control.AdminListServices, nil, &services); err != nil {
+		return doc, err
+	}
 	for _, c := range services.CS {
 		if (only == 0 && c.Status != control.CSDropped) || only == c.ID {
 			d := scrubOf(c)
@@ -186,11 +206,62 @@ func scrubStatus(ctx context.Context, a *app, only uint32, out io.Writer) error 
 			doc.CS = append(doc.CS, d)
 		}
 	}
-	if only != 0 && len(doc.CS) == 0 {
-		return cli.Fail(what, errors.New("there is no chunk server "+fmt.Sprint(only)),
-			"pstorage list-services has their numbers")
+	return doc, nil
+}
+
+const scrubPoll = 500 * time.Millisecond // their words come with heartbeats
+
+// scrubWait starts passes and waits for their ends.
+func scrubWait(ctx context.Context, a *app, args control.ScrubArgs, out, messages io.Writer) error {
+	conn, err := a.admin(ctx)
+	if err != nil {
+		return err
 	}
-	return a.print(out, doc, func(t *table) { showScrub(t, doc.CS) })
+	defer conn.close()
+	const what = "scrub"
+	before, err := conn.scrubs(ctx, what, args.CS)
+	if err != nil {
+		return err
+	}
+	ended := map[uint32]int64{} // of the last pass
+	for _, s := range before.CS {
+		ended[s.ID] = s.FinishedNs
+	}
+	var started control.ScrubDoc
+	if err := conn.get(ctx, what, control.AdminScrubStart, args, &started); err != nil {
+		return err
+	}
+	shown := newProgress(messages, a.output == "json")
+	defer shown.end()
+	for {
+		doc, err := conn.scrubs(ctx, what, args.CS)
+		if err != nil {
+			return err
+		}
+		busy, done, total := 0, uint64(0), uint64(0)
+		for _, s := range doc.CS {
+			if slices.Contains(started.Told, s.ID) {
+				total += s.Total
+				if s.FinishedNs == ended[s.ID] {
+					busy, done = busy+1, done+s.Done
+				} else {
+					done += s.Total
+				}
+			}
+		}
+		if busy == 0 {
+			shown.end()
+			return a.print(out, doc, func(t *table) { showScrub(t, doc.CS) })
+		}
+		shown.bytes(fmt.Sprintf("scrub, %d of %d busy", busy, len(started.Told)), int64(done),
+			int64(total))
+		select {
+		case <-ctx.Done():
+			return cli.Failf("wait for the scrubbers", "interrupted",
+				"they go on; see pstorage scrub status")
+		case <-time.After(scrubPoll):
+		}
+	}
 }
 
 func scrubOf(c control.CSDoc) scrubCSDoc {

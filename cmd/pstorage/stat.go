@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"io"
 	"strings"
+	"time"
 
 	"github.com/spf13/cobra"
 
@@ -13,16 +14,26 @@ import (
 )
 
 func newStat(a *app) *cobra.Command {
+	wait, patience := false, time.Duration(0)
 	cmd := &cobra.Command{
 		Use:   "stat",
 		Short: "Show the cluster's health, space, servers and chunks",
+		Long: `Show the cluster's health, space, servers and chunks. With --wait, wait until it is healthy:
+all metadata servers answer and vote, all chunk servers serve, every chunk has its copies.
+What is waited for is shown meanwhile, with the rate of recovery and the time left.`,
 		Example: `  pstorage stat
+  pstorage stat --wait --timeout 10m      # before the next node is restarted
   pstorage -c test_cluster stat -o json`,
 		Args: cli.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
+			if wait {
+				return waitHealthy(cmd.Context(), a, patience, cmd.OutOrStdout(), cmd.ErrOrStderr())
+			}
 			return runStat(cmd.Context(), a, cmd.OutOrStdout())
 		},
 	}
+	cmd.Flags().BoolVarP(&wait, "wait", "w", false, "wait until the cluster is healthy")
+	cmd.Flags().DurationVar(&patience, "timeout", 0, "with --wait: fail after so long; 0: never")
 	a.addOutput(cmd)
 	return cmd
 }

@@ -136,7 +136,7 @@ func (n *node) wrongKey() {
 	if err != nil {
 		n.t.Fatal(err)
 	}
-	key.Key[0] ^= 1
+	key.Keys.Generations[0].Key[0] ^= 1
 	if err := conf.SaveKey(key); err != nil {
 		n.t.Fatal(err)
 	}

@@ -2,6 +2,7 @@ package client
 
 import (
 	"fmt"
+	"time"
 
 	"pstorage/dataplane"
 )
@@ -84,11 +85,24 @@ func (e *Engine) route(p *part, ent *entry) {
 	e.peer(ent.members[m]).take(p)
 }
 
+// diskTime is from how many ns of mean latency on a read is worth more elsewhere than in a cache:
+// a disk with moving parts is at work, or a long queue.
+const diskTime = int64(5 * time.Millisecond)
+
+// queue is what a read would wait behind at pr, as far as that matters.
+func (pr *peer) queue(p *part) int {
+	if pr.pace.of(p.n).mean < diskTime {
+		return 0
+	}
+	return pr.count
+}
+
 // pickReader returns the index of the member to read from, or -1 if all were tried in this round
-// or can't be reached: the one with the highest hash of (chunk, region, server) of those that the
-// MDS calls live; of all, if none of them is.
+// or can't be reached: of those that the MDS calls live (of all, if none of them is) the one with
+// the shortest queue, if their disks are slow; then the one with the highest hash of (chunk, region,
+// server).
 func (e *Engine) pickReader(p *part, ent *entry) int {
-	best, bestHash, bestLive := -1, uint64(0), false
+	best, bestHash, bestLive, bestQueue := -1, uint64(0), false, 0
 	region := uint64(p.chunk)<<6 ^ uint64(p.off/readRegion)
 	for i := 0; i < int(ent.n); i++ {
 		if p.tried&(1<<i) != 0 {
@@ -103,8 +117,10 @@ func (e *Engine) pickReader(p *part, ent *entry) int {
 		}
 		h := mix(region ^ uint64(pr.id)*0x9e3779b97f4a7c15)
 		live := pr.live && !e.avoid(p, ent, i)
-		if best < 0 || live && !bestLive || live == bestLive && h > bestHash {
-			best, bestHash, bestLive = i, h, live
+		q := pr.queue(p)
+		if best < 0 || live && !bestLive || live == bestLive &&
+			(q < bestQueue || q == bestQueue && h > bestHash) {
+			best, bestHash, bestLive, bestQueue = i, h, live, q
 		}
 	}
 	return best

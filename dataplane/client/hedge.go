@@ -21,6 +21,7 @@ const (
 	hedgeFloor = int64(4 * time.Millisecond) // none is hedged earlier
 	hedgeCeil  = int64(50 * time.Millisecond)
 	hedgeTimes = 3 // a read is late after this many times the 95th percentile
+	worthTimes = 2 // and after so many times what it takes on average elsewhere
 	stallAfter = int64(20 * time.Millisecond)
 
 	hedgeCost = 16  // one hedge for so many reads, at most
@@ -171,6 +172,9 @@ func (e *Engine) hedgeOne(p *part, pr *peer, waited int64) {
 	}
 	if to.pace.stalled || to.state != peerUp || to.wait.head != nil || !to.room(p) {
 		return
+	}
+	if !pr.pace.stalled && waited < worthTimes*to.pace.of(p.n).mean {
+		return // all disks have long queues: it would only make them longer
 	}
 	t := e.newPart()
 	if t == nil {

@@ -84,7 +84,7 @@ func TestHedgeSlow(t *testing.T) {
 	}
 }
 
-// TestHedgeOverload: all servers are slow. Few reads are sent twice.
+// TestHedgeOverload: all servers are slow. Few reads are sent twice, and none when that is known.
 func TestHedgeOverload(t *testing.T) {
 	w, f, data, _ := with(t)
 	for _, cs := range w.cs {
@@ -100,6 +100,11 @@ func TestHedgeOverload(t *testing.T) {
 	w.ok(ops...)
 	if h := w.eng.stats.Hedges; h > 400/hedgeCost+1 {
 		t.Errorf("%d hedges for 400 reads", h)
+	}
+	before := w.eng.stats.Hedges
+	pausedReads(w, f, data, 100)
+	if h := w.eng.stats.Hedges - before; h > 0 {
+		t.Errorf("%d of 100 reads were hedged though it is as slow elsewhere", h)
 	}
 }
 
@@ -142,5 +147,47 @@ func TestHedgeCancel(t *testing.T) {
 			}
 		}
 		w.check()
+	}
+}
+
+// TestShortestQueue: the reads of one region all go to one member, whose cache then has it; if the
+// disks are slow, to all of them alike.
+func TestShortestQueue(t *testing.T) {
+	w, f, data, ch := with(t)
+	served := func() (counts []int) {
+		for _, m := range ch.members {
+			counts = append(counts, w.cs[m-1].served[dataplane.OpRead])
+		}
+		return counts
+	}
+	burst := func() (counts []int) {
+		before := served()
+		var ops []*Op
+		for i := range 8 * len(ch.members) {
+			off := int64(i*dataplane.BlockSize) % int64(len(data))
+			ops = append(ops, &Op{Kind: Read, File: f, Offset: off,
+				Buf: make([]byte, dataplane.BlockSize)})
+		}
+		w.run(ops...)
+		for _, op := range ops {
+			w.ok(op)
+		}
+		for i, n := range served() {
+			counts = append(counts, n-before[i])
+		}
+		return counts
+	}
+	burst() // connections are made
+	if counts := burst(); slices.Max(counts) != 8*len(counts) {
+		t.Errorf("quick servers got %v of the reads of one region", counts)
+	}
+	for _, cs := range w.cs {
+		cs.delay = 8e6
+	}
+	for range 20 { // until it is known how slow they are
+		burst()
+	}
+	if counts := burst(); slices.Max(counts) > 10 {
+		t.Errorf("slow servers got %v of the reads of one region", counts)
 	}
 }

@@ -274,7 +274,10 @@ func (e *Engine) release() {
 	n := min(len(ls.going), control.MaxRenew/16)
 	ls.releasing, ls.going = ls.going[:n:n], ls.going[n:]
 	ls.meta.ReleaseLeases(ls.releasing, func(err error) {
-		if err != nil && !e.closed && dataplane.KindOf(err).Retry() {
+		if err != nil && e.closed {
+			return // it was called off: leftLeases has them
+		}
+		if err != nil && dataplane.KindOf(err).Retry() {
 			ls.going = append(ls.releasing, ls.going...)
 			ls.releasing = nil
 			ls.tries++

@@ -116,3 +116,30 @@ func TestRevoked(t *testing.T) {
 		t.Fatalf("the old open after a new one: %v", err)
 	}
 }
+
+// heldBack is a Leaser whose releases are answered when the test says so.
+type heldBack struct{ answer func(error) }
+
+func (*heldBack) AcquireLease(dataplane.FileID, uint64, func(*control.LeaseReply, error)) {}
+
+func (m *heldBack) ReleaseLeases(_ []control.FileLease, cb func(error)) { m.answer = cb }
+
+func (*heldBack) RenewLeases([]control.FileLease, func(*control.RenewLeasesReply, error)) {}
+
+// TestReleaseCalledOff: the client is closed while it gives a lease back, which is called off by
+// that. The lease is among those that are left to be given back.
+func TestReleaseCalledOff(t *testing.T) {
+	w := newWorld(t, 4, 1)
+	f, m := w.file(0), &heldBack{}
+	w.env.Do(func() {
+		w.eng.leases.meta = m
+		w.eng.leases.held = append(w.eng.leases.held, f)
+		f.lease.status, f.lease.token = leaseHeld, 9
+		f.dropLease()
+		w.eng.Close()
+		m.answer(dataplane.E("release write leases", dataplane.Closed, nil))
+	})
+	if left := w.eng.leftLeases(); len(left) != 1 || left[0].File != f.id || left[0].Token != 9 {
+		t.Errorf("left to be given back: %v", left)
+	}
+}

@@ -29,9 +29,11 @@ func testKey(name string) session.NodeKey {
 	for i := range k.Cluster {
 		k.Cluster[i] = byte(i)
 	}
-	for i := range k.Key {
-		k.Key[i] = byte(0xff - i)
+	var key [32]byte
+	for i := range key {
+		key[i] = byte(0xff - i)
 	}
+	k.Keys = session.LegacyKeys(key)
 	return k
 }
 
@@ -128,11 +130,12 @@ func TestKeyRoundTrip(t *testing.T) {
 		t.Fatalf("mode %v, %v", info.Mode(), err)
 	}
 	got, err := conf.LoadKey()
-	if err != nil || got != want {
+	if err != nil || !reflect.DeepEqual(got, want) {
 		t.Fatalf("got %v, %v", got, err)
 	}
 	cred, err := conf.Credentials(dataplane.RoleAdmin, 0)
-	if err != nil || cred.Key != want.Key || cred.Cluster != want.Cluster || cred.ID == 0 ||
+	if err != nil || !reflect.DeepEqual(cred.Ring.Load(), &want.Keys) ||
+		cred.Cluster != want.Cluster || cred.ID == 0 ||
 		cred.ClusterName != "c1" || cred.Role != dataplane.RoleAdmin {
 		t.Fatalf("credentials %v, %v", cred, err)
 	}
@@ -153,7 +156,7 @@ func TestKeyRefused(t *testing.T) {
 		{"all can read", good, 0o604, dataplane.Denied, "chmod 600"},
 		{"empty", "", 0o600, dataplane.Malformed, "not a pstorage key"},
 		{"other file", "root:x:0:0\n", 0o600, dataplane.Malformed, "not a pstorage key"},
-		{"newer", "pstorage-key 2\n", 0o600, dataplane.Malformed, "newer version"},
+		{"newer", "pstorage-key 3\n", 0o600, dataplane.Malformed, "newer version"},
 		{"no last line", body, 0o600, dataplane.Malformed, "cut short"},
 		{"no last newline", good[:len(good)-1], 0o600, dataplane.Malformed, "cut short"},
 		{"flipped", strings.Replace(good, "key ff", "key fe", 1), 0o600, dataplane.Malformed, "checksum"},
@@ -199,7 +202,7 @@ func FuzzParseKey(f *testing.F) {
 			return
 		}
 		again, err := ParseKey(AppendKey(nil, k))
-		if err != nil || again != k {
+		if err != nil || !reflect.DeepEqual(again, k) {
 			t.Fatalf("accepted key doesn't survive: %v, %v", again, err)
 		}
 	})

@@ -5,6 +5,7 @@ import (
 	"crypto/rand"
 	"encoding/binary"
 	"encoding/hex"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -17,15 +18,24 @@ import (
 )
 
 const (
-	keyVersion  = "pstorage-key 1"
-	maxKeyBytes = 4096 // of a key file; a valid one has fewer than 300
+	keyVersion1 = "pstorage-key 1" // the cluster's key
+	keyVersion2 = "pstorage-key 2" // keys and certificate
+	maxKeyBytes = 1 << 20          // of a key file; nearly all of it can be revoked nodes
 )
 
 // AppendKey appends the text form of k to out. See the package comment for the format.
 func AppendKey(out []byte, k session.NodeKey) []byte {
 	start := len(out)
-	out = fmt.Appendf(out, "%s\ncluster %x\nname %s\nkey %x\n",
-		keyVersion, k.Cluster[:], k.ClusterName, k.Key[:])
+	version, name := keyVersion2, "keys"
+	value, err := json.Marshal(&k.Keys)
+	if err != nil {
+		panic("cluster: encode keys: " + err.Error())
+	}
+	if g := k.Keys.Generations; len(g) == 1 && g[0].Number == 0 && k.Keys.Version == 0 {
+		version, name, value = keyVersion1, "key", fmt.Appendf(nil, "%x", g[0].Key[:])
+	}
+	out = fmt.Appendf(out, "%s\ncluster %x\nname %s\n%s %s\n", version, k.Cluster[:],
+		k.ClusterName, name, value)
 	return fmt.Appendf(out, "crc32c %08x\n", dataplane.CRC(out[start:]))
 }
 
@@ -36,7 +46,7 @@ func ParseKey(text []byte) (session.NodeKey, error) {
 		return k, fmt.Errorf("larger than %d bytes", maxKeyBytes)
 	}
 	first, _, _ := bytes.Cut(text, []byte("\n"))
-	if string(first) != keyVersion {
+	if string(first) != keyVersion1 && string(first) != keyVersion2 {
 		if bytes.HasPrefix(first, []byte("pstorage-key ")) {
 			return k, errors.New("made by a newer version of pstorage")
 		}
@@ -59,6 +69,10 @@ func parseKeyFields(body []byte) (session.NodeKey, error) {
 	var k session.NodeKey
 	seen := make(map[string]bool)
 	lines := strings.Split(strings.TrimSuffix(string(body), "\n"), "\n")
+	want := "keys"
+	if lines[0] == keyVersion1 {
+		want = "key"
+	}
 	for _, line := range lines[1:] {
 		field, value, _ := strings.Cut(line, " ")
 		if seen[field] {
@@ -71,8 +85,14 @@ func parseKeyFields(body []byte) (session.NodeKey, error) {
 			err = hexExactly(k.Cluster[:], value)
 		case "name":
 			k.ClusterName, err = value, CheckName(value)
-		case "key":
-			err = hexExactly(k.Key[:], value)
+		case want:
+			if want == "keys" {
+				err = json.Unmarshal([]byte(value), &k.Keys)
+				break
+			}
+			var key [32]byte
+			err = hexExactly(key[:], value)
+			k.Keys = session.LegacyKeys(key)
 		default:
 			err = errors.New("unknown field")
 		}
@@ -80,10 +100,13 @@ func parseKeyFields(body []byte) (session.NodeKey, error) {
 			return session.NodeKey{}, fmt.Errorf("the field %q: %w", field, err)
 		}
 	}
-	for _, field := range []string{"cluster", "name", "key"} {
+	for _, field := range []string{"cluster", "name", want} {
 		if !seen[field] {
 			return session.NodeKey{}, fmt.Errorf("the field %q is missing", field)
 		}
+	}
+	if err := k.Keys.Check(k.Cluster); err != nil {
+		return session.NodeKey{}, err
 	}
 	return k, nil
 }
@@ -150,8 +173,32 @@ func (c *Conf) SaveKey(k session.NodeKey) error {
 	return c.writeAtomic("auth.key", AppendKey(nil, k), 0o600)
 }
 
+// keyFile is a Conf as a session.KeyFile.
+type keyFile struct{ *Conf }
+
+// Load implements session.KeyFile.
+func (f keyFile) Load() (*session.KeySet, error) {
+	k, err := f.LoadKey()
+	return &k.Keys, err
+}
+
+// Save implements session.KeyFile.
+func (f keyFile) Save(keys *session.KeySet) error {
+	k, err := f.LoadKey()
+	if err != nil {
+		return err // removed, or replaced by a person: theirs to decide
+	}
+	k.Keys = *keys
+	return f.SaveKey(k)
+}
+
+// Locked implements session.KeyFile.
+func (f keyFile) Locked(g func() error) error { return f.locked(g) }
+
 // Credentials returns what this node proves itself with in the given role. id is the daemon's;
-// zero stands for a random one.
+// zero stands for a random one. The keys in it may be replaced later, here and in the file. A node
+// that isn't an administrator's is a client instead. Denied: the node's key isn't good for the
+// role.
 func (c *Conf) Credentials(role dataplane.Role, id uint64) (session.Credentials, error) {
 	k, err := c.LoadKey()
 	if err != nil {
@@ -166,6 +213,16 @@ func (c *Conf) Credentials(role dataplane.Role, id uint64) (session.Credentials,
 	if err != nil {
 		host = "unknown"
 	}
-	return session.Credentials{Cluster: k.Cluster, ClusterName: k.ClusterName, Key: k.Key,
-		Role: role, ID: id, Name: host}, nil
+	if cert := k.Keys.Certificate(); cert != nil {
+		if role == dataplane.RoleAdmin && cert.Roles&session.RoleBit(role) == 0 {
+			role = dataplane.RoleClient
+		}
+		if cert.Roles&session.RoleBit(role) == 0 {
+			return session.Credentials{}, dataplane.E("act as "+role.String()+" of cluster "+c.name,
+				dataplane.Denied, errors.New("this node's key isn't good for that: get one that is with "+
+					"pstorage auth-node --role"))
+		}
+	}
+	return session.Credentials{Cluster: k.Cluster, ClusterName: k.ClusterName,
+		Ring: session.NewRing(&k.Keys, keyFile{c}), Role: role, ID: id, Name: host}, nil
 }

@@ -28,11 +28,12 @@ const (
 	ConfigTotal     = "recovery.total"           // chunks copied at a time in all
 	ConfigOffline   = "recovery.offline-timeout" // how long a silent server is waited for: 300s
 	ConfigLimit     = "capacity.limit"           // of user data: 10T; writers wait above it
+	ConfigMode      = "mode"                     // of connections: crc (default), secure
 )
 
 // ConfigKeys are all of them.
 var ConfigKeys = []string{ConfigLimit, ConfigRebalance, ConfigOffline, ConfigPerServer,
-	ConfigTotal}
+	ConfigTotal, ConfigMode}
 
 // The states of a chunk server in CSDoc.Status.
 const (
@@ -250,6 +251,17 @@ type AttrDoc struct {
 	Size   uint64    `json:"size"`
 	Chunks uint64    `json:"chunks"`
 	Policy PolicyDoc `json:"policy"`
+	// Usage is of a directory: what is in it and below.
+	Usage *UsageDoc `json:"usage,omitempty"`
+}
+
+// UsageDoc is what a directory and all below it take.
+type UsageDoc struct {
+	Files     uint64 `json:"files"` // and symbolic links
+	Dirs      uint64 `json:"directories"`
+	Size      uint64 `json:"size"` // bytes, holes too
+	Chunks    uint64 `json:"chunks"`
+	Allocated uint64 `json:"allocated"` // bytes of user data that the chunks hold, each once
 }
 
 // SetAttrArgs changes the policy of a file or directory; what is nil stays. New chunks get the
@@ -261,6 +273,8 @@ type SetAttrArgs struct {
 	FailureDomain *string `json:"failure_domain,omitempty"`
 	Tier          *int    `json:"tier,omitempty"`
 	WriteAck      *string `json:"write_ack,omitempty"`
+	// Recursive: of everything below a directory too.
+	Recursive bool `json:"recursive,omitempty"`
 }
 
 // FileInfoDoc is a file with its chunks (the first 1024).

@@ -51,6 +51,7 @@ type Client struct {
 	ended sync.WaitGroup
 	slots chan struct{} // one taken for each call on its way
 	tasks chan func()   // OnConnect and OnPush, in order
+	base  time.Time     // when it was made
 
 	mu      sync.Mutex // guards what follows
 	nextID  uint64
@@ -68,6 +69,7 @@ type call struct {
 	payload []byte
 	once    bool          // not to be sent a second time
 	sent    *link         // over which it was sent last
+	sentAt  int64         // when, in ns since the client was made
 	done    chan struct{} // closed when reply or err is set
 	reply   []byte
 	err     error
@@ -92,11 +94,14 @@ func Dial(ctx context.Context, o Options) (*Client, error) {
 	if o.silence == 0 {
 		o.silence = silenceLimit
 	}
-	c := &Client{o: o, nextID: firstID(), pending: map[uint64]*call{},
+	c := &Client{o: o, nextID: firstID(), pending: map[uint64]*call{}, base: time.Now(),
 		slots: make(chan struct{}, maxInflight), tasks: make(chan func(), maxTasks)}
 	c.ctx, c.stop = context.WithCancel(context.WithoutCancel(ctx))
 	c.ended.Go(c.run)
 	c.ended.Go(c.runTasks)
+	if o.Cred.Ring != nil && o.Cred.Role != dataplane.RoleMDS {
+		c.ended.Go(c.keepKeys)
+	}
 	return c, nil
 }
 
@@ -148,7 +153,11 @@ func (c *Client) do(ctx context.Context, op dataplane.Opcode, req, reply any, on
 	case <-k.done:
 	case <-ctx.Done():
 		c.forget(k)
-		return c.gaveUp(ctx, op)
+		err := c.gaveUp(ctx, op)
+		if once {
+			c.doubt(k)
+		}
+		return err
 	case <-c.ctx.Done():
 		c.forget(k)
 		return dataplane.E(OpName(op), dataplane.Closed, errClientClosed)
@@ -191,6 +200,27 @@ func (c *Client) start(k *call) {
 	c.pending[k.id] = k
 	if c.link != nil {
 		c.link.send(k)
+	}
+}
+
+// doubt drops the connection over which a call was sent if nothing at all has come since, nor comes
+// when a sign of life is asked for. The next one is made only if both directions work: else, if only
+// ours did, each heartbeat would make the leader believe in a lease of which its owner never hears.
+func (c *Client) doubt(k *call) {
+	c.mu.Lock()
+	l, sentAt := k.sent, k.sentAt
+	doubtful := l != nil && l == c.link && l.heard.Load() < sentAt
+	c.mu.Unlock()
+	if !doubtful {
+		return
+	}
+	_ = l.out.send(&dataplane.Header{Op: dataplane.OpPing}, nil, queueAnyway) // an error: it is lost
+	select {
+	case <-c.ctx.Done():
+	case <-time.After(doubtFor):
+		if l.heard.Load() < sentAt {
+			l.nc.Close()
+		}
 	}
 }
 

@@ -7,6 +7,7 @@ import (
 	"maps"
 	"math/rand/v2"
 	"slices"
+	"sync/atomic"
 	"time"
 
 	"pstorage/dataplane"
@@ -33,6 +34,8 @@ type link struct {
 	addr string
 	nc   *session.NetConn
 	out  *sender
+	// heard is when something came last, in ns since the client was made.
+	heard atomic.Int64
 	// What follows belongs to the goroutine that reads.
 	hint   string // the leader, as the server says that isn't it
 	useful bool   // some call was answered
@@ -40,7 +43,7 @@ type link struct {
 
 // send is called with Client.mu held.
 func (l *link) send(k *call) {
-	k.sent = l
+	k.sent, k.sentAt = l, int64(time.Since(l.c.base))
 	h := dataplane.Header{Op: k.op, ReqID: k.id}
 	// An error means that the connection is lost: the call is sent again over the next one.
 	_ = l.out.send(&h, k.payload, queueAnyway)
@@ -197,6 +200,9 @@ func (l *link) read() error {
 			return errServerSilent
 		case err != nil:
 			return err
+		}
+		l.heard.Store(int64(time.Since(l.c.base)))
+		switch {
 		case h.Flags&dataplane.FlagPush != 0:
 			if f := l.c.o.OnPush; f != nil && !l.task(func() { f(h.Op, payload) }) {
 				return errSlowPushes

@@ -362,6 +362,8 @@ type CSStats struct {
 
 	Copies, Deltas uint64 // chunks copied to a new member as their head; Deltas: only what changed
 	CopyBytes      uint64 // bytes sent for copies, mirrored writes included
+
+	FromLog, FromStore uint64 // blocks read for clients: out of the log or its read cache, or not
 }
 
 // HeartbeatReply: status NotFound or Conflict means register again.
@@ -394,10 +396,16 @@ type ExitedReq struct {
 type MDSReadyReq struct {
 	Node    uint32
 	Applied uint64 // index of the last log entry that it has applied
+	// Damaged: what it had is damaged, and it asks for a new number, to begin with nothing. The
+	// value is its address, "ip:port".
+	Damaged string
 }
 
 // MDSReadyReply says whether it votes.
-type MDSReadyReply struct{ Voter bool }
+type MDSReadyReply struct {
+	Voter bool
+	Node  uint32 // to a damaged one: its new number
+}
 
 // MDSListReply is where the metadata servers are, "ip:port".
 type MDSListReply struct{ Addrs []string }

@@ -49,6 +49,9 @@ var ops = [...]opRow{
 	{OpRecover, "recover", RecoverPush{}, nil},
 	{OpMDSReady, "metadata server ready", MDSReadyReq{}, MDSReadyReply{}},
 	{OpMDSList, "list metadata servers", Empty{}, MDSListReply{}},
+	{OpKeys, "keys", KeysReq{}, KeysReply{}},
+	{OpRenewKey, "renew this node's key", RenewKeyReq{}, RenewKeyReply{}},
+	{OpGrantNode, "make a node", GrantNodeReq{}, KeysReply{}},
 	{OpScrub, "scrub", ScrubPush{}, nil},
 	{OpFence, "fence", FencePush{}, nil},
 

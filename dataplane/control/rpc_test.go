@@ -455,6 +455,62 @@ func TestCallLeavesSilentServer(t *testing.T) {
 	}
 }
 
+// A call that isn't answered in time casts doubt on its connection: one over which nothing comes is
+// dropped at once, and one whose server is only slow is kept.
+func TestUnansweredCallCastsDoubt(t *testing.T) {
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	hung := make(chan struct{}, 100)
+	go func() {
+		for {
+			conn, err := l.Accept()
+			if err != nil {
+				return
+			}
+			_, err = session.Server(conn, &session.ServerOptions{Cred: cred(dataplane.RoleMDS, 1),
+				Log: quiet()})
+			if err == nil {
+				hung <- struct{}{} // and never a word again
+			}
+		}
+	}()
+	// Silence alone would take far longer than this test.
+	c := client(t, Options{Addrs: FixedAddrs(l.Addr().String()), silence: time.Hour})
+	<-hung
+	err = c.CallOnce(within(t, 200*time.Millisecond), OpLookup, LookupReq{}, nil)
+	if dataplane.KindOf(err) != dataplane.TimedOut {
+		t.Fatal(err)
+	}
+	select {
+	case <-hung: // it has connected again
+	case <-time.After(10 * time.Second):
+		t.Error("a connection over which nothing comes is kept")
+	}
+	connected := make(chan struct{}, 100)
+	release := make(chan struct{})
+	s := serve(t, "127.0.0.1:0", func(context.Context, request) (any, error) {
+		<-release
+		return nil, nil
+	})
+	c = client(t, Options{Addrs: FixedAddrs(s.addr), silence: time.Hour,
+		OnConnect: func() { connected <- struct{}{} }})
+	<-connected
+	err = c.CallOnce(within(t, 200*time.Millisecond), OpLookup, LookupReq{}, nil)
+	if dataplane.KindOf(err) != dataplane.TimedOut {
+		t.Fatal(err)
+	}
+	close(release)
+	if err := c.CallOnce(within(t, 10*time.Second), OpLookup, LookupReq{}, nil); err != nil {
+		t.Fatal(err)
+	}
+	if len(connected) > 0 {
+		t.Error("the connection to a slow server was dropped")
+	}
+}
+
 func TestCallRefusedByStranger(t *testing.T) {
 	for name, change := range map[string]func(*session.Credentials){
 		"wrong key":     func(c *session.Credentials) { c.Key[0]++ },

@@ -31,7 +31,7 @@ const (
 )
 
 var (
-	errTagged      = &dataplane.FrameError{Reason: "authentication tag without secure mode"}
+	errTagged      = &dataplane.FrameError{Reason: "authentication tag that wasn't agreed on"}
 	errNoHandshake = errors.New("the handshake took too long")
 	errGone        = dataplane.E("handshake", dataplane.Closed,
 		errors.New("the peer closed the connection in the middle of it"))
@@ -78,6 +78,14 @@ type Conn struct {
 	peer    Peer
 	timer   uring.Timer // end of the handshake; later: time to ask the pool again
 	failure error       // why a refused connection is closed
+	gate    *Gate       // of the listener; nil: none
+	older   *Conn       // in the gate's list of unproven connections
+	newer   *Conn
+
+	ring   *Ring   // nil: the keys don't change
+	keys   *KeySet // that admit the peer
+	sealed *sealed // encrypted; nil: it isn't
+	tagged *tagged // headers are authenticated; nil: they aren't
 
 	userPause bool // PauseRecv(true) by the handler
 	poolPause bool // the pool is exhausted
@@ -95,19 +103,27 @@ type Conn struct {
 // large payloads go.
 func NewConn(c uring.Conn, env uring.Env, pool *uring.Pool, cred *Credentials, dialer bool,
 	h FrameHandler) *Conn {
+	return newConn(c, env, pool, cred, dialer, nil, h)
+}
+
+func newConn(c uring.Conn, env uring.Env, pool *uring.Pool, cred *Credentials, dialer bool,
+	gate *Gate, h FrameHandler) *Conn {
 	var nonce [32]byte
 	for i := 0; i < len(nonce); i += 8 {
 		binary.LittleEndian.PutUint64(nonce[i:], env.Rand())
 	}
-	s := &Conn{conn: c, env: env, pool: pool, handler: h}
+	s := &Conn{conn: c, env: env, pool: pool, ring: cred.Ring, gate: gate, handler: h}
 	s.timer.Fire = s.tick
 	env.Arm(&s.timer, int64(HandshakeTime))
-	if dialer {
-		s.shake = NewDialer(cred, ServiceRPC, nonce)
-		_, out, _, _ := s.shake.Step(nil)
-		c.Append(out)
-	} else {
+	if !dialer {
 		s.shake = NewAcceptor(cred, nonce)
+		return s
+	}
+	s.shake = NewDialer(cred, ServiceRPC, nonce)
+	_, out, _, err := s.shake.Step(nil)
+	c.Append(out)
+	if err != nil {
+		s.Close(err)
 	}
 	return s
 }
@@ -130,7 +146,10 @@ func (c *Conn) Send(h *dataplane.Header, crcs, payload []byte) {
 	if !c.sendHeader(h, crcs, len(payload)) {
 		return
 	}
-	if len(payload) > 0 {
+	switch {
+	case c.sealed != nil:
+		c.sealPayload(payload)
+	case len(payload) > 0:
 		c.conn.Append(payload)
 	}
 }
@@ -141,7 +160,10 @@ func (c *Conn) SendBuf(h *dataplane.Header, crcs []byte, b *uring.Buf, from, to 
 	if !c.sendHeader(h, crcs, to-from) {
 		return
 	}
-	if to > from {
+	switch {
+	case c.sealed != nil:
+		c.sealPayload(b.Bytes()[from:to])
+	case to > from:
 		c.conn.AppendBuf(b, from, to)
 	}
 }
@@ -157,9 +179,16 @@ func (c *Conn) sendHeader(h *dataplane.Header, crcs []byte, payload int) bool {
 		}
 		return false
 	}
+	if c.sealed != nil {
+		c.sealHeader(h, crcs)
+		return true
+	}
 	out := c.conn.Reserve(dataplane.HeaderSize + len(crcs))
 	h.Put(out)
 	copy(out[dataplane.HeaderSize:], crcs)
+	if c.tagged != nil {
+		c.tagged.sign(out)
+	}
 	return true
 }
 
@@ -171,6 +200,7 @@ func (c *Conn) Close(err error) {
 	}
 	c.state = connClosed
 	c.env.Disarm(&c.timer)
+	c.gate.leave(c)
 	c.conn.Close(err)
 }
 
@@ -243,11 +273,12 @@ func (c *Conn) handshake(p []byte) (consumed int, more bool) {
 	}
 	switch {
 	case err != nil:
-		c.warn(err)
+		c.gate.failed(c, err)
 		c.refuse(err, len(out) > 0)
 	case done:
 		c.env.Disarm(&c.timer)
-		c.peer, c.session = c.shake.Peer(), c.shake.SessionKey()
+		c.gate.leave(c)
+		c.protect(c.shake)
 		c.shake = nil
 		c.state = connOpen
 		c.handler.Open(c)
@@ -268,38 +299,52 @@ func (c *Conn) refuse(err error, linger bool) {
 // frame delivers the first frame of p. consumed is 0 if it isn't complete, or if the connection
 // was closed or has to wait.
 func (c *Conn) frame(p []byte) (consumed int, into []byte) {
+	if c.ring != nil && c.ring.Load() != c.keys && !c.admitted() {
+		return 0, nil
+	}
+	if c.sealed != nil {
+		return c.sealedFrame(p), nil
+	}
 	if len(p) < dataplane.HeaderSize {
 		return 0, nil
 	}
 	h := &c.header
 	err := h.Decode(p)
-	if err == nil && h.Tag != 0 {
+	if err == nil && h.Tag != 0 && c.tagged == nil {
 		err = errTagged
 	}
 	if err != nil {
-		c.warn(err)
-		c.Close(err)
-		return 0, nil
+		return c.bad(err), nil
 	}
 	crcs, size := h.CRCBytes(), h.DataBytes()
 	body := dataplane.HeaderSize + crcs
+	if len(p) < body || size < DirectSize && len(p) < body+size {
+		return 0, nil
+	}
+	if size >= DirectSize && !c.directBuf(size) {
+		return 0, nil
+	}
+	if c.tagged != nil && !c.tagged.check(h, p[:body]) {
+		return c.bad(errTag), nil
+	}
 	if size >= DirectSize {
 		return c.directFrame(p, body, size)
-	}
-	if len(p) < body+size {
-		return 0, nil
 	}
 	c.handler.Frame(c, h, p[dataplane.HeaderSize:body:body], p[body:body+size:body+size], nil)
 	return body + size, nil
 }
 
-// directFrame takes a frame with a large payload, which starts at p[body].
-func (c *Conn) directFrame(p []byte, body, size int) (consumed int, into []byte) {
-	if len(p) < body {
-		return 0, nil
-	}
-	buf := c.pool.Get(size)
-	if buf == nil {
+// bad closes the connection for a frame that breaks the rules.
+func (c *Conn) bad(err error) int {
+	c.warn(err)
+	c.Close(err)
+	return 0
+}
+
+// directBuf takes a buffer for a large payload. False: there is none now, and it is tried again.
+func (c *Conn) directBuf(size int) bool {
+	c.direct = c.pool.Get(size)
+	if c.direct == nil {
 		if c.starved++; c.starved == starvedWarn {
 			slog.Warn("connection waits for receive buffers", "peer", c.RemoteAddr(),
 				"wanted", size, "in_use", c.pool.InUse())
@@ -307,12 +352,17 @@ func (c *Conn) directFrame(p []byte, body, size int) (consumed int, into []byte)
 		c.poolPause = true
 		c.setPause()
 		c.env.Arm(&c.timer, poolRetryNs)
-		return 0, nil
+		return false
 	}
 	c.starved = 0
+	return true
+}
+
+// directFrame takes a frame with a large payload, which starts at p[body], into c.direct.
+func (c *Conn) directFrame(p []byte, body, size int) (consumed int, into []byte) {
+	buf := c.direct
 	copy(c.crcs[:], p[dataplane.HeaderSize:body])
 	have := copy(buf.Bytes()[:size], p[body:])
-	c.direct = buf
 	if have < size {
 		c.offer(have, size)
 		return body + have, buf.Bytes()[have:size]
@@ -343,12 +393,13 @@ func (c *Conn) Closed(err error) {
 			err = c.failure
 		case c.state == connHandshake:
 			err = errGone
-		case c.partial || c.direct != nil:
+		case c.partial || c.direct != nil || c.sealed != nil && c.sealed.payload:
 			err = io.ErrUnexpectedEOF
 		}
 	}
 	c.state = connClosed
 	c.env.Disarm(&c.timer)
+	c.gate.leave(c)
 	if c.direct != nil {
 		c.direct.Release()
 		c.direct = nil

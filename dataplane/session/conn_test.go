@@ -3,6 +3,7 @@ package session
 import (
 	"bytes"
 	"errors"
+	"fmt"
 	"io"
 	"math/rand/v2"
 	"testing"
@@ -59,6 +60,37 @@ type pair struct {
 	dh, ah *collector
 	dcred  *Credentials
 	acred  *Credentials
+	older  bool // the acceptor is of a version that can protect nothing
+}
+
+// protections are the ways in which a connection is protected: as with a peer of an older version,
+// with authenticated headers, encrypted.
+const (
+	plain = iota
+	withTags
+	encrypted
+	protections
+)
+
+// openedAs returns a pair that is protected in one of these ways.
+func openedAs(t testing.TB, poolSize, protection int) *pair {
+	t.Helper()
+	p := newPair(t, poolSize, func(p *pair) {
+		p.older = protection == plain
+		if protection == encrypted {
+			for _, c := range []*Credentials{p.dcred, p.acred} {
+				keys := LegacyKeys(c.Key)
+				keys.Secure = true
+				c.Ring = NewRing(&keys, nil)
+			}
+		}
+	})
+	if p.dh.opened != 1 || p.ah.opened != 1 || (p.a.tagged != nil) != (protection == withTags) ||
+		(p.a.sealed != nil) != (protection == encrypted) || p.a.Peer().Secure != p.d.Peer().Secure {
+		t.Fatalf("protection %d: dialer %v, acceptor %v, %+v", protection, p.dh.err, p.ah.err,
+			p.a.Peer())
+	}
+	return p
 }
 
 func newPair(t testing.TB, poolSize int, change func(p *pair)) *pair {
@@ -83,6 +115,9 @@ func newPair(t testing.TB, poolSize int, change func(p *pair)) *pair {
 	p.d = NewConn(p.dc, p.env, pool, p.dcred, true, p.dh)
 	p.a = NewConn(p.ac, p.env, pool, p.acred, false, p.ah)
 	p.dc.handler, p.ac.handler = p.d, p.a
+	if p.older {
+		p.a.shake.offer = p.acred.Features
+	}
 	link(p.dc, p.ac)
 	return p
 }
@@ -148,9 +183,9 @@ func same(a, b []got) bool {
 // Any split of the stream gives the same frames, also when the handler pauses and when the pool is
 // exhausted now and then.
 func TestConnAnySplit(t *testing.T) {
-	for seed := range uint64(60) {
+	for seed := range uint64(90) {
 		rng := rand.New(rand.NewPCG(seed, 2))
-		p := opened(t, 4<<20)
+		p := openedAs(t, 4<<20, int(seed%protections))
 		for _, n := range []int{1 << 20, 256 << 10, 16 << 10} { // one of each class is sure
 			b := p.pool.Get(n)
 			b.Release()
@@ -353,7 +388,12 @@ func TestConnSlowHandshake(t *testing.T) {
 }
 
 func TestConnAllocs(t *testing.T) {
-	p := opened(t, 4<<20)
+	for protection := range protections {
+		testConnAllocs(t, openedAs(t, 4<<20, protection))
+	}
+}
+
+func testConnAllocs(t *testing.T, p *pair) {
 	p.ah.onFrame = nil
 	count := &counter{}
 	p.a.handler = count
@@ -365,6 +405,9 @@ func TestConnAllocs(t *testing.T) {
 			p.d.Send(&g.h, g.crcs, g.payload)
 			p.ac.feed(p.dc.out[:len(p.dc.out)/3])
 			p.ac.feed(p.dc.out[len(p.dc.out)/3:])
+			if p.ac.closed {
+				t.Fatal(p.ac.err)
+			}
 		}
 		turn()
 		if n := testing.AllocsPerRun(100, turn); n != 0 {
@@ -388,7 +431,7 @@ func (k *counter) Frame(_ *Conn, _ *dataplane.Header, _, payload []byte, _ *urin
 // FuzzFrames feeds arbitrary bytes behind the handshake, in two different splits.
 func FuzzFrames(f *testing.F) {
 	rng := rand.New(rand.NewPCG(1, 1))
-	p := opened(f, 1<<20)
+	p := openedAs(f, 1<<20, plain)
 	for _, size := range []int{0, 100, 20000} {
 		g := makeFrame(rng, dataplane.OpWrite, 512, size)
 		p.d.Send(&g.h, g.crcs, g.payload)
@@ -398,7 +441,7 @@ func FuzzFrames(f *testing.F) {
 		var results [2][]got
 		var closed [2]bool
 		for i, step := range []int{len(in) + 1, int(chop) + 1} {
-			p := opened(t, 4<<20)
+			p := openedAs(t, 4<<20, plain)
 			for rest := in; len(rest) > 0; {
 				n := min(step, len(rest))
 				p.ac.feed(rest[:n])
@@ -415,18 +458,24 @@ func FuzzFrames(f *testing.F) {
 	})
 }
 
-func BenchmarkConn4K(b *testing.B)  { benchConn(b, 4096) }
-func BenchmarkConn64K(b *testing.B) { benchConn(b, dataplane.PartSize) }
+// BenchmarkConn is a frame sent and received, without a kernel in between.
+func BenchmarkConn(b *testing.B) {
+	for protection, name := range []string{"plain", "tagged", "encrypted"} {
+		for _, size := range []int{0, 4096, dataplane.PartSize} {
+			b.Run(fmt.Sprintf("%s/%d", name, size), func(b *testing.B) { benchConn(b, protection, size) })
+		}
+	}
+}
 
-func benchConn(b *testing.B, size int) {
-	p := opened(b, 4<<20)
+func benchConn(b *testing.B, protection, size int) {
+	p := openedAs(b, 4<<20, protection)
 	p.a.handler = &counter{}
 	g := makeFrame(rand.New(rand.NewPCG(1, 1)), dataplane.OpWrite, 0, size)
-	p.d.Send(&g.h, g.crcs, g.payload)
-	stream := p.dc.out
 	b.SetBytes(int64(size))
 	b.ReportAllocs()
 	for b.Loop() {
-		p.ac.feed(stream)
+		p.dc.out = p.dc.out[:0]
+		p.d.Send(&g.h, g.crcs, g.payload)
+		p.ac.feed(p.dc.out)
 	}
 }

@@ -2,8 +2,11 @@ package session
 
 import (
 	"bytes"
+	"crypto/ecdh"
+	"crypto/ed25519"
 	"crypto/hkdf"
 	"crypto/hmac"
+	"crypto/rand"
 	"crypto/sha256"
 	"encoding/binary"
 	"errors"
@@ -16,12 +19,23 @@ import (
 
 // Limits of the handshake.
 const (
-	MaxMessage    = 512             // bytes of one handshake message
+	MaxMessage    = 640             // bytes of one handshake message
 	HandshakeTime = 5 * time.Second // from connecting to the end of the handshake
 	MaxHostName   = 255             // bytes of Credentials.Name
 
-	minVersion = 1
-	maxVersion = 1
+	versionKey  = 1 // the cluster's key proves everything
+	versionCert = 2 // ... and each node has a certificate
+)
+
+// Features that this package negotiates. The bits below are the users'.
+const (
+	// FeatureSecure: everything behind the handshake is encrypted. Both must be able to; then it is
+	// on if one of them wants it.
+	FeatureSecure uint32 = 1 << 28
+	featureWant   uint32 = 1 << 29
+	// FeatureTag: headers of frames carry authentication tags. On if both are able to and nothing
+	// is encrypted.
+	FeatureTag uint32 = 1 << 30
 )
 
 // Services that a dialer may ask for on a connection.
@@ -38,6 +52,7 @@ const (
 	helloSize  = headSize + 64
 	chalSize   = headSize + 40
 	proofFixed = headSize + 12 // up to the name
+	pubSize    = 32
 	refuseSize = headSize + 4
 )
 
@@ -54,22 +69,32 @@ type Credentials struct {
 	Cluster     dataplane.ClusterID
 	ClusterName string
 	Key         [32]byte
-	// Accept are further keys that an acceptor takes from dialers, so that a key can be replaced
-	// node by node: first accept the new one everywhere, then prove with it, then drop the old.
-	Accept   [][32]byte
+	// Ring, if not nil, is used instead of Key: keys that can be replaced, and a certificate.
+	Ring     *Ring
 	Role     dataplane.Role
 	ID       uint64 // client id, chunk server id, or random
 	Name     string // of the host, for people; what is longer than MaxHostName is cut off
 	Features uint32 // offered; what both ends offer is in Peer.Features
 }
 
-// Peer is who is at the other end, as it proved with the cluster's key.
+// keys are the keys of now.
+func (c *Credentials) keys() *KeySet {
+	if c.Ring != nil {
+		return c.Ring.Load()
+	}
+	return &KeySet{Generations: []Generation{{Key: c.Key}}}
+}
+
+// Peer is who is at the other end, as it proved with its keys.
 type Peer struct {
-	Role     dataplane.Role
-	ID       uint64
-	Name     string
-	Service  uint8
-	Features uint32 // that both ends have
+	Role       dataplane.Role
+	ID         uint64
+	Name       string
+	Service    uint8
+	Features   uint32 // that both ends have
+	Node       uint64 // in its certificate; 0: it has none
+	Generation uint32 // of the keys that were used
+	Secure     bool   // the connection is encrypted
 }
 
 func (p Peer) String() string {
@@ -88,12 +113,17 @@ const (
 	hsFailed
 )
 
-// Handshake is one end of the key handshake, as a pure state machine: it has no clock, no socket
-// and no randomness of its own. The byte tables are in the package comment.
+// Handshake is one end of the key handshake, as a state machine without clock and socket. Only
+// with a certificate does it need randomness of its own. The byte tables are in the package
+// comment.
 type Handshake struct {
 	cred    *Credentials
+	set     *KeySet
+	gen     *Generation // in use on this connection
+	offer   uint32      // features
 	dialer  bool
-	service uint8 // the dialer's wish; the acceptor learns it from the proof
+	eph     *ecdh.PrivateKey // made for this connection; version 2
+	service uint8            // the dialer's wish; the acceptor learns it from the proof
 	state   hsState
 	nonce   [nonceSize]byte
 	theirs  [nonceSize]byte
@@ -107,13 +137,32 @@ type Handshake struct {
 // NewDialer starts the connecting end. The first Step, with no input, gives out the hello. nonce
 // must be random and never used before.
 func NewDialer(cred *Credentials, service uint8, nonce [32]byte) *Handshake {
-	return &Handshake{cred: cred, dialer: true, service: service, nonce: nonce,
-		script: sha256.New()}
+	k := newHandshake(cred, nonce)
+	k.dialer, k.service = true, service
+	return k
 }
 
 // NewAcceptor starts the accepting end. nonce must be random and never used before.
 func NewAcceptor(cred *Credentials, nonce [32]byte) *Handshake {
-	return &Handshake{cred: cred, nonce: nonce, script: sha256.New(), state: hsWaitHello}
+	k := newHandshake(cred, nonce)
+	k.state = hsWaitHello
+	return k
+}
+
+func newHandshake(cred *Credentials, nonce [32]byte) *Handshake {
+	k := &Handshake{cred: cred, set: cred.keys(), nonce: nonce, script: sha256.New(),
+		offer: cred.Features | FeatureSecure | FeatureTag}
+	if k.set.Secure {
+		k.offer |= featureWant
+	}
+	return k
+}
+
+// forStream says that what follows is no frames of the data path: it is encrypted in any case,
+// unless the peer is too old for it.
+func (k *Handshake) forStream() *Handshake {
+	k.offer = k.offer&^FeatureTag | featureWant
+	return k
 }
 
 // Peer is the other end; valid once Step reported done.
@@ -129,12 +178,16 @@ func (k *Handshake) SessionKey() [32]byte { return k.session }
 func (k *Handshake) Step(in []byte) (consumed int, out []byte, done bool, err error) {
 	switch k.state {
 	case hsStart:
+		if out, err = k.hello(); err != nil {
+			k.state = hsFailed
+			return 0, nil, false, err
+		}
 		k.state = hsWaitChallenge
-		return 0, k.hello(), false, nil
+		return 0, out, false, nil
 	case hsDone, hsFailed:
 		panic(fmt.Sprintf("session: Step in state %d", k.state))
 	}
-	msg, err := cutMessage(in, keyMagic)
+	msg, err := cutMessage(in, keyMagic, MaxMessage)
 	if err == nil && msg == nil {
 		return 0, nil, false, nil
 	}
@@ -169,7 +222,7 @@ func (k *Handshake) take(msg []byte) ([]byte, error) {
 
 // cutMessage returns the first message of in, or nil if it isn't complete. What can be known to be
 // wrong is refused as early as its bytes are there.
-func cutMessage(in []byte, magic string) ([]byte, error) {
+func cutMessage(in []byte, magic string, most int) ([]byte, error) {
 	n := min(len(in), len(magic))
 	if string(in[:n]) != magic[:n] {
 		return nil, malformed("not a pstorage handshake")
@@ -178,7 +231,7 @@ func cutMessage(in []byte, magic string) ([]byte, error) {
 		return nil, nil
 	}
 	size := headSize + int(binary.LittleEndian.Uint16(in[6:]))
-	if size > MaxMessage {
+	if size > most {
 		return nil, malformed("message too long")
 	}
 	if len(in) < size {
@@ -198,7 +251,7 @@ func denied(why string) error {
 // refusalKind is what a stranger is told of err.
 func refusalKind(err error) dataplane.Kind {
 	switch k := dataplane.KindOf(err); k {
-	case dataplane.WrongCluster, dataplane.NotSupported, dataplane.Overloaded:
+	case dataplane.WrongCluster, dataplane.NotSupported, dataplane.Overloaded, dataplane.NotReady:
 		return k
 	}
 	return dataplane.Denied
@@ -228,7 +281,10 @@ func refused(msg []byte) error {
 	case dataplane.WrongCluster:
 		return dataplane.E("handshake", k, errors.New("the server belongs to another cluster"))
 	case dataplane.NotSupported:
-		return dataplane.E("handshake", k, errors.New("no protocol version in common"))
+		return dataplane.E("handshake", k, errors.New("no protocol version in common, or encryption "+
+			"that only one end is able to or allowed to do without"))
+	case dataplane.NotReady:
+		return dataplane.E("handshake", k, errors.New("the server waits for its own keys"))
 	case dataplane.Overloaded:
 		return dataplane.E("handshake", k, errors.New("the server is busy: try again later"))
 	default:
@@ -245,16 +301,28 @@ func keyID(key *[32]byte) []byte {
 	return id
 }
 
-func (k *Handshake) hello() []byte {
+func (k *Handshake) hello() ([]byte, error) {
+	if k.gen = k.set.own(); k.gen == nil {
+		return nil, denied("this node's key is out of date: run pstorage auth-node")
+	}
 	le := binary.LittleEndian
-	m := message(keyMagic, msgHello, maxVersion, helloSize)
-	le.PutUint32(m[8:], k.cred.Features)
-	m[12] = minVersion
+	k.version = versionOf(k.gen)
+	m := message(keyMagic, msgHello, k.version, helloSize)
+	le.PutUint32(m[8:], k.offer)
+	m[12] = k.version
 	copy(m[16:32], k.cred.Cluster[:])
-	copy(m[32:40], keyID(&k.cred.Key))
+	copy(m[32:40], keyID((*[32]byte)(&k.gen.Key)))
 	copy(m[40:], k.nonce[:])
 	k.script.Write(m)
-	return m
+	return m, nil
+}
+
+// versionOf is the version that a generation's keys are for.
+func versionOf(g *Generation) uint8 {
+	if g.Number == 0 {
+		return versionKey
+	}
+	return versionCert
 }
 
 func (k *Handshake) takeHello(m []byte) ([]byte, error) {
@@ -266,61 +334,101 @@ func (k *Handshake) takeHello(m []byte) ([]byte, error) {
 		return nil, dataplane.E("handshake", dataplane.WrongCluster,
 			fmt.Errorf("the peer asks for cluster %x", m[16:32]))
 	}
-	if m[12] > maxVersion || m[5] < minVersion {
+	if k.gen = k.set.byKeyID(m[32:40]); k.gen == nil {
+		return nil, denied("the peer has another key, or an old one")
+	}
+	if k.version = versionOf(k.gen); m[12] > k.version || m[5] < k.version {
 		return nil, dataplane.E("handshake", dataplane.NotSupported,
-			fmt.Errorf("the peer speaks versions %d to %d, this node %d to %d",
-				m[12], m[5], minVersion, maxVersion))
+			fmt.Errorf("the peer speaks versions %d to %d, its key is for version %d", m[12], m[5],
+				k.version))
 	}
-	key := k.keyFor(m[32:40])
-	if key == nil {
-		return nil, denied("the peer has another key")
+	if k.version == versionCert && k.set.own() == nil {
+		return nil, denied("this node's own key is out of date: run pstorage auth-node")
 	}
-	k.version = min(m[5], maxVersion)
-	k.peer.Features = le.Uint32(m[8:]) & k.cred.Features
+	if k.version == versionCert && len(k.set.Cert) == 0 {
+		return nil, dataplane.E("handshake", dataplane.NotReady,
+			errors.New("this node has no certificate yet"))
+	}
+	if err := k.choose(le.Uint32(m[8:])); err != nil {
+		return nil, err
+	}
 	copy(k.theirs[:], m[40:])
 	k.script.Write(m)
 
-	c := message(keyMagic, msgChallenge, k.version, chalSize)
+	size := chalSize
+	if k.version == versionCert {
+		size += pubSize
+	}
+	c := message(keyMagic, msgChallenge, k.version, size)
 	le.PutUint32(c[8:], k.peer.Features)
 	copy(c[16:], k.nonce[:])
+	if k.version == versionCert {
+		if err := k.newEphemeral(); err != nil {
+			return nil, err
+		}
+		copy(c[chalSize:], k.eph.PublicKey().Bytes())
+	}
 	k.script.Write(c)
-	k.derive(key, k.theirs[:], k.nonce[:])
+	k.derive((*[32]byte)(&k.gen.Key), k.theirs[:], k.nonce[:])
 	k.state = hsWaitProof
 	return c, nil
 }
 
-// keyFor returns the key that id names, if this node takes it.
-func (k *Handshake) keyFor(id []byte) *[32]byte {
-	if hmac.Equal(id, keyID(&k.cred.Key)) {
-		return &k.cred.Key
+// choose decides what both ends do, of what the dialer offers.
+func (k *Handshake) choose(offered uint32) error {
+	both := offered & k.offer &^ featureWant
+	if (offered|k.offer)&featureWant == 0 {
+		both &^= FeatureSecure
 	}
-	for i := range k.cred.Accept {
-		if hmac.Equal(id, keyID(&k.cred.Accept[i])) {
-			return &k.cred.Accept[i]
-		}
+	if both&FeatureSecure != 0 {
+		both &^= FeatureTag
+	} else if k.set.Secure {
+		return dataplane.E("handshake", dataplane.NotSupported, errStrip)
 	}
+	k.peer.Features = both
+	k.peer.Secure = both&FeatureSecure != 0
 	return nil
+}
+
+func (k *Handshake) newEphemeral() (err error) {
+	k.eph, err = ecdh.X25519().GenerateKey(rand.Reader)
+	return err
 }
 
 func (k *Handshake) takeChallenge(m []byte) ([]byte, error) {
 	le := binary.LittleEndian
-	if len(m) != chalSize || le.Uint32(m[12:]) != 0 {
+	size := chalSize
+	if k.version == versionCert {
+		size += pubSize
+	}
+	if len(m) != size || le.Uint32(m[12:]) != 0 {
 		return nil, malformed("bad challenge")
 	}
 	features := le.Uint32(m[8:])
 	switch {
-	case m[5] < minVersion || m[5] > maxVersion:
+	case m[5] != k.version:
 		return nil, malformed("challenge of a version that was not offered")
-	case features&^k.cred.Features != 0:
+	case features&^(k.offer&^featureWant) != 0 ||
+		features&FeatureSecure != 0 && features&FeatureTag != 0:
 		return nil, malformed("challenge with features that were not offered")
+	case k.set.Secure && features&FeatureSecure == 0:
+		return nil, dataplane.E("handshake", dataplane.NotSupported, errStrip)
 	}
-	k.version = m[5]
-	k.peer.Features = features
+	k.peer.Features, k.peer.Secure = features, features&FeatureSecure != 0
 	copy(k.theirs[:], m[16:])
 	k.script.Write(m)
-	k.derive(&k.cred.Key, k.nonce[:], k.theirs[:])
+	k.derive((*[32]byte)(&k.gen.Key), k.nonce[:], k.theirs[:])
 	k.state = hsWaitWelcome
-	return k.identity(msgProof, "dialer"), nil
+	if k.version == versionCert {
+		if err := k.newEphemeral(); err != nil {
+			return nil, err
+		}
+	}
+	proof := k.identity(msgProof, "dialer")
+	if k.version == versionCert {
+		return proof, k.agree(m[chalSize:])
+	}
+	return proof, nil
 }
 
 func (k *Handshake) takeProof(m []byte) ([]byte, error) {
@@ -335,6 +443,11 @@ func (k *Handshake) takeProof(m []byte) ([]byte, error) {
 		return nil, denied(fmt.Sprintf("%v asks for the service of metadata servers", *p))
 	}
 	k.service = k.peer.Service
+	if k.version == versionCert {
+		if err := k.agree(m[proofFixed : proofFixed+pubSize]); err != nil {
+			return nil, err
+		}
+	}
 	out := k.identity(msgWelcome, "acceptor")
 	k.finish()
 	return out, nil
@@ -354,35 +467,122 @@ func (k *Handshake) takeWelcome(m []byte) ([]byte, error) {
 // identity makes a proof or welcome and adds it to the transcript.
 func (k *Handshake) identity(typ uint8, direction string) []byte {
 	name := k.cred.Name[:min(len(k.cred.Name), MaxHostName)]
-	m := message(keyMagic, typ, k.version, proofFixed+len(name)+macSize)
+	at, size := k.identitySize(typ, len(name))
+	m := message(keyMagic, typ, k.version, size)
 	binary.LittleEndian.PutUint64(m[8:], k.cred.ID)
 	m[16] = byte(k.cred.Role)
 	m[17] = k.service
 	m[18] = byte(len(name))
-	copy(m[proofFixed:], name)
-	mac := k.mac(m[:len(m)-macSize], direction)
-	copy(m[len(m)-macSize:], mac)
+	if at.name > proofFixed {
+		copy(m[proofFixed:], k.eph.PublicKey().Bytes())
+	}
+	copy(m[at.name:], name)
+	k.script.Write(m[:at.cert])
+	if k.version == versionCert {
+		copy(m[at.cert:], k.set.Cert)
+		k.script.Write(m[at.cert:at.sig])
+		private := ed25519.NewKeyFromSeed(k.set.Private[:])
+		copy(m[at.sig:], ed25519.Sign(private, k.signed(direction)))
+		k.script.Write(m[at.sig:at.mac])
+	}
+	mac := k.mac(direction)
+	copy(m[at.mac:], mac)
 	k.script.Write(mac)
 	return m
 }
 
-// takeIdentity checks a proof or welcome; nothing in it is kept unless its MAC is right.
+// identityParts are where the parts of a proof or welcome begin.
+type identityParts struct{ name, cert, sig, mac int }
+
+func (k *Handshake) identitySize(typ uint8, name int) (at identityParts, size int) {
+	at.name = proofFixed
+	if k.version == versionCert && typ == msgProof {
+		at.name += pubSize
+	}
+	at.cert = at.name + name
+	at.sig = at.cert
+	at.mac = at.cert
+	if k.version == versionCert {
+		at.sig = at.cert + certSize
+		at.mac = at.sig + ed25519.SignatureSize
+	}
+	return at, at.mac + macSize
+}
+
+// signed is what the sender of a proof or welcome signs: the transcript, its certificate included.
+func (k *Handshake) signed(direction string) []byte {
+	return append([]byte("pstorage 2 "+direction+" signature"), k.script.Sum(nil)...)
+}
+
+// takeIdentity checks a proof or welcome; nothing in it is kept unless its MAC, and in version 2
+// certificate and signature, are right. Who doesn't have the cluster's key costs one MAC.
 func (k *Handshake) takeIdentity(m []byte, direction string) error {
-	if len(m) < proofFixed+macSize || len(m) != proofFixed+int(m[18])+macSize ||
-		m[19] != 0 || m[5] != k.version {
+	if len(m) < proofFixed+macSize || m[19] != 0 || m[5] != k.version {
 		return malformed("bad proof")
 	}
-	mac := m[len(m)-macSize:]
-	if !hmac.Equal(k.mac(m[:len(m)-macSize], direction), mac) {
+	at, size := k.identitySize(m[4], int(m[18]))
+	if len(m) != size {
+		return malformed("bad proof")
+	}
+	var signed []byte
+	if k.version == versionCert {
+		k.script.Write(m[:at.sig])
+		signed = k.signed(direction)
+		k.script.Write(m[at.sig:at.mac])
+	} else {
+		k.script.Write(m[:at.mac])
+	}
+	if !hmac.Equal(k.mac(direction), m[at.mac:]) {
 		return denied("the peer does not know the cluster's key")
 	}
-	k.script.Write(mac)
-	p := Peer{Role: dataplane.Role(m[16]), ID: binary.LittleEndian.Uint64(m[8:]),
-		Name: string(m[proofFixed : len(m)-macSize]), Service: m[17], Features: k.peer.Features}
+	k.script.Write(m[at.mac:])
+	p := k.peer
+	p.Role, p.ID = dataplane.Role(m[16]), binary.LittleEndian.Uint64(m[8:])
+	p.Name, p.Service = string(m[at.name:at.cert]), m[17]
+	p.Generation = k.gen.Number
 	if p.Role == dataplane.RoleNone || p.Role > dataplane.RoleSupervisor {
 		return denied(fmt.Sprintf("%v has no role that this node knows", p))
 	}
+	if k.version == versionCert {
+		if err := k.takeCert(&p, m[at.cert:at.sig], m[at.sig:at.mac], signed); err != nil {
+			return err
+		}
+	}
+	if err := k.set.admits(&p); err != nil {
+		return err
+	}
 	k.peer = p
+	return nil
+}
+
+// takeCert checks that the peer has the certificate's private key, and that the cluster gave it
+// the role that it names.
+func (k *Handshake) takeCert(p *Peer, cert, sig, signed []byte) error {
+	c, err := k.set.checkCert(cert, k.cred.Cluster)
+	switch {
+	case err != nil:
+		return denied(fmt.Sprintf("%v shows %v", *p, err))
+	case c.Roles&RoleBit(p.Role) == 0:
+		return denied(fmt.Sprintf("%v: its key isn't good for that role", *p))
+	case !ed25519.Verify(c.Public[:], signed, sig):
+		return denied(fmt.Sprintf("%v shows a certificate that isn't its own", *p))
+	}
+	p.Node = c.Node
+	p.Generation = min(p.Generation, c.Generation)
+	return nil
+}
+
+// agree mixes the secret that only the two ends have into the keys that follow.
+func (k *Handshake) agree(public []byte) error {
+	shared, err := agree(k.eph, public)
+	if err != nil {
+		return err
+	}
+	prk, err := hkdf.Extract(sha256.New, shared, k.prk)
+	if err != nil {
+		panic("session: HKDF: " + err.Error())
+	}
+	k.prk, k.eph = prk, nil
 	return nil
 }
 
@@ -397,24 +597,16 @@ func (k *Handshake) derive(key *[32]byte, dialer, acceptor []byte) {
 	k.prk = prk
 }
 
-func (k *Handshake) expand(info string) []byte {
-	out, err := hkdf.Expand(sha256.New, k.prk, info, 32)
-	if err != nil {
-		panic("session: HKDF: " + err.Error())
-	}
-	return out
-}
-
-// mac adds m, a proof or welcome without its MAC, to the transcript and returns the MAC over it.
-func (k *Handshake) mac(m []byte, direction string) []byte {
-	k.script.Write(m)
-	h := hmac.New(sha256.New, k.expand("pstorage 1 "+direction+" proof"))
+// mac is the MAC over the transcript so far.
+func (k *Handshake) mac(direction string) []byte {
+	h := hmac.New(sha256.New, expand(k.prk, fmt.Sprintf("pstorage %d %s proof", k.version, direction)))
 	h.Write(k.script.Sum(nil))
 	return h.Sum(nil)
 }
 
 func (k *Handshake) finish() {
-	k.session = [32]byte(k.expand("pstorage 1 session" + string(k.script.Sum(nil))))
+	k.session = [32]byte(expand(k.prk,
+		fmt.Sprintf("pstorage %d session%s", k.version, k.script.Sum(nil))))
 	k.prk = nil
 	k.state = hsDone
 }

@@ -84,12 +84,14 @@ func TestHandshake(t *testing.T) {
 			d.state != hsDone || a.state != hsDone {
 			t.Fatalf("chop %d: %v, %v after %d messages", chop, derr, aerr, len(turns))
 		}
-		features := uint32(0b0110)
-		want := Peer{dataplane.RoleCS, 5, "host-cs", ServiceRPC, features}
+		features := 0b0110 | FeatureTag
+		want := Peer{Role: dataplane.RoleCS, ID: 5, Name: "host-cs", Service: ServiceRPC,
+			Features: features}
 		if d.Peer() != want {
 			t.Errorf("dialer sees %+v, want %+v", d.Peer(), want)
 		}
-		want = Peer{dataplane.RoleClient, 77, "host-client", ServiceRPC, features}
+		want = Peer{Role: dataplane.RoleClient, ID: 77, Name: "host-client", Service: ServiceRPC,
+			Features: features}
 		if a.Peer() != want {
 			t.Errorf("acceptor sees %+v, want %+v", a.Peer(), want)
 		}
@@ -103,6 +105,8 @@ func TestHandshake(t *testing.T) {
 func TestHandshakeGolden(t *testing.T) {
 	d := NewDialer(testCred(dataplane.RoleMDS, 1), ServiceRaft, nonceOf(1))
 	a := NewAcceptor(testCred(dataplane.RoleMDS, 2), nonceOf(2))
+	// As a version without these features spoke, and still must be spoken to.
+	d.offer, a.offer = d.cred.Features, a.cred.Features
 	turns, derr, aerr := play(t, d, a, MaxMessage, nil)
 	if derr != nil || aerr != nil {
 		t.Fatal(derr, aerr)
@@ -173,7 +177,8 @@ func TestHandshakeRefusals(t *testing.T) {
 func TestHandshakeKeyReplaced(t *testing.T) {
 	dc, ac := testCred(dataplane.RoleClient, 1), testCred(dataplane.RoleCS, 2)
 	dc.Key[5]++
-	ac.Accept = [][32]byte{{1}, dc.Key}
+	ac.Ring = NewRing(&KeySet{Generations: []Generation{{Key: Secret{1}}, {Key: ac.Key},
+		{Key: dc.Key}}}, nil)
 	_, derr, aerr := play(t, NewDialer(dc, ServiceRPC, nonceOf(1)), NewAcceptor(ac, nonceOf(2)),
 		MaxMessage, nil)
 	if derr != nil || aerr != nil {

@@ -1,60 +1,149 @@
 package session
 
 import (
+	"errors"
+	"net/netip"
 	"sync"
-	"time"
+
+	"pstorage/dataplane"
 )
 
-// Limiter bounds how fast something may fail: a bucket of burst tokens, one more every so often.
-// It is safe for concurrent use.
-type Limiter struct {
-	burst float64
-	every time.Duration
-	now   func() time.Time
+// Limits of failed authentications. They count for each address by itself, so nobody is kept out
+// by what others do; an IPv6 address counts as its /64.
+const (
+	failBurst  = 20    // failures of keys that an address has at once ...
+	failEvery  = 500e6 // ... and it gains one every so many ns
+	passBurst  = 5     // wrong passwords
+	passEvery  = 10e9  // ns
+	maxSources = 4096  // addresses that are remembered; the least recent goes
+	logEvery   = 10e9  // ns between two lines about the same thing
+)
 
-	mu     sync.Mutex // guards what follows
-	tokens float64
-	last   time.Time
+var errTooMany = errors.New("too many failed attempts from this address")
+
+// Failures bounds how fast each address may fail: it has a number of attempts at once, and gains
+// one every so often. It is safe for concurrent use.
+type Failures struct {
+	burst, every float64
+	now          func() int64
+
+	mu      sync.Mutex // guards what follows
+	sources map[netip.Addr]*source
 }
 
-// NewLimiter returns a full bucket of burst tokens that gains one each every. now is the clock,
-// nil for the real one.
-func NewLimiter(burst int, every time.Duration, now func() time.Time) *Limiter {
-	if burst < 1 || every <= 0 {
-		panic("session: a limiter needs a burst of at least 1 and a positive interval")
-	}
-	if now == nil {
-		now = time.Now
-	}
-	return &Limiter{burst: float64(burst), every: every, now: now,
-		tokens: float64(burst), last: now()}
+// source is an address that has failed.
+type source struct {
+	left     float64 // attempts
+	atNs     int64   // when left was right
+	loggedNs int64
 }
 
-// take takes a token, if there is one. A nil Limiter has always one.
-func (l *Limiter) take() bool {
-	if l == nil {
+// NewFailures returns the limits for handshakes. now is a monotonic clock in ns.
+func NewFailures(now func() int64) *Failures {
+	return &Failures{burst: failBurst, every: failEvery, now: now,
+		sources: make(map[netip.Addr]*source)}
+}
+
+// NewPasswordFailures returns the limits for passwords.
+func NewPasswordFailures(now func() int64) *Failures {
+	return &Failures{burst: passBurst, every: passEvery, now: now,
+		sources: make(map[netip.Addr]*source)}
+}
+
+// addrOf is what an "ip:port" counts as.
+func addrOf(remote string) netip.Addr {
+	ap, err := netip.ParseAddrPort(remote)
+	if err != nil {
+		return netip.Addr{} // a unix socket: all count as one
+	}
+	a := ap.Addr().Unmap().WithZone("")
+	if a.Is6() {
+		p, _ := a.Prefix(64)
+		return p.Addr()
+	}
+	return a
+}
+
+// at returns the source as it is now, or nil if it hasn't failed lately. mu is held.
+func (f *Failures) at(a netip.Addr, now int64) *source {
+	s := f.sources[a]
+	if s == nil {
+		return nil
+	}
+	s.left += float64(now-s.atNs) / f.every
+	s.atNs = now
+	if s.left >= f.burst {
+		delete(f.sources, a)
+		return nil
+	}
+	return s
+}
+
+// Allow says whether a connection from an address may try now.
+func (f *Failures) Allow(remote string) bool {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	s := f.at(addrOf(remote), f.now())
+	return s == nil || s.left >= 1
+}
+
+// Take counts an attempt in advance, if one is left; see GiveBack. A nil f has always one.
+func (f *Failures) Take(remote string) bool {
+	if f == nil {
 		return true
 	}
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	now := l.now()
-	if d := now.Sub(l.last); d > 0 {
-		l.tokens = min(l.burst, l.tokens+float64(d)/float64(l.every))
-		l.last = now
-	}
-	if l.tokens < 1 {
+	if !f.Allow(remote) {
 		return false
 	}
-	l.tokens--
+	f.count(addrOf(remote), 1)
 	return true
 }
 
-// giveBack returns a token: the attempt did not fail.
-func (l *Limiter) giveBack() {
-	if l == nil {
-		return
+// GiveBack returns an attempt that didn't fail.
+func (f *Failures) GiveBack(remote string) {
+	if f != nil {
+		f.count(addrOf(remote), -1)
 	}
-	l.mu.Lock()
-	l.tokens = min(l.burst, l.tokens+1)
-	l.mu.Unlock()
+}
+
+// Failed counts a failed handshake if it is one of keys, and says whether to write about it.
+func (f *Failures) Failed(remote string, err error) (log bool) {
+	if k := dataplane.KindOf(err); k != dataplane.Denied && k != dataplane.WrongCluster {
+		return true
+	}
+	return f.count(addrOf(remote), 1)
+}
+
+func (f *Failures) count(a netip.Addr, n float64) (log bool) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	now := f.now()
+	s := f.at(a, now)
+	if s == nil {
+		if n < 0 {
+			return false
+		}
+		if len(f.sources) >= maxSources {
+			f.forgetOldest()
+		}
+		s = &source{left: f.burst, atNs: now}
+		f.sources[a] = s
+	}
+	s.left = max(s.left-n, 0)
+	if s.left < f.burst/2 && now-s.loggedNs < logEvery && s.loggedNs != 0 {
+		return false
+	}
+	s.loggedNs = now
+	return true
+}
+
+func (f *Failures) forgetOldest() {
+	var oldest netip.Addr
+	at := int64(1<<63 - 1)
+	for a, s := range f.sources {
+		if s.atNs < at {
+			oldest, at = a, s.atNs
+		}
+	}
+	delete(f.sources, oldest)
 }

@@ -3,15 +3,12 @@ package session
 import (
 	"context"
 	"net"
+	"slices"
 	"sync"
 	"time"
 
 	"pstorage/dataplane"
 )
-
-// MaxUnproven is how many connections of one Serve may be in their handshake at once. Others are
-// closed at once, unanswered.
-const MaxUnproven = 256
 
 const acceptRetry = 50 * time.Millisecond
 
@@ -28,7 +25,7 @@ func Serve(ctx context.Context, l net.Listener, o *ServerOptions, handle func(*N
 	var running sync.WaitGroup
 	defer running.Wait()
 
-	unproven := make(chan struct{}, MaxUnproven)
+	var unproven waiting
 	for {
 		conn, err := l.Accept()
 		if ctx.Err() != nil {
@@ -50,17 +47,12 @@ func Serve(ctx context.Context, l net.Listener, o *ServerOptions, handle func(*N
 			}
 			continue
 		}
-		select {
-		case unproven <- struct{}{}:
-		default:
-			conn.Close()
-			continue
-		}
+		unproven.add(conn)
 		running.Go(func() {
 			watch := closeOnDone(ctx, conn)
 			nc, err := Server(conn, o)
 			watch()
-			<-unproven
+			unproven.remove(conn)
 			if err == nil {
 				handle(nc)
 			}
@@ -73,4 +65,29 @@ func Serve(ctx context.Context, l net.Listener, o *ServerOptions, handle func(*N
 func temporary(err error) bool {
 	t, ok := err.(interface{ Temporary() bool })
 	return ok && t.Temporary()
+}
+
+// waiting are the connections of one Serve in their handshake, MaxUnproven at most: another one
+// takes the place of the oldest, which is closed.
+type waiting struct {
+	mu    sync.Mutex
+	conns []net.Conn // in the order in which they came
+}
+
+func (w *waiting) add(c net.Conn) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if len(w.conns) >= MaxUnproven {
+		w.conns[0].Close()
+		w.conns = slices.Delete(w.conns, 0, 1)
+	}
+	w.conns = append(w.conns, c)
+}
+
+func (w *waiting) remove(c net.Conn) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if i := slices.Index(w.conns, c); i >= 0 {
+		w.conns = slices.Delete(w.conns, i, i+1)
+	}
 }

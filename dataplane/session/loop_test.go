@@ -214,7 +214,7 @@ func TestLoopStrangers(t *testing.T) {
 	if _, err = Client(t.Context(), dial(t, addr), mds, ServiceRaft); err == nil {
 		t.Error("a chunk server speaks Raft")
 	}
-	_, err = AuthNode(t.Context(), dial(t, addr), "test", "password")
+	_, err = AuthNode(t.Context(), dial(t, addr), "test", "password", "host", AllRoles)
 	if err == nil {
 		t.Error("a chunk server gives keys away")
 	}
@@ -314,4 +314,20 @@ func TestSimFrames(t *testing.T) {
 			t.Errorf("seed %d has two histories", seed)
 		}
 	}
+}
+
+// gateServer is echoServer behind a gate.
+func gateServer(t *testing.T, l *uring.Loop, gate *Gate) (addr string) {
+	t.Helper()
+	var err error
+	h := &echoer{}
+	on(l, func() {
+		addr, _, err = l.Listen("127.0.0.1:0", func(c uring.Conn) uring.ConnHandler {
+			return gate.Accept(c, l, l.Pool(), testCred(dataplane.RoleCS, 2), h)
+		})
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return addr
 }

@@ -34,9 +34,13 @@ type NetConn struct {
 	session [32]byte
 	in      *bufio.Reader
 	head    [dataplane.HeaderSize]byte // the reader's
+	ring    *Ring                      // nil: the keys don't change
+	keys    *KeySet                    // the reader's: they admit the peer
+	receive *openStream                // nil: not encrypted
 
 	writeMu sync.Mutex
-	out     []byte // guarded by writeMu
+	out     []byte      // guarded by writeMu
+	send    *sealStream // guarded by writeMu; nil: not encrypted
 }
 
 // Peer is who is at the other end.
@@ -45,14 +49,42 @@ func (c *NetConn) Peer() Peer { return c.peer }
 // SessionKey is the secret that both ends derived.
 func (c *NetConn) SessionKey() [32]byte { return c.session }
 
-// Read reads from the stream behind the handshake.
-func (c *NetConn) Read(p []byte) (int, error) { return c.in.Read(p) }
+// Read reads from the stream behind the handshake. It fails when the keys of now don't admit the
+// peer any more.
+func (c *NetConn) Read(p []byte) (int, error) {
+	n, err := c.in.Read(p)
+	if err == nil {
+		err = c.admitted()
+	}
+	return n, err
+}
+
+func (c *NetConn) admitted() error {
+	if c.ring == nil || c.ring.Load() == c.keys {
+		return nil
+	}
+	keys := c.ring.Load()
+	if err := keys.admits(&c.peer); err != nil {
+		c.Close()
+		return err
+	}
+	c.keys = keys
+	return nil
+}
 
 // Write writes p as a whole: concurrent writers don't mix.
 func (c *NetConn) Write(p []byte) (int, error) {
 	c.writeMu.Lock()
 	defer c.writeMu.Unlock()
-	return c.Conn.Write(p)
+	return c.write(p, 0)
+}
+
+// write is Write while writeMu is held. An encrypted record ends after the first cut bytes.
+func (c *NetConn) write(p []byte, cut int) (int, error) {
+	if c.send == nil {
+		return c.Conn.Write(p)
+	}
+	return c.send.write(c.Conn, p, cut)
 }
 
 // ReadFrame reads the next frame into h, and its payload into buf if that is large enough (or else
@@ -60,6 +92,9 @@ func (c *NetConn) Write(p []byte) (int, error) {
 // frames. After a *dataplane.FrameError the connection must be closed.
 func (c *NetConn) ReadFrame(h *dataplane.Header, buf []byte) ([]byte, error) {
 	if _, err := io.ReadFull(c.in, c.head[:]); err != nil {
+		return nil, err
+	}
+	if err := c.admitted(); err != nil {
 		return nil, err
 	}
 	if err := h.Decode(c.head[:]); err != nil {
@@ -113,7 +148,7 @@ func (c *NetConn) WriteFrame(h *dataplane.Header, payload []byte) error {
 	c.writeMu.Lock()
 	defer c.writeMu.Unlock()
 	c.out = AppendFrame(c.out[:0], h, payload)
-	_, err := c.Conn.Write(c.out)
+	_, err := c.write(c.out, len(c.out)-len(payload))
 	if cap(c.out) > readBuffer {
 		c.out = nil
 	}
@@ -126,7 +161,7 @@ func Client(ctx context.Context, conn net.Conn, cred *Credentials, service uint8
 	*NetConn, error) {
 	defer closeOnDone(ctx, conn)()
 	conn.SetDeadline(time.Now().Add(HandshakeTime))
-	nc, err := run(conn, NewDialer(cred, service, newNonce()), nil)
+	nc, err := run(conn, NewDialer(cred, service, newNonce()).forStream(), nil)
 	if err != nil {
 		conn.Close()
 		if ctx.Err() != nil {
@@ -184,18 +219,32 @@ func run(conn net.Conn, k *Handshake, first []byte) (*NetConn, error) {
 			return nil, err
 		}
 		if done {
-			return &NetConn{Conn: conn, peer: k.Peer(), session: k.SessionKey(),
-				in: bufio.NewReaderSize(conn, readBuffer)}, nil
+			return newNetConn(conn, k), nil
 		}
-		if msg, err = readMessage(conn, keyMagic); err != nil {
+		if msg, err = readMessage(conn, keyMagic, MaxMessage); err != nil {
 			return nil, err
 		}
 	}
 }
 
-// readMessage reads exactly one handshake message, at most MaxMessage bytes. With an empty magic
-// it takes any of the two.
-func readMessage(conn net.Conn, magic string) ([]byte, error) {
+func newNetConn(conn net.Conn, k *Handshake) *NetConn {
+	c := &NetConn{Conn: conn, peer: k.Peer(), session: k.SessionKey(), ring: k.cred.Ring,
+		keys: k.set}
+	var in io.Reader = conn
+	size := readBuffer
+	if c.peer.Secure {
+		send, receive := directions(&c.session, k.dialer)
+		c.send = &sealStream{d: send}
+		c.receive = newOpenStream(receive, conn)
+		in, size = c.receive, 4096 // the records are buffered already
+	}
+	c.in = bufio.NewReaderSize(in, size)
+	return c
+}
+
+// readMessage reads exactly one handshake message, at most so many bytes. With an empty magic it
+// takes any of the two.
+func readMessage(conn net.Conn, magic string, most int) ([]byte, error) {
 	m := make([]byte, headSize, 128)
 	if _, err := io.ReadFull(conn, m); err != nil {
 		return nil, err
@@ -206,7 +255,7 @@ func readMessage(conn net.Conn, magic string) ([]byte, error) {
 			magic = passMagic
 		}
 	}
-	if _, err := cutMessage(m, magic); err != nil {
+	if _, err := cutMessage(m, magic, most); err != nil {
 		return nil, err
 	}
 	m = append(m, make([]byte, binary.LittleEndian.Uint16(m[6:]))...)
@@ -218,6 +267,7 @@ func readMessage(conn net.Conn, magic string) ([]byte, error) {
 type ServerOptions struct {
 	Cred     *Credentials
 	Auth     *PasswordAuth // nil: the password handshake is refused
+	Fails    *Failures     // of keys, shared by all connections of a listener; nil: no limit
 	Log      *slog.Logger  // nil: slog.Default()
 	Deadline time.Duration // for the handshake; 0: HandshakeTime
 }
@@ -238,6 +288,11 @@ func Server(conn net.Conn, o *ServerOptions) (*NetConn, error) {
 		limit = HandshakeTime
 	}
 	conn.SetDeadline(time.Now().Add(limit))
+	if o.Fails != nil && !o.Fails.Allow(conn.RemoteAddr().String()) {
+		conn.Close()
+		return nil, dataplane.E("handshake with "+conn.RemoteAddr().String(), dataplane.Overloaded,
+			errTooMany)
+	}
 	nc, err := serve(conn, o)
 	if err == nil {
 		return nc, nil
@@ -246,13 +301,17 @@ func Server(conn net.Conn, o *ServerOptions) (*NetConn, error) {
 	if err == ErrAuthDone {
 		return nil, err
 	}
-	err = at("handshake with "+conn.RemoteAddr().String(), err)
-	o.log().Warn("connection refused", "peer", conn.RemoteAddr().String(), "reason", err)
+	remote := conn.RemoteAddr().String()
+	err = at("handshake with "+remote, err)
+	if o.Fails != nil && !o.Fails.Failed(remote, err) {
+		return nil, err
+	}
+	o.log().Warn("connection refused", "peer", remote, "reason", err)
 	return nil, err
 }
 
 func serve(conn net.Conn, o *ServerOptions) (*NetConn, error) {
-	first, err := readMessage(conn, "")
+	first, err := readMessage(conn, "", MaxMessage)
 	if err != nil {
 		return nil, err
 	}
@@ -262,5 +321,5 @@ func serve(conn net.Conn, o *ServerOptions) (*NetConn, error) {
 		}
 		return nil, ErrAuthDone
 	}
-	return run(conn, NewAcceptor(o.Cred, newNonce()), first)
+	return run(conn, NewAcceptor(o.Cred, newNonce()).forStream(), first)
 }

@@ -198,27 +198,21 @@ func isDeadline(err error) bool {
 	return errors.As(err, &n) && n.Timeout()
 }
 
-// Too many strangers at once are closed unanswered, and members are served again after it.
+// When there are too many strangers the oldest goes; members are served meanwhile.
 func TestNetManyStrangers(t *testing.T) {
 	addr := listen(t, &ServerOptions{Cred: testCred(dataplane.RoleMDS, 1)}, echo)
 	var conns []net.Conn
 	for range MaxUnproven {
 		conns = append(conns, dial(t, addr))
 	}
-	over := dial(t, addr)
-	over.SetDeadline(time.Now().Add(5 * time.Second))
-	if _, err := io.ReadAll(over); isDeadline(err) {
-		t.Fatal("one too many was not closed")
+	nc, err := Client(t.Context(), dial(t, addr), testCred(dataplane.RoleClient, 9), ServiceRPC)
+	if err != nil {
+		t.Fatal(err)
 	}
-	for _, c := range conns {
-		c.Close()
-	}
-	for ctx := t.Context(); ; { // until the server has seen that they are gone
-		nc, err := Client(ctx, dial(t, addr), testCred(dataplane.RoleClient, 9), ServiceRPC)
-		if err == nil {
-			nc.Close()
-			return
-		}
+	nc.Close()
+	conns[0].SetDeadline(time.Now().Add(HandshakeTime / 2))
+	if _, err := io.ReadAll(conns[0]); isDeadline(err) {
+		t.Fatal("the oldest was not closed")
 	}
 }
 
@@ -252,18 +246,21 @@ func passwordAuth(t testing.TB) *PasswordAuth {
 		t.Fatal(err)
 	}
 	cred := testCred(dataplane.RoleMDS, 1)
-	a.Node = NodeKey{Cluster: cred.Cluster, ClusterName: cred.ClusterName, Key: cred.Key}
+	keys := LegacyKeys(cred.Key)
+	a.Cluster, a.ClusterName, a.Ring = cred.Cluster, cred.ClusterName, NewRing(&keys, nil)
+	a.Grant = func(context.Context, *NodeRequest) (*KeySet, error) { return &keys, nil }
 	return a
 }
 
 func TestPassword(t *testing.T) {
 	auth := passwordAuth(t)
 	addr := listen(t, &ServerOptions{Cred: testCred(dataplane.RoleMDS, 1), Auth: auth}, echo)
-	k, err := AuthNode(t.Context(), dial(t, addr), "test", password)
+	k, err := AuthNode(t.Context(), dial(t, addr), "test", password, "host", AllRoles)
 	if err != nil {
 		t.Fatal(err)
 	}
-	if *k != auth.Node {
+	if k.Cluster != auth.Cluster || k.ClusterName != "test" || len(k.Keys.Generations) != 1 ||
+		k.Keys.Generations[0].Key != testCred(dataplane.RoleMDS, 1).Key {
 		t.Fatalf("got %+v", k)
 	}
 	for name, c := range map[string]struct {
@@ -276,7 +273,7 @@ func TestPassword(t *testing.T) {
 		"no password":    {"test", "", dataplane.Invalid, "password"},
 		"no cluster":     {"", password, dataplane.Invalid, "name"},
 	} {
-		_, err := AuthNode(t.Context(), dial(t, addr), c.cluster, c.password)
+		_, err := AuthNode(t.Context(), dial(t, addr), c.cluster, c.password, "host", AllRoles)
 		if dataplane.KindOf(err) != c.kind || !strings.Contains(err.Error(), c.text) {
 			t.Errorf("%s: %v", name, err)
 		}
@@ -288,7 +285,7 @@ func TestPassword(t *testing.T) {
 
 func TestPasswordNotServed(t *testing.T) {
 	addr := listen(t, &ServerOptions{Cred: testCred(dataplane.RoleMDS, 1)}, echo)
-	_, err := AuthNode(t.Context(), dial(t, addr), "test", password)
+	_, err := AuthNode(t.Context(), dial(t, addr), "test", password, "host", AllRoles)
 	if dataplane.KindOf(err) != dataplane.NotSupported {
 		t.Fatal(err)
 	}
@@ -297,15 +294,16 @@ func TestPasswordNotServed(t *testing.T) {
 func TestPasswordRateLimit(t *testing.T) {
 	auth := passwordAuth(t)
 	var mu sync.Mutex
-	now := time.Unix(1000, 0)
-	auth.Limit = NewLimiter(2, time.Minute, func() time.Time {
+	var now int64
+	auth.Limit = NewPasswordFailures(func() int64 {
 		mu.Lock()
 		defer mu.Unlock()
 		return now
 	})
+	auth.Limit.burst = 2
 	addr := listen(t, &ServerOptions{Cred: testCred(dataplane.RoleMDS, 1), Auth: auth}, echo)
 	try := func(pw string) dataplane.Kind {
-		_, err := AuthNode(t.Context(), dial(t, addr), "test", pw)
+		_, err := AuthNode(t.Context(), dial(t, addr), "test", pw, "host", AllRoles)
 		return dataplane.KindOf(err)
 	}
 	want := func(pw string, k dataplane.Kind) {
@@ -321,7 +319,7 @@ func TestPasswordRateLimit(t *testing.T) {
 	want("x", dataplane.Denied)
 	want(password, dataplane.Overloaded)
 	mu.Lock()
-	now = now.Add(time.Minute)
+	now += passEvery
 	mu.Unlock()
 	want(password, dataplane.OK)
 	want("x", dataplane.Denied)
@@ -334,7 +332,7 @@ func TestPasswordFalseServer(t *testing.T) {
 	false1 := *auth
 	false1.Verifier.ServerKey = bytes.Repeat([]byte{1}, 32) // knows the proof, not the server's key
 	addr := listen(t, &ServerOptions{Cred: testCred(dataplane.RoleMDS, 1), Auth: &false1}, echo)
-	_, err := AuthNode(t.Context(), dial(t, addr), "test", password)
+	_, err := AuthNode(t.Context(), dial(t, addr), "test", password, "host", AllRoles)
 	if dataplane.KindOf(err) != dataplane.Denied || !strings.Contains(err.Error(), "not trusted") {
 		t.Fatal(err)
 	}
@@ -354,7 +352,7 @@ func TestPasswordMiddle(t *testing.T) {
 				if i%2 == 1 {
 					from, to = server, middle
 				}
-				m, err := readMessage(from, passMagic)
+				m, err := readMessage(from, passMagic, maxKeys)
 				if err != nil {
 					return
 				}
@@ -366,7 +364,7 @@ func TestPasswordMiddle(t *testing.T) {
 				}
 			}
 		}()
-		_, err := AuthNode(t.Context(), node, "test", password)
+		_, err := AuthNode(t.Context(), node, "test", password, "host", AllRoles)
 		server.Close()
 		if k := dataplane.KindOf(err); k != dataplane.Denied {
 			t.Errorf("message %d: %v", message, err)
@@ -379,17 +377,17 @@ func TestPasswordFewIterations(t *testing.T) {
 	node, server := net.Pipe()
 	sawProof := make(chan bool, 1)
 	go func() {
-		readMessage(server, passMagic)
+		readMessage(server, passMagic, maxKeys)
 		m := message(passMagic, msgSalt, passVersion, saltLen)
 		for i := range 32 {
 			m[8+i] = byte(i + 1)
 		}
 		m[104] = 1
 		server.Write(m)
-		_, err := readMessage(server, passMagic)
+		_, err := readMessage(server, passMagic, maxKeys)
 		sawProof <- err == nil
 	}()
-	_, err := AuthNode(t.Context(), node, "test", password)
+	_, err := AuthNode(t.Context(), node, "test", password, "host", AllRoles)
 	if dataplane.KindOf(err) != dataplane.Denied || !strings.Contains(err.Error(), "iterations") {
 		t.Error(err)
 	}
@@ -403,6 +401,12 @@ func FuzzPassword(f *testing.F) {
 	ask := message(passMagic, msgAsk, passVersion, askFixed+4)
 	ask[8], ask[72] = 9, 4
 	copy(ask[askFixed:], "test")
+	ask[5] = 1
+	f.Add(append(ask, message(passMagic, msgPass, 1, passLen)...))
+	ask = message(passMagic, msgAsk, passVersion, askFixed+4+askNode+1)
+	ask[8], ask[72] = 9, 4
+	copy(ask[askFixed:], "test")
+	ask[askFixed+4+33] = 1
 	f.Add(append(ask, message(passMagic, msgPass, passVersion, passLen)...))
 	f.Fuzz(func(t *testing.T, in []byte) {
 		conn := &scriptConn{in: bytes.NewReader(in)}

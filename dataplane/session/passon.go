@@ -7,7 +7,7 @@ import (
 
 // Relayer is a FrameHandler that may pass large payloads on to another connection while they
 // arrive (uring.Relayer), before anything of them could be checked: the next one checks them, as
-// everybody does. Payloads must look the same on both connections: not with encryption.
+// everybody does. Payloads must look the same on both connections: with encryption PassOn refuses.
 type Relayer interface {
 	// Relay is called when a frame's header and checksums have arrived and rest bytes of its payload
 	// have not. It may call c.PassOn, once. Frame is called later, in any case, unless the
@@ -32,7 +32,8 @@ func (c *Conn) PassOn(next *Conn, h *dataplane.Header) bool {
 		panic("session: PassOn outside of Relay")
 	}
 	from, ok := c.conn.(uring.Relayer)
-	if !ok || next.state != connOpen || c.state != connOpen || !from.CanRelay(next.conn) {
+	if !ok || next.state != connOpen || c.state != connOpen || !from.CanRelay(next.conn) ||
+		next.sealed != nil || c.sealed != nil {
 		return false
 	}
 	p.now = false

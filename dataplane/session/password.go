@@ -11,6 +11,7 @@ import (
 	"crypto/rand"
 	"crypto/sha256"
 	"encoding/binary"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"net"
@@ -20,15 +21,21 @@ import (
 )
 
 // The password handshake: a node that has no key yet proves that its user knows the cluster's
-// password, without sending it, and is given the cluster's id and key in secret. Messages have
-// the form of the package comment, with the magic "PSPW".
+// password, without sending it, and is given the cluster's id and its keys in secret. Messages
+// have the form of the package comment, with the magic "PSPW". This is version 2; version 1 has
+// only the cluster's name in message 1, and in message 4 cluster id (16 bytes) and key (32 bytes):
+// for clusters whose nodes have no certificates.
 //
-// 1 ask, node to server (body of 65 bytes + name):
+// 1 ask, node to server (body of 99 bytes + names):
 //
 //	     8   32 X25519 public key, made for this connection
 //	    40   32 nonce
 //	    72    1 length n of the cluster's name, at most 63
 //	    73    n name
+//	  73+n   32 Ed25519 public key of the node
+//	 105+n    1 roles that it asks for: bit 1<<role for each
+//	 106+n    1 length m of the host's name, at most 255
+//	 107+n    m host's name
 //
 // 2 salt, server to node (body of 100 bytes):
 //
@@ -41,10 +48,10 @@ import (
 //
 //	     8   32 ClientProof
 //
-// 4 key, server to node (body of 96 bytes):
+// 4 key, server to node (body of up to 4 KiB):
 //
 //	     8   32 ServerSignature
-//	    40   64 AES-256-GCM of cluster id (16 bytes) and key (32 bytes), 16 bytes of tag
+//	    40      AES-256-GCM of cluster id (16 bytes) and a KeySet as JSON, 16 bytes of tag
 //
 // or a refusal (type 15). The proofs are those of SCRAM-SHA-256 (RFC 5802, 7677):
 //
@@ -73,18 +80,19 @@ const (
 	maxIterations  = 10_000_000
 	maxClusterName = 63
 	passMagic      = "PSPW"
-	passVersion    = 1
+	passVersion    = 2
+	maxKeys        = 4096 // bytes of message 4
 	saltSize       = 32
-	sealedSize     = 16 + 32 + 16
 
 	msgAsk   = 1
 	msgSalt  = 2
 	msgPass  = 3
 	msgKey   = 4
 	askFixed = headSize + 65
+	askNode  = 34
 	saltLen  = headSize + 100
 	passLen  = headSize + 32
-	keyLen   = headSize + 32 + sealedSize
+	keyFixed = headSize + 32 + 16 + 16
 )
 
 // Verifier is what a server keeps of a password: enough to check it, not enough to know it or to
@@ -182,20 +190,37 @@ func sealer(shared, serverKey, script []byte) (cipher.AEAD, []byte, error) {
 type NodeKey struct {
 	Cluster     dataplane.ClusterID
 	ClusterName string
-	Key         [32]byte
+	Keys        KeySet
 }
 
-// PasswordAuth lets a server hand out the node key to whoever knows the password.
+// LegacyKeys are the keys of a node of a cluster that has no certificates.
+func LegacyKeys(key [32]byte) KeySet {
+	return KeySet{Generations: []Generation{{Key: key}}}
+}
+
+// NodeRequest is what a node asks for.
+type NodeRequest struct {
+	Public [32]byte // Ed25519
+	Roles  uint8    // bits: 1<<role
+	Host   string   // its name, for people
+}
+
+// PasswordAuth lets a server hand out keys to whoever knows the password.
 type PasswordAuth struct {
-	Verifier Verifier
-	Node     NodeKey
-	Limit    *Limiter // shared by all connections of a listener; nil: no limit
+	Verifier    Verifier
+	Cluster     dataplane.ClusterID
+	ClusterName string
+	Ring        *Ring     // of this server
+	Limit       *Failures // shared by all connections of a listener; nil: no limit
+	// Grant makes a node: the answer has its certificate, and no private key.
+	Grant func(ctx context.Context, req *NodeRequest) (*KeySet, error)
 }
 
 // AuthNode proves the password of the cluster over conn, which it has dialed to a metadata server,
-// and returns the node key. conn is closed. Kinds: Denied for a wrong password, WrongCluster for
-// another name, Overloaded after too many failures.
-func AuthNode(ctx context.Context, conn net.Conn, clusterName, password string) (*NodeKey, error) {
+// and returns the keys of a new node with these roles. conn is closed. Kinds: Denied for a wrong
+// password, WrongCluster for another name, Overloaded after too many failures.
+func AuthNode(ctx context.Context, conn net.Conn, clusterName, password, host string,
+	roles uint8) (*NodeKey, error) {
 	defer conn.Close()
 	defer closeOnDone(ctx, conn)()
 	op := fmt.Sprintf("authenticate this node to cluster %q at %v", clusterName, conn.RemoteAddr())
@@ -204,7 +229,12 @@ func AuthNode(ctx context.Context, conn net.Conn, clusterName, password string) 
 			errors.New("a cluster name of 1 to 63 bytes and a password are needed"))
 	}
 	conn.SetDeadline(time.Now().Add(HandshakeTime))
-	k, err := authNode(conn, clusterName, password)
+	private := NewSecret()
+	k, err := authNode(conn, clusterName, password,
+		&NodeRequest{Public: PublicKey(&private), Roles: roles, Host: host})
+	if err == nil && len(k.Keys.Cert) > 0 {
+		k.Keys.Private = private
+	}
 	if err != nil {
 		if ctx.Err() != nil {
 			err = dataplane.E("", dataplane.TimedOut, ctx.Err())
@@ -214,17 +244,21 @@ func AuthNode(ctx context.Context, conn net.Conn, clusterName, password string) 
 	return k, nil
 }
 
-func authNode(conn net.Conn, clusterName, password string) (*NodeKey, error) {
+func authNode(conn net.Conn, clusterName, password string, req *NodeRequest) (*NodeKey, error) {
 	priv, err := ecdh.X25519().GenerateKey(rand.Reader)
 	if err != nil {
 		return nil, err
 	}
-	ask := message(passMagic, msgAsk, passVersion, askFixed+len(clusterName))
+	host := req.Host[:min(len(req.Host), MaxHostName)]
+	ask := message(passMagic, msgAsk, passVersion, askFixed+len(clusterName)+askNode+len(host))
 	copy(ask[8:40], priv.PublicKey().Bytes())
 	rand.Read(ask[40:72])
 	ask[72] = byte(len(clusterName))
-	copy(ask[askFixed:], clusterName)
-	salt, err := exchange(conn, ask, msgSalt, saltLen)
+	node := ask[askFixed+copy(ask[askFixed:], clusterName):]
+	copy(node, req.Public[:])
+	node[32], node[33] = req.Roles, byte(len(host))
+	copy(node[askNode:], host)
+	salt, err := exchange(conn, ask, msgSalt, saltLen, saltLen)
 	if err != nil {
 		return nil, err
 	}
@@ -244,7 +278,7 @@ func authNode(conn net.Conn, clusterName, password string) (*NodeKey, error) {
 	auth := authMessage(ask, salt)
 	pass := message(passMagic, msgPass, passVersion, passLen)
 	copy(pass[8:], xor(s.client, mac(s.stored, auth)))
-	key, err := exchange(conn, pass, msgKey, keyLen)
+	key, err := exchange(conn, pass, msgKey, keyFixed, maxKeys)
 	if err != nil {
 		return nil, err
 	}
@@ -260,17 +294,20 @@ func authNode(conn net.Conn, clusterName, password string) (*NodeKey, error) {
 		return nil, denied("the sealed key from the server is damaged")
 	}
 	n := &NodeKey{ClusterName: clusterName}
-	copy(n.Cluster[:], plain[:16])
-	copy(n.Key[:], plain[16:])
+	copy(n.Cluster[:], plain)
+	if err := json.Unmarshal(plain[16:], &n.Keys); err != nil {
+		return nil, denied("the sealed key from the server is damaged")
+	}
 	return n, nil
 }
 
-// exchange sends m and reads the answer, which must be of a type and size, or a refusal.
-func exchange(conn net.Conn, m []byte, typ uint8, size int) ([]byte, error) {
+// exchange sends m and reads the answer, which must be of a type and of least to most bytes, or a
+// refusal.
+func exchange(conn net.Conn, m []byte, typ uint8, least, most int) ([]byte, error) {
 	if _, err := conn.Write(m); err != nil {
 		return nil, err
 	}
-	in, err := readMessage(conn, passMagic)
+	in, err := readMessage(conn, passMagic, most)
 	if err != nil {
 		return nil, err
 	}
@@ -281,12 +318,15 @@ func exchange(conn net.Conn, m []byte, typ uint8, size int) ([]byte, error) {
 		case dataplane.Overloaded:
 			return nil, dataplane.E("", k, errors.New("too many failed attempts: wait a minute"))
 		case dataplane.NotSupported:
-			return nil, dataplane.E("", k, errors.New("the server does not take passwords here"))
+			return nil, dataplane.E("", k, errors.New("the server does not take passwords here, or is "+
+				"of another version than this program"))
+		case dataplane.NotReady:
+			return nil, dataplane.E("", k, errors.New("no metadata server leads now: try again"))
 		default:
 			return nil, denied("wrong password")
 		}
 	}
-	if in[4] != typ || in[5] != passVersion || len(in) != size {
+	if in[4] != typ || in[5] != passVersion || len(in) < least || len(in) > most {
 		return nil, malformed(fmt.Sprintf("message of type %d and %d bytes out of turn", in[4], len(in)))
 	}
 	return in, nil
@@ -306,7 +346,7 @@ func agree(priv *ecdh.PrivateKey, public []byte) ([]byte, error) {
 
 // servePassword is the server's end; ask is the first message. On an error a refusal was sent.
 func servePassword(conn net.Conn, ask []byte, o *ServerOptions) error {
-	err := givePassword(conn, ask, o.Auth)
+	err := givePassword(conn, ask, o)
 	if err == nil {
 		o.log().Info("node key given out to a node that knows the password",
 			"peer", conn.RemoteAddr().String())
@@ -318,31 +358,69 @@ func servePassword(conn net.Conn, ask []byte, o *ServerOptions) error {
 	return err
 }
 
-func givePassword(conn net.Conn, ask []byte, a *PasswordAuth) error {
-	if len(ask) < askFixed || len(ask) != askFixed+int(ask[72]) || ask[4] != msgAsk {
+func givePassword(conn net.Conn, ask []byte, o *ServerOptions) error {
+	a := o.Auth
+	if len(ask) < askFixed || len(ask) < askFixed+int(ask[72]) || ask[4] != msgAsk {
 		return malformed("bad question for a key")
 	}
-	if a == nil || ask[5] != passVersion {
+	if a == nil || ask[5] < 1 || ask[5] > passVersion {
 		return dataplane.E("", dataplane.NotSupported, errors.New("no password service of this version"))
 	}
-	if name := string(ask[askFixed:]); name != a.Node.ClusterName {
+	end := askFixed + int(ask[72])
+	if name := string(ask[askFixed:end]); name != a.ClusterName {
 		return dataplane.E("", dataplane.WrongCluster, fmt.Errorf("the node asks for cluster %q", name))
+	}
+	req, err := parseRequest(ask[5], ask[end:])
+	if err != nil {
+		return err
 	}
 	if err := a.Verifier.check(); err != nil {
 		return err
 	}
 	// An attempt is paid for in advance, so that many at once can't pass together.
-	if !a.Limit.take() {
+	remote := conn.RemoteAddr().String()
+	if !a.Limit.Take(remote) {
 		return dataplane.E("", dataplane.Overloaded, errors.New("too many failed password attempts"))
 	}
-	err := checkPassword(conn, ask, a)
+	err = checkPassword(conn, ask, req, a)
 	if err == nil {
-		a.Limit.giveBack()
+		a.Limit.GiveBack(remote)
 	}
 	return err
 }
 
-func checkPassword(conn net.Conn, ask []byte, a *PasswordAuth) error {
+// parseRequest decodes what an ask has behind the cluster's name; nil for version 1.
+func parseRequest(version uint8, b []byte) (*NodeRequest, error) {
+	if version == 1 && len(b) == 0 {
+		return nil, nil
+	}
+	if version == 1 || len(b) < askNode || len(b) != askNode+int(b[33]) || b[32]&^AllRoles != 0 {
+		return nil, malformed("bad question for a key")
+	}
+	return &NodeRequest{Public: [32]byte(b), Roles: b[32], Host: string(b[askNode:])}, nil
+}
+
+// granted is what a node gets that knows the password: the plain text of message 4.
+func (a *PasswordAuth) granted(req *NodeRequest) ([]byte, error) {
+	out := append([]byte(nil), a.Cluster[:]...)
+	if old := a.Ring.Load().generation(0); req == nil {
+		if old == nil {
+			return nil, dataplane.E("", dataplane.NotSupported,
+				errors.New("a node of an older version than the cluster's keys"))
+		}
+		return append(out, old.Key[:]...), nil
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), HandshakeTime/2)
+	defer cancel()
+	k, err := a.Grant(ctx, req)
+	if err != nil {
+		return nil, err
+	}
+	b, err := json.Marshal(k)
+	return append(out, b...), err
+}
+
+func checkPassword(conn net.Conn, ask []byte, req *NodeRequest, a *PasswordAuth) error {
 	priv, err := ecdh.X25519().GenerateKey(rand.Reader)
 	if err != nil {
 		return err
@@ -351,7 +429,8 @@ func checkPassword(conn net.Conn, ask []byte, a *PasswordAuth) error {
 	if err != nil {
 		return err
 	}
-	salt := message(passMagic, msgSalt, passVersion, saltLen)
+	version := ask[5]
+	salt := message(passMagic, msgSalt, version, saltLen)
 	copy(salt[8:40], priv.PublicKey().Bytes())
 	rand.Read(salt[40:72])
 	copy(salt[72:104], a.Verifier.Salt)
@@ -359,11 +438,11 @@ func checkPassword(conn net.Conn, ask []byte, a *PasswordAuth) error {
 	if _, err := conn.Write(salt); err != nil {
 		return err
 	}
-	pass, err := readMessage(conn, passMagic)
+	pass, err := readMessage(conn, passMagic, passLen)
 	if err != nil {
 		return err
 	}
-	if pass[4] != msgPass || pass[5] != passVersion || len(pass) != passLen {
+	if pass[4] != msgPass || pass[5] != version || len(pass) != passLen {
 		return malformed("bad password proof")
 	}
 	auth := authMessage(ask, salt)
@@ -375,9 +454,12 @@ func checkPassword(conn net.Conn, ask []byte, a *PasswordAuth) error {
 	if err != nil {
 		return err
 	}
-	key := message(passMagic, msgKey, passVersion, keyLen)
+	plain, err := a.granted(req)
+	if err != nil {
+		return err
+	}
+	key := message(passMagic, msgKey, version, headSize+32+len(plain)+gcmTag)
 	copy(key[8:], mac(a.Verifier.ServerKey, auth, string(pass[8:])))
-	plain := append(append([]byte(nil), a.Node.Cluster[:]...), a.Node.Key[:]...)
 	aead.Seal(key[40:40], nonce, plain, nil)
 	_, err = conn.Write(key)
 	return err

@@ -37,7 +37,7 @@ func TestMain(m *testing.M) {
 		}
 		defer os.RemoveAll(dir)
 		build := exec.Command("go", "build", "-o", dir, "pstorage/cmd/pstorage",
-			"pstorage/cmd/pstorage-mdsd", "pstorage/cmd/pstorage-csd")
+			"pstorage/cmd/pstorage-mdsd", "pstorage/cmd/pstorage-csd", "pstorage/cmd/pstorage-mount")
 		build.Env = append(os.Environ(), "CGO_ENABLED=0")
 		if out, err := build.CombinedOutput(); err != nil {
 			fmt.Fprintf(os.Stderr, "go build: %v\n%s", err, out)

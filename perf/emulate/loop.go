@@ -47,6 +47,14 @@ func (l loop) number() (string, error) {
 	return strings.TrimSpace(string(text)), err
 }
 
+// leaving says whether the device was detached before and is only kept by a user that can't be
+// found, such as a killed process's ring: nothing can be done but by the kernel.
+func (l loop) leaving() bool {
+	auto, err := os.ReadFile(l.sys("loop/autoclear"))
+	mounts, e := mountsOf(l.device)
+	return err == nil && e == nil && strings.TrimSpace(string(auto)) == "1" && len(mounts) == 0
+}
+
 // detach unmounts and frees the device. The kernel frees it when its last user is gone, so that
 // is waited for.
 func (l loop) detach() error {

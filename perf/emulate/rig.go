@@ -111,6 +111,9 @@ func clear(name string) (found bool, err error) {
 	errs = append(errs, err)
 	found = found || len(loops)+len(served) > 0
 	for _, l := range loops {
+		if l.leaving() {
+			continue
+		}
 		err := l.detach()
 		if err == nil && !slices.Contains(served, l.file) {
 			err = os.Remove(l.file)

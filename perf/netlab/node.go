@@ -146,6 +146,15 @@ func (n *Node) Limit(bits int64) error {
 	return nil
 }
 
+// Redirect sends connections that processes of the node make to a port of other nodes to a port of
+// the node itself, but for those with the mark: of the proxy that listens there and passes them on.
+func (n *Node) Redirect(port, to, mark int) error {
+	_, err := n.nft(fmt.Sprintf("table ip %sproxy {\n chain output { type nat hook output priority "+
+		"-100; policy accept;\n  meta mark != %d tcp dport %d redirect to :%d\n }\n}\n", table, mark,
+		port, to))
+	return err
+}
+
 type spawnRequest struct {
 	cmd  *exec.Cmd
 	ns   string

@@ -88,19 +88,43 @@ func TestMain(m *testing.M) {
 		}
 		os.Exit(0)
 	}
-	if text := os.Getenv(roleEnv); text != "" {
-		var role clientRole
+	if text := os.Getenv(metaEnv); text != "" {
+		var role metaRole
 		err := json.Unmarshal([]byte(text), &role)
 		if err == nil {
 			err = role.run()
 		}
 		if err != nil {
-			fmt.Fprintln(os.Stderr, "client:", err)
+			fmt.Fprintln(os.Stderr, "metadata client:", err)
 			os.Exit(1)
 		}
 		os.Exit(0)
 	}
+	if text := os.Getenv(roleEnv); text != "" {
+		var role clientRole
+		act(text, &role, role.run)
+	}
+	if text := os.Getenv(writerEnv); text != "" {
+		var role writerRole
+		act(text, &role, role.run)
+	}
+	if os.Getenv(holderEnv) != "" {
+		act("null", new(any), runHolder)
+	}
 	os.Exit(m.Run())
+}
+
+// act runs a role instead of the tests.
+func act(text string, role any, run func() error) {
+	err := json.Unmarshal([]byte(text), role)
+	if err == nil {
+		err = run()
+	}
+	if err != nil {
+		fmt.Fprintln(os.Stderr, "client:", err)
+		os.Exit(1)
+	}
+	os.Exit(0)
 }
 
 // worker is one stream of operations, one at a time.

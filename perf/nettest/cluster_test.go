@@ -137,7 +137,8 @@ func (c *testCluster) configure(n *netlab.Node) *cluster.Conf {
 func (c *testCluster) makeServers(mdsCount, csCount int) {
 	c.key = session.NodeKey{ClusterName: clusterName}
 	rand.Read(c.key.Cluster[:])
-	rand.Read(c.key.Key[:])
+	var keys *mds.ClusterKeys
+	keys, c.key.Keys = mds.NewClusterKeys(c.key.Cluster, "lab", false)
 	verifier, err := session.NewVerifier("a password of the test")
 	c.must(err)
 	var peers []mds.Peer
@@ -150,7 +151,8 @@ func (c *testCluster) makeServers(mdsCount, csCount int) {
 	}
 	for i, s := range c.mds {
 		dir := filepath.Join(c.dir, s.name)
-		c.must(mds.Format(dir, mds.FormatOptions{Cluster: c.key.Cluster, ClusterName: clusterName,
+		c.must(mds.Format(dir, mds.FormatOptions{Keys: keys, Cluster: c.key.Cluster,
+			ClusterName: clusterName,
 			Verifier: verifier, Addr: c.bs[i], Node: peers[i].Node, Peers: peers}))
 		c.must(c.configure(s.node).AddDaemon(cluster.MDS, cluster.Daemon{Dir: dir, Addr: c.bs[i]}))
 		s.args = []string{"pstorage-mdsd", "-c", clusterName}
@@ -271,6 +273,11 @@ func (c *testCluster) up() error {
 	doc, err := c.stat()
 	if err != nil {
 		return err
+	}
+	if sum := doc.Recovery.Sum(); sum != doc.Chunks.Degraded {
+		// Recovery stops at nothing in silence: each degraded chunk is in one class.
+		c.t.Errorf("%d chunks are degraded, stat accounts for %d: %+v", doc.Chunks.Degraded, sum,
+			doc.Recovery)
 	}
 	active := 0
 	for _, cs := range doc.CS {

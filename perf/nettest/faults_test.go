@@ -27,6 +27,7 @@ type scene struct {
 	files  []string
 	ids    map[uint32]*server // chunk servers
 	chunks [][]uint32         // the members of each chunk, now: the head first
+	heads  []map[uint32]int   // of the chunks of each client's file, and of how many
 }
 
 // fault is something that goes wrong for a while.
@@ -49,7 +50,7 @@ type goals struct {
 var hostLost = goals{write: 4 * time.Second, readP99: 100 * time.Millisecond}
 
 // linkLost is what is wanted when both ends of a link can still be reached by all others.
-var linkLost = goals{write: 4 * time.Second}
+var linkLost = hostLost
 
 // faults are all faults, in the order of the test.
 func faults() []fault {
@@ -65,7 +66,9 @@ func faults() []fault {
 		{"the MDS leader cut from all", false, 6 * time.Second, hostLost,
 			isolate((*scene).leader, true, true)},
 		{"link of two CS cut", true, 6 * time.Second, linkLost, cutPair},
-		{"link of a client and a CS cut", false, 6 * time.Second, linkLost, cutClient},
+		{"link of a client and a head that all others reach cut", true, 8 * time.Second, linkLost,
+			cutHead(true, true)},
+		{"nothing comes from a head to a client", false, 8 * time.Second, linkLost, cutHead(true, false)},
 		{"links cut one by one, also one way, and healed in another order", true, time.Second, goals{},
 			cutMany(6)},
 		{"three groups that can't reach each other", false, 6 * time.Second, goals{}, cutGroups},
@@ -256,8 +259,10 @@ func (s *scene) learnChunks(files []string) error {
 		}
 	}
 	n := s.clients[0]
-	s.chunks = nil
+	s.chunks, s.heads = nil, nil
 	for _, file := range files {
+		heads := map[uint32]int{}
+		s.heads = append(s.heads, heads)
 		cmd := s.command(n, "pstorage", "-c", clusterName, "file-info", file, "-o", "json")
 		out, err := output(n, cmd)
 		if err != nil {
@@ -270,6 +275,7 @@ func (s *scene) learnChunks(files []string) error {
 		for _, c := range doc.List {
 			if len(c.Members) > 1 {
 				s.chunks = append(s.chunks, c.Members)
+				heads[c.Members[0]]++
 			}
 		}
 	}
@@ -279,9 +285,30 @@ func (s *scene) learnChunks(files []string) error {
 	return nil
 }
 
-func cutClient(s *scene) (func() error, error) {
-	cs, _ := pickCS(s)
-	return s.cut(netlab.Both(s.clients[s.rng.IntN(len(s.clients))], cs.node))
+// cutHead cuts the link of a client and the server that is the head of most of the chunks that it
+// writes: what the server sends (from), what it is sent (to), or both.
+func cutHead(from, to bool) func(*scene) (func() error, error) {
+	return func(s *scene) (func() error, error) {
+		i := s.rng.IntN(len(s.clients))
+		most := uint32(0)
+		for id, n := range s.heads[i] {
+			if best := s.heads[i][most]; n > best || n == best && id < most {
+				most = id
+			}
+		}
+		head := s.ids[most]
+		if head == nil {
+			return nil, fmt.Errorf("no server is the head of a chunk of client %d: %v", i+1, s.heads)
+		}
+		var cuts []netlab.Cut
+		if from {
+			cuts = append(cuts, netlab.Cut{From: head.node, To: s.clients[i]})
+		}
+		if to {
+			cuts = append(cuts, netlab.Cut{From: s.clients[i], To: head.node})
+		}
+		return s.cut(cuts)
+	}
 }
 
 // cutMany cuts n links one after the other, half of them one way only, and heals them in random

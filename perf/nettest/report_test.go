@@ -19,6 +19,46 @@ type window struct {
 	copied             int64 // chunks, while the MDS leader was the same
 }
 
+// kindBehind are reads of a block that waited for a write of the same block (in reports only). No
+// member can answer such a read at once: the write isn't acknowledged yet, and once it was seen it
+// must stay. So it takes as long as the write, which has a goal of its own; hedging is for the rest.
+const (
+	kindBehind = kindError
+	slowWrite  = int64(50 * time.Millisecond)
+)
+
+// sortReads makes reads that were behind a slow write of the same block events of kindBehind.
+func sortReads(all [][]event) [][]event {
+	type register struct {
+		file  uint8
+		block uint32
+	}
+	slow := map[register][]event{}
+	for _, events := range all {
+		for _, e := range events {
+			if e.Kind == kindWrite && (e.Ret == history.Never || e.Ret-e.Inv > slowWrite) {
+				r := register{e.File, e.Block}
+				slow[r] = append(slow[r], e)
+			}
+		}
+	}
+	var sorted [][]event
+	for _, events := range all {
+		events = slices.DeleteFunc(slices.Clone(events), func(e event) bool {
+			return e.Kind == kindError
+		})
+		for i := range events {
+			e := &events[i]
+			if e.Kind == kindRead && slices.ContainsFunc(slow[register{e.File, e.Block}],
+				func(w event) bool { return w.Inv < e.Ret && (w.Ret == history.Never || w.Ret > e.Inv) }) {
+				e.Kind = kindBehind
+			}
+		}
+		sorted = append(sorted, events)
+	}
+	return sorted
+}
+
 // judge checks the histories of all blocks.
 func judge(t *testing.T, all [][]event) {
 	t.Helper()
@@ -97,12 +137,23 @@ func (d durations) atAllTimes() durations {
 	return all
 }
 
+// worstSecond is the highest p99 of reads in any second of [from, to], of those that were under way
+// in it, and what was not asked because of them.
+func worstSecond(all [][]event, from, to int64) (worst time.Duration) {
+	const second, step = int64(time.Second), int64(250 * time.Millisecond)
+	for at := from; at == from || at+second <= to; at += step {
+		d := during(all, at, min(at+second, to))
+		worst = max(worst, d[kindRead].atAllTimes().p99())
+	}
+	return worst
+}
+
 // during returns what operations took that were under way in [from, to], by kind.
-func during(all [][]event, from, to int64) [3]durations {
-	var d [3]durations
+func during(all [][]event, from, to int64) [4]durations {
+	var d [4]durations
 	for _, events := range all {
 		for _, e := range events {
-			if e.Kind < kindError && e.Inv <= to && e.Ret >= from && e.Ret != history.Never {
+			if e.Inv <= to && e.Ret >= from && e.Ret != history.Never {
 				d[e.Kind] = append(d[e.Kind], e.Ret-e.Inv)
 			}
 		}
@@ -114,16 +165,19 @@ func during(all [][]event, from, to int64) [3]durations {
 // goals are of an otherwise idle machine: missing one is an error only with PSTORAGE_NET_STRICT.
 func report(t *testing.T, all [][]event, windows []window) {
 	t.Helper()
+	all = sortReads(all)
 	var b strings.Builder
-	fmt.Fprintf(&b, "\n%-64s %7s %7s %9s %9s %9s %9s %7s\n", "fault", "held s", "heal s", "write max",
-		"read max", "read p99", "meta max", "copied")
+	fmt.Fprintf(&b, "\n%-60s %6s %6s %9s %9s %9s %9s %9s %9s %6s\n", "fault", "held s", "heal s",
+		"write max", "behind", "read max", "read p99", "worst 1s", "meta max", "copied")
 	missed := 0
 	for _, w := range windows {
 		d := during(all, w.begin, w.end)
-		fmt.Fprintf(&b, "%-64s %7.1f %7.1f %9s %9s %9s %9s %7d\n", w.fault.name,
+		worst := worstSecond(all, w.begin, w.end)
+		fmt.Fprintf(&b, "%-60s %6.1f %6.1f %9s %9s %9s %9s %9s %9s %6d\n", w.fault.name,
 			float64(w.mended-w.begin)/1e9, float64(w.end-w.mended)/1e9, ms(d[kindWrite].max()),
-			ms(d[kindRead].max()), ms(d[kindRead].atAllTimes().p99()), ms(d[kindMeta].max()), w.copied)
-		for _, why := range w.missed(d) {
+			ms(d[kindBehind].max()), ms(d[kindRead].max()), ms(d[kindRead].atAllTimes().p99()),
+			ms(worst), ms(d[kindMeta].max()), w.copied)
+		for _, why := range w.missed(d, worst) {
 			missed++
 			fmt.Fprintf(&b, "  goal missed: %s\n", why)
 		}
@@ -135,7 +189,7 @@ func report(t *testing.T, all [][]event, windows []window) {
 }
 
 // missed names the goals that a fault missed.
-func (w *window) missed(d [3]durations) []string {
+func (w *window) missed(d [4]durations, worst time.Duration) []string {
 	var all []string
 	check := func(name string, got, want time.Duration) {
 		if want > 0 && cmp.Compare(got, want) > 0 {
@@ -143,7 +197,7 @@ func (w *window) missed(d [3]durations) []string {
 		}
 	}
 	check("longest write", d[kindWrite].max(), w.fault.goals.write)
-	check("p99 of reads", d[kindRead].atAllTimes().p99(), w.fault.goals.readP99)
+	check("p99 of reads in the worst second", worst, w.fault.goals.readP99)
 	check("longest question to the metadata servers", d[kindMeta].max(), w.fault.goals.meta)
 	if w.fault.goals.noCopy && w.copied != 0 {
 		all = append(all, fmt.Sprintf("%d chunks were copied, wanted none", w.copied))

@@ -3,7 +3,6 @@ package simloop
 import (
 	"errors"
 	"fmt"
-	"hash/crc32"
 	"io"
 	"math/bits"
 	"syscall"
@@ -44,7 +43,7 @@ type piece struct {
 	data []byte
 	all  []byte     // memory of the net, of which data is what isn't sent yet; or nil
 	buf  *uring.Buf // whose memory data is, or nil
-	crc  uint32     // of data when queued, if buf isn't nil
+	sum  uint64     // of data when queued, if buf isn't nil
 }
 
 type segment struct {
@@ -62,7 +61,7 @@ func (c *Conn) Append(p []byte) { copy(c.reserve(len(p)), p) }
 
 // Reserve implements uring.Conn.
 func (c *Conn) Reserve(n int) []byte {
-	if n > 4096 {
+	if n > uring.MaxReserve {
 		panic(fmt.Sprintf("simloop: Reserve of %d bytes", n))
 	}
 	return c.reserve(n)
@@ -81,7 +80,7 @@ func (c *Conn) AppendBuf(b *uring.Buf, from, to int) {
 	}
 	b.Retain()
 	data := b.Bytes()[from:to]
-	c.add(piece{data: data, buf: b, crc: crc32.ChecksumIEEE(data)})
+	c.add(piece{data: data, buf: b, sum: digest(0, data)})
 }
 
 func (c *Conn) add(p piece) {
@@ -145,6 +144,7 @@ func (c *Conn) shut(err error) {
 // PauseRecv implements uring.Conn.
 func (c *Conn) PauseRecv(pause bool) {
 	if c.paused && !pause {
+		c.offered = 0 // what it left because of the pause it takes now, also if no more comes
 		c.node.env.Post(c.feed)
 	}
 	c.paused = pause
@@ -154,20 +154,25 @@ func (c *Conn) PauseRecv(pause bool) {
 func (c *Conn) flush() {
 	for len(c.out) > 0 && !c.closed && c.peer.credit < sockBuf {
 		p := &c.out[0]
-		if p.buf != nil && crc32.ChecksumIEEE(p.data) != p.crc {
+		if p.buf != nil && digest(0, p.data) != p.sum {
 			panic("simloop: memory given to AppendBuf changed before it was sent")
 		}
 		n := min(len(p.data), sockBuf-c.peer.credit)
 		if c.net.rng.IntN(4) == 0 {
 			n = 1 + c.net.rng.IntN(n) // streams come in any pieces
 		}
-		data := c.net.mem.get(n)
-		copy(data, p.data)
+		data := p.all
+		if len(p.all) != n { // otherwise all of it goes, memory too
+			data = c.net.mem.get(n)
+			copy(data, p.data)
+		} else {
+			p.all = nil
+		}
 		c.peer.send(segment{data: data})
 		c.queued -= n
 		p.data = p.data[n:]
-		if p.buf != nil {
-			p.crc = crc32.ChecksumIEEE(p.data)
+		if p.buf != nil && len(p.data) > 0 {
+			p.sum = digest(0, p.data)
 		}
 		if len(p.data) == 0 {
 			if p.buf != nil {
@@ -217,6 +222,10 @@ func (c *Conn) arrive() {
 // take adds to what has arrived.
 func (c *Conn) take(data []byte) {
 	switch {
+	case len(c.in) == 0:
+		c.net.mem.put(c.inMem)
+		c.in, c.inMem = data, data
+		return
 	case len(c.in)+len(data) <= cap(c.in):
 	case len(c.in)+len(data) <= cap(c.inMem):
 		c.in = c.inMem[:copy(c.inMem[:cap(c.inMem)], c.in)]
@@ -265,14 +274,15 @@ func (c *Conn) feedOnce() bool {
 	if give <= c.offered {
 		return false
 	}
-	scratch := c.net.mem.get(give)
-	copy(scratch, c.in)
-	n, into := c.handler.Recv(scratch)
-	spoil(scratch) // valid only during the call
-	c.net.mem.put(scratch)
+	mem, in := c.inMem, c.in
+	c.inMem = nil // lent: closing the connection doesn't free it
+	n, into := c.handler.Recv(in[:give:give])
+	spoil(in[:min(max(n, 0), give)]) // valid only during the call
 	if c.closed {
+		c.net.mem.put(mem)
 		return false
 	}
+	c.inMem = mem
 	if n < 0 || n > give || into != nil && (n != give || len(into) == 0) {
 		panic(fmt.Sprintf("simloop: Recv consumed %d of %d and wants %d bytes", n, give, len(into)))
 	}

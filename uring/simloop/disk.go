@@ -2,7 +2,6 @@ package simloop
 
 import (
 	"fmt"
-	"hash/crc32"
 	"math/rand/v2"
 	"syscall"
 	"unsafe"
@@ -69,6 +68,7 @@ type Disk struct {
 	Ops [uring.DiskAllocate + 1]int
 
 	env    *Env
+	mem    *arena // of contents
 	opt    DiskOptions
 	rng    *rand.Rand
 	size   int64
@@ -93,7 +93,7 @@ type diskTask struct {
 	op   *uring.DiskOp
 	f    Fault
 	mark uint64 // flush: covers writes up to this one
-	crc  uint32 // of a write's memory at submission
+	sum  uint64 // of a write's memory at submission
 }
 
 var _ uring.Disk = (*Disk)(nil)
@@ -112,7 +112,7 @@ func NewDisk(e *Env, size int64, align int, o DiskOptions) *Disk {
 	def(&o.WriteLatency, 40_000)
 	def(&o.SyncLatency, 150_000)
 	def(&o.PerKiB, 300)
-	d := &Disk{opt: o, size: size, align: align}
+	d := &Disk{mem: &e.sim.mem, opt: o, size: size, align: align}
 	d.leaves = make([]*leaf, (size+leafPages*pageSize-1)/(leafPages*pageSize))
 	d.rng = e.sim.Rand(fmt.Sprintf("disk of %s at %d", e.name, e.sim.seq))
 	d.Attach(e)
@@ -189,7 +189,7 @@ func (d *Disk) WriteAt(p []byte, off int64) {
 	for len(p) > 0 {
 		n := min(len(p), pageSize-int(off%pageSize))
 		pg := d.page(off)
-		pg.durable, pg.own = changed(pg.durable, int(off%pageSize), p[:n], n), false
+		pg.durable, pg.own = d.changed(pg.durable, int(off%pageSize), p[:n], n), false
 		p, off = p[n:], off+int64(n)
 	}
 }
@@ -219,7 +219,7 @@ func (d *Disk) page(off int64) *page {
 
 // changed returns the content old with n bytes from at on replaced by those of data (nil: zeros).
 // data is shared, not copied, if it covers the page.
-func changed(old *[pageSize]byte, at int, data []byte, n int) *[pageSize]byte {
+func (d *Disk) changed(old *[pageSize]byte, at int, data []byte, n int) *[pageSize]byte {
 	switch {
 	case n == pageSize && data == nil:
 		return &zeros
@@ -228,7 +228,7 @@ func changed(old *[pageSize]byte, at int, data []byte, n int) *[pageSize]byte {
 	case old == nil:
 		old = &zeros
 	}
-	c := new([pageSize]byte)
+	c := d.mem.page()
 	*c = *old
 	if data == nil {
 		clear(c[at : at+n])
@@ -264,7 +264,7 @@ func (d *Disk) Submit(op *uring.DiskOp) {
 			spoil(b)
 		}
 	case uring.DiskWrite, uring.DiskWriteSync:
-		t.crc = sum(op)
+		t.sum = sum(op)
 	}
 	if d.env.dead {
 		return
@@ -362,7 +362,7 @@ func (d *Disk) completeRead(t *diskTask) {
 
 func (d *Disk) completeWrite(t *diskTask) {
 	op := t.op
-	if (op.Kind == uring.DiskWrite || op.Kind == uring.DiskWriteSync) && sum(op) != t.crc {
+	if (op.Kind == uring.DiskWrite || op.Kind == uring.DiskWriteSync) && sum(op) != t.sum {
 		panic(fmt.Sprintf("simloop: memory of the write at %d changed in flight", op.Offset))
 	}
 	switch {
@@ -387,7 +387,8 @@ func (d *Disk) apply(op *uring.DiskOp, f Fault) {
 		return
 	}
 	for _, b := range op.Bufs {
-		c := append([]byte(nil), b...)
+		c := d.mem.get(len(b))
+		copy(c, b)
 		if f.Flip {
 			c[d.rng.IntN(len(c))] ^= 1 << d.rng.IntN(8)
 			f.Flip = false
@@ -421,7 +422,9 @@ func (d *Disk) tear(op *uring.DiskOp, shift int64) {
 	for _, b := range op.Bufs {
 		for ; len(b) > 0; b, off = b[sector:], off+sector {
 			if d.rng.IntN(4) < keep {
-				d.addPending(off, append([]byte(nil), b[:sector]...), sector)
+				c := d.mem.get(sector)
+				copy(c, b)
+				d.addPending(off, c, sector)
 			}
 		}
 	}
@@ -439,9 +442,9 @@ func (d *Disk) store(off int64, data []byte, n int64) {
 		k := min(n, pageSize-off%pageSize)
 		p := d.page(off)
 		if data == nil {
-			p.cur = changed(p.cur, int(off%pageSize), nil, int(k))
+			p.cur = d.changed(p.cur, int(off%pageSize), nil, int(k))
 		} else {
-			p.cur = changed(p.cur, int(off%pageSize), data[:k], int(k))
+			p.cur = d.changed(p.cur, int(off%pageSize), data[:k], int(k))
 			data = data[k:]
 		}
 		off, n = off+k, n-k
@@ -496,7 +499,7 @@ func (d *Disk) makePageDurable(p *pending, at int64) bool {
 	if p.data != nil {
 		data = p.data[at : at+pageSize]
 	}
-	pg.durable, pg.own = changed(nil, 0, data, pageSize), false
+	pg.durable, pg.own = d.changed(nil, 0, data, pageSize), false
 	return true
 }
 
@@ -510,7 +513,8 @@ func (d *Disk) makeSectorDurable(p *pending, at int64) {
 	}
 	pg.from[s] = p.nr
 	if !pg.own {
-		c := new([pageSize]byte)
+		c := d.mem.page()
+		*c = zeros
 		if pg.durable != nil {
 			*c = *pg.durable
 		}
@@ -560,7 +564,7 @@ func (d *Disk) forgetVolatile() {
 // CrashClone returns a disk as a power cut at this moment could leave it, chosen by seed, attached
 // to e (of any Sim). d itself goes on undisturbed, so one run can be cut at many points.
 func (d *Disk) CrashClone(e *Env, seed uint64) *Disk {
-	c := &Disk{opt: d.opt, size: d.size, align: d.align, nr: d.nr, env: e,
+	c := &Disk{mem: &e.sim.mem, opt: d.opt, size: d.size, align: d.align, nr: d.nr, env: e,
 		rng: rand.New(rand.NewPCG(seed, 0x9e3779b97f4a7c15))}
 	c.leaves = make([]*leaf, len(d.leaves))
 	for i, l := range d.leaves {
@@ -605,12 +609,11 @@ func (d *Disk) survive(rng *rand.Rand) {
 	d.pend = nil
 }
 
-func sum(op *uring.DiskOp) uint32 {
-	c := uint32(0)
+func sum(op *uring.DiskOp) (h uint64) {
 	for _, b := range op.Bufs {
-		c = crc32.Update(c, crc32.IEEETable, b)
+		h = digest(h, b)
 	}
-	return c
+	return h
 }
 
 // spoil makes memory useless that nobody may look at now: some of each sector, as that is cheap

@@ -3,6 +3,7 @@ package simloop
 import (
 	"fmt"
 	"math/rand/v2"
+	"slices"
 
 	"pstorage/uring"
 )
@@ -31,6 +32,9 @@ type Sim struct {
 	hash   uint64
 	events uint64
 	inTurn bool
+	killed bool  // some of envs
+	nodes  int   // ever made
+	mem    arena // of what disks hold
 
 	// Limit is after how many events Run panics; 0: never.
 	Limit uint64
@@ -38,6 +42,9 @@ type Sim struct {
 
 // New returns a world at time 0 whose every decision follows from seed.
 func New(seed uint64) *Sim { return &Sim{seed: seed, hash: 14695981039346656037} }
+
+// Close gives memory of the simulation's disks back. Nothing of it may be used any more.
+func (s *Sim) Close() { s.mem.free() }
 
 // Now is the virtual time in nanoseconds.
 func (s *Sim) Now() int64 { return s.now }
@@ -50,10 +57,8 @@ func (s *Sim) Events() uint64 { return s.events }
 
 // Note adds v to the history's hash: for results that tests want to compare between runs.
 func (s *Sim) Note(v uint64) {
-	for range 8 {
-		s.hash = (s.hash ^ v&0xff) * 1099511628211
-		v >>= 8
-	}
+	s.hash = (s.hash ^ v) * 0x9e3779b97f4a7c15
+	s.hash ^= s.hash >> 29
 }
 
 // Rand returns a stream of random numbers of its own for the given concern, so that drawing more
@@ -89,6 +94,7 @@ func (s *Sim) step(limit int64) bool {
 	}
 	var next *Env
 	when, found := int64(0), false
+	s.bury()
 	for _, e := range s.envs {
 		if w, ok := e.wake(); ok && (!found || w < when) {
 			next, when, found = e, w, true
@@ -120,6 +126,14 @@ func (s *Sim) step(limit int64) bool {
 		ev.env.inbox = append(ev.env.inbox, ev.do)
 	}
 	return true
+}
+
+// bury takes nodes that were killed off the list.
+func (s *Sim) bury() {
+	if s.killed {
+		s.killed = false
+		s.envs = slices.DeleteFunc(s.envs, func(e *Env) bool { return e.dead })
+	}
 }
 
 func (s *Sim) push(when int64, e *Env, d doer) {
@@ -195,7 +209,8 @@ func (s *Sim) NewEnv(name string) *Env { return s.NewEnvOptions(name, EnvOptions
 
 // NewEnvOptions adds a node. A node that was killed comes back as a new Env.
 func (s *Sim) NewEnvOptions(name string, o EnvOptions) *Env {
-	e := &Env{sim: s, id: len(s.envs) + 1, name: name, opt: o, born: s.now}
+	s.nodes++
+	e := &Env{sim: s, id: s.nodes, name: name, opt: o, born: s.now}
 	e.rng = s.Rand(fmt.Sprintf("env %s %d", name, e.id))
 	e.base = int64(e.rng.Uint64N(1 << 40)) // absolute values mean nothing
 	s.envs = append(s.envs, e)
@@ -254,6 +269,7 @@ func (e *Env) Kill() {
 		return
 	}
 	e.dead = true
+	e.sim.killed = true
 	e.inbox = nil
 	for _, f := range e.onKill {
 		f()

@@ -1,0 +1,208 @@
+package chunk
+
+import (
+	"bytes"
+	"encoding/binary"
+	"slices"
+	"testing"
+
+	"golang.org/x/sys/unix"
+
+	"pstorage/dataplane"
+	"pstorage/ssdcache"
+	"pstorage/uring"
+	"pstorage/uring/simloop"
+)
+
+// gapWorld is a store with blocks 0 to 127 of a chunk in it, to which runs are written back.
+type gapWorld struct {
+	*world
+	nd   *node
+	st   *store
+	slot uint32
+	had  []byte // the blocks
+}
+
+func newGapWorld(t *testing.T, seed uint64) *gapWorld {
+	w := settledInStore(t, seed)
+	nd := w.nodes[1]
+	w.read(chunkA, 0, 4096, 1)
+	g := &gapWorld{world: w, nd: nd, st: nd.sh.store, slot: nd.sh.chunks[chunkA].slot}
+	if isZero(nd.raw(chunkA, 0, 4096)) {
+		t.Fatal("nothing in the store yet, the test shows nothing")
+	}
+	_, done := g.writeBack(1, 127) // its CRC page is in memory then
+	g.must(func() bool { return *done }, 10*sec, "the write-back")
+	g.had = nd.raw(chunkA, 0, 128*4096)
+	return g
+}
+
+// writeBack begins to write the given blocks, all of one run, and returns what they get.
+func (g *gapWorld) writeBack(tag uint64, blocks ...uint32) (data []byte, done *bool) {
+	first, last := blocks[0], blocks[len(blocks)-1]
+	buf := g.nd.pool.Get(len(blocks) * 4096)
+	data = buf.Bytes()[:len(blocks)*4096]
+	copy(data, pattern(tag, len(data)))
+	done = new(bool)
+	wb := &ssdcache.WriteBack{Slot: g.slot, Block: first, Blocks: int(last-first) + 1,
+		CRCs: make([]byte, 4*(last-first+1))}
+	for b := first; b <= last; b++ {
+		i := slices.Index(blocks, b)
+		if i < 0 {
+			wb.Gaps[(b-first)/64] |= 1 << ((b - first) % 64)
+			continue
+		}
+		wb.Data = append(wb.Data, data[i*4096:(i+1)*4096])
+		binary.LittleEndian.PutUint32(wb.CRCs[4*(b-first):], dataplane.CRC(wb.Data[i]))
+	}
+	wb.Done = func(wb *ssdcache.WriteBack) {
+		if wb.Err != nil {
+			g.t.Error(wb.Err)
+		}
+		*done = true
+		buf.Release()
+	}
+	g.nd.env.Do(func() { g.st.WriteBack(wb) })
+	return slices.Clone(data), done
+}
+
+// write does all of it, with so many reads and writes, and compares.
+func (g *gapWorld) write(tag uint64, reads, writes int, blocks ...uint32) {
+	g.t.Helper()
+	ops := g.nd.store.Ops
+	r, w := ops[uring.DiskRead], ops[uring.DiskWrite]
+	data, done := g.writeBack(tag, blocks...)
+	g.must(func() bool { return *done }, 10*sec, "the write-back")
+	ops = g.nd.store.Ops
+	if r, w = ops[uring.DiskRead]-r, ops[uring.DiskWrite]-w; int(r) != reads || int(w) != writes {
+		g.t.Errorf("blocks %v: %d reads and %d writes, not %d and %d", blocks, r, w, reads, writes)
+	}
+	g.note(data, blocks)
+	g.check(blocks)
+}
+
+func (g *gapWorld) note(data []byte, blocks []uint32) {
+	for i, b := range blocks {
+		copy(g.had[b*4096:], data[i*4096:(i+1)*4096])
+	}
+}
+
+// check compares the store, and the words, with what must be there.
+func (g *gapWorld) check(blocks []uint32) {
+	g.t.Helper()
+	if got := g.nd.raw(chunkA, 0, 128*4096); !bytes.Equal(got, g.had) {
+		for b := range 128 {
+			if !bytes.Equal(got[b*4096:(b+1)*4096], g.had[b*4096:(b+1)*4096]) {
+				g.t.Errorf("block %d has other contents", b)
+			}
+		}
+	}
+	for _, b := range blocks {
+		p := g.st.cache.get(g.slot*pagesPerSlot + b/wordsPerPage)
+		if p == nil || !wordMatches(p.word(b), dataplane.CRC(g.had[b*4096:(b+1)*4096])) {
+			g.t.Errorf("the word of block %d doesn't match", b)
+		}
+	}
+}
+
+// Blocks that lie about go to the store with one read and one write, and change nothing else.
+func TestGapsAreFilled(t *testing.T) {
+	g := newGapWorld(t, 301)
+	g.write(1, 1, 1, 0, 3, 7)
+	g.write(2, 1, 1, 10, 11, 12, 70, 100, 127)
+	g.write(3, 0, 1, 20, 21, 22)
+}
+
+// Zeros, and blocks that aren't what they should be, stay as they are; so does everything if it
+// can't be read.
+func TestGapsThatStay(t *testing.T) {
+	g := newGapWorld(t, 302)
+	g.zero(chunkA, 5*4096, 4096)
+	g.must(g.punched, 10*sec, "the punch")
+	clear(g.had[5*4096 : 6*4096])
+	g.write(1, 1, 2, 0, 3, 7)    // [0, 4) and 7
+	g.write(2, 0, 2, 4, 6)       // nothing to fill
+	g.write(3, 1, 2, 4, 6, 8, 9) // 4, [6, 10)
+
+	g.nd.store.FlipBit(g.st.sb.block(g.slot, 40)+100, 3)
+	g.had[40*4096+100] ^= 1 << 3
+	g.write(4, 1, 2, 36, 38, 42, 44) // [36, 39), [42, 45)
+
+	g.nd.store.Fault = func(op *uring.DiskOp) (f simloop.Fault) {
+		if op.Kind == uring.DiskRead {
+			f.Err = unix.EIO
+		}
+		return f
+	}
+	g.write(5, 1, 3, 50, 52, 60)
+	g.nd.store.Fault = nil
+}
+
+// What is written in a gap meanwhile is what stays there; a block that is zeroed meanwhile reads as
+// zeros, and its space is given back.
+func TestGapsThatChange(t *testing.T) {
+	g := newGapWorld(t, 303)
+	slow := uring.DiskWrite
+	g.nd.store.Fault = func(op *uring.DiskOp) (f simloop.Fault) {
+		if op.Kind == slow {
+			f.Delay = 300 * ms
+		}
+		return f
+	}
+	older, first := g.writeBack(1, 4, 5)
+	newer, second := g.writeBack(2, 2, 3, 7, 9)
+	g.must(func() bool { return *first && *second }, 10*sec, "both")
+	g.note(older, []uint32{4, 5})
+	g.note(newer, []uint32{2, 3, 7, 9})
+	g.check([]uint32{2, 3, 4, 5, 7, 9})
+
+	slow = uring.DiskRead
+	_, third := g.writeBack(3, 20, 24)
+	g.nd.env.Do(func() {
+		g.st.zero(&zeroing{slot: g.slot, block: 22, end: 23, done: func(*zeroing) {
+			g.st.holes.mark(g.slot, 22, 1)
+		}})
+	})
+	if *third {
+		t.Fatal("too early for the test")
+	}
+	g.must(func() bool { return *third && g.punched() }, 10*sec, "the write-back and the punch")
+	if !isZero(g.nd.raw(chunkA, 22*4096, 4096)) {
+		t.Error("the space of a zeroed block wasn't given back")
+	}
+	if p := g.st.cache.get(g.slot * pagesPerSlot); p.word(22) != wordZeros {
+		t.Error("a zeroed block doesn't read as zeros")
+	}
+}
+
+// The torture with a log on the disk of its store, which seeks: write-back goes over gaps while they
+// are written, zeroed, punched and read, and while the power is cut.
+func TestTortureGaps(t *testing.T) {
+	seeds := uint64(6)
+	if testing.Short() {
+		seeds = 2
+	}
+	filled := uint64(0)
+	for seed := range seeds {
+		w := newWorldWith(t, seed+700, 3, ssdcache.MinSize, 1<<20)
+		w.same = true
+		for _, nd := range w.nodes {
+			nd.store.Fault = func(op *uring.DiskOp) (f simloop.Fault) {
+				if op.Kind != uring.DiskDiscard {
+					f.Delay = 6 * ms
+				}
+				return f
+			}
+			nd.restart(false)
+		}
+		x := &torture{w: w}
+		x.run(t, seed+700)
+		for _, nd := range w.nodes {
+			filled += nd.sh.store.filled
+		}
+	}
+	if filled == 0 {
+		t.Error("no gap was filled: the test shows nothing")
+	}
+	t.Logf("%d blocks in gaps written by the last processes", filled)
+}

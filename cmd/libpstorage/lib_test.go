@@ -1,0 +1,134 @@
+package main
+
+import (
+	"context"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"pstorage/perf"
+)
+
+// needs skips a test that can't run here.
+func needs(t *testing.T, tools ...string) {
+	t.Helper()
+	if testing.Short() && os.Getenv("CI") == "" {
+		t.Skip("builds everything and starts a cluster: not with -short outside of CI")
+	}
+	for _, tool := range tools {
+		if _, err := exec.LookPath(tool); err != nil {
+			t.Skipf("needs %s", tool)
+		}
+	}
+}
+
+// run runs a command and fails the test if it fails.
+func run(t *testing.T, env []string, name string, args ...string) string {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(context.Background(), 3*time.Minute)
+	defer cancel()
+	cmd := exec.CommandContext(ctx, name, args...)
+	cmd.Env = append(os.Environ(), env...)
+	out, err := cmd.CombinedOutput()
+	if err != nil {
+		t.Fatalf("%s %s: %v\n%s", name, strings.Join(args, " "), err, out)
+	}
+	return string(out)
+}
+
+// build makes the library and, with gcc, a program that uses it.
+func build(t *testing.T, dir, source string) (program string) {
+	t.Helper()
+	lib := filepath.Join(dir, "libpstorage.so")
+	run(t, []string{"CGO_ENABLED=1"}, "go", "build", "-buildmode=c-shared", "-o", lib, ".")
+	program = filepath.Join(dir, "program")
+	run(t, nil, "gcc", "-g", "-Wall", "-Wextra", "-Werror", "-pthread", "-I", ".", "-o", program,
+		source, "-L", dir, "-lpstorage", "-Wl,-rpath,"+dir)
+	return program
+}
+
+// startCluster starts a cluster and returns the environment of its users.
+func startCluster(t *testing.T, dir string) []string {
+	t.Helper()
+	bin := filepath.Join(dir, "bin")
+	run(t, []string{"CGO_ENABLED=0"}, "go", "build", "-o", bin+"/", "pstorage/cmd/pstorage",
+		"pstorage/cmd/pstorage-csd", "pstorage/cmd/pstorage-mdsd", "pstorage/cmd/pstorage-mount")
+	home := filepath.Join(dir, "cluster")
+	c, err := perf.StartCluster(context.Background(), perf.ClusterOptions{
+		Binary: filepath.Join(bin, "pstorage"), Dir: home, CS: 3,
+		Args: []string{"--no-mount", "--log-size", "64M"}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := c.Stop(); err != nil {
+			t.Error(err)
+		}
+	})
+	return []string{"PSTORAGE_ETC=" + filepath.Join(home, "etc")}
+}
+
+// TestExample builds the library and the example as a user would, and runs it on a cluster.
+func TestExample(t *testing.T) {
+	needs(t, "gcc", "go")
+	dir := t.TempDir()
+	program := build(t, dir, "example/example.c")
+	env := startCluster(t, dir)
+	for range 2 { // the second time the file is there
+		if out := run(t, env, program, "dev", "/example"); !strings.HasPrefix(out, "ok ") {
+			t.Errorf("it says %q", out)
+		}
+	}
+	cmd := exec.Command(program, "nosuch", "/example")
+	cmd.Env = append(os.Environ(), env...)
+	out, err := cmd.CombinedOutput()
+	if err == nil || !strings.Contains(string(out), "nosuch") {
+		t.Errorf("a cluster that isn't there: %v, %s", err, out)
+	}
+}
+
+// TestMixedStack: a crash in C, below Go, shows the C function with its file and line.
+func TestMixedStack(t *testing.T) {
+	needs(t, "gcc", "go")
+	dir := t.TempDir()
+	source := filepath.Join(dir, "crash.c")
+	err := os.WriteFile(source, []byte(`#include <stdio.h>
+#include <unistd.h>
+#include "pstorage.h"
+__attribute__((noinline)) static void crash_here(ps_op *op) {
+    *(volatile int *)op->user = 1;
+}
+int main(void) {
+    ps_cluster *cluster;
+    ps_file *file;
+    if (ps_open("dev", NULL, 10000, &cluster) ||
+        ps_file_open(cluster, "/crash", PS_CREATE, 4096, &file)) {
+        fprintf(stderr, "%s\n", ps_error());
+        return 1;
+    }
+    ps_op op = {.kind = PS_FLUSH, .done = crash_here};
+    if (ps_submit(file, &op) == 0) pause();
+    return 1;
+}
+`), 0o600)
+	if err != nil {
+		t.Fatal(err)
+	}
+	program := build(t, dir, source)
+	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
+	defer cancel()
+	cmd := exec.CommandContext(ctx, program)
+	cmd.Env = append(append(os.Environ(), startCluster(t, dir)...), "GOTRACEBACK=crash")
+	out, err := cmd.CombinedOutput()
+	if err == nil || ctx.Err() != nil {
+		t.Fatalf("it didn't crash: %v\n%s", err, out)
+	}
+	for _, want := range []string{"crash_here", "crash.c:5", "psCallDone", "(*request).end"} {
+		if !strings.Contains(string(out), want) {
+			t.Errorf("no %s in the stack:\n%.4000s", want, out)
+		}
+	}
+}

@@ -1,0 +1,66 @@
+package main
+
+import (
+	"path/filepath"
+	"strings"
+
+	"github.com/spf13/cobra"
+
+	"pstorage/cmd/cli"
+)
+
+// attrPathHelp is what the help of commands with an attrPath says.
+const attrPathHelp = `
+
+PATH is a path on a mount of the cluster on this node; where there is none, and with -p, it is the
+path inside the cluster.`
+
+// attrPath finds out which path inside the cluster a command means.
+type attrPath struct{ inside bool }
+
+func (p *attrPath) add(cmd *cobra.Command) {
+	cmd.Flags().BoolVarP(&p.inside, "cluster-path", "p", false, "PATH is a path inside the cluster")
+}
+
+// find returns the path inside the cluster, and names the cluster if the path does and nobody else
+// has.
+func (p *attrPath) find(a *app, path string) (string, error) {
+	if p.inside {
+		return path, nil
+	}
+	mounts, err := readMounts()
+	if err != nil {
+		return "", err
+	}
+	return clusterPath(mounts, &a.cluster, path)
+}
+
+// clusterPath is find with these mounts. A mount of another cluster than the named one is refused.
+func clusterPath(mounts []mountDoc, cluster *string, path string) (string, error) {
+	path = filepath.Clean(path)
+	var on *mountDoc
+	for i := range mounts {
+		m := &mounts[i]
+		if under(m.Mountpoint, path) && (on == nil || len(m.Mountpoint) > len(on.Mountpoint)) {
+			on = m
+		}
+	}
+	if on == nil {
+		return path, nil
+	}
+	name, known := strings.CutPrefix(on.Source, "pstorage://")
+	switch {
+	case !known: // the mount was given another name
+	case *cluster == "":
+		*cluster = name
+	case *cluster != name:
+		return "", cli.Usage("%s is on a mount of cluster %s, not of %s; with -p it is a path inside %s",
+			path, name, *cluster, *cluster)
+	}
+	return "/" + strings.TrimPrefix(strings.TrimPrefix(path, on.Mountpoint), "/"), nil
+}
+
+// under says whether path is dir or below it.
+func under(dir, path string) bool {
+	return path == dir || dir == "/" || strings.HasPrefix(path, dir+"/")
+}

@@ -1,0 +1,146 @@
+package mds
+
+import (
+	"bytes"
+	"compress/gzip"
+	"encoding/binary"
+	"io"
+	"os"
+	"path/filepath"
+	"testing"
+
+	"pstorage/dataplane"
+	"pstorage/dataplane/control"
+)
+
+// What each version wrote is kept in testdata/vN and must be read for ever: snapshots, and log
+// entries with the state that they make of a snapshot. PSTORAGE_RECORD=vN makes the files of this
+// version; they are made once, when it is released, and never changed.
+
+// recordedCommands has one command of each kind, for the state of snapshot.gz.
+func recordedCommands() []command {
+	return []command{
+		&cmdInit{ClusterName: "x"},
+		&cmdCreate{origin{1, 1}, createReq("new")},
+		&cmdRename{origin{1, 3}, control.RenameReq{FromParent: 1, FromName: "small", ToParent: 4,
+			ToName: "x"}},
+		&cmdSetAttr{origin{1, 4}, control.SetAttrReq{File: 2, Mask: control.SetPolicy |
+			control.SetMode, Mode: 0o600, Policy: DefaultPolicy}},
+		&cmdGrow{GrowReq: control.GrowReq{File: 2, Size: 1 << 40}},
+		&cmdSetXattr{origin{1, 5}, control.XattrReq{File: 4, Name: "n", Value: []byte("v")}},
+		&cmdAllocate{File: 2, Chunks: []placed{{index: 9, n: 3, members: members(1, 2, 3)}}},
+		&cmdReconfigure{Chunk: dataplane.NewChunkID(1, 0), Epoch: 1,
+			Members: []dataplane.CSID{1, 2}, SetCreated: true},
+		&cmdRegisterCS{Instance: 1, CS: CS{Disk: [16]byte{9}, Boot: 1}},
+		&cmdMarkCS{CS: 1, Failed: "EIO"},
+		&cmdAddEvent{Code: "c"},
+		&cmdSetConfig{Key: "a", Value: "b"},
+		&cmdReap{},
+		&cmdUnlink{origin{1, 2}, control.UnlinkReq{Parent: 1, Name: "new"}},
+	}
+}
+
+func readRecord(t *testing.T, path string) []byte {
+	t.Helper()
+	f, err := os.Open(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	z, err := gzip.NewReader(f)
+	if err != nil {
+		t.Fatal(err)
+	}
+	b, err := io.ReadAll(z)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return b
+}
+
+func writeRecord(t *testing.T, path string, b []byte) {
+	t.Helper()
+	var out bytes.Buffer
+	z, err := gzip.NewWriterLevel(&out, gzip.BestCompression)
+	if err == nil {
+		_, err = z.Write(b)
+	}
+	if err == nil {
+		err = z.Close()
+	}
+	if err == nil {
+		err = os.WriteFile(path, out.Bytes(), 0o644)
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+}
+
+// applyRecord applies log entries, each with its length in front.
+func applyRecord(t *testing.T, s *State, entries []byte) {
+	t.Helper()
+	for len(entries) > 0 {
+		n := binary.LittleEndian.Uint32(entries)
+		if _, err := s.Apply(entries[4 : 4+n]); err != nil {
+			t.Fatal(err)
+		}
+		entries = entries[4+n:]
+	}
+}
+
+func TestEarlierVersions(t *testing.T) {
+	if v := os.Getenv("PSTORAGE_RECORD"); v != "" {
+		record(t, filepath.Join("testdata", v))
+	}
+	dirs, err := filepath.Glob("testdata/v*")
+	if err != nil || len(dirs) == 0 {
+		t.Fatal("nothing is recorded: ", err)
+	}
+	for _, dir := range dirs {
+		snaps, err := filepath.Glob(filepath.Join(dir, "snapshot*.gz"))
+		if err != nil || len(snaps) == 0 {
+			t.Fatal(dir, err)
+		}
+		for _, path := range snaps {
+			s, err := Restore(bytes.NewReader(readRecord(t, path)))
+			if err != nil {
+				t.Fatalf("%s: %v", path, err)
+			}
+			defer s.Close()
+			checkState(t, s)
+			if f, err := s.lookupPath("/dir/link"); err != nil || f.target != "../small" ||
+				s.clusterName != "rich" || len(s.orphans) != 1 || s.server(4).Failed != "EIO" ||
+				s.table.Len() == 0 {
+				t.Errorf("%s: %+v, %v", path, s, err)
+			}
+			applyRecord(t, s, readRecord(t, filepath.Join(dir, "entries.gz")))
+			checkState(t, s)
+			after, err := Restore(bytes.NewReader(readRecord(t, filepath.Join(dir, "after.gz"))))
+			if err != nil {
+				t.Fatalf("%s: %v", dir, err)
+			}
+			defer after.Close()
+			if !bytes.Equal(sortless(dump(t, s)), sortless(dump(t, after))) {
+				t.Errorf("%s: the same log entries make another state of it", path)
+			}
+		}
+	}
+}
+
+// record writes the files of this version.
+func record(t *testing.T, dir string) {
+	if err := os.MkdirAll(dir, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	s := richState(t)
+	defer s.Close()
+	writeRecord(t, filepath.Join(dir, "snapshot.gz"), dump(t, s))
+	var entries []byte
+	for _, c := range recordedCommands() {
+		e := encodeEntry(7, c)
+		entries = append(binary.LittleEndian.AppendUint32(entries, uint32(len(e))), e...)
+	}
+	writeRecord(t, filepath.Join(dir, "entries.gz"), entries)
+	applyRecord(t, s, entries)
+	writeRecord(t, filepath.Join(dir, "after.gz"), dump(t, s))
+}

@@ -1,0 +1,129 @@
+package nettest
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"pstorage/dataplane"
+	"pstorage/dataplane/control"
+)
+
+// waitFor is how long a writer that can't go on is watched.
+const waitFor = 3 * time.Second
+
+// TestWritersWait: below the minimum of copies, above the capacity limit and out of space, writers
+// wait without an error and go on by themselves, what can be read is read meanwhile, and stat and
+// an event say what is going on.
+func TestWritersWait(t *testing.T) {
+	needs(t)
+	c := newCluster(t, "wait", 1, 3, 2)
+	mnt := c.mount(c.clients[1])
+	files := c.registerFiles(mnt)
+	w, r := c.writer(0, files[0]), c.writer(1, files[1])
+	wrote := func(k *child, tag, n int) {
+		t.Helper()
+		k.hear(fmt.Sprint("wrote ", n, " <nil>"))
+	}
+	w.tell("write 1")
+	wrote(w, 1, fenceBlocks)
+	r.tell("write 9")
+	wrote(r, 9, fenceBlocks)
+	waits := func(reason, event string) {
+		t.Helper()
+		c.await(20*time.Second, "stat says why writers wait", func() error { return c.says(reason) })
+		c.await(20*time.Second, "an event says it", func() error { return c.hasEvent(event) })
+		select {
+		case line := <-w.lines:
+			t.Fatalf("the writer doesn't wait: %q", line)
+		case <-time.After(waitFor):
+		}
+	}
+	reads := func() {
+		t.Helper()
+		begun := time.Now()
+		r.tell("read")
+		if have := r.hear("have"); have != "[9]" {
+			t.Fatalf("read %s", have)
+		}
+		if took := time.Since(begun); took > 5*time.Second {
+			t.Errorf("reading took %v", took)
+		}
+	}
+
+	c.must(errors.Join(c.cs[1].kill(), c.cs[2].kill()))
+	w.tell("write 2")
+	waits("fewer members than needed to write", "below-minimum")
+	reads()
+	c.start(c.cs[1])
+	c.start(c.cs[2])
+	wrote(w, 2, fenceBlocks)
+	c.await(healWithin, "the cluster is healthy", c.up)
+
+	c.pstorage("set-config", "capacity.limit=64M")
+	w.tell("fill 6")
+	waits("capacity.limit", "no-space")
+	reads()
+	c.pstorage("set-config", "capacity.limit=")
+	wrote(w, 0, 6)
+
+	n := c.room() + 8 // the first 6 are there, so 2 don't fit
+	w.tell(fmt.Sprint("fill ", n))
+	waits("no space", "no-space")
+	reads()
+	r.tell("quit")
+	r.hear("bye")
+	c.must(os.Remove(filepath.Join(mnt, filepath.Base(files[1]))))
+	wrote(w, 0, n)
+}
+
+// says looks for a reason in what stat says.
+func (c *testCluster) says(reason string) error {
+	doc, err := c.stat()
+	if err != nil {
+		return err
+	}
+	if !slices.ContainsFunc(doc.Reasons, func(s string) bool {
+		return strings.Contains(strings.ToLower(s), reason)
+	}) {
+		return fmt.Errorf("%s, %q", doc.Health, doc.Reasons)
+	}
+	return nil
+}
+
+// hasEvent looks for an event.
+func (c *testCluster) hasEvent(code string) error {
+	n := c.clients[0]
+	out, err := output(n, c.command(n, "pstorage", "-c", clusterName, "get-event", "-o", "json"))
+	if err != nil {
+		return err
+	}
+	var doc control.EventsDoc
+	if err := json.Unmarshal(out, &doc); err != nil {
+		return err
+	}
+	for _, e := range doc.Events {
+		if e.Code == code {
+			return nil
+		}
+	}
+	return fmt.Errorf("no event %s among %d", code, len(doc.Events))
+}
+
+// room is how many more chunks fit on all servers.
+func (c *testCluster) room() int {
+	c.t.Helper()
+	doc, err := c.stat()
+	c.must(err)
+	room := 1 << 20
+	for _, cs := range doc.CS {
+		room = min(room, int(cs.Capacity-cs.Used)/dataplane.ChunkSize)
+	}
+	return room
+}
