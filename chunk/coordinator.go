@@ -220,9 +220,9 @@ func (s *settler) begin() {
 	})
 }
 
-// yields says whether the attempt must wait, as the replica was sealed by another coordinator that is
-// at work, and only that one has the metadata servers' word. Else the head, which clients ask all
-// the time, would stop it again and again before all is copied.
+// yields says whether the attempt must wait, as the replica was sealed by another coordinator that
+// is at work, and only that one has the metadata servers' word. Else the head, which clients ask
+// all the time, would stop it again and again before all is copied.
 func (s *settler) yields() bool {
 	l, other := s.r.sealer.(*link)
 	return other && l.open && s.r.state == sealed && len(s.lost) == 0 && !s.lead &&

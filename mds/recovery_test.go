@@ -128,6 +128,7 @@ func newRecoverWorld(chunks int) *recoverWorld {
 
 func TestRecoverer(t *testing.T) {
 	w, r := newRecoverWorld(10), newRecoverer(time.Minute)
+	r.limits = recoverLimits{perCS: 2, total: maxRecoveries}
 	now := int64(1)
 	step := func(advance time.Duration) []recoverOrder {
 		now += int64(advance)

@@ -153,7 +153,7 @@ func (c *testCluster) makeServers(mdsCount, csCount int) {
 		dir := filepath.Join(c.dir, s.name)
 		c.must(mds.Format(dir, mds.FormatOptions{Keys: keys, Cluster: c.key.Cluster,
 			ClusterName: clusterName,
-			Verifier: verifier, Addr: c.bs[i], Node: peers[i].Node, Peers: peers}))
+			Verifier:    verifier, Addr: c.bs[i], Node: peers[i].Node, Peers: peers}))
 		c.must(c.configure(s.node).AddDaemon(cluster.MDS, cluster.Daemon{Dir: dir, Addr: c.bs[i]}))
 		s.args = []string{"pstorage-mdsd", "-c", clusterName}
 	}

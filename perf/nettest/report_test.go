@@ -21,7 +21,7 @@ type window struct {
 
 // kindBehind are reads of a block that waited for a write of the same block (in reports only). No
 // member can answer such a read at once: the write isn't acknowledged yet, and once it was seen it
-// must stay. So it takes as long as the write, which has a goal of its own; hedging is for the rest.
+// must stay. So it takes as long as the write, which has a goal of its own; hedging is for others.
 const (
 	kindBehind = kindError
 	slowWrite  = int64(50 * time.Millisecond)
