@@ -321,7 +321,8 @@ func (offlineMetadata) GetChunk(_ dataplane.ChunkID, cb func(*control.ChunkConfi
 	cb(nil, errOffline)
 }
 
-func (offlineMetadata) Reconfigure(_ *control.ReconfigureReq, cb func(*control.ChunkConfig, error)) {
+func (offlineMetadata) Reconfigure(_ *control.ReconfigureReq,
+	cb func(*control.ChunkConfig, error)) {
 	cb(nil, errOffline)
 }
 

@@ -106,7 +106,8 @@ func (w *journalWorld) compare(nc *session.NetConn) {
 func (w *journalWorld) kill(step int, path string, size int64) bool {
 	w.t.Helper()
 	cmd := exec.Command(os.Args[0], "-test.run=^TestJournalChild$")
-	cmd.Env = append(os.Environ(), fmt.Sprintf("%s=%s %d -%s %d", journalChild, w.dir, step, path, size))
+	cmd.Env = append(os.Environ(), fmt.Sprintf("%s=%s %d -%s %d", journalChild, w.dir, step,
+		path, size))
 	out, err := cmd.CombinedOutput()
 	if err == nil && step > 100 {
 		return false // it was quicker

@@ -76,7 +76,7 @@ func boot(t *testing.T, tree string) *container {
 		_ = cmd.Wait()
 	})
 	state := ""
-	for end := time.Now().Add(time.Minute); time.Now().Before(end); time.Sleep(100 * time.Millisecond) {
+	for end := time.Now().Add(time.Minute); time.Now().Before(end); time.Sleep(2 * tick) {
 		if c.init = firstProcess(cmd.Process.Pid); c.init == 0 {
 			continue
 		}
@@ -181,16 +181,18 @@ sha256sum /pcs/data >/root/sum`)
 	c.hangs(intact)
 	c.refuses(intact)
 
-	before := c.run("systemctl show -P MainPID pstorage-csd@prod pstorage-mdsd@prod")
+	const processes = "systemctl show -P MainPID pstorage-csd@prod pstorage-mdsd@prod"
+	before := c.run(processes)
 	c.run("dpkg -i /root/1.1/*.deb")
-	if after := c.run("systemctl show -P MainPID pstorage-csd@prod pstorage-mdsd@prod"); after != before {
+	if after := c.run(processes); after != before {
 		t.Errorf("an upgrade restarted something: %s, %s", before, after)
 	}
 	intact()
 	c.run("systemctl restart pstorage-mdsd@prod pstorage-csd@prod")
 	intact()
-	c.run("umount /pcs; dpkg -r pstorage-client pstorage-chunk-server pstorage-metadata-server pstorage-ctl")
-	c.run("! pgrep pstorage-; [ -e /etc/pstorage/clusters/prod/auth.key ] && [ -e /pstorage/cs1/store ]")
+	c.run("umount /pcs; dpkg -r " + strings.Join(packages, " "))
+	c.run("! pgrep pstorage-")
+	c.run("[ -e /etc/pstorage/clusters/prod/auth.key ] && [ -e /pstorage/cs1/store ]")
 }
 
 // restarts restarts the services, and kills them.

@@ -231,6 +231,9 @@ func scrubWait(ctx context.Context, a *app, args control.ScrubArgs, out, message
 	if err := conn.get(ctx, what, control.AdminScrubStart, args, &started); err != nil {
 		return err
 	}
+	if len(started.Silent) > 0 {
+		fmt.Fprintf(messages, "not reached, and not waited for: %s\n", csList(started.Silent))
+	}
 	shown := newProgress(messages, a.output == "json")
 	defer shown.end()
 	for {

@@ -18,8 +18,8 @@ func newStat(a *app) *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "stat",
 		Short: "Show the cluster's health, space, servers and chunks",
-		Long: `Show the cluster's health, space, servers and chunks. With --wait, wait until it is healthy:
-all metadata servers answer and vote, all chunk servers serve, every chunk has its copies.
+		Long: `Show the cluster's health, space, servers and chunks. With --wait, wait until it is
+healthy: all metadata servers answer and vote, all chunk servers serve, every chunk has its copies.
 What is waited for is shown meanwhile, with the rate of recovery and the time left.`,
 		Example: `  pstorage stat
   pstorage stat --wait --timeout 10m      # before the next node is restarted

@@ -12,9 +12,10 @@ import (
 
 const statPoll = 250 * time.Millisecond
 
-// waitHealthy waits until the cluster is healthy, shows how far that is, and prints the state. Not to
-// be answered for a while, as during an election, isn't the end.
-func waitHealthy(ctx context.Context, a *app, patience time.Duration, out, messages io.Writer) error {
+// waitHealthy waits until the cluster is healthy, shows how far that is, and prints the state. No
+// answer for a while, as during an election, isn't the end.
+func waitHealthy(ctx context.Context, a *app, patience time.Duration,
+	out, messages io.Writer) error {
 	conn, err := a.admin(ctx)
 	if err != nil {
 		return err

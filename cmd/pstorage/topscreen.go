@@ -199,8 +199,8 @@ func (s *topScreen) draw() {
 	if s.filter != "" {
 		only = ": " + escape(s.filter)
 	}
-	s.foot.SetText(fmt.Sprintf("[::r] q quit  s sort (%s)  r reverse  / filter%s  e events (%s)  Tab  "+
-		"Space [::-]", order, only, topSeverities[s.least]))
+	s.foot.SetText(fmt.Sprintf("[::r] q quit  s sort (%s)  r reverse  / filter%s  e events (%s)  "+
+		"Tab  Space [::-]", order, only, topSeverities[s.least]))
 }
 
 // topHead is the text above the table: at most 7 lines.
@@ -236,8 +236,8 @@ func topHead(d control.StatDoc, recovery string, err error) string {
 func escape(text string) string { return tview.Escape(clean(text)) }
 
 // topColumns are as wide as their titles, so that they fit 80 columns.
-var topColumns = []string{"CS", "STATUS", "HOST", "READ/s", "WRITE/s", "READ", "WRITE", "RLAT", "WLAT",
-	"HIT", "USED", "LOG", "ADDRESS", "OF", "CHUNKS", "CLIENTS", "CRC"}
+var topColumns = []string{"CS", "STATUS", "HOST", "READ/s", "WRITE/s", "READ", "WRITE", "RLAT",
+	"WLAT", "HIT", "USED", "LOG", "ADDRESS", "OF", "CHUNKS", "CLIENTS", "CRC"}
 
 const topText = "STATUS HOST ADDRESS" // columns that aren't numbers
 

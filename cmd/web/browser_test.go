@@ -58,7 +58,8 @@ func TestInBrowser(t *testing.T) {
 	s := serve(t, "", true, Cluster{"prod", watched(&fleet{}, 150)})
 	dom := b.run(s.URL, "--dump-dom")
 	for _, text := range []string{"! degraded", "10.0 TiB free", "of 26.0 TiB", "40 to restore",
-		"about 67 s left", "240,000", "239,960 healthy", "node4", "silent for 12 s", "Write latency of the journals",
+		"about 67 s left", "240,000", "239,960 healthy", "node4", "silent for 12 s",
+		"Write latency of the journals",
 		"&lt;b&gt;markup&lt;/b&gt;", `<span class="s-warn">warning</span>`, "slowest 0.72 ms",
 		"10.0.0.3:2510", `<span class="s-bad">down</span>`} {
 		if !strings.Contains(dom, text) {

@@ -42,7 +42,8 @@ func (f *fleet) ask(_ context.Context, command string, args, doc any) error {
 	wave := 1 + math.Sin(float64(f.tick)/9)
 	d := doc.(*control.StatDoc)
 	*d = control.StatDoc{Cluster: "prod", Health: "degraded", Files: 12,
-		Reasons: []string{"40 chunks have fewer live members than wanted", "1 chunk servers don't answer"},
+		Reasons: []string{"40 chunks have fewer live members than wanted",
+			"1 chunk servers don't answer"},
 		Space: control.SpaceDoc{Total: 80 << 40, Free: 30 << 40, Used: 50 << 40,
 			LogicalTotal: 26 << 40, LogicalFree: 10 << 40},
 		Chunks: control.ChunksDoc{Total: 240000, Healthy: 239960, Degraded: 40, Recovering: 4,
