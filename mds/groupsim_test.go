@@ -41,8 +41,10 @@ type simGroup struct {
 type simNode struct {
 	s      *server
 	trans  *raft.InmemTransport
+	ctx    context.Context
 	cancel context.CancelFunc
 	done   chan struct{}
+	calls  sync.WaitGroup // requests being handled
 	// awake is closed while the server isn't stopped. Requests to a stopped one wait, and are
 	// handled by what it believes when it goes on.
 	awake chan struct{}
@@ -96,7 +98,7 @@ func (g *simGroup) start(i int) {
 		g.t.Fatal(err)
 	}
 	ctx, cancel := context.WithCancel(context.Background())
-	n := &simNode{s: &server{r: r, log: log}, trans: trans, cancel: cancel,
+	n := &simNode{s: &server{r: r, log: log}, trans: trans, ctx: ctx, cancel: cancel,
 		done: make(chan struct{}), awake: make(chan struct{})}
 	close(n.awake)
 	go func() {
@@ -135,6 +137,8 @@ func (g *simGroup) stop(i int) {
 	g.connect()
 	n.cancel()
 	<-n.done
+	n.calls.Wait()
+	time.Sleep(2 * time.Second) // what was asked of raft is answered
 	if err := n.s.r.shutdown(); err != nil {
 		g.t.Error(err)
 	}
@@ -212,6 +216,9 @@ func (k *simClient) call(ctx context.Context, op dataplane.Opcode, req, reply an
 func (k *simClient) try(ctx context.Context, op dataplane.Opcode, payload []byte) (any, error) {
 	k.g.mu.Lock()
 	n := k.g.nodes[k.at%len(k.g.nodes)]
+	if n != nil {
+		n.calls.Add(1)
+	}
 	k.g.mu.Unlock()
 	if n == nil {
 		return nil, context.DeadlineExceeded
@@ -222,11 +229,12 @@ func (k *simClient) try(ctx context.Context, op dataplane.Opcode, payload []byte
 	}
 	done, reqID := make(chan outcome, 1), k.req
 	go func() {
+		defer n.calls.Done()
 		k.g.mu.Lock()
 		awake := n.awake
 		k.g.mu.Unlock()
 		<-awake
-		answer, err := n.s.Handle(context.Background(), k.peer, reqID, op, payload)
+		answer, err := n.s.Handle(n.ctx, k.peer, reqID, op, payload)
 		done <- outcome{answer, err}
 	}()
 	select {

@@ -533,13 +533,17 @@ func (r *replica) shutdown() error {
 	if cerr := r.store.close(); err == nil {
 		err = cerr
 	}
-	r.fsm.mu.Lock()
-	r.fsm.s.Close()
-	r.fsm.mu.Unlock()
 	if err != nil {
 		return dataplane.E("stop the metadata server", dataplane.IOError, err)
 	}
 	return nil
+}
+
+// free gives the memory of the state back, after the last request has been handled.
+func (r *replica) free() {
+	r.fsm.mu.Lock()
+	r.fsm.s.Close()
+	r.fsm.mu.Unlock()
 }
 
 // notLeader tells a client where the leader is.

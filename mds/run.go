@@ -391,6 +391,7 @@ func (s *server) run(ctx context.Context, listener net.Listener, id *identity, o
 			err = e
 		}
 	}
+	s.r.free()
 	if err == nil {
 		err = serr
 	}
