@@ -25,8 +25,8 @@ import (
 //	NODE.local                      A    its address
 //
 // NODE is pstorage-CLUSTER-ADDRESS-PORT, the address as 8 hexadecimal digits. Only questions for
-// the PTR are answered, with all four, and by unicast (RFC 6762, 6.7): who asks is no full resolver,
-// and sends from a port of its own.
+// the PTR are answered, with all four, and by unicast (RFC 6762, 6.7): who asks is no resolver, and
+// sends from a port of its own.
 const (
 	mdnsService = "_pstorage._tcp.local."
 	mdnsPort    = 5353
