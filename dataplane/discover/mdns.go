@@ -24,9 +24,9 @@ import (
 //	NODE._pstorage._tcp.local       TXT  cluster=CLUSTER
 //	NODE.local                      A    its address
 //
-// NODE is pstorage-CLUSTER-ADDRESS-PORT, the address as 8 hexadecimal digits. Only questions for the
-// PTR are answered, with all four, and by unicast (RFC 6762, 6.7): who asks isn't a full resolver
-// and sends from a port of its own.
+// NODE is pstorage-CLUSTER-ADDRESS-PORT, the address as 8 hexadecimal digits. Only questions for
+// the PTR are answered, with all four, and by unicast (RFC 6762, 6.7): who asks is no resolver, and
+// sends from a port of its own.
 const (
 	mdnsService = "_pstorage._tcp.local."
 	mdnsPort    = 5353
