@@ -95,13 +95,14 @@ func leaseCase(f leaseFacts) leaseVerdict {
 		return leaseReturning
 	case f.yielded:
 		return leaseGone // said to this leader, by the process that had the lease
+	case f.exited && f.silentFor < leaseOut && f.exitedFor < exitGrace &&
+		!(f.stopped && f.exitedFor >= stopGrace):
+		return leaseGrace
+	case f.exited:
+		return leaseGone // whichever leader gave it a lease: the process that registered last is no more
 	case f.leaderFor < leaseOut:
 		return leaseNewLeader
 	case f.silentFor >= leaseOut:
-		return leaseGone
-	case f.exited && f.exitedFor < exitGrace && !(f.stopped && f.exitedFor >= stopGrace):
-		return leaseGrace
-	case f.exited:
 		return leaseGone
 	}
 	return leaseHeld

@@ -19,8 +19,8 @@ func TestLeaseCase(t *testing.T) {
 						for grace, stopped := range map[time.Duration]bool{exitGrace: false, stopGrace: true} {
 							f := leaseFacts{leaderFor, silent, registering, exitedFor >= 0, exitedFor, stopped,
 								yielded}
-							may := !registering && (yielded || leaderFor >= leaseOut &&
-								(silent >= leaseOut || exitedFor >= grace))
+							may := !registering && (yielded || exitedFor >= grace ||
+								silent >= leaseOut && (exitedFor >= 0 || leaderFor >= leaseOut))
 							if got := leaseCase(f); (got == leaseGone) != may {
 								t.Errorf("%+v: %d", f, got)
 							}

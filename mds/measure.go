@@ -182,7 +182,7 @@ func startMeasured(ctx context.Context, dir string, o MeasureOptions) (*measured
 	}
 	r.offline = time.Hour // nothing but the loss that is measured is to be mended
 	ctx, stop := context.WithCancel(ctx)
-	m := &measured{server: &server{r: r, log: logger, id: id}, stop: stop,
+	m := &measured{server: &server{r: r, log: logger, id: id, cred: o.Cred}, stop: stop,
 		ended: make(chan error, 1)}
 	leads := make(chan struct{})
 	go func() {

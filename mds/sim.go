@@ -41,6 +41,7 @@ type SimOptions struct {
 type SimCanary struct {
 	NoLeaseWait bool // members are excluded though their lease may be valid
 	NoFence     bool // an excluded member's lease goes on
+	NoFenceWait bool // a file changes hands before the chunk servers have the fence
 	NoTermWait  bool // a new leader doesn't wait for the leases that the one before gave
 }
 
@@ -105,6 +106,7 @@ func (s *Sim) Lead() {
 	}
 	l.leases.hasty = s.o.Canary.NoLeaseWait
 	l.leases.unfenced = s.o.Canary.NoFence
+	l.fence.hasty = s.o.Canary.NoFenceWait
 	l.view.rng = s.o.Rand
 	l.ctx, l.stop = context.WithCancel(context.Background())
 	s.l = l

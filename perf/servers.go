@@ -57,6 +57,11 @@ func StartServers(ctx context.Context, o ServersOptions) (s *Servers, err error)
 			return s, err
 		}
 	}
+	// Everything is on this machine: nobody is looked for on its networks.
+	err = os.WriteFile(filepath.Join(s.Etc(), "discovery"), []byte("list\n"), 0o644)
+	if err != nil {
+		return s, err
+	}
 	if s.o.IP == "" {
 		s.o.IP = "127.0.0.1"
 	}

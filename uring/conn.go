@@ -53,7 +53,7 @@ type conn struct {
 	into      []byte
 	got       int // bytes of into
 	intoDone  bool
-	peek      bool // the last payload went straight to the handler
+	peek      bool // the last payload went straight to the handler, and nowhere else
 	fresh     bool // something to deliver
 	empty     bool // the socket was empty after the last receive
 	paused    bool
@@ -278,7 +278,7 @@ func (c *conn) deliver() {
 			c.Close(errRecvStuck)
 			return
 		}
-		c.peek = into != nil
+		c.peek = into != nil && c.relay == nil
 		if into == nil {
 			return
 		}

@@ -87,7 +87,7 @@ func (c *certifier) client(name string) (*control.Client, error) {
 		return nil, err
 	}
 	client, err := control.Dial(context.Background(), control.Options{
-		Addrs: conf.BSOrNone, Cred: &cred, Log: c.log})
+		Addrs: cli.MDSAddrs(conf), Cred: &cred, Log: c.log})
 	if err == nil {
 		c.clients[name] = client
 		go cli.KeepBS(c.ctx, conf, client, c.log.With("cluster", name))

@@ -43,7 +43,7 @@ func serveChild(ctx context.Context, o csdOptions, out io.Writer) error {
 	}
 	status := os.NewFile(statusFD, "status")
 	err = chunk.Run(ctx, chunk.Options{
-		Dir: dir, ListenAddr: addr, Cred: &cred, MDS: conf.BSOrNone,
+		Dir: dir, ListenAddr: addr, Cred: &cred, MDS: cli.MDSAddrs(conf),
 		Location: location, Log: log.With("dir", dir), RelayFrom: int(o.relay),
 		ScrubPeriod: o.scrub.period(), ScrubRate: o.scrub.rate(),
 		OnIdentity: func(id dataplane.CSID, boot uint64) {

@@ -18,6 +18,7 @@ type mdsdOptions struct {
 	metrics metrics.Flags
 	web     web.Flags
 	log     cli.LogFlags
+	mdns    string
 }
 
 func main() {
@@ -40,6 +41,9 @@ one that leads.`,
   pstorage-mdsd -c test_cluster -r /pstorage/test_cluster-mds`,
 		Args: cli.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
+			if o.mdns != "auto" && o.mdns != "on" && o.mdns != "off" {
+				return cli.Usage("--mdns %s: it is on, off or auto", o.mdns)
+			}
 			return serve(cmd.Context(), o, cmd.OutOrStdout())
 		},
 	}
@@ -48,6 +52,8 @@ one that leads.`,
 	flags.StringVarP(&o.dir, "dir", "r", "", "serve only the metadata server in `DIR`")
 	o.metrics.Add(root, metrics.PortMDS)
 	o.web.Add(root)
+	flags.StringVar(&o.mdns, "mdns", "auto", "announce the servers by multicast DNS: on, off, or "+
+		"`auto`: unless their address is of the loopback")
 	o.log.Add(root)
 	return root
 }

@@ -65,6 +65,7 @@ func serve(ctx context.Context, o mdsdOptions, out io.Writer) error {
 		running.Go(func() {
 			defer started()
 			errs[i] = runServer(ctx, log, s, &observed, func(addr string) {
+				announce(ctx, log, s.cluster, addr, o.mdns)
 				fmt.Fprintf(out, "mds ready on %s\n", addr)
 				serving.Add(1)
 				started()

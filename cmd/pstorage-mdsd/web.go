@@ -29,7 +29,7 @@ func webClusters(ctx context.Context, o mdsdOptions, servers []server) (
 		var client *control.Client
 		cred, err := s.conf.Credentials(dataplane.RoleAdmin, 0)
 		if err == nil {
-			client, err = control.Dial(ctx, control.Options{Addrs: s.conf.BSOrNone, Cred: &cred,
+			client, err = control.Dial(ctx, control.Options{Addrs: cli.MDSAddrs(s.conf), Cred: &cred,
 				Log: slog.New(slog.DiscardHandler)})
 		}
 		if err != nil {

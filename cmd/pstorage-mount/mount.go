@@ -83,7 +83,7 @@ func mount(ctx context.Context, o mountOptions, background bool, ready func(stri
 		os.Chdir("/") // not to hold any other file system busy
 	}
 	c, err := openClient(ctx, conf, client.ClientOptions{
-		Cred: &cred, MDSAddrs: conf.BSOrNone, Log: log, Mount: mountpoint,
+		Cred: &cred, MDSAddrs: cli.MDSAddrs(conf), Log: log, Mount: mountpoint,
 		Loop: loopOptions(options.overRing)})
 	if err != nil {
 		return err

@@ -38,6 +38,8 @@ var canaries = map[string]canary{
 	"seal-early":        {cs: chunk.Canary{SealEarly: true}},
 	"serve-unsettled":   {cs: chunk.Canary{ServeUnsettled: true}},
 	"keep-links":        {cs: chunk.Canary{KeepLinks: true}},
+	"no-file-fence":     {cs: chunk.Canary{NoFileFence: true}},
+	"no-fence-wait":     {mds: mds.SimCanary{NoFenceWait: true}},
 	"old-epoch":         {cs: chunk.Canary{OldEpoch: true}},
 	"no-exclude":        {cs: chunk.Canary{NoExclude: true}},
 	"no-term-wait":      {mds: mds.SimCanary{NoTermWait: true}},

@@ -51,8 +51,12 @@ func (c *client) newProcess() {
 		panic(err)
 	}
 	c.peer = c.env.Rand() | 1
+	var meta dpclient.Metadata = &clientMeta{c}
+	if w.sc.leases {
+		meta = &leasedMeta{clientMeta{c}}
+	}
 	c.eng = dpclient.NewEngine(dpclient.Options{Env: c.env, Net: w.net.Node(c.env, c.ip),
-		Pool: pool, Cred: cred(dataplane.RoleClient, c.peer), Meta: &clientMeta{c}, MaxParts: 128,
+		Pool: pool, Cred: cred(dataplane.RoleClient, c.peer), Meta: meta, MaxParts: 128,
 		Log: w.log.With("client", c.index+1)})
 	c.handles = nil
 	for _, f := range w.files {

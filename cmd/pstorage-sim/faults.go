@@ -61,7 +61,8 @@ func newFaults(w *world) *faults {
 	return f
 }
 
-// start begins with a ghost, if there is to be one, and nothing else: it needs a chunk in good order.
+// start begins with a ghost, if there is to be one, and nothing else: it needs a chunk in good
+// order.
 func (f *faults) start() {
 	if f.w.sc.ghost {
 		f.w.sim.After(f.between(200*ms, sec), func() { f.ghost(f.others) })

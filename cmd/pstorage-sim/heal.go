@@ -39,6 +39,9 @@ func (w *world) heal() {
 	}
 	w.lastWrites()
 	w.lastReads()
+	if w.sc.leases && w.cfg.scene == nil && len(w.violations) == 0 {
+		w.handover()
+	}
 	if len(w.violations) > 0 {
 		return
 	}
@@ -211,7 +214,11 @@ func (w *world) compareChunk(id dataplane.ChunkID) {
 func (w *world) wake(c *control.ChunkConfig) {
 	for i, f := range w.files {
 		if used := usedOf(c.Index); f.id == c.File && len(used) > 0 {
-			w.cl[i].env.Do(func() { w.cl[i].write(f, used[0].off, dataplane.BlockSize, false) })
+			c := w.cl[i]
+			if f.writer != 0 {
+				c = w.cl[f.writer]
+			}
+			c.env.Do(func() { c.write(f, used[0].off, dataplane.BlockSize, false) })
 		}
 	}
 	w.wait(w.quiet, 60*sec, "write to a chunk that was moved")

@@ -56,6 +56,7 @@ type file struct {
 	index  int
 	id     dataplane.FileID
 	whole  bool // the writer crashes
+	writer int  // the client to which it was handed over; 0: it wasn't
 	blocks map[int64]*block
 	tags   uint64
 }

@@ -9,6 +9,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"pstorage/uring"
+	"pstorage/uring/simloop"
 )
 
 // Memory is used again from process to process and from seed to seed, with its old contents: what
@@ -77,4 +78,32 @@ func (m *buffers) get(n int) []byte {
 func (m *buffers) put(b []byte) {
 	class := bits.Len(uint(cap(b) - 1))
 	m[class] = append(m[class], b)
+}
+
+// slabList are slabs that no simulation uses now.
+type slabList struct {
+	sync.Mutex
+	free [][]byte
+}
+
+var slabs slabList
+
+// Get implements simloop.Slabs.
+func (l *slabList) Get() []byte {
+	l.Lock()
+	defer l.Unlock()
+	n := len(l.free)
+	if n == 0 {
+		return make([]byte, simloop.SlabSize)
+	}
+	s := l.free[n-1]
+	l.free = l.free[:n-1]
+	return s
+}
+
+// Put implements simloop.Slabs.
+func (l *slabList) Put(slab []byte) {
+	l.Lock()
+	defer l.Unlock()
+	l.free = append(l.free, slab)
 }

@@ -23,6 +23,7 @@ type scenario struct {
 	driftPPM          int64
 	partialFirst      bool  // begins with a partial partition
 	away              bool  // a victim is away for long enough to be excluded, and comes back
+	leases            bool  // clients take write leases
 	ghost             bool  // a head is excluded while what it sent is held back
 	moves             int64 // mean time between moves of replicas, ns; 0: none
 	weights           [faultKinds]int

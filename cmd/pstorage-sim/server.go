@@ -145,7 +145,7 @@ func (n *csNode) heartbeat() {
 	}
 	capacity, used := n.shard.Capacity()
 	req := &control.HeartbeatReq{CS: n.id, Boot: n.boot, Failed: n.failed, Capacity: capacity,
-		Used: used, Stats: n.shard.Stats()}
+		Used: used, Stats: n.shard.Stats(), FenceSeq: n.shard.FenceSeq()}
 	n.shard.Gauge(req)
 	n.ask(dataplane.RoleCS, control.OpHeartbeat, req, dataplane.LeaseTime, true, func(p []byte,
 		err error) {
@@ -163,6 +163,8 @@ func (n *csNode) heartbeat() {
 			if !req.Yielded {
 				n.heartbeat()
 			}
+		case err == nil && !n.fenced(&reply.Fences):
+			n.heartbeat()
 		case err == nil:
 			n.shard.SetLease(sent + reply.LeaseNs)
 		case k == dataplane.NotFound || k == dataplane.Conflict:
@@ -177,7 +179,7 @@ func (n *csNode) register(sent int64) {
 	capacity, used := n.shard.Capacity()
 	req := &control.RegisterCSReq{CS: n.id, Disk: [16]byte{byte(n.index + 1)}, Boot: n.boot,
 		Addr: n.ip + ":2600", Host: n.ip, Path: "/cs", Capacity: capacity, Used: used,
-		Chunks: n.shard.Inventory()}
+		Chunks: n.shard.Inventory(), FenceSeq: n.shard.FenceSeq()}
 	n.ask(dataplane.RoleCS, control.OpRegisterCS, req, mdsTimeout, false,
 		func(p []byte, err error) {
 			n.asking = false
@@ -194,8 +196,12 @@ func (n *csNode) register(sent int64) {
 				n.shard.SetID(n.id)
 				n.shard.ForgetHeld(reply.Forget, req.Chunks)
 				n.shard.RetireHeld(reply.Retired, req.Chunks)
-				n.shard.SetLease(sent + reply.LeaseNs)
 				n.registered = true
+				if n.fenced(&reply.Fences) {
+					n.shard.SetLease(sent + reply.LeaseNs)
+				} else {
+					n.heartbeat()
+				}
 				n.w.trace("cs %d registered, boot %d, forgets %v, retires %v", n.id, n.boot,
 					reply.Forget, reply.Retired)
 			case k == dataplane.Denied || k == dataplane.Conflict || k == dataplane.WrongCluster:
@@ -241,6 +247,12 @@ func (n *csNode) pushed(op dataplane.Opcode, payload []byte) {
 				panic(err)
 			}
 			n.shard.ForgetPush(&p)
+		case control.OpFence:
+			var p control.FencePush
+			if err := control.Unmarshal(payload, &p); err != nil {
+				panic(err)
+			}
+			n.fenced(&p)
 		case control.OpScrub:
 			n.shard.ScrubStart()
 		}

@@ -83,10 +83,12 @@ func runSeed(cfg config) (res result) {
 		configs:   map[dataplane.ChunkID]control.ChunkConfig{},
 		recovered: map[dataplane.ChunkID]bool{}}
 	w.sim = simloop.New(cfg.seed)
+	w.sim.UseSlabs(&slabs)
 	w.sim.Limit = 2_000_000 // a hundred times as many as usual
 	w.rnd = w.sim.Rand("messages")
 	w.sc = newScenario(w.sim.Rand("scenario"))
 	w.chooseGhost()
+	w.chooseLeases()
 	if cfg.fix != nil {
 		cfg.fix(&w.sc)
 	}

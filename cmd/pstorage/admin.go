@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io/fs"
 	"log/slog"
 	"strings"
 	"syscall"
@@ -34,10 +35,10 @@ func (a *app) admin(ctx context.Context) (*adminConn, error) {
 	if err != nil {
 		return nil, cli.Fail("", err, "")
 	}
-	if _, err := conf.LoadBS(); err != nil {
+	if _, err := conf.LoadBS(); err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return nil, cli.Fail("", err, "")
 	}
-	client, err := control.Dial(ctx, control.Options{Addrs: conf.BSOrNone, Cred: &cred,
+	client, err := control.Dial(ctx, control.Options{Addrs: cli.MDSAddrs(conf), Cred: &cred,
 		Log: slog.New(slog.DiscardHandler)})
 	if err != nil {
 		return nil, cli.Fail("reach cluster "+conf.Name(), err, "")

@@ -9,6 +9,7 @@ import (
 	"log/slog"
 	"net"
 	"os"
+	"path/filepath"
 	"strconv"
 	"strings"
 	"sync"
@@ -136,16 +137,25 @@ func (n *node) startSmall() (mds, cs string, pids []int) {
 	csd := n.start("pstorage-csd")
 	eventually(n.t, "three chunk servers are active", func() bool { return n.active() == 3 })
 	pids = []int{mdsd.cmd.Process.Pid}
-	children, err := os.ReadFile(fmt.Sprintf("/proc/%d/task/%[1]d/children", csd.cmd.Process.Pid))
+	threads, err := filepath.Glob(fmt.Sprintf("/proc/%d/task/*/children", csd.cmd.Process.Pid))
 	if err != nil {
 		n.t.Fatal(err)
 	}
-	for _, text := range strings.Fields(string(children)) {
-		pid, err := strconv.Atoi(text)
+	for _, thread := range threads {
+		children, err := os.ReadFile(thread)
 		if err != nil {
-			n.t.Fatal(err)
+			continue // a thread that has ended
 		}
-		pids = append(pids, pid)
+		for _, text := range strings.Fields(string(children)) {
+			pid, err := strconv.Atoi(text)
+			if err != nil {
+				n.t.Fatal(err)
+			}
+			pids = append(pids, pid)
+		}
+	}
+	if len(pids) != 4 {
+		n.t.Fatalf("a metadata server and three chunk servers have the processes %v", pids)
 	}
 	return mds, n.stat().CS[0].Addr, pids
 }

@@ -28,7 +28,7 @@ func newAuthNode(a *app) *cobra.Command {
 		Short: "Make this node a member of a cluster, by its password",
 		Long: `Make this node a member of a cluster: prove that you know the cluster's password, which
 isn't sent, and store the node's key. Without -b the metadata servers in bs.list are
-asked.
+asked, or those that pstorage discover finds if there is no bs.list.
 
 The key says what the node may be: a client (mount, export), an admin (the commands that
 change something), a chunk server (cs), a metadata server (mds). Give hosts that only use
@@ -79,6 +79,11 @@ func authNode(ctx context.Context, a *app, bs []string, roles uint8, in password
 	conf, err := a.newConf()
 	if err != nil {
 		return err
+	}
+	if len(bs) == 0 {
+		if bs, err = discoverAddrs(ctx, conf); err != nil {
+			return err
+		}
 	}
 	addrs, err := authAddrs(conf, bs)
 	if err != nil {

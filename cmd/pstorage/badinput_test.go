@@ -117,7 +117,8 @@ func (n *node) addKey(name, bs string) *cluster.Conf {
 	n.t.Helper()
 	conf, err := cluster.At(n.etc, name)
 	if err == nil {
-		err = conf.SaveKey(session.NodeKey{ClusterName: name, Cluster: [16]byte{1}})
+		err = conf.SaveKey(session.NodeKey{ClusterName: name, Cluster: [16]byte{1},
+			Keys: session.LegacyKeys([32]byte{1})})
 	}
 	if err == nil && bs != "" {
 		err = conf.SaveBS([]string{bs})

@@ -84,6 +84,10 @@ func openDev(o devOptions, out io.Writer) (*dev, error) {
 		return nil, cli.Fail(what, cli.Plain(err), advice)
 	}
 	d.etc = filepath.Join(d.dir, "etc")
+	// It is on this machine alone: nobody is to be asked on the network where it is.
+	if err := os.WriteFile(filepath.Join(d.etc, "discovery"), []byte("list\n"), 0o644); err != nil {
+		return nil, cli.Fail(what, cli.Plain(err), advice)
+	}
 	d.lock, err = os.OpenFile(filepath.Join(d.dir, "lock"), os.O_RDWR|os.O_CREATE, 0o644)
 	if err != nil {
 		return nil, cli.Fail(what, cli.Plain(err), advice)

@@ -148,7 +148,7 @@ func exportNBD(ctx context.Context, a *app, o *nbdOptions, files []string, out i
 	}
 	defer removePID()
 	within, cancel := context.WithTimeout(ctx, exportReach)
-	c, err := client.Open(within, client.ClientOptions{Cred: &cred, MDSAddrs: conf.BSOrNone,
+	c, err := client.Open(within, client.ClientOptions{Cred: &cred, MDSAddrs: cli.MDSAddrs(conf),
 		Log: log, Loop: uring.LoopOptions{PoolSize: exportPool}})
 	cancel()
 	if err != nil {

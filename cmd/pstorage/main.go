@@ -42,7 +42,7 @@ PSTORAGE_ETC points to. Errors are one line on stderr; the exit status is 0 for 
 	root.RegisterFlagCompletionFunc("cluster", completeCluster)
 	root.AddCommand(
 		newMakeMDS(a), newRemoveMDS(a), newAuthNode(a), newRotateKeys(a),
-		newListKeys(a), newRevokeNode(a), newMakeCS(a),
+		newListKeys(a), newRevokeNode(a), newDiscover(a), newMakeCS(a),
 		newConfigureCS(a), newListNodes(a), newMount(a), newUmount(a),
 		newHWFlushCheck(), newStat(a), newTop(a), newListServices(a), newGetEvent(a), newFileInfo(a),
 		newGetAttr(a), newSetAttr(a), newRmCS(a), newRevoke(a), newGetConfig(a), newSetConfig(a),

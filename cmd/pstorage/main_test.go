@@ -48,7 +48,15 @@ type node struct {
 func newNode(t *testing.T) *node {
 	t.Helper()
 	dir := t.TempDir()
-	return &node{t, dir, filepath.Join(dir, "etc")}
+	n := &node{t, dir, filepath.Join(dir, "etc")}
+	err := os.Mkdir(n.etc, 0o755)
+	if err == nil {
+		err = os.WriteFile(filepath.Join(n.etc, "discovery"), []byte("list\n"), 0o644)
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	return n
 }
 
 func (n *node) path(name string) string { return filepath.Join(n.dir, name) }

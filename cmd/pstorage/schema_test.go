@@ -26,6 +26,7 @@ var documents = map[string]any{
 	"auth-node": joinedDoc{}, "configure-cs": csJournalDoc{}, "file-info": control.FileInfoDoc{},
 	"get-attr": control.AttrDoc{}, "get-config": control.ConfigDoc{}, "get-event": control.EventsDoc{},
 	"get-event-follow": control.EventDoc{}, "list-nodes": nodesDoc{},
+	"list-keys": control.KeysDoc{}, "revoke-node": control.KeysDoc{}, "rotate-keys": control.KeysDoc{},
 	"list-services": control.ServicesDoc{}, "make-cs": madeDoc{}, "make-mds": madeDoc{},
 	"mount": mountsDoc{}, "report": reportDoc{}, "revoke": control.RevokeDoc{},
 	"rm-cs": control.RmCSDoc{}, "rm-mds": control.RemoveMDSDoc{}, "scrub-start": control.ScrubDoc{},
@@ -218,7 +219,7 @@ func TestDocuments(t *testing.T) {
 	eventually(t, "two chunk servers are active", func() bool { return n.active() == 2 })
 	for _, line := range []string{"configure-cs -r " + n.path("cs1"), "file-info /", "get-attr /",
 		"set-attr / replicas=2:1", "set-config user.team=storage", "get-config", "get-event",
-		"list-nodes", "list-services", "stat", "top", "mount", "version", "scrub start",
+		"list-nodes", "list-services", "list-keys", "stat", "top", "mount", "version", "scrub start",
 		"scrub status", "rm-cs 2", "rm-cs 2 --cancel", "report -f " + n.path("report.tar.gz")} {
 		args := append(strings.Fields(line), "-o", "json")
 		name := args[0]

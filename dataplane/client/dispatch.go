@@ -99,8 +99,8 @@ func (pr *peer) queue(p *part) int {
 
 // pickReader returns the index of the member to read from, or -1 if all were tried in this round
 // or can't be reached: of those that the MDS calls live (of all, if none of them is) the one with
-// the shortest queue, if their disks are slow; then the one with the highest hash of (chunk, region,
-// server).
+// the shortest queue, if their disks are slow; then the one with the highest hash of (chunk,
+// region, server).
 func (e *Engine) pickReader(p *part, ent *entry) int {
 	best, bestHash, bestLive, bestQueue := -1, uint64(0), false, 0
 	region := uint64(p.chunk)<<6 ^ uint64(p.off/readRegion)

@@ -7,6 +7,8 @@
 //	    bs.list    0644  where the metadata servers are, one "ip[:port]" per line
 //	    mds.list   0644  the metadata servers of this node, one per line
 //	    cs.list    0644  the chunk servers of this node, one per line
+//	    discovery  0644  optional: how metadata servers are looked for, see package discover;
+//	                     without it /etc/pstorage/discovery counts
 //
 // A cluster's name is 1 to 63 characters of [A-Za-z0-9_-], not beginning with "-".
 //
@@ -18,11 +20,15 @@
 // auth.key is text, so that it can be carried by hand, with a version in its first line and a
 // checksum of everything above it in its last:
 //
-//	pstorage-key 1
+//	pstorage-key 2
 //	cluster 1b4f0e9851971998e732078544c96b36
 //	name test_cluster
-//	key 64 hexadecimal digits
+//	keys a session.KeySet as JSON, in one line
 //	crc32c 8 hexadecimal digits
+//
+// Version 1, of clusters whose nodes have no certificates, has in place of keys:
+//
+//	key 64 hexadecimal digits
 //
 // A reader refuses an unknown version, a missing, unknown or repeated field, and a key file that
 // others than its owner can read.

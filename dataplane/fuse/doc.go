@@ -5,10 +5,11 @@
 // with direct I/O and I/O of any alignment work. Permissions are checked by the kernel
 // (default_permissions); file locks are the kernel's too, so they hold among processes of one host.
 //
-// A request of the kernel is a goroutine of go-fuse. For data it fills a pooled request, posts it
-// to the client's loop and sleeps until it is done; for metadata it calls the MDS. When the
-// cluster can't answer, requests wait, as the data path does; a process that waits for longer than
-// Options.Grace can be interrupted.
+// The kernel's requests come to the client's event loop: over io_uring, on the loop's own ring
+// (ring.go), or by /dev/fuse (device.go). There READ, WRITE and FSYNC are given to the client's
+// engine at once, without a goroutine or a copy (call.go); go-fuse's protocol server has the rest
+// on goroutines, which call the MDS. When the cluster can't answer, requests wait, as the data path
+// does; a process that waits for longer than Options.Grace can be interrupted.
 //
 // What differs from a local file system:
 //   - There are no hard links, device nodes, sockets or pipes.

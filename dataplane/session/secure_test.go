@@ -463,7 +463,8 @@ func TestGate(t *testing.T) {
 	if refused < failBurst || refused > 2*failBurst {
 		t.Errorf("%d answers to wrong keys", refused)
 	}
-	if nc, err = Client(ctx, dial(t, addr), testCred(dataplane.RoleClient, 9), ServiceRPC); err != nil {
+	nc, err = Client(ctx, dial(t, addr), testCred(dataplane.RoleClient, 9), ServiceRPC)
+	if err != nil {
 		t.Fatal(err)
 	}
 	nc.Close()

@@ -1,38 +1,36 @@
 package simloop
 
-import (
-	"encoding/binary"
-	"sync"
-)
+import "encoding/binary"
 
-// arena gives memory for the contents of disks. It is taken back all at once, when the simulation
-// ends (Sim.Close), and used again by the next one: what is written in one is soon as much as the
-// garbage collector could do.
+// Slabs are where memory for the contents of disks comes from. It is given back all at once when
+// the simulation ends (Sim.Close), so that the next one can use it: the garbage collector would
+// have much to do with what is written in one.
+type Slabs interface {
+	Get() []byte // of SlabSize bytes, with old contents
+	Put(slab []byte)
+}
+
+// SlabSize is the length of a slab, in bytes.
+const SlabSize = 4 << 20
+
+// arena gives memory out of slabs; without them, the garbage collector's.
 type arena struct {
+	from  Slabs
 	slabs [][]byte
 	rest  []byte // of the last slab
 }
 
-const (
-	slabSize = 4 << 20
-	// maxSlabs bounds what an arena keeps until its end; what is needed above it is left to the
-	// garbage collector.
-	maxSlabs = 32
-)
-
-// slabs are those that no arena uses.
-var slabs struct {
-	sync.Mutex
-	free [][]byte
-}
+// maxSlabs bounds what an arena keeps until its end; what is needed above it is left to the garbage
+// collector.
+const maxSlabs = 32
 
 // get returns n bytes with old contents.
 func (a *arena) get(n int) []byte {
 	if n > len(a.rest) {
-		if n > slabSize || len(a.slabs) == maxSlabs {
+		if a.from == nil || n > SlabSize || len(a.slabs) == maxSlabs {
 			return make([]byte, n)
 		}
-		a.rest = newSlab()
+		a.rest = a.from.Get()
 		a.slabs = append(a.slabs, a.rest)
 	}
 	b := a.rest[:n:n]
@@ -43,22 +41,11 @@ func (a *arena) get(n int) []byte {
 // page returns a page with old contents.
 func (a *arena) page() *[pageSize]byte { return (*[pageSize]byte)(a.get(pageSize)) }
 
-func newSlab() []byte {
-	slabs.Lock()
-	defer slabs.Unlock()
-	if n := len(slabs.free); n > 0 {
-		s := slabs.free[n-1]
-		slabs.free = slabs.free[:n-1]
-		return s
-	}
-	return make([]byte, slabSize)
-}
-
 // free takes everything back.
 func (a *arena) free() {
-	slabs.Lock()
-	defer slabs.Unlock()
-	slabs.free = append(slabs.free, a.slabs...)
+	for _, s := range a.slabs {
+		a.from.Put(s)
+	}
 	a.slabs, a.rest = nil, nil
 }
 

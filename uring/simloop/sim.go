@@ -43,6 +43,9 @@ type Sim struct {
 // New returns a world at time 0 whose every decision follows from seed.
 func New(seed uint64) *Sim { return &Sim{seed: seed, hash: 14695981039346656037} }
 
+// UseSlabs says where disks made from now on take their memory from.
+func (s *Sim) UseSlabs(from Slabs) { s.mem.from = from }
+
 // Close gives memory of the simulation's disks back. Nothing of it may be used any more.
 func (s *Sim) Close() { s.mem.free() }
 
