@@ -204,8 +204,9 @@ func (c *Client) start(k *call) {
 }
 
 // doubt drops the connection over which a call was sent if nothing at all has come since, nor comes
-// when a sign of life is asked for. The next one is made only if both directions work: else, if only
-// ours did, each heartbeat would make the leader believe in a lease of which its owner never hears.
+// when a sign of life is asked for. The next one is made only if both directions work: else, if
+// only ours did, each heartbeat would make the leader believe in a lease of which its owner never
+// hears.
 func (c *Client) doubt(k *call) {
 	c.mu.Lock()
 	l, sentAt := k.sent, k.sentAt

@@ -17,8 +17,9 @@ const (
 	silenceLimit = 4 * time.Second  // without a frame from the server the client looks for another
 	idleLimit    = 20 * time.Second // without a frame from the client the server closes
 
-	doubtFor        = 150 * time.Millisecond // for a sign of life when a call wasn't answered in time
-	pingsPerSilence = 4                      // so often in silenceLimit a client asks for a sign of life
+	doubtFor = 150 * time.Millisecond // for a sign of life after a call that got no answer
+
+	pingsPerSilence = 4 // so often in silenceLimit a client asks for a sign of life
 )
 
 var errQueueFull = errors.New("the peer does not read what it is sent")
