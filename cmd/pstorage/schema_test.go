@@ -23,8 +23,9 @@ const schemaDir = "../packaging/schema"
 
 // documents are what each command prints with -o json.
 var documents = map[string]any{
-	"auth-node": joinedDoc{}, "configure-cs": csJournalDoc{}, "file-info": control.FileInfoDoc{},
-	"get-attr": control.AttrDoc{}, "get-config": control.ConfigDoc{}, "get-event": control.EventsDoc{},
+	"auth-node": joinedDoc{}, "configure-cs": csJournalDoc{}, "discover": discoverDoc{},
+	"file-info": control.FileInfoDoc{},
+	"get-attr":  control.AttrDoc{}, "get-config": control.ConfigDoc{}, "get-event": control.EventsDoc{},
 	"get-event-follow": control.EventDoc{}, "list-nodes": nodesDoc{},
 	"list-keys": control.KeysDoc{}, "revoke-node": control.KeysDoc{}, "rotate-keys": control.KeysDoc{},
 	"list-services": control.ServicesDoc{}, "make-cs": madeDoc{}, "make-mds": madeDoc{},
