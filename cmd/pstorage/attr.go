@@ -36,8 +36,8 @@ func newGetAttr(a *app) *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "get-attr PATH",
 		Short: "Show how a file's chunks are kept: copies, failure domain, tier; usage of a directory",
-		Long: `Show how a file's chunks are kept: copies, failure domain, tier. Of a directory it shows, too,
-what all below it takes.` + attrPathHelp,
+		Long: `Show how a file's chunks are kept: copies, failure domain, tier. Of a directory
+it shows, too, what all below it takes.` + attrPathHelp,
 		Example: `  pstorage get-attr /images`,
 		Args:    onePath,
 		RunE: func(cmd *cobra.Command, args []string) error {

@@ -60,7 +60,8 @@ pstorage-csd serves it; a running one starts it within a second.`,
 		"size of the journal file, for example 20G (default: 1G, or less on a small disk)")
 	flags.Uint8VarP(&o.tier, "tier", "t", 0, "storage tier, 0 to 3")
 	flags.Var(&o.capacity, "capacity", "most bytes for chunks (default: what is free on the disk)")
-	flags.StringVar(&o.location, "location", "", "`ROOM/ROW/RACK` of it (default: the node's, see location in pstorage-files(5))")
+	flags.StringVar(&o.location, "location", "",
+		"`ROOM/ROW/RACK` of it (default: the node's, see location in pstorage-files(5))")
 	a.addOutput(cmd)
 	return cmd
 }
