@@ -25,7 +25,8 @@ const schemaDir = "../packaging/schema"
 var documents = map[string]any{
 	"auth-node": joinedDoc{}, "configure-cs": csJournalDoc{}, "discover": discoverDoc{},
 	"file-info": control.FileInfoDoc{},
-	"get-attr":  control.AttrDoc{}, "get-config": control.ConfigDoc{}, "get-event": control.EventsDoc{},
+	"get-attr":  control.AttrDoc{}, "get-config": control.ConfigDoc{},
+	"get-event":        control.EventsDoc{},
 	"get-event-follow": control.EventDoc{}, "list-nodes": nodesDoc{},
 	"list-keys": control.KeysDoc{}, "revoke-node": control.KeysDoc{}, "rotate-keys": control.KeysDoc{},
 	"list-services": control.ServicesDoc{}, "make-cs": madeDoc{}, "make-mds": madeDoc{},
