@@ -81,6 +81,9 @@ func TestMakeMDSRefused(t *testing.T) {
 // TestMakeMDSUndone: what was made before a later step fails is taken back.
 func TestMakeMDSUndone(t *testing.T) {
 	n := newNode(t)
+	if err := os.RemoveAll(n.etc); err != nil {
+		t.Fatal(err)
+	}
 	if err := os.WriteFile(n.etc, []byte("in the way"), 0o644); err != nil {
 		t.Fatal(err)
 	}
