@@ -31,10 +31,12 @@ func TestWritersWait(t *testing.T) {
 		t.Helper()
 		k.hear(fmt.Sprint("wrote ", n, " <nil>"))
 	}
-	w.tell("write 1")
-	wrote(w, 1, fenceBlocks)
+	// What is read later is written first: a head that is killed in the millisecond before its
+	// commit mark has reached the others leaves reads waiting until it is excluded.
 	r.tell("write 9")
 	wrote(r, 9, fenceBlocks)
+	w.tell("write 1")
+	wrote(w, 1, fenceBlocks)
 	waits := func(reason, event string) {
 		t.Helper()
 		c.await(20*time.Second, "stat says why writers wait", func() error { return c.says(reason) })
@@ -67,13 +69,14 @@ func TestWritersWait(t *testing.T) {
 	c.await(healWithin, "the cluster is healthy", c.up)
 
 	c.pstorage("set-config", "capacity.limit=64M")
-	w.tell("fill 6")
+	const filled = 16 // more than were allocated ahead
+	w.tell(fmt.Sprint("fill ", filled))
 	waits("capacity.limit", "no-space")
 	reads()
 	c.pstorage("set-config", "capacity.limit=")
-	wrote(w, 0, 6)
+	wrote(w, 0, filled)
 
-	n := c.room() + 8 // the first 6 are there, so 2 don't fit
+	n := c.room() + filled + 2 // the first ones are there, so 2 don't fit
 	w.tell(fmt.Sprint("fill ", n))
 	waits("no space", "no-space")
 	reads()
