@@ -57,7 +57,8 @@ type leader struct {
 	cs       map[dataplane.CSID]*csLink
 	byPeer   map[*control.Peer]dataplane.CSID
 	view     placer
-	viewNs   int64 // when the view was made; 0: make it anew
+	viewNs   int64                     // when the view was made; 0: make it anew
+	placing  map[dataplane.CSID]uint64 // chunks for it in allocations that are proposed
 
 	parts    map[*control.Peer]*parts // inventories that are on their way
 	refusals map[refusedKey]refusal
@@ -101,6 +102,7 @@ func lead(r *replica, term uint64) *leader {
 // newLeader returns what a leader begins with.
 func newLeader(r *replica, term uint64) *leader {
 	l := &leader{term: term, r: r, log: r.log, plan: newPlanner(),
+		placing: make(map[dataplane.CSID]uint64),
 		recover: newRecoverer(r.offlineTimeout()), move: newMover(), health: newHealth(),
 		drains: make(map[dataplane.CSID]*drain), cs: make(map[dataplane.CSID]*csLink),
 		byPeer: make(map[*control.Peer]dataplane.CSID)}
@@ -424,8 +426,9 @@ func (l *leader) refreshView(s *State) {
 			continue
 		}
 		size, free := l.capacityOf(s, c)
-		n := node{cs: c.ID, tier: c.Tier, domain: domains.of(c), size: size, free: free,
-			chunks: uint64(s.csLoad[c.ID]), leaves: c.Releasing,
+		coming := l.placing[c.ID] * dataplane.ChunkSize
+		n := node{cs: c.ID, tier: c.Tier, domain: domains.of(c), size: size,
+			free: free - min(free, coming), chunks: uint64(s.csLoad[c.ID]), leaves: c.Releasing,
 			closed: c.Releasing || l.health.isIll(c.ID)}
 		if k := l.cs[c.ID]; k != nil {
 			n.load = k.rates.reads + k.rates.writes
@@ -463,6 +466,9 @@ func (l *leader) allocate(ctx context.Context, req control.MapReq) error {
 			return err
 		}
 		res, err := l.r.propose(ctx, c)
+		l.mu.Lock()
+		l.countPlacing(c, false)
+		l.mu.Unlock()
 		if err == nil {
 			err = res.err(op)
 		}
@@ -472,7 +478,22 @@ func (l *leader) allocate(ctx context.Context, req control.MapReq) error {
 	}
 }
 
-// placeMissing decides where the missing chunks of a range go.
+// countPlacing counts the chunks of a command that is proposed, until it is over: the view for
+// placement, when it is made anew meanwhile, doesn't see them in the state yet. mu is held.
+func (l *leader) countPlacing(c *cmdAllocate, begins bool) {
+	for i := range c.Chunks {
+		p := &c.Chunks[i]
+		for _, cs := range p.members[:p.n] {
+			if begins {
+				l.placing[cs]++
+			} else if l.placing[cs]--; l.placing[cs] == 0 {
+				delete(l.placing, cs)
+			}
+		}
+	}
+}
+
+// placeMissing decides where the missing chunks of a range go, and counts them as being placed.
 func (l *leader) placeMissing(req control.MapReq, op string) (*cmdAllocate, error) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -507,5 +528,6 @@ func (l *leader) placeMissing(req control.MapReq, op string) (*cmdAllocate, erro
 		}
 		c.Chunks = append(c.Chunks, p)
 	}
+	l.countPlacing(c, true)
 	return c, nil
 }
