@@ -20,17 +20,17 @@ func (l *Log) drain() {
 	if l.oldest != nil || l.sbDone != nil {
 		return // the end of the batch, or of the superblock's write, is a turn of its own
 	}
-	if l.at > 0 {
-		if l.ready <= l.head {
-			return // a reader has the next segment; its end is a turn
-		}
+	if l.at > 0 && l.ready > l.head {
 		// The segment being filled isn't taken by a round: go on to the next one, so that it is.
 		l.head, l.at = l.head+1, 0
 		l.first[l.head%l.segs] = l.nextNr
 	}
 	if l.tail < l.head {
-		l.destage.begin()
+		l.destage.begin() // of a log that is full, what is before that segment; then there is a next one
 		return
+	}
+	if l.at > 0 {
+		return // a reader has the next segment; its end is a turn
 	}
 	done := l.draining
 	l.draining = nil

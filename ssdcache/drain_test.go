@@ -144,3 +144,33 @@ func TestDrainFails(t *testing.T) {
 		t.Fatalf("done %v, err %v", done, err)
 	}
 }
+
+// TestDrainFull: a log without a segment to go on to is drained like any other.
+func TestDrainFull(t *testing.T) {
+	r := newRig(t, 4, 8, MinSegment)
+	defer r.dispose()
+	r.opt.Hold = true
+	r.mustOpen()
+	for n := uint32(0); ; n++ { // whatever Room says
+		as := r.do(change{kind: Data, slot: n % testSlots, block: n % 6 * 16, n: 16})
+		if as[0].Err != nil {
+			r.history = r.history[:len(r.history)-1]
+			break
+		}
+	}
+	if r.log.ready > r.log.head || r.log.at == 0 {
+		t.Fatalf("not full: %v", r.log)
+	}
+	done, err := false, error(nil)
+	r.env.Do(func() {
+		r.log.Drain(func(e error) { done, err = true, e })
+		r.log.StartWriteBack()
+	})
+	if !r.sim.Run(func() bool { return done }, r.sim.Now()+600e9) || err != nil {
+		t.Fatalf("done %v, err %v: %v", done, err, r.log)
+	}
+	if n := r.log.Undrained(); n != 0 {
+		t.Errorf("%d bytes left", n)
+	}
+	r.check()
+}
