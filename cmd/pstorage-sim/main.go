@@ -44,16 +44,18 @@ func main() {
 			strings.Join(canaryNames(), ", "))
 		os.Exit(2)
 	}
+	stop := func() {}
 	if *profile != "" {
-		stop, err := profileTo(*profile)
-		if err != nil {
+		var err error
+		if stop, err = profileTo(*profile); err != nil {
 			fmt.Fprintln(os.Stderr, "pstorage-sim:", err)
 			os.Exit(2)
 		}
-		defer stop()
 	}
-	if o.run() > 0 {
-		defer os.Exit(1)
+	found := o.run()
+	stop()
+	if found > 0 {
+		os.Exit(1)
 	}
 }
 
