@@ -4,6 +4,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"log/slog"
 	"os"
 	"path/filepath"
@@ -167,11 +168,19 @@ func (c *changer) plan() error {
 		return err
 	case info.Mode()&os.ModeDevice == 0:
 		return dataplane.E(what, dataplane.Exists, fmt.Errorf("%s is there already", c.next.LogPath))
-	case c.next.LogPath == old.Path:
+	case sameDevice(c.next.LogPath, old.Path):
 		return dataplane.E(what, dataplane.Invalid, fmt.Errorf("it is on %s already, all of it",
 			old.Path))
 	}
 	return nil
+}
+
+// sameDevice says whether two paths name the same device: making the new journal there would
+// destroy the old one, and removing the old one would destroy the new.
+func sameDevice(a, b string) bool {
+	var x, y unix.Stat_t
+	return unix.Stat(a, &x) == nil && unix.Stat(b, &y) == nil &&
+		x.Mode&unix.S_IFMT == y.Mode&unix.S_IFMT && x.Rdev == y.Rdev
 }
 
 // checkRoom says whether a file of the journal's size fits beside the old one, before anything is
@@ -329,19 +338,27 @@ func (offlineMetadata) Reconfigure(_ *control.ReconfigureReq,
 func (offlineMetadata) Unreachable(*control.UnreachableReq) {}
 func (offlineMetadata) Event(*control.Event)                {}
 
-// journalNote is the file "journal-change": absolute paths.
+// journalNote is the file "journal-change": one line of JSON with two absolute paths, then the line
+// "crc32c XXXXXXXX", as in the file "identity".
 type journalNote struct {
 	Old, New string
 }
 
 func (n *journalNote) write(dir string) error {
-	b, err := json.Marshal(n)
+	b, err := n.encode()
 	if err != nil {
 		return err
 	}
+	return writeFileDurably(filepath.Join(dir, journalChangeFile), b)
+}
+
+func (n *journalNote) encode() ([]byte, error) {
+	b, err := json.Marshal(n)
+	if err != nil {
+		return nil, err
+	}
 	b = append(b, '\n')
-	return writeFileDurably(filepath.Join(dir, journalChangeFile),
-		append(b, identityTrailer(b)...))
+	return append(b, identityTrailer(b)...), nil
 }
 
 // readJournalNote returns nil if there is none.
@@ -351,20 +368,29 @@ func readJournalNote(dir string) (*journalNote, error) {
 	if errors.Is(err, os.ErrNotExist) {
 		return nil, nil
 	}
-	const trailer = len("crc32c 00000000\n")
-	n := &journalNote{}
-	switch {
-	case err != nil:
+	if err != nil {
 		return nil, err
-	case len(b) < trailer || len(b) > 1<<16 || string(b[len(b)-trailer:]) !=
-		identityTrailer(b[:len(b)-trailer]):
-		err = errors.New("it is damaged (checksum mismatch)")
-	default:
-		err = json.Unmarshal(b[:len(b)-trailer], n)
 	}
-	if err != nil || !filepath.IsAbs(n.Old) || !filepath.IsAbs(n.New) || n.Old == n.New {
+	n, err := decodeJournalNote(b)
+	if err != nil {
 		return nil, fmt.Errorf("%s: can't be used: %w; delete it, and the journal that the file "+
-			"\"identity\" doesn't name", path, errors.Join(err, errors.New("wrong contents")))
+			"\"identity\" doesn't name", path, err)
+	}
+	return n, nil
+}
+
+func decodeJournalNote(b []byte) (*journalNote, error) {
+	const trailer = len("crc32c 00000000\n")
+	if len(b) < trailer || len(b) > 1<<16 ||
+		string(b[len(b)-trailer:]) != identityTrailer(b[:len(b)-trailer]) {
+		return nil, errors.New("it is damaged (checksum mismatch)")
+	}
+	n := &journalNote{}
+	if err := json.Unmarshal(b[:len(b)-trailer], n); err != nil {
+		return nil, err
+	}
+	if !filepath.IsAbs(n.Old) || !filepath.IsAbs(n.New) || n.Old == n.New {
+		return nil, errors.New("it doesn't name two journals")
 	}
 	return n, nil
 }
@@ -416,7 +442,10 @@ func wipeJournal(path string, owner uint64) error {
 	}
 	defer f.Close()
 	head := make([]byte, ssdcache.HeadSize)
-	n, _ := f.ReadAt(head, 0) // a file that was just begun may be shorter
+	n, err := f.ReadAt(head, 0)
+	if err != nil && err != io.EOF { // a file that was just begun may be shorter
+		return err
+	}
 	head = head[:n]
 	if !isZero(head) && ssdcache.OwnerOf(head) != owner {
 		return errors.New("there is something else now; delete the file " + journalChangeFile +

@@ -3,6 +3,7 @@ package chunk
 import (
 	"bytes"
 	"crypto/rand"
+	"errors"
 	"fmt"
 	"log/slog"
 	"math"
@@ -36,7 +37,7 @@ func TestJournalChild(t *testing.T) {
 		t.Fatal(err)
 	}
 	die := func() { syscall.Kill(os.Getpid(), syscall.SIGKILL); select {} }
-	if step > 100 {
+	if step > 100 { // at a random moment
 		go func() { time.Sleep(time.Duration(step) * time.Microsecond); die() }()
 	}
 	c := &changer{o: JournalChange{Path: strings.TrimPrefix(path, "-"), Size: size},
@@ -164,7 +165,7 @@ func TestChangeJournal(t *testing.T) {
 	}
 	kills := 0
 	for i := range 12 {
-		took := 20000 * math.Pow(1.35, float64(i)) // 20 ms to 0.5 s
+		took := 2000 * math.Pow(1.65, float64(i)) // 2 ms to 0.5 s
 		if w.kill(int(took), map[bool]string{true: ssd}[at().Path != ssd], 32<<20) {
 			kills++
 		}
@@ -239,6 +240,56 @@ func TestChangeJournalRefused(t *testing.T) {
 		t.Error("a damaged note was followed")
 	}
 	w.serve()
+}
+
+// TestJournalOnSameDevice: a journal isn't moved to the device that it is on, whatever name that is
+// given: making the new one would destroy it.
+func TestJournalOnSameDevice(t *testing.T) {
+	image := filepath.Join(t.TempDir(), "image")
+	if err := os.WriteFile(image, nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Truncate(image, 24<<20); err != nil {
+		t.Fatal(err)
+	}
+	out, err := exec.Command("losetup", "-f", "--show", image).Output()
+	if err != nil {
+		t.Skip("no loop device: ", err)
+	}
+	dev := strings.TrimSpace(string(out))
+	t.Cleanup(func() { _ = exec.Command("losetup", "-d", dev).Run() })
+	alias := filepath.Join(t.TempDir(), "alias")
+	if err := os.Symlink(dev, alias); err != nil {
+		t.Fatal(err)
+	}
+	w := newJournalWorld(t)
+	w.serve()
+	if j, err := ChangeJournal(w.dir, JournalChange{Path: dev}); err != nil || !j.Device {
+		t.Fatalf("to a device: %+v, %v", j, err)
+	}
+	w.serve()
+	for _, path := range []string{dev, alias} {
+		_, err := ChangeJournal(w.dir, JournalChange{Path: path})
+		if dataplane.KindOf(err) != dataplane.Invalid {
+			t.Errorf("from %s to %s: %v", dev, path, err)
+		}
+		w.serve()
+	}
+	if _, err := ChangeJournal(w.dir, JournalChange{}); err != nil {
+		t.Fatal(err)
+	}
+	w.serve()
+	head, err := os.ReadFile(image)
+	if err != nil || !isZero(head[:ssdcache.HeadSize]) {
+		t.Errorf("the device still looks like a journal, %v", err)
+	}
+}
+
+// TestWipeJournalReads: what can't be read isn't taken for an empty journal.
+func TestWipeJournalReads(t *testing.T) {
+	if err := wipeJournal("/proc/self/mem", 1); !errors.Is(err, syscall.EIO) {
+		t.Errorf("wiping what can't be read: %v", err)
+	}
 }
 
 // TestOldJournalPutBack: the journal of before a change isn't taken for the right one once anything

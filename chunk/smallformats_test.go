@@ -2,6 +2,7 @@ package chunk
 
 import (
 	"bytes"
+	"path/filepath"
 	"testing"
 
 	"pstorage/dataplane"
@@ -62,6 +63,35 @@ func FuzzDirty(f *testing.F) {
 		}
 		if out := d.append(nil); !bytes.Equal(out, in) {
 			t.Errorf("%x was written back as %x", in, out)
+		}
+	})
+}
+
+// FuzzJournalNote: what is taken for a note names two different journals by absolute paths, and is
+// written such that it is read back as it was.
+func FuzzJournalNote(f *testing.F) {
+	f.Add([]byte(`{"Old":"/a/cache","New":"/b/journal"}`+"\n"), true)
+	f.Add([]byte(`{"Old":"/a","New":"/a"}`), true)
+	f.Add([]byte(`{"Old":"a","New":"/b"}`), true)
+	f.Add([]byte("{}"), false)
+	f.Fuzz(func(t *testing.T, in []byte, whole bool) {
+		if whole {
+			in = append(bytes.Clone(in), identityTrailer(in)...)
+		}
+		n, err := decodeJournalNote(in)
+		if err != nil {
+			return
+		}
+		if !filepath.IsAbs(n.Old) || !filepath.IsAbs(n.New) || n.Old == n.New {
+			t.Errorf("taken: %+v", n)
+		}
+		b, err := n.encode()
+		if err != nil {
+			t.Fatal(err)
+		}
+		again, err := decodeJournalNote(b)
+		if err != nil && len(b) <= 1<<16 || err == nil && *again != *n {
+			t.Errorf("%+v was read back as %+v, %v", n, again, err)
 		}
 	})
 }
