@@ -3,6 +3,9 @@ package session
 import (
 	"bytes"
 	"errors"
+	"runtime"
+	"sync"
+	"sync/atomic"
 	"testing"
 
 	"pstorage/dataplane"
@@ -97,5 +100,28 @@ func TestRingWithoutFile(t *testing.T) {
 	err := au.renew(t, r)
 	if !errors.Is(err, file.err) || len(r.Load().Revoked) != 1 || file.saved != 0 {
 		t.Errorf("%v, revoked %v, written %d times", err, r.Load().Revoked, file.saved)
+	}
+}
+
+// Attempts that are made at the same moment don't pass together.
+func TestTakeAtOnce(t *testing.T) {
+	for range 20 {
+		f := NewPasswordFailures(func() int64 { runtime.Gosched(); return 1 }) // others come in between
+		var taken atomic.Int32
+		var all sync.WaitGroup
+		begin := make(chan struct{})
+		for range 50 * passBurst {
+			all.Go(func() {
+				<-begin
+				if f.Take("10.0.0.1:1") {
+					taken.Add(1)
+				}
+			})
+		}
+		close(begin)
+		all.Wait()
+		if taken.Load() != passBurst {
+			t.Fatalf("%d attempts passed, %d are allowed", taken.Load(), passBurst)
+		}
 	}
 }
