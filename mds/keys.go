@@ -328,7 +328,8 @@ func (c *call) keysRequest(req *control.KeysReq) (any, error) {
 		if err != nil {
 			return nil, err
 		}
-		if k.set.Version > req.Version {
+		// While a new cluster's keys aren't recorded yet there is nothing to tell.
+		if k.set.Version > req.Version && len(k.set.Generations) > 0 {
 			b, err := json.Marshal(&k.set)
 			return &control.KeysReply{Keys: b}, err
 		}
@@ -393,6 +394,9 @@ func (c *call) grantNode(req *control.GrantNodeReq) (any, error) {
 		return nil, err
 	}
 	set := k.set
+	if len(set.Generations) == 0 {
+		return nil, c.fail(dataplane.NotReady, "the cluster's keys aren't recorded yet: try again")
+	}
 	if k.keys != nil {
 		if k.keys.Current == 0 {
 			return nil, c.fail(dataplane.NotReady, "keys are being rotated: try again later")

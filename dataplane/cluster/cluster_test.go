@@ -1,6 +1,7 @@
 package cluster
 
 import (
+	"bytes"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -195,17 +196,83 @@ func crcLine(body string) string {
 
 func FuzzParseKey(f *testing.F) {
 	f.Add(AppendKey(nil, testKey("c1")))
+	f.Add(AppendKey(nil, certKey("c1", 3)))
+	secure := testKey("c1")
+	secure.Keys.Secure = true
+	f.Add(AppendKey(nil, secure))
 	f.Add([]byte("pstorage-key 1\ncrc32c 00000000\n"))
 	f.Fuzz(func(t *testing.T, text []byte) {
 		k, err := ParseKey(text)
 		if err != nil {
 			return
 		}
-		again, err := ParseKey(AppendKey(nil, k))
-		if err != nil || !reflect.DeepEqual(again, k) {
+		first := AppendKey(nil, k)
+		again, err := ParseKey(first)
+		if err != nil || !bytes.Equal(AppendKey(nil, again), first) {
 			t.Fatalf("accepted key doesn't survive: %v, %v", again, err)
 		}
 	})
+}
+
+// certKey is the key of a node with a certificate, which the key of generation 1 has signed.
+func certKey(name string, node uint64) session.NodeKey {
+	k := testKey(name)
+	sign, private := session.Secret{1}, session.Secret{2, byte(node)}
+	k.Keys = session.KeySet{Version: 9, Secure: true, Current: 1, Revoked: []uint64{1, 5},
+		Generations: []session.Generation{{Number: 1, Key: session.Secret{3},
+			Sign: session.PublicKey(&sign)}},
+		Private: private,
+		Cert: session.SignCertificate(&session.Certificate{Roles: session.AllRoles, Generation: 1,
+			Cluster: k.Cluster, Node: node, Public: session.PublicKey(&private)}, &sign)}
+	return k
+}
+
+// Nothing of the keys is lost in the file, of no kind of cluster.
+func TestKeyVersions(t *testing.T) {
+	secure := testKey("c1") // without certificates, but encrypted
+	secure.Keys.Secure = true
+	for name, c := range map[string]struct {
+		key     session.NodeKey
+		version string
+	}{
+		"older":             {testKey("c1"), keyVersion1},
+		"older, encrypted":  {secure, keyVersion2},
+		"with certificates": {certKey("c1", 3), keyVersion2},
+	} {
+		text := AppendKey(nil, c.key)
+		got, err := ParseKey(text)
+		if err != nil || !reflect.DeepEqual(got, c.key) || !bytes.HasPrefix(text, []byte(c.version)) {
+			t.Errorf("%s: %.20s: %v, %+v", name, text, err, got.Keys)
+		}
+	}
+}
+
+// A process of a cluster that is gone neither takes nor replaces the key of the new one.
+func TestKeyFileOfNewCluster(t *testing.T) {
+	conf := testConf(t, "c1")
+	if err := conf.SaveKey(certKey("c1", 3)); err != nil {
+		t.Fatal(err)
+	}
+	cred, err := conf.Credentials(dataplane.RoleClient, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	again := certKey("c1", 4)
+	again.Cluster[0]++
+	again.Keys = session.LegacyKeys([32]byte{8})
+	if err := conf.SaveKey(again); err != nil {
+		t.Fatal(err)
+	}
+	wantKind(t, cred.Ring.Reload(), dataplane.WrongCluster)
+	newer := certKey("c1", 3).Keys
+	newer.Version++
+	wantKind(t, cred.Ring.Update(&newer, nil), dataplane.WrongCluster)
+	if k, err := conf.LoadKey(); err != nil || !reflect.DeepEqual(k, again) {
+		t.Errorf("the new cluster's key was replaced: %v", err)
+	}
+	if c := cred.Ring.Load(); c.Version != newer.Version || c.Certificate().Node != 3 {
+		t.Errorf("version %d, node %d", c.Version, c.Certificate().Node)
+	}
 }
 
 func TestBS(t *testing.T) {

@@ -11,6 +11,7 @@ import (
 	"io"
 	"io/fs"
 	"os"
+	"reflect"
 	"strings"
 
 	"pstorage/dataplane"
@@ -31,7 +32,8 @@ func AppendKey(out []byte, k session.NodeKey) []byte {
 	if err != nil {
 		panic("cluster: encode keys: " + err.Error())
 	}
-	if g := k.Keys.Generations; len(g) == 1 && g[0].Number == 0 && k.Keys.Version == 0 {
+	if g := k.Keys.Generations; len(g) == 1 && g[0].Number == 0 &&
+		reflect.DeepEqual(k.Keys, session.LegacyKeys([32]byte(g[0].Key))) {
 		version, name, value = keyVersion1, "key", fmt.Appendf(nil, "%x", g[0].Key[:])
 	}
 	out = fmt.Appendf(out, "%s\ncluster %x\nname %s\n%s %s\n", version, k.Cluster[:],
@@ -164,8 +166,13 @@ func (c *Conf) LoadKey() (session.NodeKey, error) {
 	return k, nil
 }
 
-// SaveKey stores the node's key, mode 0600, in place of any other.
+// SaveKey stores the node's key, mode 0600, in place of any other. It waits for a process that is
+// about to replace its keys there.
 func (c *Conf) SaveKey(k session.NodeKey) error {
+	return c.locked(func() error { return c.saveKey(k) })
+}
+
+func (c *Conf) saveKey(k session.NodeKey) error {
 	if k.ClusterName != c.name {
 		return dataplane.E("write "+c.KeyPath(), dataplane.WrongCluster,
 			fmt.Errorf("the key belongs to cluster %s", k.ClusterName))
@@ -173,23 +180,35 @@ func (c *Conf) SaveKey(k session.NodeKey) error {
 	return c.writeAtomic("auth.key", AppendKey(nil, k), 0o600)
 }
 
-// keyFile is a Conf as a session.KeyFile.
-type keyFile struct{ *Conf }
+// keyFile is a Conf as a session.KeyFile, for a process that belongs to a cluster.
+type keyFile struct {
+	*Conf
+	cluster dataplane.ClusterID
+}
+
+func (f keyFile) load() (session.NodeKey, error) {
+	k, err := f.LoadKey()
+	if err == nil && k.Cluster != f.cluster {
+		err = dataplane.E("read the key "+f.KeyPath(), dataplane.WrongCluster, errors.New(
+			"it is now the key of another cluster of this name: restart this node's processes"))
+	}
+	return k, err
+}
 
 // Load implements session.KeyFile.
 func (f keyFile) Load() (*session.KeySet, error) {
-	k, err := f.LoadKey()
+	k, err := f.load()
 	return &k.Keys, err
 }
 
 // Save implements session.KeyFile.
 func (f keyFile) Save(keys *session.KeySet) error {
-	k, err := f.LoadKey()
+	k, err := f.load()
 	if err != nil {
 		return err // removed, or replaced by a person: theirs to decide
 	}
 	k.Keys = *keys
-	return f.SaveKey(k)
+	return f.saveKey(k)
 }
 
 // Locked implements session.KeyFile.
@@ -224,5 +243,5 @@ func (c *Conf) Credentials(role dataplane.Role, id uint64) (session.Credentials,
 		}
 	}
 	return session.Credentials{Cluster: k.Cluster, ClusterName: k.ClusterName,
-		Ring: session.NewRing(&k.Keys, keyFile{c}), Role: role, ID: id, Name: host}, nil
+		Ring: session.NewRing(&k.Keys, keyFile{c, k.Cluster}), Role: role, ID: id, Name: host}, nil
 }

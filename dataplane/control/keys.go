@@ -144,7 +144,11 @@ func (c *Client) askKeys(ring *session.Ring) error {
 	keys := have
 	if len(reply.Keys) > 0 {
 		keys = &session.KeySet{}
-		if err := json.Unmarshal(reply.Keys, keys); err != nil {
+		err := json.Unmarshal(reply.Keys, keys)
+		if err == nil {
+			err = keys.Check(c.o.Cred.Cluster)
+		}
+		if err != nil {
 			return dataplane.E("read the cluster's keys", dataplane.Malformed, err)
 		}
 	}

@@ -1,6 +1,8 @@
 package session
 
 import (
+	"bytes"
+	"cmp"
 	"crypto/ed25519"
 	"crypto/hmac"
 	"crypto/rand"
@@ -147,8 +149,9 @@ func (k *KeySet) admits(p *Peer) error {
 // Ring is the KeySet of a process as it is now, shared by all its connections.
 type Ring struct {
 	now  atomic.Pointer[KeySet]
-	mu   sync.Mutex // one replacement at a time
+	mu   sync.Mutex // one replacement at a time; guards seen
 	file KeyFile
+	seen []byte // certificate that was in the file last
 }
 
 // KeyFile is where the processes of a node keep their keys together.
@@ -161,7 +164,7 @@ type KeyFile interface {
 
 // NewRing returns a ring with its first keys. file may be nil.
 func NewRing(k *KeySet, file KeyFile) *Ring {
-	r := &Ring{file: file}
+	r := &Ring{file: file, seen: k.Cert}
 	r.now.Store(k)
 	return r
 }
@@ -177,7 +180,9 @@ func (k *KeySet) newer(old *KeySet) bool {
 // Update takes over the cluster's part of newer keys, and has a new key pair certified by sign if
 // the node needs one; what isn't newer is ignored. Connections that the new keys don't admit are
 // closed when something comes over them. The file is replaced, too: what another process of the
-// node has done already isn't done again. After an error the ring may still be outdated.
+// node has done already isn't done again. A file that can't be read stays as it is, and the error
+// says so; the ring itself is updated all the same: that a node was revoked counts at once. After
+// an error the ring may still be outdated.
 func (r *Ring) Update(common *KeySet, sign func(public [32]byte) ([]byte, error)) error {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -185,17 +190,18 @@ func (r *Ring) Update(common *KeySet, sign func(public [32]byte) ([]byte, error)
 		return r.update(common, sign)
 	}
 	return r.file.Locked(func() error {
-		if err := r.reload(); err != nil {
+		err := r.reload()
+		before := r.now.Load()
+		uerr := r.update(common, sign)
+		if err != nil {
 			return err
 		}
-		before := r.now.Load()
-		err := r.update(common, sign)
 		if now := r.now.Load(); now != before {
-			if serr := r.file.Save(now); err == nil {
-				err = serr
+			if err = r.file.Save(now); err == nil {
+				r.seen = now.Cert
 			}
 		}
-		return err
+		return cmp.Or(uerr, err)
 	})
 }
 
@@ -217,8 +223,8 @@ func (r *Ring) update(common *KeySet, sign func(public [32]byte) ([]byte, error)
 	return err
 }
 
-// Reload takes over the keys in the file if they are newer: another process, or a person, has
-// replaced them.
+// Reload takes over the keys in the file if they are newer, or if a person has had the node
+// authenticated again.
 func (r *Ring) Reload() error {
 	if r.file == nil {
 		return nil
@@ -230,10 +236,31 @@ func (r *Ring) Reload() error {
 
 func (r *Ring) reload() error {
 	stored, err := r.file.Load()
-	if err == nil && stored.newer(r.now.Load()) {
-		r.now.Store(stored)
+	if err != nil {
+		return err
 	}
-	return err
+	now := r.now.Load()
+	replaced := !bytes.Equal(stored.Cert, r.seen)
+	r.seen = stored.Cert
+	switch {
+	case stored.newer(now):
+		r.now.Store(stored)
+	case replaced && certGeneration(stored.Cert) >= certGeneration(now.Cert):
+		r.now.Store(now.with(stored))
+	}
+	return nil
+}
+
+// with is k with the own part of keys that the node was given anew. Those have no version, as they
+// don't tell which nodes are revoked; but if k doesn't know their generation, k is what is old.
+func (k *KeySet) with(given *KeySet) *KeySet {
+	old, own := k.generation(certGeneration(given.Cert)), given.own()
+	if old == nil || own == nil || *old != *own {
+		return given
+	}
+	both := *k
+	both.Private, both.Cert = given.Private, given.Cert
+	return &both
 }
 
 // A certificate says which roles a node has. It is valid as long as its generation is accepted and

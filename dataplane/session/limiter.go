@@ -83,7 +83,12 @@ func (f *Failures) at(a netip.Addr, now int64) *source {
 func (f *Failures) Allow(remote string) bool {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	s := f.at(addrOf(remote), f.now())
+	return f.allow(addrOf(remote), f.now())
+}
+
+// allow is Allow while mu is held.
+func (f *Failures) allow(a netip.Addr, now int64) bool {
+	s := f.at(a, now)
 	return s == nil || s.left >= 1
 }
 
@@ -92,17 +97,22 @@ func (f *Failures) Take(remote string) bool {
 	if f == nil {
 		return true
 	}
-	if !f.Allow(remote) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	a, now := addrOf(remote), f.now()
+	if !f.allow(a, now) {
 		return false
 	}
-	f.count(addrOf(remote), 1)
+	f.count(a, now, 1)
 	return true
 }
 
 // GiveBack returns an attempt that didn't fail.
 func (f *Failures) GiveBack(remote string) {
 	if f != nil {
-		f.count(addrOf(remote), -1)
+		f.mu.Lock()
+		defer f.mu.Unlock()
+		f.count(addrOf(remote), f.now(), -1)
 	}
 }
 
@@ -111,13 +121,13 @@ func (f *Failures) Failed(remote string, err error) (log bool) {
 	if k := dataplane.KindOf(err); k != dataplane.Denied && k != dataplane.WrongCluster {
 		return true
 	}
-	return f.count(addrOf(remote), 1)
-}
-
-func (f *Failures) count(a netip.Addr, n float64) (log bool) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	now := f.now()
+	return f.count(addrOf(remote), f.now(), 1)
+}
+
+// count counts n failures while mu is held.
+func (f *Failures) count(a netip.Addr, now int64, n float64) (log bool) {
 	s := f.at(a, now)
 	if s == nil {
 		if n < 0 {

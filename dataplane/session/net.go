@@ -56,7 +56,10 @@ func (c *NetConn) Read(p []byte) (int, error) {
 	if err == nil {
 		err = c.admitted()
 	}
-	return n, err
+	if err != nil {
+		return 0, err // what came is nobody's any more
+	}
+	return n, nil
 }
 
 func (c *NetConn) admitted() error {

@@ -232,8 +232,13 @@ func AuthNode(ctx context.Context, conn net.Conn, clusterName, password, host st
 	private := NewSecret()
 	k, err := authNode(conn, clusterName, password,
 		&NodeRequest{Public: PublicKey(&private), Roles: roles, Host: host})
-	if err == nil && len(k.Keys.Cert) > 0 {
-		k.Keys.Private = private
+	if err == nil {
+		if len(k.Keys.Cert) > 0 {
+			k.Keys.Private = private
+		}
+		if cerr := k.Keys.Check(k.Cluster); cerr != nil {
+			err = denied(fmt.Sprintf("the server gave %v", cerr))
+		}
 	}
 	if err != nil {
 		if ctx.Err() != nil {
