@@ -173,23 +173,22 @@ func (c *Client) OpenPath(ctx context.Context, path string) (*File, error) {
 	if err != nil {
 		return nil, err
 	}
-	f, err := c.OpenAttr(a)
-	if err == nil {
-		c.mu.Lock()
-		f.name = path
-		c.mu.Unlock()
-	}
-	return f, err
+	return c.openAs(a, path)
 }
 
 // OpenAttr opens the file that a describes, which should be new.
 func (c *Client) OpenAttr(a *control.Attr) (*File, error) {
+	return c.openAs(a, fmt.Sprintf("#%d", a.File))
+}
+
+// openAs opens a file. Of several opens the first one's name counts: the loop uses it already.
+func (c *Client) openAs(a *control.Attr, name string) (*File, error) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	f := c.files[a.File]
 	if f == nil {
 		var err error
-		if f, err = c.eng.OpenFile(a, fmt.Sprintf("#%d", a.File)); err != nil {
+		if f, err = c.eng.OpenFile(a, name); err != nil {
 			return nil, err
 		}
 		f.client = c

@@ -3,6 +3,7 @@ package client
 import (
 	"bytes"
 	"errors"
+	"math"
 	"testing"
 
 	"pstorage/dataplane"
@@ -271,6 +272,7 @@ func TestErrorsThatAreFinal(t *testing.T) {
 		{Kind: Write, File: f, Offset: MaxFileSize, Buf: make([]byte, 1)},
 		{Kind: Zero, File: f, Offset: 0, Length: MaxFileSize + 1},
 		{Kind: Zero, File: f, Offset: MaxFileSize, Length: 1 << 62},
+		{Kind: Zero, File: f, Offset: 4096, Length: math.MaxInt64}, // the sum is negative
 	} {
 		w.run(op)
 		if dataplane.KindOf(op.Err) != dataplane.TooLarge {

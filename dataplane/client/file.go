@@ -72,7 +72,7 @@ func (e *Engine) OpenFile(a *control.Attr, name string) (*File, error) {
 // ID is the file's id.
 func (f *File) ID() dataplane.FileID { return f.id }
 
-// Name is what the file was opened as, for people.
+// Name is what the file was opened as first, for people.
 func (f *File) Name() string { return f.name }
 
 // Size is the size as far as this client knows, in bytes. It is safe on any thread.

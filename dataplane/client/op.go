@@ -215,7 +215,7 @@ func (e *Engine) start(op *Op) {
 		e.fail(op, dataplane.E(op.Kind.String(), dataplane.Invalid, errNoFile))
 		return
 	case op.Offset < 0 || op.Length < 0 || op.Offset > MaxFileSize ||
-		op.Offset+op.Length > MaxFileSize || op.Offset+int64(len(op.Buf)) > MaxFileSize:
+		op.Length > MaxFileSize-op.Offset || int64(len(op.Buf)) > MaxFileSize-op.Offset:
 		e.fail(op, dataplane.E(f.what(op.Kind), dataplane.TooLarge, errRange))
 		return
 	}

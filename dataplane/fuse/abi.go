@@ -62,6 +62,8 @@ const (
 	inHeaderSize  = int(unsafe.Sizeof(fuse.InHeader{}))
 	outHeaderSize = int(unsafe.Sizeof(fuse.OutHeader{}))
 	ioArgSize     = int(unsafe.Sizeof(ioArg{}))
+	fsyncArgSize  = 16
+	interruptSize = int(unsafe.Sizeof(fuse.InterruptIn{}))
 	writeOutSize  = int(unsafe.Sizeof(fuse.WriteOut{}))
 )
 
@@ -70,6 +72,7 @@ const (
 	_ = -(uint(inHeaderSize) ^ 40)
 	_ = -(uint(outHeaderSize) ^ 16)
 	_ = -(uint(ioArgSize) ^ 40)
+	_ = -(uint(interruptSize) ^ 48)
 	_ = -(uint(writeOutSize) ^ 8)
 	_ = -(uint(unsafe.Sizeof(ringHeaders{})) ^ 288)
 )

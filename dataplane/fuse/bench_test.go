@@ -33,6 +33,8 @@ func newNull(m *memory) *null {
 	return n
 }
 
+func (n *null) Do(op *client.Op) { n.loop.Post(func() { n.Start(op) }) }
+
 func (n *null) Start(op *client.Op) {
 	op.N, op.Err = len(op.Buf), nil
 	n.ready = append(n.ready, op)

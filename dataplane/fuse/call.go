@@ -35,6 +35,7 @@ type call struct {
 	node     *node // of a write
 	grace    uring.Timer
 	canceled bool // op was, after an interruption
+	told     bool // go-fuse was, of an interruption
 
 	// A request that is go-fuse's.
 	input  []byte // a copy, because the reply takes its place
@@ -77,14 +78,19 @@ func newCall(c *conn) (*call, error) {
 
 // begin acts on the request that has arrived in k, n bytes behind its argument.
 func (k *call) begin(n int) {
-	k.c.uniques[k.index], k.opcode = k.head.Unique, k.head.Opcode
-	k.c.busy++
-	switch k.opcode {
-	case opRead:
+	if int(k.head.Length)-max(0, n) < inHeaderSize+argSize(k.head.Opcode) {
+		k.malformed()
+		return
+	}
+	k.accept()
+	switch {
+	case !k.c.connected: // nobody can interrupt it any more, so it doesn't begin
+		k.answer(fuse.Status(syscall.ENOTCONN), 0)
+	case k.opcode == opRead:
 		k.read()
-	case opWrite:
+	case k.opcode == opWrite:
 		k.write(n)
-	case opFsync:
+	case k.opcode == opFsync:
 		if h := k.c.fs.handle(k.arg.Fh); h != nil && !h.node.timesDue() {
 			k.start(client.Flush, h, 0, nil)
 			return
@@ -93,6 +99,31 @@ func (k *call) begin(n int) {
 	default:
 		k.other(n)
 	}
+}
+
+// argSize is how many bytes of the argument are looked at here.
+func argSize(opcode uint32) int {
+	switch opcode {
+	case opRead, opWrite:
+		return ioArgSize
+	case opFsync:
+		return fsyncArgSize
+	}
+	return 0
+}
+
+// accept notes the request that is to be answered.
+func (k *call) accept() {
+	k.c.uniques[k.index], k.opcode = k.head.Unique, k.head.Opcode
+	k.c.busy++
+}
+
+// malformed refuses a request whose lengths can't be true.
+func (k *call) malformed() {
+	k.c.log.Error("malformed request of the kernel", "request", k.head.Opcode,
+		"bytes", k.head.Length)
+	k.accept()
+	k.answer(fuse.EIO, 0)
 }
 
 func (k *call) read() {
@@ -185,7 +216,7 @@ func (k *call) answer(status fuse.Status, n int) {
 	unique := k.c.uniques[k.index]
 	k.c.uniques[k.index] = 0
 	k.c.busy--
-	k.state, k.canceled = callFree, false
+	k.state, k.canceled, k.told = callFree, false, false
 	k.op.File, k.op.Buf, k.op.Right, k.op.Err, k.node = nil, nil, 0, nil, nil
 	*k.reply = fuse.OutHeader{Length: uint32(outHeaderSize + n), Status: -int32(status),
 		Unique: unique}
@@ -204,8 +235,10 @@ func (k *call) interrupt() {
 	case k.grace.Armed():
 	case k.state == callData:
 		k.c.loop.Arm(&k.grace, int64(k.c.fs.o.Grace))
-	case k.state == callOther && !k.c.interruptOther(k):
-		k.c.loop.Arm(&k.grace, int64(tellAgain)) // its goroutine hasn't got that far
+	case k.state == callOther && !k.told:
+		if k.told = k.c.interruptOther(k); !k.told {
+			k.c.loop.Arm(&k.grace, int64(tellAgain)) // its goroutine hasn't got that far
+		}
 	}
 }
 

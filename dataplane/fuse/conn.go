@@ -1,6 +1,7 @@
 package fuse
 
 import (
+	"fmt"
 	"log/slog"
 	"unsafe"
 
@@ -34,12 +35,13 @@ type conn struct {
 	busy    int // requests that are under way
 
 	connected bool
+	abort     func()        // has the kernel disconnect, on a goroutine
 	ended     chan struct{} // closed when the kernel and we are through with each other
 }
 
-func newConn(fs *fileSystem, fd int, protocol *fuse.ProtocolServer) *conn {
+func newConn(fs *fileSystem, fd int, protocol *fuse.ProtocolServer, abort func()) *conn {
 	c := &conn{fs: fs, b: fs.b, loop: fs.b.Loop(), protocol: protocol, log: fs.log, fd: fd,
-		connected: true, ended: make(chan struct{})}
+		connected: true, abort: abort, ended: make(chan struct{})}
 	c.poll.Done = c.readable
 	return c
 }
@@ -53,28 +55,35 @@ func (c *conn) serve(overRing bool) error {
 			return err
 		}
 	}
+	k, err := newCall(c) // one at least, whose end has waiting requests read
+	if err != nil {
+		return fmt.Errorf("memory for requests of the kernel: %w", err)
+	}
+	c.free = append(c.free, k)
 	c.watch()
 	return nil
 }
 
-// interrupt is told that the process whose request has this number got a signal.
-func (c *conn) interrupt(unique uint64) {
+// interrupt is told that the process whose request has this number got a signal. It says false if
+// there is no such request.
+func (c *conn) interrupt(unique uint64) bool {
 	for i, u := range c.uniques {
 		if u == unique {
 			c.calls[i].interrupt()
-			return
+			return true
 		}
 	}
+	return false
 }
 
 // interruptOther tells go-fuse of an interruption. It says false if go-fuse doesn't know the
 // request yet.
 func (c *conn) interruptOther(k *call) bool {
-	in := fuse.InterruptIn{InHeader: fuse.InHeader{Length: uint32(unsafe.Sizeof(fuse.InterruptIn{})),
+	in := fuse.InterruptIn{InHeader: fuse.InHeader{Length: uint32(interruptSize),
 		Opcode: opInterrupt}, Unique: c.uniques[k.index]}
 	var out fuse.OutHeader
 	_, status := c.protocol.HandleRequest(
-		[][]byte{unsafe.Slice((*byte)(unsafe.Pointer(&in)), int(unsafe.Sizeof(in)))},
+		[][]byte{unsafe.Slice((*byte)(unsafe.Pointer(&in)), interruptSize)},
 		[][]byte{unsafe.Slice((*byte)(unsafe.Pointer(&out)), outHeaderSize)})
 	return status == fuse.OK && out.Status != -int32(fuse.EAGAIN)
 }
@@ -87,7 +96,9 @@ func (c *conn) disconnected(errno unix.Errno) {
 	}
 	c.connected = false
 	if errno != unix.ENODEV && errno != unix.ECONNABORTED {
+		// The kernel doesn't know yet that nobody reads its requests, and keeps its queues' entries.
 		c.log.Error("read requests of the kernel", "err", errno)
+		go c.abort()
 	}
 	for _, k := range c.calls {
 		switch k.state {

@@ -150,12 +150,17 @@ func (c *conn) freeCall() *call {
 // receive acts on a request of n bytes that was read into k.
 func (c *conn) receive(k *call, n int) {
 	if n < inHeaderSize || int(k.head.Length) != n {
-		panic(fmt.Sprintf("fuse: a request of %d bytes says that it has %d", n, k.head.Length))
+		k.malformed()
+		return
 	}
-	switch k.head.Opcode {
-	case opForget, opBatchForget: // nothing is kept per inode
-	case opInterrupt:
-		c.interrupt(*(*uint64)(unsafe.Pointer(k.arg)))
+	switch opcode := k.head.Opcode; {
+	case opcode == opForget || opcode == opBatchForget: // nothing is kept per inode
+	case opcode == opInterrupt && n >= interruptSize:
+		unique := *(*uint64)(unsafe.Pointer(k.arg))
+		if !c.interrupt(unique) {
+			// It is answered, or arrived over io_uring, among the completions of this turn.
+			c.loop.Post(func() { c.interrupt(unique) })
+		}
 	default:
 		k.begin(n - inHeaderSize - ioArgSize)
 		return

@@ -24,6 +24,8 @@ type memory struct {
 	last   dataplane.FileID
 	hung   map[*client.Op]bool
 	loop   *uring.Loop
+
+	looking int // lookups of "hang" so far
 }
 
 type memNode struct {
@@ -39,12 +41,13 @@ const memBlock = 64 << 10
 
 var _ backend = (*memory)(nil)
 
-func newMemory() *memory {
+func newMemory() *memory { return newMemoryOn(newTestLoop()) }
+
+func newMemoryOn(l *uring.Loop) *memory {
 	m := &memory{nodes: map[dataplane.FileID]*memNode{}, opened: map[*client.File]*memNode{},
-		last: dataplane.RootID, hung: map[*client.Op]bool{}}
+		last: dataplane.RootID, hung: map[*client.Op]bool{}, loop: l}
 	m.nodes[dataplane.RootID] = &memNode{entries: map[string]dataplane.FileID{},
 		attr: control.Attr{File: dataplane.RootID, Type: control.TypeDir, Mode: 0755, Links: 2}}
-	m.loop = newTestLoop()
 	return m
 }
 
@@ -100,6 +103,9 @@ func (n *memNode) copyAttr() *control.Attr {
 func (m *memory) Lookup(ctx context.Context, parent dataplane.FileID,
 	name string) (*control.Attr, error) {
 	if name == "hang" {
+		m.mu.Lock()
+		m.looking++
+		m.mu.Unlock()
 		<-ctx.Done()
 		return nil, ctx.Err()
 	}
@@ -252,7 +258,7 @@ func (m *memory) StatFS(context.Context) (*control.StatFSReply, error) {
 
 // What a test can ask the server.
 const (
-	hungAttribute    = "user.hung"    // how many operations hang
+	hungAttribute    = "user.hung"    // how many operations hang, and lookups did
 	mallocsAttribute = "user.mallocs" // how much was allocated so far
 	stopAttribute    = "user.stop"    // end the loop
 )
@@ -262,7 +268,7 @@ func (m *memory) GetXattr(_ context.Context, id dataplane.FileID, name string) (
 	defer m.mu.Unlock()
 	switch name {
 	case hungAttribute:
-		return []byte(strconv.Itoa(len(m.hung))), nil
+		return []byte(strconv.Itoa(len(m.hung) + m.looking)), nil
 	case mallocsAttribute:
 		var s runtime.MemStats
 		runtime.ReadMemStats(&s)
@@ -292,7 +298,7 @@ func (m *memory) SetXattr(_ context.Context, id dataplane.FileID, name string, v
 	if n.xattrs == nil {
 		n.xattrs = map[string][]byte{}
 	}
-	n.xattrs[name] = value
+	n.xattrs[name] = slices.Clone(value) // the caller's memory is for one call
 	return nil
 }
 

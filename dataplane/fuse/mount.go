@@ -75,6 +75,7 @@ type Server struct {
 	fs         *fileSystem
 	mountpoint string
 	overRing   bool
+	conn       *conn
 	done       chan struct{}
 }
 
@@ -117,12 +118,12 @@ func mount(ctx context.Context, o Options, b backend) (*Server, error) {
 	}
 	s := &Server{fs: fs, mountpoint: dir, done: make(chan struct{}),
 		overRing: flags&fuse.CAP_OVER_IO_URING != 0}
-	c := newConn(fs, fd, protocol)
-	if err := s.onLoop(func() error { return c.serve(s.overRing) }); err != nil {
+	s.conn = newConn(fs, fd, protocol, s.abort)
+	if err := s.onLoop(s.serve); err != nil {
 		unix.Unmount(dir, unix.MNT_FORCE|unix.MNT_DETACH)
 		return nil, fmt.Errorf("mount on %s: %w", dir, err)
 	}
-	go s.wait(c)
+	go s.wait()
 	o.Log.Info("mounted", "on", dir, "readonly", o.ReadOnly, "over_io_uring", s.overRing)
 	return s, nil
 }
@@ -158,13 +159,22 @@ func (s *Server) onLoop(f func() error) error {
 	}
 }
 
-// wait serves the end of c.
-func (s *Server) wait(c *conn) {
+// serve begins to serve, on the loop's thread.
+func (s *Server) serve() error {
+	err := s.conn.serve(s.overRing)
+	if err != nil {
+		s.conn.release()
+	}
+	return err
+}
+
+// wait serves the end of the connection.
+func (s *Server) wait() {
 	defer close(s.done)
 	select {
-	case <-c.ended:
+	case <-s.conn.ended:
 		s.fs.shutdown()
-		s.onLoop(func() error { c.release(); return nil })
+		s.onLoop(func() error { s.conn.release(); return nil })
 	case <-s.fs.b.Gone():
 		// Nobody answers any more: don't let the users of the mount wait.
 		s.fs.log.Error("the client's event loop ended", "mountpoint", s.mountpoint)

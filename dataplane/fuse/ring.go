@@ -77,8 +77,8 @@ func (k *call) arrived(res int32) {
 	n := int(h.payloadSize)
 	if argSize := int(k.head.Length) - inHeaderSize - n; n > len(k.payload) || argSize < 0 ||
 		argSize > len(h.arg) {
-		panic(fmt.Sprintf("fuse: request %d of %d bytes, %d of them payload", k.head.Opcode,
-			k.head.Length, n))
+		k.malformed()
+		return
 	}
 	k.begin(n)
 }
