@@ -59,6 +59,7 @@ type leader struct {
 	view     placer
 	viewNs   int64                     // when the view was made; 0: make it anew
 	placing  map[dataplane.CSID]uint64 // chunks for it in allocations that are proposed
+	coming   uint64                    // chunks in allocations that are proposed
 
 	parts    map[*control.Peer]*parts // inventories that are on their way
 	refusals map[refusedKey]refusal
@@ -426,9 +427,9 @@ func (l *leader) refreshView(s *State) {
 			continue
 		}
 		size, free := l.capacityOf(s, c)
-		coming := l.placing[c.ID] * dataplane.ChunkSize
+		placing := l.placing[c.ID] * dataplane.ChunkSize
 		n := node{cs: c.ID, tier: c.Tier, domain: domains.of(c), size: size,
-			free: free - min(free, coming), chunks: uint64(s.csLoad[c.ID]), leaves: c.Releasing,
+			free: free - min(free, placing), chunks: uint64(s.csLoad[c.ID]), leaves: c.Releasing,
 			closed: c.Releasing || l.health.isIll(c.ID)}
 		if k := l.cs[c.ID]; k != nil {
 			n.load = k.rates.reads + k.rates.writes
@@ -454,8 +455,9 @@ func (l *leader) refreshView(s *State) {
 
 // allocate makes the chunks of a file's range that don't exist. When not all can be placed those
 // that can are made; the error is set when none is. What the command skips, because a server was
-// dropped meanwhile, is placed again without that server.
-func (l *leader) allocate(ctx context.Context, req control.MapReq) error {
+// dropped meanwhile, is placed again without that server. It ends with the command, also if nobody
+// waits for the answer any more: until then the command's chunks count.
+func (l *leader) allocate(req control.MapReq) error {
 	op := fmt.Sprintf("allocate chunks %d+%d of file %d", req.First, req.Count, req.File)
 	for made := false; ; made = true {
 		c, err := l.placeMissing(req, op)
@@ -465,7 +467,7 @@ func (l *leader) allocate(ctx context.Context, req control.MapReq) error {
 		if err != nil || len(c.Chunks) == 0 {
 			return err
 		}
-		res, err := l.r.propose(ctx, c)
+		res, err := l.r.propose(l.ctx, c)
 		l.mu.Lock()
 		l.countPlacing(c, false)
 		l.mu.Unlock()
@@ -479,8 +481,14 @@ func (l *leader) allocate(ctx context.Context, req control.MapReq) error {
 }
 
 // countPlacing counts the chunks of a command that is proposed, until it is over: the view for
-// placement, when it is made anew meanwhile, doesn't see them in the state yet. mu is held.
+// placement, when it is made anew meanwhile, doesn't see them in the state yet, nor does the
+// capacity limit. For a moment they may count twice. mu is held.
 func (l *leader) countPlacing(c *cmdAllocate, begins bool) {
+	if begins {
+		l.coming += uint64(len(c.Chunks))
+	} else {
+		l.coming -= uint64(len(c.Chunks))
+	}
 	for i := range c.Chunks {
 		p := &c.Chunks[i]
 		for _, cs := range p.members[:p.n] {

@@ -345,6 +345,9 @@ func (c *call) mdsReady(req *control.MDSReadyReq) (any, error) {
 	case req.Applied+readyLag < c.r.raft.LastIndex():
 		return &control.MDSReadyReply{}, nil
 	}
+	if err := c.replaced(string(s.Address)); err != nil {
+		return nil, err
+	}
 	if err := c.r.raft.AddVoter(s.ID, s.Address, 0, raftTimeout).Error(); err != nil {
 		return nil, c.r.raftError(err)
 	}

@@ -4,12 +4,13 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io/fs"
 	"os"
 	"path/filepath"
+	"strings"
 	"time"
 
 	"github.com/hashicorp/raft"
+	"golang.org/x/sys/unix"
 
 	"pstorage/dataplane"
 	"pstorage/dataplane/control"
@@ -26,13 +27,14 @@ import (
 //	         at; the server starts with nothing and gets everything from the leader, then its vote
 //
 // Each step may be repeated after a crash: the leader answers an address that waits for its vote
-// with the same number, and replacingKey says whose place is being given away.
+// with the same number, and a configuration entry says whose place is being given away.
 
 const (
-	// replacingKey is the configuration that holds the number of a damaged server between its
-	// removal and the addition of its successor.
-	replacingKey = "mds.replacing"
+	// replacingKey and the number of a damaged server are the configuration that holds its address
+	// from its removal until its successor, which has written its own number down, gets a vote.
+	replacingKey = "mds.replacing."
 	damagedDir   = "raft.damaged" // where the files of a damaged server are put
+	anewDir      = "raft.new"     // what takes their place, while it is made
 	resyncEvery  = time.Second    // between two questions, while the others can't do without it
 )
 
@@ -106,17 +108,24 @@ func askForPlace(ctx context.Context, id *identity, o *Options) (uint32, error) 
 	}
 }
 
-// putAside moves what was damaged away, and makes an empty log in its place.
+// putAside moves what was damaged away, and an empty log in its place: in one step, as a server that
+// has none doesn't start.
 func putAside(dir string) error {
-	aside := filepath.Join(dir, damagedDir)
-	if err := os.RemoveAll(aside); err != nil {
+	aside, anew := filepath.Join(dir, damagedDir), filepath.Join(dir, anewDir)
+	if err := errors.Join(os.RemoveAll(aside), os.RemoveAll(anew)); err != nil {
 		return err
 	}
-	err := os.Rename(filepath.Join(dir, raftDir), aside)
-	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+	if err := os.MkdirAll(filepath.Join(anew, logDir), 0o700); err != nil {
 		return err
 	}
-	if err := os.MkdirAll(filepath.Join(dir, raftDir, logDir), 0o700); err != nil {
+	if err := errors.Join(syncDir(anew), syncDir(dir)); err != nil {
+		return err
+	}
+	if err := unix.Renameat2(unix.AT_FDCWD, anew, unix.AT_FDCWD, filepath.Join(dir, raftDir),
+		unix.RENAME_EXCHANGE); err != nil {
+		return fmt.Errorf("exchange %s and %s: %w", anew, raftDir, err)
+	}
+	if err := os.Rename(anew, aside); err != nil {
 		return err
 	}
 	return syncDir(dir)
@@ -129,21 +138,27 @@ func (c *call) replaceDamaged(req *control.MDSReadyReq) (any, error) {
 	case old != nil && string(old.Address) != req.Damaged:
 		return nil, c.fail(dataplane.Conflict, "metadata server %d is at %s, not at %.80q", req.Node,
 			old.Address, req.Damaged)
-	case old == nil && c.replacing() != fmt.Sprint(req.Node):
+	case old == nil && c.replacing(req.Node) != req.Damaged:
 		return nil, c.fail(dataplane.NotFound, "metadata server %d isn't a member", req.Node)
 	case old != nil && old.Suffrage == raft.Voter:
 		if err := c.takeOut(req); err != nil {
-			return nil, err
+			return nil, c.later(err)
 		}
 	}
 	doc, err := c.addMDS(&control.AddMDSArgs{Addr: req.Damaged})
 	if err != nil {
-		return nil, err
-	}
-	if err := c.setReplacing(""); err != nil {
-		return nil, err
+		return nil, c.later(err)
 	}
 	return &control.MDSReadyReply{Node: doc.(*control.AddMDSDoc).Node}, nil
+}
+
+// later has a damaged server ask again when the group was changed by somebody else meanwhile.
+func (c *call) later(err error) error {
+	switch dataplane.KindOf(err) {
+	case dataplane.Conflict, dataplane.Internal: // a number, the configuration of raft
+		return c.fail(dataplane.NotReady, "%v", err)
+	}
+	return err
 }
 
 // takeOut removes a damaged server from the group, if the others can do without it.
@@ -162,27 +177,43 @@ func (c *call) takeOut(req *control.MDSReadyReq) error {
 	if err := c.keepNumbers(); err != nil {
 		return err
 	}
-	if err := c.setReplacing(fmt.Sprint(req.Node)); err != nil {
+	key := replacingKey + fmt.Sprint(req.Node)
+	if _, err := c.change(&cmdSetConfig{Key: key, Value: req.Damaged, Any: true}); err != nil {
 		return err
 	}
 	err := c.r.raft.RemoveServer(serverID(req.Node), f.Index(), raftTimeout).Error()
 	return c.r.raftError(err)
 }
 
-// replacing is the number of the damaged server whose place is being given away, or "".
-func (c *call) replacing() string {
+// replacing is the address of the damaged server with that number, if its place is being given
+// away, or "".
+func (c *call) replacing(node uint32) string {
 	f := c.r.fsm
 	f.mu.RLock()
 	defer f.mu.RUnlock()
 	for _, e := range f.s.config {
-		if e.key == replacingKey {
+		if e.key == replacingKey+fmt.Sprint(node) {
 			return e.value
 		}
 	}
 	return ""
 }
 
-func (c *call) setReplacing(node string) error {
-	_, err := c.change(&cmdSetConfig{Key: replacingKey, Value: node, Any: true})
-	return err
+// replaced forgets whose place was given to the server at an address.
+func (c *call) replaced(addr string) error {
+	f := c.r.fsm
+	var keys []string
+	f.mu.RLock()
+	for _, e := range f.s.config {
+		if strings.HasPrefix(e.key, replacingKey) && e.value == addr {
+			keys = append(keys, e.key)
+		}
+	}
+	f.mu.RUnlock()
+	for _, key := range keys {
+		if _, err := c.change(&cmdSetConfig{Key: key, Any: true}); err != nil {
+			return err
+		}
+	}
+	return nil
 }

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"encoding/binary"
+	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -14,6 +15,7 @@ import (
 
 	"pstorage/dataplane"
 	"pstorage/dataplane/control"
+	"pstorage/dataplane/session"
 )
 
 // damages are what may be wrong with the directory of a server whose log has an entry that holds
@@ -172,5 +174,79 @@ func TestNewerVersionIsNoDamage(t *testing.T) {
 		Servers: func() []string { return []string{"127.0.0.1:1"} }})
 	if dataplane.KindOf(err) != dataplane.NotSupported {
 		t.Errorf("a newer snapshot: %v", err)
+	}
+}
+
+// TestTwoPlacesAtATime: the leader loses its term between the removal of two damaged servers of
+// five and the addition of their successors. Each gets its place from the next one all the same,
+// and nobody else does.
+func TestTwoPlacesAtATime(t *testing.T) {
+	c := newTestCluster(t, 5)
+	lead := c.leader()
+	s := c.nodes[lead]
+	k := &call{server: s, l: s.lead.Load(), ctx: t.Context(),
+		peer: control.SimPeer(session.Peer{Role: dataplane.RoleMDS, ID: 9}, nil)}
+	var hurt []*control.MDSReadyReq
+	for i := range c.addrs {
+		if i != lead && len(hurt) < 2 {
+			c.stop(i)
+			hurt = append(hurt, &control.MDSReadyReq{Node: uint32(i + 1), Damaged: c.addrs[i]})
+		}
+	}
+	for _, req := range hurt {
+		if err := k.takeOut(req); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if _, err := k.replaceDamaged(&control.MDSReadyReq{Node: hurt[0].Node,
+		Damaged: hurt[1].Damaged}); dataplane.KindOf(err) != dataplane.NotFound {
+		t.Errorf("one at another address: %v", err)
+	}
+	for i, req := range hurt {
+		got, err := k.replaceDamaged(req)
+		if err != nil || got.(*control.MDSReadyReply).Node != uint32(6+i) {
+			t.Errorf("%+v: %+v, %v", req, got, err)
+		}
+		// The answer may be lost. Once the new number is in use the old one is worth nothing.
+		again, err := k.replaceDamaged(req)
+		if err != nil || again.(*control.MDSReadyReply).Node != uint32(6+i) {
+			t.Errorf("%+v asks again: %+v, %v", req, again, err)
+		}
+	}
+	for i, req := range hurt {
+		got, err := k.mdsReady(&control.MDSReadyReq{Node: uint32(6 + i), Applied: 1 << 40})
+		if err != nil || !got.(*control.MDSReadyReply).Voter {
+			t.Errorf("server %d, which has caught up: %+v, %v", 6+i, got, err)
+		}
+		if _, err := k.replaceDamaged(req); dataplane.KindOf(err) != dataplane.NotFound {
+			t.Errorf("%+v after its successor got a vote: %v", req, err)
+		}
+	}
+}
+
+// TestPutAside: what was damaged is kept, the last of it, and an empty log is in its place; also
+// after a crash that left something behind.
+func TestPutAside(t *testing.T) {
+	dir := t.TempDir()
+	for _, text := range []string{"first", "second"} {
+		for path, b := range map[string]string{filepath.Join(raftDir, stableFile): text,
+			filepath.Join(anewDir, stableFile): "of a crash"} {
+			if err := errors.Join(os.MkdirAll(filepath.Dir(filepath.Join(dir, path)), 0o700),
+				os.WriteFile(filepath.Join(dir, path), []byte(b), 0o600)); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if err := putAside(dir); err != nil {
+			t.Fatal(err)
+		}
+		b, err := os.ReadFile(filepath.Join(dir, damagedDir, stableFile))
+		if err != nil || string(b) != text {
+			t.Errorf("%q, %v is kept, not %q", b, err, text)
+		}
+		for path, want := range map[string]int{raftDir: 1, filepath.Join(raftDir, logDir): 0, ".": 2} {
+			if list, err := os.ReadDir(filepath.Join(dir, path)); err != nil || len(list) != want {
+				t.Errorf("%s: %v, %v", path, list, err)
+			}
+		}
 	}
 }

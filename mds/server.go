@@ -298,7 +298,7 @@ func (c *call) allocate(req *control.MapReq) (any, error) {
 	if err := c.l.valid(c.ctx); err != nil {
 		return nil, err
 	}
-	if err := c.l.allocate(c.ctx, *req); err != nil {
+	if err := c.l.allocate(*req); err != nil {
 		return nil, err
 	}
 	return c.chunkMap(req)

@@ -63,12 +63,12 @@ func (l *leader) watchMinimum(s *State, nowNs int64) {
 	}
 }
 
-// overLimit says that one more chunk would exceed the configured capacity limit. Both locks are
-// held.
+// overLimit says that one chunk besides more, which aren't proposed yet, would exceed the configured
+// capacity limit. Both locks are held.
 func (l *leader) overLimit(s *State, more int) error {
 	l.configure(s)
 	limit := l.conf.limit
-	if limit == 0 || (s.table.Len()+uint64(more)+1)*dataplane.ChunkSize <= limit {
+	if limit == 0 || (s.table.Len()+l.coming+uint64(more)+1)*dataplane.ChunkSize <= limit {
 		return nil
 	}
 	return dataplane.E("place chunk", dataplane.NoSpace, fmt.Errorf("the capacity limit of %d MiB "+

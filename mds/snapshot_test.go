@@ -384,3 +384,17 @@ func TestPackPage(t *testing.T) {
 		}
 	}
 }
+
+// TestPagesBehindTheEnd: a block of empty pages takes little room in a snapshot and much in memory,
+// so there may be no more of them than the table has.
+func TestPagesBehindTheEnd(t *testing.T) {
+	var tab Table
+	defer tab.Close()
+	b := packPage(nil, &page{})
+	if _, err := tab.load(b, 2, 0); dataplane.KindOf(err) != dataplane.BadCRC {
+		t.Errorf("a page of a table with no records: %v", err)
+	}
+	if len(tab.pages) != 0 {
+		t.Errorf("it has %d pages", len(tab.pages))
+	}
+}

@@ -265,6 +265,9 @@ func (c *Capture) Release() {
 // load appends a page read from a snapshot, in a layout of that version, and returns what is behind
 // it. Every record is checked: slot, checksum, sense.
 func (t *Table) load(raw []byte, version uint8, slots uint64) (rest []byte, err error) {
+	if n := uint64(len(t.pages)) * recordsPerPage; n >= slots {
+		return nil, errCorrupt("chunk page from record %d on, behind the end %d", n, slots)
+	}
 	if err := t.addPage(); err != nil {
 		return nil, err
 	}

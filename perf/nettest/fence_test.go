@@ -9,6 +9,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"strings"
 	"sync"
 	"testing"
 	"time"
@@ -189,7 +190,9 @@ func TestDelayedPackets(t *testing.T) {
 		}
 		return nil
 	})
-	t.Log("the fenced client: wrote ", old.hear("wrote"))
+	if wrote := old.hear("wrote"); !strings.HasPrefix(wrote, "0 ") || wrote == "0 <nil>" {
+		t.Errorf("the fenced client has writes acknowledged that nobody can read: %s", wrote)
+	}
 	for range 20 {
 		check("4")
 		time.Sleep(50 * time.Millisecond) // for what may land yet

@@ -250,6 +250,9 @@ func TestKillLeader(t *testing.T) {
 		"the longest write took %s, the longest read %s, p99 %s and %s", len(kills),
 		ms(time.Duration(serves[len(serves)/2])), ms(serves.max()), ms(writes.max()), ms(reads.max()),
 		ms(writes.p99()), ms(reads.p99()))
+	if serves.max() > healWithin {
+		t.Error("after a kill no operation was answered")
+	}
 	strict := os.Getenv("PSTORAGE_NET_STRICT") != ""
 	if strict && (serves.max() > 2*time.Second || max(writes.max(), reads.max()) > time.Second) {
 		t.Error("goals: a new leader within 2 s, and no stall of reads and writes")

@@ -197,6 +197,7 @@ func (w *window) missed(d [4]durations, worst time.Duration) []string {
 		}
 	}
 	check("longest write", d[kindWrite].max(), w.fault.goals.write)
+	check("longest read behind a slow write", d[kindBehind].max(), w.fault.goals.write)
 	check("p99 of reads in the worst second", worst, w.fault.goals.readP99)
 	check("longest question to the metadata servers", d[kindMeta].max(), w.fault.goals.meta)
 	if w.fault.goals.noCopy && w.copied != 0 {
