@@ -11,6 +11,8 @@ import (
 	"syscall"
 	"time"
 
+	"github.com/spf13/cobra"
+
 	"pstorage/cmd/cli"
 	"pstorage/dataplane"
 	"pstorage/dataplane/cluster"
@@ -70,6 +72,28 @@ func (c *adminConn) get(ctx context.Context, what, command string, args, doc any
 			"is it of another version than this program?")
 	}
 	return nil
+}
+
+// ask asks the chosen cluster for one document. what is for the error.
+func ask[Doc any](cmd *cobra.Command, a *app, what, command string, args any) (doc Doc, err error) {
+	conn, err := a.admin(cmd.Context())
+	if err != nil {
+		return doc, err
+	}
+	defer conn.close()
+	err = conn.get(cmd.Context(), what, command, args, &doc)
+	return doc, err
+}
+
+// show does what most commands do: it asks for a document and prints it as JSON, or as the function
+// fill puts it.
+func show[Doc any](cmd *cobra.Command, a *app, what, command string, args any,
+	fill func(*table, Doc)) error {
+	doc, err := ask[Doc](cmd, a, what, command, args)
+	if err != nil {
+		return err
+	}
+	return a.print(cmd.OutOrStdout(), doc, func(t *table) { fill(t, doc) })
 }
 
 // explain makes an error for people out of what a call returned: the reason may lie several
