@@ -2,7 +2,6 @@ package main
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -52,26 +51,17 @@ func (c *adminConn) close() { c.client.Close() }
 
 // get asks for a document and decodes it into doc. what is for the error.
 func (c *adminConn) get(ctx context.Context, what, command string, args, doc any) error {
-	encoded, err := json.Marshal(args)
-	if err != nil {
-		return cli.Fail(what, err, "")
-	}
 	ctx, cancel := context.WithTimeout(ctx, adminTimeout)
 	defer cancel()
-	var reply control.AdminReply
-	err = c.client.Call(ctx, control.OpAdmin, &control.AdminReq{Command: command, Args: encoded},
-		&reply)
-	if err != nil {
-		return c.explain(what, err)
-	}
-	if doc == nil {
+	err := c.client.Admin(ctx, command, args, doc)
+	var unread *control.AnswerError
+	switch {
+	case err == nil:
 		return nil
+	case errors.As(err, &unread):
+		return cli.Fail(what, err, "is it of another version than this program?")
 	}
-	if err := json.Unmarshal(reply.Doc, doc); err != nil {
-		return cli.Fail(what, errors.New("the metadata server's answer can't be read: "+err.Error()),
-			"is it of another version than this program?")
-	}
-	return nil
+	return c.explain(what, err)
 }
 
 // ask asks the chosen cluster for one document. what is for the error.
