@@ -41,21 +41,15 @@ type BenchOptions struct {
 	Progress    io.Writer // nil: none
 }
 
-func (o *BenchOptions) setDefaults() (err error) {
-	if o.Binary == "" {
-		if o.Binary, err = FindBinary("pstorage"); err != nil {
-			return err
-		}
+func (o *BenchOptions) setDefaults() error {
+	if err := setPlaces(&o.Binary, &o.Dir, &o.Progress); err != nil {
+		return err
 	}
-	setDefault(&o.Dir, "/var/tmp")
 	setDefault(&o.CS, 3)
 	setDefault(&o.Rounds, 3)
 	setDefault(&o.Each, 2*time.Second)
 	setDefault(&o.Size, 1<<30)
 	setDefault(&o.Journal, 4<<30)
-	if o.Progress == nil {
-		o.Progress = io.Discard
-	}
 	if o.CS < 3 {
 		return fmt.Errorf("%d chunk servers: files have 3 replicas, so at least 3 are needed", o.CS)
 	}

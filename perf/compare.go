@@ -92,9 +92,9 @@ func (o CompareOptions) judge(c Change, moreIsBetter bool) Verdict {
 	switch {
 	case leastP(c.Rounds[0], c.Rounds[1]) >= o.Alpha:
 		return TooFew
-	case c.P >= o.Alpha, math.Abs(c.Ratio-1) < o.Least:
+	case c.P >= o.Alpha, math.Abs(c.After-c.Before) < o.Least*math.Abs(c.Before):
 		return Same
-	case c.Ratio > 1 == moreIsBetter:
+	case c.After > c.Before == moreIsBetter: // not the ratio: an extra latency may be below 0
 		return Better
 	}
 	return Worse
@@ -256,9 +256,13 @@ func WriteChanges(out io.Writer, changes []Change) error {
 	fmt.Fprintf(&b, line, "figure", "before", "after", "", "change", "95 %", "p", "rounds", "")
 	percent := func(ratio float64) string { return fmt.Sprintf("%+.1f", (ratio-1)*100) }
 	for _, c := range changes {
+		change, between := percent(c.Ratio)+" %", percent(c.Low)+" to "+percent(c.High)
+		if c.Before <= 0 || c.After <= 0 {
+			change, between = "-", "-" // no ratio says anything
+		}
 		fmt.Fprintf(&b, line, c.Name, fmt.Sprintf("%.4g", c.Before), fmt.Sprintf("%.4g", c.After),
-			c.Unit, percent(c.Ratio)+" %", percent(c.Low)+" to "+percent(c.High),
-			fmt.Sprintf("%.3f", c.P), fmt.Sprintf("%d/%d", c.Rounds[0], c.Rounds[1]), c.Verdict)
+			c.Unit, change, between, fmt.Sprintf("%.3f", c.P),
+			fmt.Sprintf("%d/%d", c.Rounds[0], c.Rounds[1]), c.Verdict)
 	}
 	_, err := io.WriteString(out, b.String())
 	return err

@@ -58,6 +58,9 @@ func TestCompareDirection(t *testing.T) {
 	}
 	low := []float64{1, 1.01, 1.02, 1.03, 1.04, 1.05}
 	high := []float64{2, 2.01, 2.02, 2.03, 2.04, 2.05}
+	below := []float64{-5, -5.1, -5.2, -5.3, -5.4, -5.5} // the yardstick was slower
+	lower := []float64{-9, -9.1, -9.2, -9.3, -9.4, -9.5}
+	none := []float64{0, 0, 0, 0, 0, 0}
 	for _, c := range []struct {
 		name          string
 		atLeast       bool
@@ -69,6 +72,11 @@ func TestCompareDirection(t *testing.T) {
 		{"more of what should be little", false, low, high, Worse},
 		{"less of what should be little", false, high, low, Better},
 		{"the same", true, low, low, Same},
+		{"the same below 0", false, below, below, Same},
+		{"from below 0 to above", false, below, low, Worse},
+		{"from above 0 to below", false, low, below, Better},
+		{"further below 0", false, below, lower, Better},
+		{"from 0", false, none, low, Worse},
 		{"three rounds prove nothing", true, low[:3], high[:3], TooFew},
 	} {
 		got := Compare(values("a", c.atLeast, c.before...), values("a", c.atLeast, c.after...),

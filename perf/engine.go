@@ -59,22 +59,35 @@ func EngineRows() (names, about []string) {
 	return names, about
 }
 
-func (o *EngineOptions) setDefaults() (err error) {
-	if o.Binary == "" {
-		if o.Binary, err = FindBinary("pstorage"); err != nil {
-			return err
-		}
+// chooseRows checks the rows that are asked for; none means all names.
+func chooseRows(rows *[]string, names []string) error {
+	if len(*rows) == 0 {
+		*rows = names
 	}
-	names, _ := EngineRows()
-	if len(o.Rows) == 0 {
-		o.Rows = names
-	}
-	for _, row := range o.Rows {
+	for _, row := range *rows {
 		if !slices.Contains(names, row) {
 			return fmt.Errorf("no row %q; there are %s", row, strings.Join(names, ", "))
 		}
 	}
-	setDefault(&o.Dir, "/var/tmp")
+	return nil
+}
+
+// setPlaces sets the defaults that all measurements share.
+func setPlaces(binary, dir *string, progress *io.Writer) (err error) {
+	setDefault(dir, "/var/tmp")
+	setDefault(progress, io.Discard)
+	if *binary == "" {
+		*binary, err = FindBinary("pstorage")
+	}
+	return err
+}
+
+func (o *EngineOptions) setDefaults() error {
+	names, _ := EngineRows()
+	err := errors.Join(setPlaces(&o.Binary, &o.Dir, &o.Progress), chooseRows(&o.Rows, names))
+	if err != nil {
+		return err
+	}
 	setDefault(&o.Rounds, 3)
 	setDefault(&o.Each, 4*time.Second)
 	setDefault(&o.HDD, 200)
@@ -83,9 +96,6 @@ func (o *EngineOptions) setDefaults() (err error) {
 	setDefault(&o.Fill, 60*time.Second)
 	setDefault(&o.Replay, 4<<30)
 	setDefault(&o.Store, 1<<40)
-	if o.Progress == nil {
-		o.Progress = io.Discard
-	}
 	if o.Rounds < 0 || o.Each < 0 || o.Set < 16<<20 || o.Store < 1<<30 {
 		return errors.New("rounds and times must be more than 0, the working set at least 16 MiB, " +
 			"the store at least 1 GiB")
@@ -176,13 +186,7 @@ func runEngineRow(ctx context.Context, o EngineOptions, name string, needsRig bo
 		return nil, err
 	}
 	r := &engineRun{o: o, name: name, dir: dir, begun: time.Now()}
-	defer func() {
-		if err != nil {
-			err = errors.Join(err, logTails(r.home()))
-			r.abort()
-		}
-		err = errors.Join(err, r.close(), os.RemoveAll(dir))
-	}()
+	defer func() { err = r.end(err) }()
 	if needsRig {
 		if r.rig, err = emulate.Open(fmt.Sprintf("engine%d", os.Getpid()), dir); err != nil {
 			return nil, err
@@ -197,6 +201,15 @@ func (r *engineRun) home() string { return filepath.Join(r.dir, "home") }
 func (r *engineRun) say(format string, args ...any) {
 	fmt.Fprintf(r.o.Progress, "[%s, %3.0f s] %s\n", r.name, time.Since(r.begun).Seconds(),
 		fmt.Sprintf(format, args...))
+}
+
+// end stops and removes everything. err is what the row gave.
+func (r *engineRun) end(err error) error {
+	if err != nil {
+		err = errors.Join(err, logTails(r.home()))
+		r.abort()
+	}
+	return errors.Join(err, r.close(), os.RemoveAll(r.dir))
 }
 
 // abort fails what is under way: an orderly end would wait for servers that are stuck.
@@ -254,6 +267,11 @@ func (r *engineRun) start(ctx context.Context, disk ServerDisk) (err error) {
 	if r.servers, err = StartServers(ctx, o); err != nil {
 		return err
 	}
+	return r.openNative(ctx)
+}
+
+// openNative opens the file that is measured, through the client library.
+func (r *engineRun) openNative(ctx context.Context) (err error) {
 	r.native, err = OpenNative(ctx, NativeOptions{Etc: r.servers.Etc(), Cluster: serversCluster,
 		Path: "/bench", PIDs: r.servers.CSPIDs, Log: slog.New(slog.DiscardHandler)})
 	return err

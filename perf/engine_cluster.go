@@ -3,7 +3,6 @@ package perf
 import (
 	"context"
 	"fmt"
-	"log/slog"
 	"os/exec"
 	"path/filepath"
 	"time"
@@ -57,8 +56,7 @@ func (r *engineRun) startLab(ctx context.Context, ssd int64) (*lab, error) {
 	if r.servers, err = StartServers(ctx, o); err != nil {
 		return nil, err
 	}
-	r.native, err = OpenNative(ctx, NativeOptions{Etc: r.servers.Etc(), Cluster: serversCluster,
-		Path: "/bench", PIDs: r.servers.CSPIDs, Log: slog.New(slog.DiscardHandler)})
+	err = r.openNative(ctx)
 	if err == nil {
 		err = r.layout(ctx, "")
 	}

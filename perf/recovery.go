@@ -5,11 +5,9 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"log/slog"
 	"os"
 	"path/filepath"
 	"slices"
-	"strings"
 	"time"
 
 	"pstorage/dataplane"
@@ -53,22 +51,12 @@ func RecoveryRows() (names, about []string) {
 	return names, about
 }
 
-func (o *RecoveryOptions) setDefaults() (err error) {
-	if o.Binary == "" {
-		if o.Binary, err = FindBinary("pstorage"); err != nil {
-			return err
-		}
-	}
+func (o *RecoveryOptions) setDefaults() error {
 	names, _ := RecoveryRows()
-	if len(o.Rows) == 0 {
-		o.Rows = names
+	err := errors.Join(setPlaces(&o.Binary, &o.Dir, &o.Progress), chooseRows(&o.Rows, names))
+	if err != nil {
+		return err
 	}
-	for _, row := range o.Rows {
-		if !slices.Contains(names, row) {
-			return fmt.Errorf("no row %q; there are %s", row, strings.Join(names, ", "))
-		}
-	}
-	setDefault(&o.Dir, "/var/tmp")
 	setDefault(&o.CS, 8)
 	setDefault(&o.Disk, 100e6)
 	setDefault(&o.Data, 4<<30)
@@ -78,9 +66,6 @@ func (o *RecoveryOptions) setDefaults() (err error) {
 	setDefault(&o.Outage, 30*time.Second)
 	setDefault(&o.Written, 1<<30)
 	setDefault(&o.Span, 64<<30)
-	if o.Progress == nil {
-		o.Progress = io.Discard
-	}
 	const chunk = dataplane.ChunkSize
 	if o.CS < 4 || o.Data < chunk || o.Data%chunk != 0 || o.Span < chunk || o.Span%chunk != 0 ||
 		o.Fill < 1<<20 || o.Fill > chunk || o.Fill%(1<<20) != 0 || o.Data%o.Fill != 0 {
@@ -123,7 +108,7 @@ type recoveryRun struct {
 	ro    RecoveryOptions
 	disks []*emulate.Disk
 	dirs  []string // where they are mounted
-	admin *Admin
+	admin *control.Client
 }
 
 func runRecoveryRow(ctx context.Context, o RecoveryOptions, name string,
@@ -140,14 +125,10 @@ func runRecoveryRow(ctx context.Context, o RecoveryOptions, name string,
 	r.engineRun = engineRun{o: EngineOptions{Binary: o.Binary, Progress: o.Progress}, name: name,
 		dir: dir, begun: time.Now()}
 	defer func() {
-		if err != nil {
-			err = errors.Join(err, logTails(r.home()))
-			r.abort()
-		}
 		if r.admin != nil {
 			r.admin.Close()
 		}
-		err = errors.Join(err, r.close(), os.RemoveAll(dir))
+		err = r.end(err)
 	}()
 	if r.rig, err = emulate.Open("recovery", dir); err != nil { // takes away what is mounted
 		return nil, err
@@ -177,7 +158,7 @@ func (r *recoveryRun) cluster(ctx context.Context, n int, size, journal int64) e
 	if r.servers, err = StartServers(ctx, o); err != nil {
 		return err
 	}
-	if r.admin, err = OpenAdmin(ctx, r.servers.Etc(), serversCluster); err != nil {
+	if r.admin, err = dialAdmin(ctx, r.servers.Etc(), serversCluster); err != nil {
 		return err
 	}
 	config := map[string]string{control.ConfigRebalance: "off"}
@@ -185,16 +166,19 @@ func (r *recoveryRun) cluster(ctx context.Context, n int, size, journal int64) e
 		config[key] = value
 	}
 	for key, value := range config {
-		err := r.admin.Get(ctx, control.AdminSetConfig, control.SetConfigArgs{Key: key, Value: value,
-			Any: true},
-			nil)
+		err := r.admin.Admin(ctx, control.AdminSetConfig,
+			control.SetConfigArgs{Key: key, Value: value, Any: true}, nil)
 		if err != nil {
 			return fmt.Errorf("set %s to %s: %w", key, value, err)
 		}
 	}
-	r.native, err = OpenNative(ctx, NativeOptions{Etc: r.servers.Etc(), Cluster: serversCluster,
-		Path: "/bench", PIDs: r.servers.CSPIDs, Log: slog.New(slog.DiscardHandler)})
-	return err
+	return r.openNative(ctx)
+}
+
+// stat asks for the state of the cluster.
+func (r *recoveryRun) stat(ctx context.Context) (*control.StatDoc, error) {
+	doc := new(control.StatDoc)
+	return doc, r.admin.Admin(ctx, control.AdminStat, nil, doc)
 }
 
 // healed says when the copies of a lost server were made anew.
@@ -208,7 +192,7 @@ func (r *recoveryRun) whole(ctx context.Context, gone uint32) (h healed, err err
 	begun, said := time.Now(), time.Now()
 	for {
 		asked := time.Now()
-		doc, err := r.admin.Stat(ctx)
+		doc, err := r.stat(ctx)
 		if err != nil {
 			return h, err
 		}

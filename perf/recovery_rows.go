@@ -95,7 +95,7 @@ type loss struct {
 // lose kills the chunk server on the first disk and says that it won't come back, as
 // `rm-cs --force` does.
 func (r *recoveryRun) lose(ctx context.Context) (l loss, err error) {
-	doc, err := r.admin.Stat(ctx)
+	doc, err := r.stat(ctx)
 	if err != nil {
 		return l, err
 	}
@@ -111,7 +111,8 @@ func (r *recoveryRun) lose(ctx context.Context) (l loss, err error) {
 	}
 	l = loss{cs: doc.CS[i].ID, bytes: int64(doc.CS[i].Chunks) * r.ro.Fill, at: time.Now()}
 	return l, errors.Join(syscall.Kill(pid, syscall.SIGKILL),
-		r.admin.Get(ctx, control.AdminRmCS, control.RmCSArgs{CS: []uint32{l.cs}, Force: true}, nil))
+		r.admin.Admin(ctx, control.AdminRmCS, control.RmCSArgs{CS: []uint32{l.cs}, Force: true},
+			nil))
 }
 
 // copied sums what the chunk servers say they sent for copies.
@@ -270,7 +271,7 @@ func (r *recoveryRun) resync(ctx context.Context) error {
 	}
 	end := h.end
 	time.Sleep(2 * dataplane.HeartbeatEvery) // the counters come with heartbeats
-	doc, err := r.admin.Stat(ctx)
+	doc, err := r.stat(ctx)
 	if err != nil {
 		return err
 	}

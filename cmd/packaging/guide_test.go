@@ -228,7 +228,7 @@ func TestGuideBlocks(t *testing.T) {
 // made of this tree. A command that fails ends it.
 func TestGuide(t *testing.T) {
 	if testing.Short() {
-		t.Skip("it sets up a cluster of five machines")
+		t.Skip("it sets up a cluster of five machines: make test-long does")
 	}
 	if err := netlab.Available(); err != nil {
 		t.Skip(err)

@@ -26,7 +26,7 @@ func debianTree(t *testing.T) string {
 	t.Helper()
 	have := os.Getenv("PSTORAGE_SYSTEMD_TREE")
 	if have == "" && os.Getenv("PSTORAGE_LONG") == "" {
-		t.Skip("it installs Debian; with PSTORAGE_LONG=1 it does")
+		t.Skip("it installs Debian; with PSTORAGE_LONG=1, as in make test-long, it does")
 	}
 	for _, program := range []string{"systemd-nspawn", "debootstrap", "nsenter", "dpkg-deb"} {
 		if _, err := exec.LookPath(program); err != nil {
@@ -141,7 +141,7 @@ const healthyNow = "pstorage stat | head -1"
 // a killed and a hanging daemon, an fstab line, a refusal, an upgrade under way, removal.
 func TestUnderSystemd(t *testing.T) {
 	if testing.Short() {
-		t.Skip("it boots a container")
+		t.Skip("it boots a container: make test-long does")
 	}
 	tree := debianTree(t)
 	bin := buildPrograms(t)

@@ -37,7 +37,7 @@ func webClusters(ctx context.Context, o mdsdOptions, servers []server) (
 			return nil, nil, cli.Fail("ask cluster "+s.cluster+" for the web page", err, "")
 		}
 		clients = append(clients, client)
-		p := web.NewPoller(web.Client(client))
+		p := web.NewPoller(client.Admin)
 		go p.Run(ctx)
 		list = append(list, web.Cluster{Name: s.cluster, Poller: p})
 	}

@@ -1,9 +1,7 @@
 package main
 
 import (
-	"fmt"
 	"os"
-	"strings"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -18,11 +16,6 @@ func newEngine() *cobra.Command {
 	var seconds, fill float64
 	log, set := cli.Size(1<<30), cli.Size(1<<30)
 	replay, store := cli.Size(4<<30), cli.Size(1<<40)
-	names, about := perf.EngineRows()
-	var list strings.Builder
-	for i, name := range names {
-		fmt.Fprintf(&list, "  %-10s %s\n", name, about[i])
-	}
 	cmd := &cobra.Command{
 		Use:   "engine",
 		Short: "Figures of the storage engine on emulated disks, beside raw fio on the same ones",
@@ -32,7 +25,7 @@ without (root is needed for all rows but fast). Each row makes its own disks and
 temporary directory, takes one to two minutes with default sizes, and leaves nothing behind.
 
 Rows:
-` + strings.TrimRight(list.String(), "\n"),
+` + rowList(perf.EngineRows()),
 		Example: `  pstorage-perf engine --rows fast
   pstorage-perf engine --rows hddwrite --log 256M --set 256M
   pstorage-perf engine --rows replay --replay-log 1G --rounds 1
@@ -46,10 +39,7 @@ Rows:
 			if err != nil {
 				return cli.Fail("measure the storage engine", err, "")
 			}
-			if asJSON {
-				return report.WriteJSON(cmd.OutOrStdout())
-			}
-			return report.WriteTable(cmd.OutOrStdout())
+			return printReport(cmd, report, asJSON)
 		},
 	}
 	flags := cmd.Flags()

@@ -113,14 +113,8 @@ func (g *group) untilSilent(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, time.Minute)
 	defer cancel()
 	for there := 1; there > 0; {
-		var reply control.AdminReply
-		err := g.clients[0].Call(ctx, control.OpAdmin,
-			&control.AdminReq{Command: control.AdminListServices}, &reply)
 		var doc control.ServicesDoc
-		if err == nil {
-			err = json.Unmarshal(reply.Doc, &doc)
-		}
-		if err != nil {
+		if err := g.clients[0].Admin(ctx, control.AdminListServices, nil, &doc); err != nil {
 			return fmt.Errorf("wait until the heartbeats have ended: %w", err)
 		}
 		there = 0

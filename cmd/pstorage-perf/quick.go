@@ -54,11 +54,7 @@ func (p *planFlags) run(cmd *cobra.Command) error {
 	if err != nil {
 		return cli.Fail("measure", err, "")
 	}
-	write := report.WriteTable
-	if p.json {
-		write = report.WriteJSON
-	}
-	if err := write(cmd.OutOrStdout()); err != nil {
+	if err := printReport(cmd, report, p.json); err != nil {
 		return err
 	}
 	if p.out != "" {
@@ -78,6 +74,23 @@ func (p *planFlags) run(cmd *cobra.Command) error {
 			"run it again on a machine that does nothing else")
 	}
 	return nil
+}
+
+// printReport prints a report as a table or as JSON.
+func printReport(cmd *cobra.Command, r *perf.Report, asJSON bool) error {
+	if asJSON {
+		return r.WriteJSON(cmd.OutOrStdout())
+	}
+	return r.WriteTable(cmd.OutOrStdout())
+}
+
+// rowList are the rows of a measurement, for its help.
+func rowList(names, about []string) string {
+	var list strings.Builder
+	for i, name := range names {
+		fmt.Fprintf(&list, "  %-10s %s\n", name, about[i])
+	}
+	return strings.TrimRight(list.String(), "\n")
 }
 
 // writeAll writes a report in all its forms.

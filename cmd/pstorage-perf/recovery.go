@@ -1,9 +1,7 @@
 package main
 
 import (
-	"fmt"
 	"os"
-	"strings"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -18,11 +16,6 @@ func newRecovery() *cobra.Command {
 	var mbps, outage float64
 	data, written, span := cli.Size(4<<30), cli.Size(1<<30), cli.Size(64<<30)
 	fill := cli.Size(16 << 20)
-	names, about := perf.RecoveryRows()
-	var list strings.Builder
-	for i, name := range names {
-		fmt.Fprintf(&list, "  %-8s %s\n", name, about[i])
-	}
 	cmd := &cobra.Command{
 		Use:   "recovery",
 		Short: "How fast lost copies are made anew, on slow disks, and what clients notice of it",
@@ -33,7 +26,7 @@ what fio gets out of the disks that are left, all of them reading and writing: e
 read once and written once.
 
 Rows, each with a cluster of its own:
-` + strings.TrimRight(list.String(), "\n"),
+` + rowList(perf.RecoveryRows()),
 		Example: `  pstorage-perf recovery --json
   pstorage-perf recovery --rows idle --config recovery.per-server=4
   pstorage-perf recovery --rows resync --written 128M --span 8G --outage 10`,
@@ -46,10 +39,7 @@ Rows, each with a cluster of its own:
 			if err != nil {
 				return cli.Fail("measure recovery", err, "")
 			}
-			if asJSON {
-				return report.WriteJSON(cmd.OutOrStdout())
-			}
-			return report.WriteTable(cmd.OutOrStdout())
+			return printReport(cmd, report, asJSON)
 		},
 	}
 	flags := cmd.Flags()

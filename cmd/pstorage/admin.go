@@ -2,7 +2,6 @@ package main
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -10,6 +9,8 @@ import (
 	"strings"
 	"syscall"
 	"time"
+
+	"github.com/spf13/cobra"
 
 	"pstorage/cmd/cli"
 	"pstorage/dataplane"
@@ -50,26 +51,39 @@ func (c *adminConn) close() { c.client.Close() }
 
 // get asks for a document and decodes it into doc. what is for the error.
 func (c *adminConn) get(ctx context.Context, what, command string, args, doc any) error {
-	encoded, err := json.Marshal(args)
-	if err != nil {
-		return cli.Fail(what, err, "")
-	}
 	ctx, cancel := context.WithTimeout(ctx, adminTimeout)
 	defer cancel()
-	var reply control.AdminReply
-	err = c.client.Call(ctx, control.OpAdmin, &control.AdminReq{Command: command, Args: encoded},
-		&reply)
-	if err != nil {
-		return c.explain(what, err)
-	}
-	if doc == nil {
+	err := c.client.Admin(ctx, command, args, doc)
+	var unread *control.AnswerError
+	switch {
+	case err == nil:
 		return nil
+	case errors.As(err, &unread):
+		return cli.Fail(what, err, "is it of another version than this program?")
 	}
-	if err := json.Unmarshal(reply.Doc, doc); err != nil {
-		return cli.Fail(what, errors.New("the metadata server's answer can't be read: "+err.Error()),
-			"is it of another version than this program?")
+	return c.explain(what, err)
+}
+
+// ask asks the chosen cluster for one document. what is for the error.
+func ask[Doc any](cmd *cobra.Command, a *app, what, command string, args any) (doc Doc, err error) {
+	conn, err := a.admin(cmd.Context())
+	if err != nil {
+		return doc, err
 	}
-	return nil
+	defer conn.close()
+	err = conn.get(cmd.Context(), what, command, args, &doc)
+	return doc, err
+}
+
+// show does what most commands do: it asks for a document and prints it as JSON, or as the function
+// fill puts it.
+func show[Doc any](cmd *cobra.Command, a *app, what, command string, args any,
+	fill func(*table, Doc)) error {
+	doc, err := ask[Doc](cmd, a, what, command, args)
+	if err != nil {
+		return err
+	}
+	return a.print(cmd.OutOrStdout(), doc, func(t *table) { fill(t, doc) })
 }
 
 // explain makes an error for people out of what a call returned: the reason may lie several

@@ -96,7 +96,10 @@ func (l *load) run(f *client.File) {
 			l.t.Errorf("round %d: %v, equal %v", round, err, bytes.Equal(block, back))
 			return
 		}
-		l.worst.Store(max(l.worst.Load(), int64(time.Since(started))))
+		took := int64(time.Since(started))
+		for worst := l.worst.Load(); took > worst && !l.worst.CompareAndSwap(worst, took); {
+			worst = l.worst.Load() // of another worker
+		}
 		l.done.Add(1)
 	}
 }

@@ -1,9 +1,7 @@
 package main
 
 import (
-	"context"
 	"fmt"
-	"io"
 	"strconv"
 	"strings"
 
@@ -22,9 +20,8 @@ cluster.`,
 		Example: `  pstorage file-info /images/web1.img`,
 		Args:    onePath,
 		RunE: func(cmd *cobra.Command, args []string) error {
-			var doc control.FileInfoDoc
-			return a.askAbout(cmd.Context(), cmd.OutOrStdout(), control.AdminFileInfo,
-				control.PathArgs{Path: args[0]}, args[0], &doc, func(t *table) { showFileInfo(t, &doc) })
+			return show(cmd, a, "file-info "+args[0], control.AdminFileInfo,
+				control.PathArgs{Path: args[0]}, showFileInfo)
 		},
 	}
 	a.addOutput(cmd)
@@ -45,9 +42,8 @@ it shows, too, what all below it takes.` + attrPathHelp,
 			if err != nil {
 				return err
 			}
-			var doc control.AttrDoc
-			return a.askAbout(cmd.Context(), cmd.OutOrStdout(), control.AdminGetAttr,
-				control.PathArgs{Path: path}, path, &doc, func(t *table) { showAttr(t, &doc) })
+			return show(cmd, a, "get-attr "+path, control.AdminGetAttr, control.PathArgs{Path: path},
+				showAttr)
 		},
 	}
 	where.add(cmd)
@@ -90,9 +86,7 @@ attributes:
 				return err
 			}
 			change.Recursive = recursive
-			var doc control.AttrDoc
-			return a.askAbout(cmd.Context(), cmd.OutOrStdout(), control.AdminSetAttr, change, path,
-				&doc, func(t *table) { showAttr(t, &doc) })
+			return show(cmd, a, "set-attr "+path, control.AdminSetAttr, change, showAttr)
 		},
 	}
 	cmd.Flags().BoolVarP(&recursive, "recursive", "R", false, "of everything below a directory, too")
@@ -110,20 +104,6 @@ func onePath(cmd *cobra.Command, args []string) error {
 		return cli.Usage("%q isn't a path in the cluster: it must begin with /", args[0])
 	}
 	return nil
-}
-
-// askAbout gets a document about a path and prints it.
-func (a *app) askAbout(ctx context.Context, out io.Writer, command string, args any, path string,
-	doc any, show func(t *table)) error {
-	conn, err := a.admin(ctx)
-	if err != nil {
-		return err
-	}
-	defer conn.close()
-	if err := conn.get(ctx, command+" "+path, command, args, doc); err != nil {
-		return err
-	}
-	return a.print(out, doc, show)
 }
 
 // parseAttrs turns NAME=VALUE arguments into a change.
@@ -187,7 +167,7 @@ func oneOf(text string, allowed ...string) (*string, error) {
 	return nil, fmt.Errorf("%q isn't one of %s", text, strings.Join(allowed, ", "))
 }
 
-func showAttr(t *table, doc *control.AttrDoc) {
+func showAttr(t *table, doc control.AttrDoc) {
 	t.row("path", doc.Path)
 	t.row("type", doc.Type)
 	t.row("size", fmt.Sprintf("%d (%s)", doc.Size, size(doc.Size)))
@@ -202,8 +182,8 @@ func showAttr(t *table, doc *control.AttrDoc) {
 	}
 }
 
-func showFileInfo(t *table, doc *control.FileInfoDoc) {
-	showAttr(t, &doc.AttrDoc)
+func showFileInfo(t *table, doc control.FileInfoDoc) {
+	showAttr(t, doc.AttrDoc)
 	if len(doc.List) == 0 {
 		return
 	}

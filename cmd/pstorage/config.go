@@ -26,17 +26,7 @@ func newGetConfig(a *app) *cobra.Command {
 		Example: `  pstorage get-config -o json`,
 		Args:    cli.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			conn, err := a.admin(cmd.Context())
-			if err != nil {
-				return err
-			}
-			defer conn.close()
-			var doc control.ConfigDoc
-			err = conn.get(cmd.Context(), "show the configuration", control.AdminGetConfig, nil, &doc)
-			if err != nil {
-				return err
-			}
-			return a.print(cmd.OutOrStdout(), doc, func(t *table) { showConfig(t, doc) })
+			return show(cmd, a, "show the configuration", control.AdminGetConfig, nil, showConfig)
 		},
 	}
 	a.addOutput(cmd)
@@ -61,19 +51,9 @@ its default holds. The keys are:
 			return nil
 		},
 		RunE: func(cmd *cobra.Command, args []string) error {
-			conn, err := a.admin(cmd.Context())
-			if err != nil {
-				return err
-			}
-			defer conn.close()
 			key, value, _ := strings.Cut(args[0], "=")
-			var doc control.ConfigDoc
-			err = conn.get(cmd.Context(), "set "+key, control.AdminSetConfig,
-				control.SetConfigArgs{Key: key, Value: value, Any: true}, &doc)
-			if err != nil {
-				return err
-			}
-			return a.print(cmd.OutOrStdout(), doc, func(t *table) { showConfig(t, doc) })
+			return show(cmd, a, "set "+key, control.AdminSetConfig,
+				control.SetConfigArgs{Key: key, Value: value, Any: true}, showConfig)
 		},
 	}
 	a.addOutput(cmd)

@@ -178,7 +178,8 @@ func changeJournal(ctx context.Context, dir string, now chunk.Journal, o configu
 	return chunk.ChangeJournal(dir, change)
 }
 
-// besides returns a new name for a file, in the same directory: name.2, name.3, ...
+// besides returns a new name for a file, in the same directory: name.2, name.3, ... If nobody can
+// say whether a name is free it is that one, and making the file says why not.
 func besides(path string) string {
 	base, number := path, 1
 	if stem, ext, ok := strings.Cut(filepath.Base(path), ".journal."); ok {
@@ -189,7 +190,7 @@ func besides(path string) string {
 	for {
 		number++
 		next := fmt.Sprintf("%s.%d", base, number)
-		if _, err := os.Lstat(next); errors.Is(err, os.ErrNotExist) {
+		if _, err := os.Lstat(next); err != nil {
 			return next
 		}
 	}

@@ -80,7 +80,7 @@ func TestConfigureCS(t *testing.T) {
 	put(0, data)
 	n.says(1, "cs.list", "configure-cs", "-r", ssd, "-d")
 	n.says(2, "only one of them", "configure-cs", "-r", dir, "-d", "-j", ssd)
-	n.says(1, "something already", "configure-cs", "-r", dir, "-j", file)
+	n.says(1, "there is a file already", "configure-cs", "-r", dir, "-j", file)
 
 	out := n.ok("", "configure-cs", "-r", dir, "-j", ssd, "-s", "96M")
 	if j := n.journal(dir); filepath.Dir(j.Path) != ssd || j.Size != 96<<20 {
@@ -123,6 +123,18 @@ func TestBesides(t *testing.T) {
 		if path = besides(path); path != want {
 			t.Fatalf("%s, want %s", path, want)
 		}
+		if err := os.WriteFile(path, nil, 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if got := besides(filepath.Join(dir, "c-cs.journal")); got != filepath.Join(dir,
+		"c-cs.journal.5") {
+		t.Errorf("beside three others: %s", got)
+	}
+	// What can't be looked up is left to whoever makes the file.
+	in := filepath.Join(path, "journal") // a file isn't a directory
+	if got := besides(in); got != in+".2" {
+		t.Errorf("where no name can be looked up: %s", got)
 	}
 }
 

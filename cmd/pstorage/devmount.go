@@ -76,7 +76,16 @@ func detachMount(path string) error {
 	if os.Geteuid() == 0 {
 		return unix.Unmount(path, unix.MNT_DETACH)
 	}
-	return exec.Command("fusermount3", "-u", "-z", path).Run()
+	return fusermount("-u", "-z", path)
+}
+
+// fusermount unmounts what a user mounted. Its error is what fusermount3 said.
+func fusermount(args ...string) error {
+	out, err := exec.Command("fusermount3", args...).CombinedOutput()
+	if text := strings.TrimSpace(string(out)); err != nil && text != "" {
+		return errors.New(text)
+	}
+	return err
 }
 
 // mountedOn says whether mountinfo (see proc(5)) has a mount on path.

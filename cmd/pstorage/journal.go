@@ -36,7 +36,8 @@ func journalPath(conf *cluster.Conf, dir, given string) (string, error) {
 		return path, cli.Fail("use device "+path+" as journal", emptyDevice(path),
 			"if nothing on it is needed, empty it: blkdiscard -z "+path)
 	case err == nil:
-		return "", cli.Failf(what, "there is something already", "choose another path with -j")
+		return "", cli.Failf(what, "there is "+kindOf(info.Mode())+" already", "choose another path "+
+			"with -j: a new file, a directory for it, or an empty block device")
 	case !errors.Is(err, os.ErrNotExist):
 		return "", cli.Fail(what, cli.Plain(err), "choose another path with -j")
 	}
@@ -45,6 +46,25 @@ func journalPath(conf *cluster.Conf, dir, given string) (string, error) {
 			"make it, or choose another path with -j")
 	}
 	return path, nil
+}
+
+// kindOf says in words what a file is.
+func kindOf(mode os.FileMode) string {
+	switch {
+	case mode.IsRegular():
+		return "a file"
+	case mode.IsDir():
+		return "a directory"
+	case mode&os.ModeCharDevice != 0:
+		return "a character device"
+	case mode&os.ModeDevice != 0:
+		return "a block device"
+	case mode&os.ModeNamedPipe != 0:
+		return "a named pipe"
+	case mode&os.ModeSocket != 0:
+		return "a socket"
+	}
+	return "something that is neither a file nor a directory"
 }
 
 // emptyDevice returns an error if a block device is in use or has something on it.

@@ -112,24 +112,14 @@ func newListKeys(a *app) *cobra.Command {
   pstorage list-keys -o json`,
 		Args: cli.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			conn, err := a.admin(cmd.Context())
-			if err != nil {
-				return err
-			}
-			defer conn.close()
-			var doc control.KeysDoc
-			err = conn.get(cmd.Context(), "list the keys", control.AdminListKeys, nil, &doc)
-			if err != nil {
-				return err
-			}
-			return a.print(cmd.OutOrStdout(), doc, func(t *table) { nodeTable(t, &doc) })
+			return show(cmd, a, "list the keys", control.AdminListKeys, nil, nodeTable)
 		},
 	}
 	a.addOutput(cmd)
 	return cmd
 }
 
-func nodeTable(t *table, doc *control.KeysDoc) {
+func nodeTable(t *table, doc control.KeysDoc) {
 	t.line("mode %s, keys of generation %d", doc.Mode, doc.Generation)
 	if doc.Next != control.RotateStart {
 		t.line("a rotation is under way; go on with: pstorage rotate-keys")
@@ -169,19 +159,10 @@ of the cluster's keys becomes useless with pstorage rotate-keys.`,
 			return nil
 		},
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			conn, err := a.admin(cmd.Context())
-			if err != nil {
-				return err
-			}
-			defer conn.close()
-			var doc control.KeysDoc
-			err = conn.get(cmd.Context(), "revoke node "+args.Node, control.AdminRevokeNode, args, &doc)
-			if err != nil {
-				return err
-			}
-			return a.print(cmd.OutOrStdout(), doc, func(t *table) {
-				t.line("The key of node %s is refused from now on.", args.Node)
-			})
+			return show(cmd, a, "revoke node "+args.Node, control.AdminRevokeNode, args,
+				func(t *table, _ control.KeysDoc) {
+					t.line("The key of node %s is refused from now on.", args.Node)
+				})
 		},
 	}
 	a.addOutput(cmd)

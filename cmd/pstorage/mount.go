@@ -214,7 +214,7 @@ func umount(a *app, mountpoint string, lazy bool, out io.Writer) error {
 	case os.Geteuid() == 0:
 		err = unix.Unmount(path, 0)
 	default:
-		err = exec.Command("fusermount3", "-u", path).Run()
+		err = fusermount("-u", path)
 	}
 	if errors.Is(err, syscall.EBUSY) {
 		return cli.Failf(what, "files there are in use",

@@ -53,13 +53,8 @@ metadata servers by their address. See also: list-services, for each server by i
   pstorage list-nodes -o json`,
 		Args: cli.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			conn, err := a.admin(cmd.Context())
-			if err != nil {
-				return err
-			}
-			defer conn.close()
-			var services control.ServicesDoc
-			err = conn.get(cmd.Context(), "list the nodes", control.AdminListServices, nil, &services)
+			services, err := ask[control.ServicesDoc](cmd, a, "list the nodes",
+				control.AdminListServices, nil)
 			if err != nil {
 				return err
 			}

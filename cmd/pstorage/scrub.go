@@ -53,7 +53,7 @@ restart.`,
 			if wait {
 				return scrubWait(cmd.Context(), a, args, cmd.OutOrStdout(), cmd.ErrOrStderr())
 			}
-			return scrubStart(cmd.Context(), a, args, cmd.OutOrStdout())
+			return show(cmd, a, "start to scrub", control.AdminScrubStart, args, showScrubStart)
 		},
 	}
 	addCS(cmd, &args.CS)
@@ -63,27 +63,16 @@ restart.`,
 	return cmd
 }
 
-func scrubStart(ctx context.Context, a *app, args control.ScrubArgs, out io.Writer) error {
-	conn, err := a.admin(ctx)
-	if err != nil {
-		return err
+func showScrubStart(t *table, doc control.ScrubDoc) {
+	if len(doc.Told) > 0 {
+		t.line("Told to scrub: %s. How far they are: pstorage scrub status", csList(doc.Told))
 	}
-	defer conn.close()
-	var doc control.ScrubDoc
-	if err := conn.get(ctx, "start to scrub", control.AdminScrubStart, args, &doc); err != nil {
-		return err
+	if len(doc.Silent) > 0 {
+		t.line("Not reached (not running, or their disk failed): %s", csList(doc.Silent))
 	}
-	return a.print(out, doc, func(t *table) {
-		if len(doc.Told) > 0 {
-			t.line("Told to scrub: %s. How far they are: pstorage scrub status", csList(doc.Told))
-		}
-		if len(doc.Silent) > 0 {
-			t.line("Not reached (not running, or their disk failed): %s", csList(doc.Silent))
-		}
-		if len(doc.Told)+len(doc.Silent) == 0 {
-			t.line("No chunk server yet: make one with pstorage make-cs.")
-		}
-	})
+	if len(doc.Told)+len(doc.Silent) == 0 {
+		t.line("No chunk server yet: make one with pstorage make-cs.")
+	}
 }
 
 func csList(ids []uint32) string {

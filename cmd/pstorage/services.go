@@ -16,17 +16,7 @@ func newListServices(a *app) *cobra.Command {
 		Example: `  pstorage list-services -o json`,
 		Args:    cli.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			conn, err := a.admin(cmd.Context())
-			if err != nil {
-				return err
-			}
-			defer conn.close()
-			var doc control.ServicesDoc
-			err = conn.get(cmd.Context(), "list the services", control.AdminListServices, nil, &doc)
-			if err != nil {
-				return err
-			}
-			return a.print(cmd.OutOrStdout(), doc, func(t *table) { showServices(t, doc) })
+			return show(cmd, a, "list the services", control.AdminListServices, nil, showServices)
 		},
 	}
 	a.addOutput(cmd)

@@ -1,9 +1,7 @@
 package main
 
 import (
-	"context"
 	"fmt"
-	"io"
 	"strings"
 	"time"
 
@@ -29,26 +27,13 @@ What is waited for is shown meanwhile, with the rate of recovery and the time le
 			if wait {
 				return waitHealthy(cmd.Context(), a, patience, cmd.OutOrStdout(), cmd.ErrOrStderr())
 			}
-			return runStat(cmd.Context(), a, cmd.OutOrStdout())
+			return show(cmd, a, "show the state", control.AdminStat, nil, showStat)
 		},
 	}
 	cmd.Flags().BoolVarP(&wait, "wait", "w", false, "wait until the cluster is healthy")
 	cmd.Flags().DurationVar(&patience, "timeout", 0, "with --wait: fail after so long; 0: never")
 	a.addOutput(cmd)
 	return cmd
-}
-
-func runStat(ctx context.Context, a *app, out io.Writer) error {
-	conn, err := a.admin(ctx)
-	if err != nil {
-		return err
-	}
-	defer conn.close()
-	var doc control.StatDoc
-	if err := conn.get(ctx, "show the state", control.AdminStat, nil, &doc); err != nil {
-		return err
-	}
-	return a.print(out, doc, func(t *table) { showStat(t, doc) })
 }
 
 func showStat(t *table, doc control.StatDoc) {

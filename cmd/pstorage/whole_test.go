@@ -155,6 +155,7 @@ func (n *node) csBadInput() {
 		{2, "tiers are 0 to 3", "-c c1 make-cs -r DIR -t 4", ""},
 		{2, "size", "-c c1 make-cs -r DIR -s lots", ""},
 		{1, "no directory", "-c c1 make-cs -r DIR -j DIR/none/journal", ""},
+		{1, "/dev/null|a character device already|a new file", "-c c1 make-cs -r DIR -j /dev/null", ""},
 		{1, "in use", "-c c1 make-cs -r DIR -a BUSY", ""},
 		{1, "address of this machine", "-c c1 make-cs -r DIR -a 192.0.2.1", ""},
 		{1, "several", "stat", ""},

@@ -2,7 +2,6 @@ package web
 
 import (
 	"context"
-	"encoding/json"
 	"slices"
 	"sync"
 	"time"
@@ -18,24 +17,9 @@ const (
 	keepEvents = 200
 )
 
-// Ask asks the cluster's leader for a document, as an administrator does.
+// Ask asks the cluster's leader for a document, as an administrator does: Admin of a
+// control.Client.
 type Ask func(ctx context.Context, command string, args, doc any) error
-
-// Client returns an Ask by a client of the metadata servers.
-func Client(c *control.Client) Ask {
-	return func(ctx context.Context, command string, args, doc any) error {
-		encoded, err := json.Marshal(args)
-		if err != nil {
-			return err
-		}
-		var reply control.AdminReply
-		err = c.Call(ctx, control.OpAdmin, &control.AdminReq{Command: command, Args: encoded}, &reply)
-		if err != nil {
-			return err
-		}
-		return json.Unmarshal(reply.Doc, doc)
-	}
-}
 
 // State is what the page gets. Times are in milliseconds since 1970.
 type State struct {

@@ -413,14 +413,16 @@ func TestPushes(t *testing.T) {
 	}
 }
 
-// A server that hangs (stopped, cut off) is left for another one.
-func TestCallLeavesSilentServer(t *testing.T) {
+// serveSilence is a server that hangs: it takes connections, and never says a word on them. It
+// returns its address, and a channel on which each connection is told.
+func serveSilence(t *testing.T) (addr string, hung <-chan struct{}) {
+	t.Helper()
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer l.Close()
-	hung := make(chan struct{}, 100)
+	t.Cleanup(func() { l.Close() })
+	told := make(chan struct{}, 100)
 	go func() {
 		for {
 			conn, err := l.Accept()
@@ -430,12 +432,18 @@ func TestCallLeavesSilentServer(t *testing.T) {
 			_, err = session.Server(conn, &session.ServerOptions{Cred: cred(dataplane.RoleMDS, 1),
 				Log: quiet()})
 			if err == nil {
-				hung <- struct{}{} // and never a word again
+				told <- struct{}{}
 			}
 		}
 	}()
+	return l.Addr().String(), told
+}
+
+// A server that hangs (stopped, cut off) is left for another one.
+func TestCallLeavesSilentServer(t *testing.T) {
+	silent, hung := serveSilence(t)
 	s := serve(t, "127.0.0.1:0", echoName)
-	c := client(t, Options{Addrs: FixedAddrs(l.Addr().String(), s.addr),
+	c := client(t, Options{Addrs: FixedAddrs(silent, s.addr),
 		silence: 500 * time.Millisecond})
 	if err := c.Call(within(t, 10*time.Second), OpLookup, LookupReq{}, nil); err != nil {
 		t.Fatal(err)
@@ -458,29 +466,11 @@ func TestCallLeavesSilentServer(t *testing.T) {
 // A call that isn't answered in time casts doubt on its connection: one over which nothing comes is
 // dropped at once, and one whose server is only slow is kept.
 func TestUnansweredCallCastsDoubt(t *testing.T) {
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer l.Close()
-	hung := make(chan struct{}, 100)
-	go func() {
-		for {
-			conn, err := l.Accept()
-			if err != nil {
-				return
-			}
-			_, err = session.Server(conn, &session.ServerOptions{Cred: cred(dataplane.RoleMDS, 1),
-				Log: quiet()})
-			if err == nil {
-				hung <- struct{}{} // and never a word again
-			}
-		}
-	}()
+	silent, hung := serveSilence(t)
 	// Silence alone would take far longer than this test.
-	c := client(t, Options{Addrs: FixedAddrs(l.Addr().String()), silence: time.Hour})
+	c := client(t, Options{Addrs: FixedAddrs(silent), silence: time.Hour})
 	<-hung
-	err = c.CallOnce(within(t, 200*time.Millisecond), OpLookup, LookupReq{}, nil)
+	err := c.CallOnce(within(t, 200*time.Millisecond), OpLookup, LookupReq{}, nil)
 	if dataplane.KindOf(err) != dataplane.TimedOut {
 		t.Fatal(err)
 	}

@@ -3,7 +3,7 @@
 'use strict';
 
 const $ = id => document.getElementById(id);
-const state = { doc: null, failed: '', timer: 0 };
+const state = { doc: null, failed: '', timer: 0, turn: 0 };
 
 // el makes an element: el('td', {class: 'n'}, 'text', child, ...).
 function el(name, attrs = {}, ...children) {
@@ -228,18 +228,21 @@ function draw() {
 
 async function refresh() {
   clearTimeout(state.timer);
+  const turn = ++state.turn;
+  let doc = state.doc, failed = '';
   try {
     const name = $('clusters').value;
     const reply = await fetch('api/state' + (name ? '?cluster=' + encodeURIComponent(name) : ''));
     if (!reply.ok) throw new Error(await reply.text());
-    state.doc = await reply.json();
-    state.failed = '';
+    doc = await reply.json();
   } catch (e) {
-    state.failed = 'This metadata server doesn’t answer: ' + e.message;
+    failed = 'This metadata server doesn’t answer: ' + e.message;
   }
+  if (turn !== state.turn) return; // another cluster was chosen meanwhile
+  Object.assign(state, { doc, failed });
+  // Before it is drawn: a page that can't draw one answer may draw the next one.
+  state.timer = setTimeout(refresh, doc ? doc.ask_ms : 5000);
   draw();
-  clearTimeout(state.timer);
-  state.timer = setTimeout(refresh, state.doc ? state.doc.ask_ms : 5000);
 }
 
 $('severity').addEventListener('change', draw);
