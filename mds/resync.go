@@ -108,8 +108,8 @@ func askForPlace(ctx context.Context, id *identity, o *Options) (uint32, error) 
 	}
 }
 
-// putAside moves what was damaged away, and an empty log in its place: in one step, as a server that
-// has none doesn't start.
+// putAside moves what was damaged away, and an empty log in its place: in one step, as a server
+// that has none doesn't start.
 func putAside(dir string) error {
 	aside, anew := filepath.Join(dir, damagedDir), filepath.Join(dir, anewDir)
 	if err := errors.Join(os.RemoveAll(aside), os.RemoveAll(anew)); err != nil {

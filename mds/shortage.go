@@ -63,8 +63,8 @@ func (l *leader) watchMinimum(s *State, nowNs int64) {
 	}
 }
 
-// overLimit says that one chunk besides more, which aren't proposed yet, would exceed the configured
-// capacity limit. Both locks are held.
+// overLimit says that one chunk besides more, which aren't proposed yet, would exceed the
+// configured capacity limit. Both locks are held.
 func (l *leader) overLimit(s *State, more int) error {
 	l.configure(s)
 	limit := l.conf.limit

@@ -19,8 +19,8 @@ type FormatOptions struct {
 	// disk, up to DefaultSegment.
 	SegmentSize int
 	// FirstBatch and Mark, if not zero, make the new log one that goes on where another one, drained,
-	// ended (Log.NextBatch): its first batch gets that number, and the store is known to be at that mark.
-	// The store's owner then takes it for the other one's successor.
+	// ended (Log.NextBatch): its first batch gets that number, and the store is known to be at that
+	// mark. The store's owner then takes it for the other one's successor.
 	FirstBatch, Mark uint64
 	// Progress, if not nil, is told how many bytes of the space have been written.
 	Progress func(done, total int64)

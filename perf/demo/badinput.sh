@@ -41,19 +41,6 @@ run_badinput() {
     dd if="$file" bs=1M iflag=direct status=none | cmp - "$work/marked" || die "reads fail"
 }
 
-# in_store_only MARKER: prints the number of a chunk server that has it in its store and no more in
-# its log, so that a read must come from the store.
-in_store_only() {
-    local i
-    for i in $(seq "$nodes"); do
-        if finds "$1" "$i" store && ! finds "$1" "$i" '[^s]*'; then
-            echo "$i"
-            return
-        fi
-    done
-    return 1
-}
-
 finds() { # MARKER NODE FILES
     "$bin/pstorage-perf" flip --dry-run --max 1 --dir "$work/node$2/cs" --glob "$3" --pattern "$1" \
         >/dev/null 2>&1
@@ -62,16 +49,15 @@ finds() { # MARKER NODE FILES
 # corrupt_one MARKER: flips bits of one replica's copy, its process stopped meanwhile: one byte per
 # MiB, since a client reads one MiB from this replica and the next from that.
 corrupt_one() {
-    local i="" turn
-    # Fresh data is in the log. Writing more than the log holds pushes it out to the store.
-    for turn in $(seq 32); do
-        dd if=/dev/urandom of="$mnt/filler" bs=1M count=32 oflag=direct conv=notrunc \
-            seek=$((turn * 32)) status=none
-        [[ $turn -ge 4 ]] && i=$(in_store_only "$1") && break
+    local i
+    for i in $(seq "$nodes"); do
+        finds "$1" "$i" '*' && break
     done
-    [[ -n $i ]] || die "after $turn times 32 MiB the data still isn't in the store alone"
-    note "chunk server $i, after $((turn * 32)) MiB of other data"
+    # Fresh data is in the journal. A new one takes over none: all of the old is written to the store.
+    host "node$i" "$bin/pstorage" -c "$name" configure-cs -r "$work/node$i/cs" -s 96M |
+        sed 's/^/   /'
     kill9 "cs$i"
+    finds "$1" "$i" '[^s]*' && die "chunk server $i has the data elsewhere than in its store"
     "$bin/pstorage-perf" flip --dir "$work/node$i/cs" --glob store --spread 1M \
         --pattern "$1" >"$work/flipped"
     note "$(wc -l <"$work/flipped") times $(sed "s|$work/||; q" "$work/flipped"), and so on"
