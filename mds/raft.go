@@ -357,7 +357,18 @@ type replica struct {
 	alone     atomic.Bool // the short times of a server that is alone are set
 	down      downServers
 	sim       *Sim // nil but in simulations: stands for raft, the clock and threads
+	canary    canary
 }
+
+// canary is a deliberate fault of a simulated group, which its check must find.
+type canary uint8
+
+const (
+	canaryNone       canary = iota
+	canaryForgetful         // clients repeat a request under a new id
+	canaryUnverified        // a leader answers without asking the others whether it still leads
+	canaryHasty             // a new leader doesn't wait for what earlier ones have committed
+)
 
 // groupTransport carries raft's messages.
 type groupTransport interface {
