@@ -432,17 +432,25 @@ func startReplicaOn(trans groupTransport, stream *streamLayer, dir string, id ui
 	r.setTimes()
 	r.running.Go(r.runProposals)
 	r.running.Go(r.runResults)
-	r.running.Go(func() {
-		for {
-			select {
-			case <-reconfigured:
-				r.setTimes()
-			case <-r.stopped:
-				return
-			}
-		}
-	})
+	r.running.Go(func() { r.runTimes(reconfigured) })
 	return r, nil
+}
+
+// runTimes keeps raft's times what they should be.
+func (r *replica) runTimes(reconfigured <-chan struct{}) {
+	tick := time.NewTicker(silenceTick)
+	defer tick.Stop()
+	s := newSilence()
+	for {
+		select {
+		case <-reconfigured:
+			r.setTimes()
+		case <-tick.C:
+			r.watchSilence(&s)
+		case <-r.stopped:
+			return
+		}
+	}
 }
 
 // loadSnapshot restores the newest snapshot. Raft would take an older one if that is damaged, and
