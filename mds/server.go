@@ -108,7 +108,13 @@ func (s *server) Handle(ctx context.Context, peer *control.Peer, reqID uint64,
 		return nil, dataplane.E(control.OpName(op), dataplane.Denied,
 			fmt.Errorf("not for a peer of role %v", peer.Role))
 	}
-	l := s.lead.Load()
+	return s.handleBy(ctx, s.lead.Load(), h, peer, reqID, op, payload)
+}
+
+// handleBy is the rest of Handle: what the leadership l, that of the moment when the request came,
+// answers. It may be over by now.
+func (s *server) handleBy(ctx context.Context, l *leader, h handler, peer *control.Peer,
+	reqID uint64, op dataplane.Opcode, payload []byte) (any, error) {
 	if l == nil {
 		return nil, s.r.notLeader()
 	}
