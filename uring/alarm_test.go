@@ -36,8 +36,8 @@ func TestAlarms(t *testing.T) {
 	}
 }
 
-// TestLoopTimersOverManySleeps has sleeps end by completions all the time: timers fire nevertheless,
-// and few entries are made for them.
+// TestLoopTimersOverManySleeps has sleeps end by completions all the time: timers fire
+// nevertheless, and few entries are made for them.
 func TestLoopTimersOverManySleeps(t *testing.T) {
 	l := startLoop(t, LoopOptions{})
 	fired := make(chan int64, 1)
