@@ -1,12 +1,17 @@
 package chunk
 
 import (
+	"bytes"
 	"encoding/binary"
 	"fmt"
 	"math/rand/v2"
+	"os"
 	"testing"
 
+	"golang.org/x/sys/unix"
+
 	"pstorage/dataplane"
+	"pstorage/uring"
 )
 
 // bypassRig is one server under writes that mostly go around the log, crashed again and again. Each
@@ -192,9 +197,12 @@ func (g *bypassRig) lives(n int) {
 // checkpoints and slots that get other chunks, lose nothing that was acknowledged and show nothing
 // that wasn't written.
 func TestBypassCrash(t *testing.T) {
-	seeds, n := uint64(40), 40
-	if testing.Short() {
-		seeds = 6
+	seeds, n := uint64(12), 40
+	switch {
+	case testing.Short():
+		seeds = 4
+	case os.Getenv("PSTORAGE_LONG") != "":
+		seeds = 250 // 10,000 crashes
 	}
 	acked, passed := 0, uint64(0)
 	for seed := range seeds {
@@ -224,4 +232,117 @@ func TestBypassCanary(t *testing.T) {
 		}
 	}
 	t.Error("records before their data weren't found")
+}
+
+// A write around the log allocates nothing, like one through it.
+func TestBypassAllocations(t *testing.T) {
+	w, shards, k := newMemWorld(t, 1)
+	sh := shards[0]
+	sh.bypass.from, sh.bypass.any = dataplane.PartSize, true
+	b := &ioBench{w: w, k: k, data: pattern(1, dataplane.PartSize)}
+	b.h = dataplane.Header{Op: dataplane.OpWrite, Flags: dataplane.FlagData, Chunk: chunkA, Epoch: 1,
+		Length: dataplane.PartSize}
+	b.crcs = make([]byte, b.h.CRCBytes())
+	dataplane.PutCRCs(b.crcs, 0, b.data)
+	for range 5 {
+		b.batch(32)
+	}
+	if got := testing.AllocsPerRun(10, func() { b.batch(32) }); got > 0 {
+		t.Errorf("%v allocations per 32 writes", got)
+	}
+	if n := sh.bypass.count; n < 16*32*9/10 {
+		t.Errorf("%d of %d writes went around the log", n, 16*32)
+	}
+	b.batch(32)
+	if n := sh.bypass.count; n > 16*32 {
+		t.Error("an overwrite went around the log")
+	}
+}
+
+// By default only streams of full parts go around the log, and only if it is on the store's disk.
+// What isn't fresh, blocks of zeros, and write-ack=memory go through it.
+func TestBypassRule(t *testing.T) {
+	for _, c := range []struct {
+		name   string
+		same   bool
+		from   int
+		memory bool
+		size   int
+		zeros  bool
+		sent   int // parts in flight at a time
+		least  uint64
+		most   uint64
+	}{
+		{"stream", true, 0, false, 65536, false, 32, 200, 253},
+		{"one at a time", true, 0, false, 65536, false, 1, 0, 0},
+		{"small", true, 0, false, 32768, false, 32, 0, 0},
+		{"off", true, -1, false, 65536, false, 32, 0, 0},
+		{"log elsewhere", false, 0, false, 65536, false, 32, 0, 0},
+		{"zeros in it", true, 0, false, 65536, true, 32, 0, 0},
+		{"in memory", true, 0, true, 65536, false, 32, 0, 0},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			w := newWorld(t, 760, 1)
+			w.same, w.bypass = c.same, c.from
+			nd := w.nodes[0]
+			nd.restart(false)
+			w.md.add(chunkA, 1, 1)
+			if c.memory {
+				w.md.chunks[chunkA].Ack = 1
+			}
+			data := pattern(5, c.size)
+			if c.zeros {
+				clear(data[8192:12288])
+			}
+			for at := 0; at < 256; at += c.sent {
+				var done [32]bool
+				for i := range c.sent {
+					w.write(chunkA, uint32((at+i)*c.size), data, &done[i])
+				}
+				w.must(func() bool {
+					for _, d := range done[:c.sent] {
+						if !d {
+							return false
+						}
+					}
+					return true
+				}, 10*sec, "the writes")
+			}
+			n := nd.sh.bypass.count
+			if n < c.least || n > c.most {
+				t.Errorf("%d of 256 writes went around the log, not %d to %d", n, c.least, c.most)
+			}
+			for _, at := range []uint32{0, 17, 255} {
+				if got := w.read(chunkA, at*uint32(c.size), uint32(c.size), 0); !bytes.Equal(got, data) {
+					t.Errorf("part %d reads otherwise than it was written", at)
+				}
+			}
+			w.mustWrite(chunkA, 17*uint32(c.size), pattern(6, c.size))
+			if nd.sh.bypass.count != n {
+				t.Error("an overwrite went around the log")
+			}
+		})
+	}
+}
+
+// A store that fails under a write around the log fails the server; nothing is acknowledged.
+func TestBypassErrors(t *testing.T) {
+	for _, kind := range []uring.OpKind{uring.DiskWrite, uring.DiskSync} {
+		g := newBypassRig(t, 770, Canary{})
+		done := false
+		g.write(g.id, 0, pattern(1, 65536), &done)
+		g.must(func() bool { return done }, sec, "a write before")
+		g.nd.store.FailRange(0, g.nd.store.Size(), unix.EIO, kind)
+		var status dataplane.Kind
+		g.cl.env.Do(func() {
+			g.cl.ask(1, dataplane.Header{Op: dataplane.OpWrite, Chunk: g.id, Epoch: 1, Offset: 1 << 20},
+				pattern(2, 65536), func(a *dataplane.Header, _ []byte) { status = a.Status })
+		})
+		g.must(func() bool { return g.nd.failed != nil }, sec, "the failure")
+		g.run(10 * ms)
+		if g.nd.sh.bypass.count != 2 || status != dataplane.IOError {
+			t.Errorf("%v fails: answered %v, %d writes around the log", kind, status,
+				g.nd.sh.bypass.count)
+		}
+	}
 }

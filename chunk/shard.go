@@ -521,7 +521,7 @@ func (sh *Shard) idle() bool {
 			return false
 		}
 	}
-	return sh.scrub.idle() && sh.digests == 0 && sh.store.holes.idle()
+	return sh.scrub.idle() && sh.digests == 0 && sh.store.holes.idle() && !sh.bypass.loading
 }
 
 func (sh *Shard) closeAll(done func(error)) {
