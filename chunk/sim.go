@@ -29,6 +29,7 @@ type Canary struct {
 	TrustPartial     bool // a half copied replica of a returned member passes for what it was
 	OldEpoch         bool // members take writes of any epoch and activation
 	RecordFirst      bool // the record of a write around the log doesn't wait for its data
+	NoHold           bool // a move is asked for before its target's copy outlives its process
 	NoHistory        bool // a dirty map misses what was written since the exclusion
 }
 
