@@ -164,8 +164,8 @@ func (g *bypassRig) seen(at int, p []byte) {
 			return
 		}
 	}
-	g.bad = fmt.Sprintf("life %d: block %d has version %d; acknowledged is number %d of %v", g.life, at,
-		tag, c.acked, c.tags)
+	g.bad = fmt.Sprintf("life %d: block %d has version %d; acknowledged is number %d of %v", g.life,
+		at, tag, c.acked, c.tags)
 }
 
 // lives crashes a server so many times.
