@@ -40,8 +40,8 @@ import (
 //	                  | has moved on      |                   |
 //
 // The tail moves only after a checkpoint that began when all records before it were durable, and so
-// their words set. Whether what the record says is in the store needn't be looked at in replay: a disk
-// that lost it is found by the checksum, like any other damage.
+// their words set. Whether what the record says is in the store needn't be looked at in replay: a
+// disk that lost it is found by the checksum, like any other damage.
 //
 // A slot that had another chunk is fresh, too: its words were forgotten with the chunk. Blocks that
 // hold something go through the log: if all members tore them in place, the old and the new would be
