@@ -37,6 +37,10 @@ type request struct {
 	status  dataplane.Kind
 	relayed bool // member: passed on while it arrived
 
+	line     lineState
+	page     *crcPage // of a write that goes around the log
+	atBypass int      // its place in bypass.all
+
 	app  ssdcache.Append
 	zero zeroing
 	rd   blockRead

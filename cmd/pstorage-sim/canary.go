@@ -43,6 +43,7 @@ var canaries = map[string]canary{
 	"no-fence-wait":     {mds: mds.SimCanary{NoFenceWait: true}},
 	"old-epoch":         {cs: chunk.Canary{OldEpoch: true}},
 	"no-exclude":        {cs: chunk.Canary{NoExclude: true}},
+	"record-first":      {cs: chunk.Canary{RecordFirst: true}},
 	"no-term-wait":      {mds: mds.SimCanary{NoTermWait: true}},
 }
 
