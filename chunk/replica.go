@@ -223,12 +223,3 @@ func (l *requestList) remove(before, q *request) {
 	q.next = nil
 	l.n--
 }
-
-// take finds q and takes it out of the list.
-func (l *requestList) take(q *request) {
-	var before *request
-	for o := l.first; o != q; o = o.next {
-		before = o
-	}
-	l.remove(before, q)
-}

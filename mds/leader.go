@@ -67,7 +67,8 @@ type leader struct {
 	relistNs int64 // not before then is the next inventory asked for
 	full     fullness
 	fence    fencer
-	keepers  keepers // guards itself
+	keepers  keepers  // guards itself
+	watch    mapWatch // guards itself
 }
 
 // csLink is the leader's view of a chunk server's process.
@@ -75,6 +76,7 @@ type csLink struct {
 	peer           *control.Peer // nil: not connected
 	instance       uint64
 	refused        uint64 // instance that was refused last
+	foreign        uint64 // node that was refused last: the server is another node's
 	knocker        uint64 // instance that wants to register while another one serves
 	knocksNs       int64  // since when; 0: that was told
 	capacity, used uint64 // bytes, as last reported; zero capacity: not yet
@@ -132,6 +134,9 @@ func (l *leader) valid(ctx context.Context) error { return l.validBy(ctx, &l.r.v
 func (l *leader) validBy(ctx context.Context, v *verifier) error {
 	if l.r.sim != nil {
 		return l.r.sim.valid(l)
+	}
+	if l.r.canary == canaryUnverified {
+		return nil
 	}
 	if err := l.r.verifyWith(ctx, v); err != nil {
 		return err
@@ -199,6 +204,7 @@ func (l *leader) run() {
 		l.pushRecoveries()
 		l.scanOn()
 		l.pushForgets()
+		l.pushMaps()
 		l.relistOne()
 		l.reap()
 	}

@@ -56,7 +56,6 @@ type Sim struct {
 	cur     *simTask
 	waiting []*simTask // for their commands to be committed
 	spawned []func()
-	tick    *simTask
 	pushes  []simPush
 	peers   map[uint64]*control.Peer
 }
@@ -189,6 +188,7 @@ func (s *Sim) Tick() {
 	l.pushSettles()
 	l.pushRecoveries()
 	l.pushForgets()
+	l.pushMaps()
 	if len(s.srv.r.fsm.s.orphans) > 0 {
 		s.start(l.reap)
 	}

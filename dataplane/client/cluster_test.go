@@ -29,6 +29,7 @@ type cluster struct {
 	addr   string // of the MDS
 	cred   session.Credentials
 	client *Client
+	quiet  *slog.Logger
 
 	mu     sync.Mutex // guards what follows
 	chunks map[dataplane.ChunkID][]byte
@@ -43,7 +44,7 @@ func newCluster(t testing.TB, servers int) *cluster {
 		t.Fatal(err)
 	}
 	c := &cluster{t: t, addr: l.Addr().String(), chunks: map[dataplane.ChunkID][]byte{},
-		flips: map[dataplane.CSID]bool{}}
+		flips: map[dataplane.CSID]bool{}, quiet: quiet}
 	l.Close()
 	c.cred = session.Credentials{Cluster: dataplane.ClusterID{1}, ClusterName: "test"}
 	dir := filepath.Join(t.TempDir(), "mds")
@@ -447,8 +448,7 @@ func benchClient(b *testing.B, c *Client, f *File, kind OpKind, depth int) {
 	var left, running = b.N, 0
 	done := make(chan struct{})
 	rng := uint64(1)
-	var next func(op *Op)
-	next = func(op *Op) { // on the loop's thread
+	next := func(op *Op) { // on the loop's thread
 		running--
 		if op.Err != nil {
 			b.Error(op.Err)

@@ -137,8 +137,9 @@ func (d durations) atAllTimes() durations {
 	return all
 }
 
-// slowDisk is the p99 of reads of the disk in a second from which on the servers' reads in it aren't
-// compared with a goal: they all have the one disk, and no other member to ask has a better one.
+// slowDisk is the p99 of reads of the disk in a second from which on the servers' reads in it
+// aren't compared with a goal: they all have the one disk, and no other member to ask has a better
+// one.
 const slowDisk = 50 * time.Millisecond
 
 // worstSecond is the highest p99 of reads in any second of [from, to], of those that were under way
