@@ -280,8 +280,8 @@ func gcPauses() gcHistograms {
 		"gc_stopping": s[1].Value.Float64Histogram()}
 }
 
-// gcReport adds the pauses since before, by names that begin with prefix: the upper bounds of the buckets with the 50th, 99th and
-// 99.9th percentiles and the longest.
+// gcReport adds the pauses since before, by names that begin with prefix: the upper bounds of the
+// buckets with the 50th, 99th and 99.9th percentiles and the longest.
 func gcReport(f Figures, prefix string, before gcHistograms) {
 	for name, after := range gcPauses() {
 		total := uint64(0)
