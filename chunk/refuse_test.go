@@ -40,12 +40,6 @@ func (s *serverDirs) use(dir string, m *tableMDS, id dataplane.ChunkID, writes i
 	r.end(s.t)
 }
 
-func (m *tableMDS) has(id dataplane.ChunkID) bool {
-	m.mu.Lock()
-	defer m.mu.Unlock()
-	return m.chunks[id] != nil
-}
-
 func copyFile(t *testing.T, to, from string) {
 	t.Helper()
 	in, err := os.Open(from)

@@ -18,17 +18,16 @@ const cellSize = 256
 
 // tortureWriter owns a region of a chunk and has one write at a time on its way.
 type tortureWriter struct {
-	x      *torture
-	id     dataplane.ChunkID
-	base   uint32
-	n      uint64 // operations sent
-	rng    *rand.Rand
-	cells  [regionSize / cellSize][]uint64 // operations that touched the cell, by their content
-	acked  [regionSize / cellSize]int      // how many of them are acknowledged
-	busy   bool
-	reads  int
-	zeroed int
-	flush  memoryFlush
+	x     *torture
+	id    dataplane.ChunkID
+	base  uint32
+	n     uint64 // operations sent
+	rng   *rand.Rand
+	cells [regionSize / cellSize][]uint64 // operations that touched the cell, by their content
+	acked [regionSize / cellSize]int      // how many of them are acknowledged
+	busy  bool
+	reads int
+	flush memoryFlush
 }
 
 const regionSize = 128 << 10

@@ -78,6 +78,8 @@ func (c *call) adminDoc(req *control.AdminReq) (any, error) {
 		return withArgs(req, c.rotateKeys)
 	case control.AdminRevokeNode:
 		return withArgs(req, c.revokeNode)
+	case control.AdminAdoptCS:
+		return withArgs(req, c.adoptCS)
 	case control.AdminListKeys:
 		return c.keysDoc()
 	case control.AdminAddMDS:

@@ -33,7 +33,8 @@ const (
 	// lies outside the heap, so what is left is collected quickly, and garbage of half its size
 	// keeps the whole below 140 bytes per chunk.
 	GCPercent = 50
-	// MaxConfigKeys bounds the entries of the cluster configuration; each node has one.
+	// MaxConfigKeys bounds the entries of the cluster configuration; each node has one, and each
+	// chunk server that a node with a certificate registered.
 	MaxConfigKeys = 16384
 
 	// freeStep is how many chunks one command frees at most, so that no command holds up the

@@ -101,11 +101,14 @@ func (c *call) refused(req *control.RefusedReq) (any, error) {
 		f := c.r.fsm
 		f.mu.RLock()
 		known := f.s.server(req.CS) != nil
+		mine := c.checkOwner(f.s, req.CS) == nil
 		f.mu.RUnlock()
 		if !known {
 			return nil, c.fail(dataplane.NotFound, "CS %d", req.CS)
 		}
-		key, source = refusedKey{cs: req.CS}, fmt.Sprintf("cs %d", req.CS)
+		if mine { // else it says nothing about the server, only about a directory over there
+			key, source = refusedKey{cs: req.CS}, fmt.Sprintf("cs %d", req.CS)
+		}
 	}
 	if l.refusals == nil {
 		l.refusals = map[refusedKey]refusal{}

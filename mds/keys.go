@@ -20,6 +20,7 @@ import (
 //
 //	security.keys        the generations, with the private halves
 //	security.node.ID     a node that was given a certificate; revoked ones stay
+//	security.cs.ID       the node that a chunk server belongs to: see csowner.go
 //
 // A rotation is three steps, each a change of security.keys that every process learns of at once
 // (control.OpKeys) and that is refused while a connected process isn't ready for it:

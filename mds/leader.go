@@ -76,6 +76,7 @@ type csLink struct {
 	peer           *control.Peer // nil: not connected
 	instance       uint64
 	refused        uint64 // instance that was refused last
+	foreign        uint64 // node that was refused last: the server is another node's
 	knocker        uint64 // instance that wants to register while another one serves
 	knocksNs       int64  // since when; 0: that was told
 	capacity, used uint64 // bytes, as last reported; zero capacity: not yet

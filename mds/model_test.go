@@ -51,9 +51,6 @@ type modelNode struct {
 	chunks   map[uint32]bool
 }
 
-// model is the namespace as maps of maps.
-type model struct{ root *modelNode }
-
 func newModelNode(typ control.FileType) *modelNode {
 	return &modelNode{typ: typ, children: map[string]*modelNode{}, xattrs: map[string]string{},
 		chunks: map[uint32]bool{}}

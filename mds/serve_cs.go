@@ -33,6 +33,9 @@ func (c *call) registerCS(req *control.RegisterCSReq) (any, error) {
 		return nil, err
 	}
 	instance := c.instanceOf(req.Instance)
+	if err := c.ownDisk(req.Disk); err != nil {
+		return nil, err
+	}
 	id, known, err := c.beginRegistration(req, instance)
 	if err != nil {
 		return nil, err
@@ -49,6 +52,11 @@ func (c *call) registerCS(req *control.RegisterCSReq) (any, error) {
 	if err := res.err(c.name()); err != nil {
 		c.registrationRefused(id, instance, res)
 		return nil, err
+	}
+	if id == 0 {
+		if err := c.own(res.CS); err != nil {
+			return nil, err
+		}
 	}
 	sameProcess := known != nil && known.Boot == req.Boot
 	forget, retired, missing := c.inventory(res.CS, req.Chunks, sameProcess)
@@ -304,9 +312,13 @@ func (c *call) heartbeat(req *control.HeartbeatReq) (any, error) {
 	f := c.r.fsm
 	f.mu.RLock()
 	known := f.s.server(req.CS)
+	mine := f.s.ownership(req.CS, c.peer.Node) == ownIt
 	f.mu.RUnlock()
-	if known == nil {
+	switch {
+	case known == nil:
 		return nil, c.fail(dataplane.NotFound, "CS %d: register first", req.CS)
+	case !mine: // a registration says why, or makes it so
+		return nil, c.fail(dataplane.NotFound, "CS %d isn't registered by this node's key", req.CS)
 	}
 	e := l.leases.at(req.CS)
 	if req.Failed != "" && known.Failed == "" && known.Boot == req.Boot && !e.failed {
@@ -403,10 +415,13 @@ func (c *call) exited(req *control.ExitedReq) (any, error) {
 	f := c.r.fsm
 	f.mu.RLock()
 	known := f.s.server(req.CS)
+	mine := c.checkOwner(f.s, req.CS)
 	f.mu.RUnlock()
 	switch {
 	case known == nil:
 		return nil, c.fail(dataplane.NotFound, "CS %d", req.CS)
+	case mine != nil && c.peer.Role != dataplane.RoleAdmin:
+		return nil, mine
 	case known.Boot != req.Boot || l.leases.at(req.CS).exitedBoot == req.Boot:
 		return nil, nil // of an older process, or said before
 	case l.leases.at(req.CS).registering > 0:
@@ -477,6 +492,9 @@ func (c *call) reconfigure(req *control.ReconfigureReq) (any, error) {
 		return nil, c.fail(dataplane.Invalid, "%d members", len(req.Members))
 	}
 	if err := c.l.valid(c.ctx); err != nil {
+		return nil, err
+	}
+	if err := c.mayReconfigure(req.Chunk); err != nil {
 		return nil, err
 	}
 	out, added, moved, err := c.beginExclusion(req)

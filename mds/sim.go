@@ -56,7 +56,6 @@ type Sim struct {
 	cur     *simTask
 	waiting []*simTask // for their commands to be committed
 	spawned []func()
-	tick    *simTask
 	pushes  []simPush
 	peers   map[uint64]*control.Peer
 }

@@ -200,7 +200,7 @@ func TestSameSeedSameLog(t *testing.T) {
 		r.live(2000)
 		return r.sim.Hash()
 	}
-	if run() != run() {
+	if first, again := run(), run(); first != again {
 		t.Fatal("two histories of one seed")
 	}
 }

@@ -216,8 +216,7 @@ func benchReplay(b *testing.B, size int64, depth int) {
 	formatFile(b, path, size)
 	onLoop(b, func(l *uring.Loop, stop func()) {
 		openFile(b, l, path, Options{DestageAt: 0.9}, nil, func(log *Log) {
-			var ld *load
-			ld = startLoad(log, l.Pool().Get(blockSize), depth, 1<<30, stop)
+			ld := startLoad(log, l.Pool().Get(blockSize), depth, 1<<30, stop)
 			var full func()
 			full = func() {
 				if log.fill() > 0.85 {

@@ -103,7 +103,7 @@ func (o *options) run() int {
 func (o *options) seedsRun() (ran, bad int) {
 	start := time.Now()
 	var mu sync.Mutex
-	next, virtual, events, ops := o.first, time.Duration(0), uint64(0), 0
+	next, virtual, events, ops, hash := o.first, time.Duration(0), uint64(0), 0, uint64(0)
 	var copies copyCounts
 	var wg sync.WaitGroup
 	for range o.jobs {
@@ -131,6 +131,7 @@ func (o *options) seedsRun() (ran, bad int) {
 				virtual += res.virtual
 				copies.add(res.copies)
 				events += res.events
+				hash ^= res.hash
 				ops += res.ops
 				if len(res.violations) > 0 {
 					bad++
@@ -147,8 +148,9 @@ func (o *options) seedsRun() (ran, bad int) {
 	took := time.Since(start)
 	per := func(n float64) float64 { return n / float64(max(ran, 1)) }
 	fmt.Printf("%.0f seeds per minute, %.1f simulated hours in %v; per seed %.0f events, %.0f "+
-		"operations, %.1f s\n", float64(ran)/took.Minutes(), virtual.Hours(),
-		took.Round(time.Millisecond), per(float64(events)), per(float64(ops)), per(virtual.Seconds()))
+		"operations, %.1f s; event hash %016x\n", float64(ran)/took.Minutes(), virtual.Hours(),
+		took.Round(time.Millisecond), per(float64(events)), per(float64(ops)), per(virtual.Seconds()),
+		hash)
 	fmt.Println(copies)
 	fmt.Printf("seeds=%d violations=%d simulated=%v\n", ran, bad, virtual.Round(time.Millisecond))
 	return ran, bad

@@ -63,6 +63,7 @@ type world struct {
 	violations []string
 	events     []control.Event
 	configs    map[dataplane.ChunkID]control.ChunkConfig
+	strand     *strand                    // nil: none
 	recovered  map[dataplane.ChunkID]bool // a head was asked to add a member
 	ops        int
 	copies     copyCounts
@@ -89,6 +90,7 @@ func runSeed(cfg config) (res result) {
 	w.sc = newScenario(w.sim.Rand("scenario"))
 	w.chooseGhost()
 	w.chooseLeases()
+	w.chooseStrand()
 	if cfg.fix != nil {
 		cfg.fix(&w.sc)
 	}
@@ -432,6 +434,7 @@ func (w *world) applied() {
 			continue
 		}
 		w.trace("chunk %v: epoch %d, members %v", c.Chunk, c.Epoch, c.Members)
+		w.strand.moved(w, &old, &c)
 		for _, m := range old.Members {
 			if !hasMember(&c, m.CS) {
 				w.excluded(&c, m.CS)

@@ -2,7 +2,6 @@ package main
 
 import (
 	"encoding/json"
-	"fmt"
 	"os"
 	"strings"
 	"testing"
@@ -90,6 +89,6 @@ func (n *node) mds(addr string) control.MDSDoc {
 			return m
 		}
 	}
-	n.t.Fatal(fmt.Sprintf("no metadata server at %s: %+v", addr, doc.MDS))
+	n.t.Fatalf("no metadata server at %s: %+v", addr, doc.MDS)
 	return control.MDSDoc{}
 }

@@ -58,14 +58,9 @@ func (o *rmCSOptions) parse(args []string) error {
 	if len(args) == 0 {
 		return cli.Usage("which chunk server? give its number; pstorage list-services has them")
 	}
-	o.CS = nil
-	for _, arg := range args {
-		id, err := strconv.ParseUint(strings.TrimPrefix(arg, "cs"), 10, 32)
-		if err != nil || id == 0 {
-			return cli.Usage("%q is not the number of a chunk server; pstorage list-services has them",
-				arg)
-		}
-		o.CS = append(o.CS, uint32(id))
+	var err error
+	if o.CS, err = parseCSIDs(args); err != nil {
+		return err
 	}
 	switch {
 	case o.Cancel && o.Force:
@@ -76,6 +71,19 @@ func (o *rmCSOptions) parse(args []string) error {
 		return cli.Usage("--accept-data-loss goes with --force")
 	}
 	return nil
+}
+
+// parseCSIDs reads the numbers of chunk servers: 3, or cs3.
+func parseCSIDs(args []string) (ids []uint32, err error) {
+	for _, arg := range args {
+		id, err := strconv.ParseUint(strings.TrimPrefix(arg, "cs"), 10, 32)
+		if err != nil || id == 0 {
+			return nil, cli.Usage("%q is not the number of a chunk server; pstorage list-services has "+
+				"them", arg)
+		}
+		ids = append(ids, uint32(id))
+	}
+	return ids, nil
 }
 
 func runRmCS(ctx context.Context, a *app, o rmCSOptions, out io.Writer) error {

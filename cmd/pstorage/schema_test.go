@@ -23,7 +23,8 @@ const schemaDir = "../packaging/schema"
 
 // documents are what each command prints with -o json.
 var documents = map[string]any{
-	"auth-node": joinedDoc{}, "configure-cs": csJournalDoc{}, "discover": discoverDoc{},
+	"adopt-cs": control.AdoptCSDoc{}, "auth-node": joinedDoc{},
+	"configure-cs": csJournalDoc{}, "discover": discoverDoc{},
 	"file-info": control.FileInfoDoc{},
 	"get-attr":  control.AttrDoc{}, "get-config": control.ConfigDoc{},
 	"get-event":        control.EventsDoc{},

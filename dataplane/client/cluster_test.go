@@ -448,8 +448,7 @@ func benchClient(b *testing.B, c *Client, f *File, kind OpKind, depth int) {
 	var left, running = b.N, 0
 	done := make(chan struct{})
 	rng := uint64(1)
-	var next func(op *Op)
-	next = func(op *Op) { // on the loop's thread
+	next := func(op *Op) { // on the loop's thread
 		running--
 		if op.Err != nil {
 			b.Error(op.Err)

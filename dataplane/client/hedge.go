@@ -22,9 +22,11 @@ const (
 	hedgeCeil  = int64(50 * time.Millisecond)
 	hedgeTimes = 3 // a read is late after this many times the 95th percentile
 	worthTimes = 2 // and after so many times what it takes on average elsewhere
+	clearTimes = 8 // after so many times that, a hedge is surely worth it, and costs less
 	stallAfter = int64(20 * time.Millisecond)
 
 	hedgeCost = 16  // one hedge for so many reads, at most
+	clearCost = 8   // the same, for those that are surely worth it
 	hedgeSave = 512 // reads that count for hedges to come
 
 	smallRead = 16 << 10 // bytes; larger reads have a latency of their own
@@ -35,15 +37,19 @@ const (
 )
 
 // latency estimates how long the reads of one size take, in ns: the mean, and the 95th percentile
-// by small steps up or down, nineteen times as large upwards.
+// by small steps up or down, nineteen times as large upwards. One read counts for clip times the
+// mean at most: some wait for a write's end, for seconds, and say nothing of how quick the others
+// are; a server that has become slow is slow again and again.
 type latency struct{ mean, p95 int64 }
+
+const clip = 4
 
 func (l *latency) add(d int64) {
 	if l.mean == 0 {
 		l.mean, l.p95 = d, 2*d
 		return
 	}
-	l.mean += (d - l.mean) / 16
+	l.mean += (min(d, clip*max(l.mean, slowFloor/clip)) - l.mean) / 16
 	step := max(l.p95/128, 1000)
 	if d > l.p95 {
 		l.p95 += 19 * step / 4
@@ -155,7 +161,7 @@ func (e *Engine) hedgeOne(p *part, pr *peer, waited int64) {
 	if !pr.pace.stalled && waited < pr.pace.lateAfter(p.n) {
 		return
 	}
-	if !pr.pace.stalled && e.hedge.budget < hedgeCost {
+	if !pr.pace.stalled && e.hedge.budget < clearCost {
 		return
 	}
 	ent, _ := p.file.entry(p.index)
@@ -173,16 +179,21 @@ func (e *Engine) hedgeOne(p *part, pr *peer, waited int64) {
 	if to.pace.stalled || to.state != peerUp || to.wait.head != nil || !to.room(p) {
 		return
 	}
-	if !pr.pace.stalled && waited < worthTimes*to.pace.of(p.n).mean {
-		return // all disks have long queues: it would only make them longer
+	cost := 0
+	if !pr.pace.stalled {
+		mean := to.pace.of(p.n).mean
+		if cost = hedgeCost; mean > 0 && waited >= max(hedgeCeil, clearTimes*mean) {
+			cost = clearCost
+		}
+		if waited < worthTimes*mean || e.hedge.budget < cost {
+			return // all disks have long queues: it would only make them longer
+		}
 	}
 	t := e.newPart()
 	if t == nil {
 		return
 	}
-	if !pr.pace.stalled {
-		e.hedge.budget -= hedgeCost
-	}
+	e.hedge.budget -= cost
 	e.stats.Hedges++
 	t.op, t.file, t.bufOff, t.index, t.off, t.n, t.code = p.op, p.file, p.bufOff, p.index, p.off,
 		p.n, p.code

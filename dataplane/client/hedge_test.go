@@ -84,6 +84,54 @@ func TestHedgeSlow(t *testing.T) {
 	}
 }
 
+// TestHedgeBehindWrites: all members leave reads of one block waiting for a second, as it has a
+// write in flight, and one member also those of another block, as it doesn't know that the write
+// there is done. The latter are hedged in time nevertheless: the others are quick.
+func TestHedgeBehindWrites(t *testing.T) {
+	w, f, data, _ := with(t)
+	pausedReads(w, f, data, 300)
+	const inFlight, unknown = 0, dataplane.BlockSize
+	block := func(off int64) (took int64) {
+		op := &Op{Kind: Read, File: f, Offset: off, Buf: make([]byte, dataplane.BlockSize)}
+		begin := w.sim.Now()
+		w.run(op)
+		w.ok(op)
+		return w.sim.Now() - begin
+	}
+	block(2 * dataplane.BlockSize) // whoever answers that is asked for both blocks
+	var asked *fakeCS
+	for _, cs := range w.cs {
+		if asked == nil || cs.lastRead > asked.lastRead {
+			asked = cs
+		}
+	}
+	for _, cs := range w.cs {
+		cs.late = func(off uint32) int64 {
+			if off == inFlight || off == unknown && cs == asked {
+				return 1e9
+			}
+			return 0
+		}
+	}
+	met := 0
+	for round := range 60 {
+		if took := block(inFlight); took < 1e9 {
+			t.Fatalf("round %d: the read of the block in flight took %d ms", round, took/1e6)
+		}
+		for range 20 {
+			block((2 + w.rng.Int64N(int64(len(data)/dataplane.BlockSize-2))) * dataplane.BlockSize)
+		}
+		before := w.eng.stats.Hedges
+		if took := block(unknown); took > 100e6 {
+			t.Fatalf("round %d: the read took %d ms", round, took/1e6)
+		}
+		met += int(w.eng.stats.Hedges - before)
+	}
+	if met == 0 {
+		t.Error("no read met the member that doesn't know")
+	}
+}
+
 // TestHedgeOverload: all servers are slow. Few reads are sent twice, and none when that is known.
 func TestHedgeOverload(t *testing.T) {
 	w, f, data, _ := with(t)

@@ -175,21 +175,23 @@ func (w *world) random(n int) []byte {
 
 // fakeCS is a chunk server. refuse, if set, may answer a request instead of it: OK lets it pass.
 type fakeCS struct {
-	w       *world
-	env     *simloop.Env
-	id      dataplane.CSID
-	ip      string
-	addr    string
-	refuse  func(h *dataplane.Header) dataplane.Kind
-	corrupt bool  // flips a bit in what it reads
-	silent  bool  // takes requests and doesn't answer anything
-	stuck   bool  // the same, but answers pings
-	hold    int64 // ns by which the answer to the next read comes later
-	delay   int64 // ns by which all answers to reads come later
-	conns   int
-	served  map[dataplane.Opcode]int
-	largest uint32
-	crcs    [128]byte
+	w        *world
+	env      *simloop.Env
+	id       dataplane.CSID
+	ip       string
+	addr     string
+	refuse   func(h *dataplane.Header) dataplane.Kind
+	corrupt  bool                   // flips a bit in what it reads
+	silent   bool                   // takes requests and doesn't answer anything
+	stuck    bool                   // the same, but answers pings
+	hold     int64                  // ns by which the answer to the next read comes later
+	delay    int64                  // ns by which all answers to reads come later
+	late     func(off uint32) int64 // nil, or ns by which the answer to a read at off comes later
+	lastRead int64                  // when it was asked to read
+	conns    int
+	served   map[dataplane.Opcode]int
+	largest  uint32
+	crcs     [128]byte
 }
 
 func (cs *fakeCS) Open(*session.Conn)          { cs.conns++ }
@@ -243,6 +245,7 @@ func (cs *fakeCS) serve(c *session.Conn, h, reply *dataplane.Header, payload []b
 	ch := cs.w.chunks[h.Chunk]
 	switch h.Op {
 	case dataplane.OpRead:
+		cs.lastRead = cs.w.sim.Now()
 		reply.Flags |= dataplane.FlagData
 		reply.Length = h.Length
 		data := ch.data[h.Offset : h.Offset+h.Length]
@@ -251,9 +254,13 @@ func (cs *fakeCS) serve(c *session.Conn, h, reply *dataplane.Header, payload []b
 			data = bytes.Clone(data)
 			data[len(data)/2] ^= 4
 		}
-		if cs.hold > 0 || cs.delay > 0 {
+		delay := max(cs.hold, cs.delay)
+		if cs.late != nil {
+			delay = max(delay, cs.late(h.Offset))
+		}
+		if delay > 0 {
 			late, crcs, data := *reply, bytes.Clone(cs.crcs[:n]), bytes.Clone(data)
-			cs.w.sim.After(max(cs.hold, cs.delay), func() {
+			cs.w.sim.After(delay, func() {
 				cs.env.Post(func() { c.Send(&late, crcs, data) })
 			})
 			cs.hold = 0

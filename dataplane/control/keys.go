@@ -52,6 +52,7 @@ const (
 	AdminRotateKeys = "rotate-keys" // RotateKeysArgs -> KeysDoc
 	AdminListKeys   = "list-keys"   // none -> KeysDoc
 	AdminRevokeNode = "revoke-node" // RevokeNodeArgs -> KeysDoc
+	AdminAdoptCS    = "adopt-cs"    // AdoptCSArgs -> AdoptCSDoc
 )
 
 // The steps of a rotation, and its phases in KeysDoc.
@@ -83,6 +84,27 @@ type KeysDoc struct {
 	// Behind are connected processes that aren't ready for that step, for people.
 	Behind []string  `json:"behind"`
 	Nodes  []NodeDoc `json:"nodes"`
+}
+
+// AdoptCSArgs gives chunk servers, whose disks were moved, to another node: they belong to the one
+// whose key they registered with first.
+type AdoptCSArgs struct {
+	CS   []uint32 `json:"cs"`
+	Node string   `json:"node,omitempty"` // its id; empty: the node that asks
+}
+
+// AdoptCSDoc says whose they are now.
+type AdoptCSDoc struct {
+	CS []AdoptedDoc `json:"cs"`
+}
+
+// AdoptedDoc is a chunk server with the node that it belongs to, and the one before.
+type AdoptedDoc struct {
+	CS         uint32 `json:"cs"`
+	Node       string `json:"node"`
+	Host       string `json:"host"`
+	Before     string `json:"before,omitempty"` // empty: it belonged to none
+	BeforeHost string `json:"before_host,omitempty"`
 }
 
 // NodeDoc is a node that was given a key.

@@ -44,7 +44,6 @@ type fakeConn struct {
 	unread []byte
 	into   []byte
 	paused bool
-	busy   bool // inside a callback
 	closed bool
 	err    error
 }

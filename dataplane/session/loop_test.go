@@ -310,7 +310,7 @@ func TestSimFrames(t *testing.T) {
 		return sim.Hash()
 	}
 	for seed := range uint64(8) {
-		if history(seed) != history(seed) {
+		if first, again := history(seed), history(seed); first != again {
 			t.Errorf("seed %d has two histories", seed)
 		}
 	}

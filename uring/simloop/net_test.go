@@ -150,7 +150,7 @@ func TestNetEcho(t *testing.T) {
 		return w.sim.Hash()
 	}
 	for seed := uint64(0); seed < 10; seed++ {
-		if hash(seed) != hash(seed) {
+		if first, again := hash(seed), hash(seed); first != again {
 			t.Fatalf("seed %d: two histories", seed)
 		}
 	}
