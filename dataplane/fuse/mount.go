@@ -45,7 +45,9 @@ type Options struct {
 // OverRing is the choice between FUSE over io_uring and /dev/fuse.
 type OverRing uint8
 
-// The choices. Auto is io_uring where the kernel has it and lets us.
+// The choices. Auto is io_uring where the kernel has it and lets us: compared in turns, the serving
+// process takes 5 to 35 % less CPU per request, and at depth 128 reads and writes are up to a sixth
+// more; at depth 1 and for requests of 1 MiB there is nothing to tell from noise (BENCHMARKS.md).
 const (
 	Auto OverRing = iota
 	On
