@@ -112,6 +112,7 @@ func (s *server) Handle(ctx context.Context, peer *control.Peer, reqID uint64,
 	if l == nil {
 		return nil, s.r.notLeader()
 	}
+	l.clients.note(peer, op, l)
 	from := origin{peer.ID, reqID}
 	if from.Peer == 0 {
 		from.Peer = anonymous
@@ -123,6 +124,7 @@ func (s *server) Handle(ctx context.Context, peer *control.Peer, reqID uint64,
 func (s *server) Gone(peer *control.Peer) {
 	if l := s.lead.Load(); l != nil {
 		l.keepers.gone(peer)
+		l.clients.gone(peer)
 		l.gone(peer)
 	}
 }
