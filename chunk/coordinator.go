@@ -497,6 +497,11 @@ func (s *settler) exclude() {
 		s.activateOthers()
 		return
 	}
+	s.holdCopy(func() { s.changeMembers(ids) })
+}
+
+// changeMembers asks the metadata servers for a configuration with these members.
+func (s *settler) changeMembers(ids []dataplane.CSID) {
 	at := s.attempt
 	s.sh.md.Reconfigure(&control.ReconfigureReq{Chunk: s.r.id, Epoch: s.cfg.Epoch, Members: ids},
 		func(cfg *control.ChunkConfig, err error) {

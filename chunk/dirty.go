@@ -84,7 +84,7 @@ func (h *history) dirtyFor(epoch dataplane.Epoch, seq dataplane.Seq, short bool,
 	switch {
 	case !short:
 		return nil
-	case h.epoch == 0 || h.unfinished:
+	case h.epoch == 0 || h.unfinished || h.held():
 		if sent != nil {
 			return sent
 		}
@@ -146,11 +146,13 @@ func decodeDirty(b []byte, epoch dataplane.Epoch) *dirtyMap {
 }
 
 // Bytes of a Meta record of the log: its type, and for an activation of a chunk with too few
-// members the dirty map it begins with.
+// members the dirty map it begins with, or metaHeld.
 const (
 	metaActivate   = 1
 	metaUnfinished = 2 // a copy to this replica begins, over what it holds
 	metaFilled     = 3 // metaActivate of a copy, parts of which were only ever in the store
+	metaUnsure     = 4 // the metadata servers are asked at this epoch to move the chunk; seq is 0
+	metaHeld       = 1 // second byte of metaActivate and metaFilled: hold.go
 )
 
 // replayMeta takes an activation or the beginning of a copy out of the log.
@@ -172,4 +174,7 @@ func (h *history) replayMeta(epoch dataplane.Epoch, seq dataplane.Seq, meta []by
 		d.set.add(&h.dirty.set)
 	}
 	h.activate(epoch, seq, d)
+	if len(meta) == 2 && meta[1] == metaHeld {
+		h.hold()
+	}
 }

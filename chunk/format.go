@@ -42,7 +42,8 @@ import (
 //	offset size field
 //	     0    8 chunk id; 0: the slot is free
 //	     8    4 epoch
-//	    12    4 flags: 1 a copy that was begun and never activated, 2 has a dirty map
+//	    12    4 flags: 1 a copy that was begun and never activated, 2 has a dirty map, 4 the
+//	           metadata servers were asked at this epoch to move the chunk
 //	    16    8 last seq that is durable here
 //	    24    8 commit mark
 //	    32    4 tail: byte offset of the range that writes above the commit mark touched
@@ -94,7 +95,8 @@ const (
 	maxSlots       = 1 << 22 // 256 TiB
 	slotUnfinished = 1 << 0
 	slotDirty      = 1 << 1
-	slotFlagsKnown = slotUnfinished | slotDirty
+	slotUnsure     = 1 << 2
+	slotFlagsKnown = slotUnfinished | slotDirty | slotUnsure
 )
 
 // The areas must fit: a negative constant here doesn't compile.
@@ -241,6 +243,7 @@ type slotEntry struct {
 	tailOff, tailLen uint32
 	pages            [pagesPerSlot]uint32 // words of the CRC pages
 	unfinished       bool
+	unsure           bool
 	dirty            *dirtyMap // nil: none
 }
 
@@ -260,6 +263,9 @@ func (e *slotEntry) put(b []byte, slot uint32) {
 	flags := uint32(0)
 	if e.unfinished {
 		flags |= slotUnfinished
+	}
+	if e.unsure {
+		flags |= slotUnsure
 	}
 	if e.dirty != nil {
 		flags |= slotDirty
@@ -302,7 +308,7 @@ func (e *slotEntry) decode(b []byte, slot uint32) error {
 		e.pages[i] = le.Uint32(b[40+4*i:])
 	}
 	flags := le.Uint32(b[12:])
-	e.unfinished = flags&slotUnfinished != 0
+	e.unfinished, e.unsure = flags&slotUnfinished != 0, flags&slotUnsure != 0
 	if flags&slotDirty != 0 {
 		e.dirty = &dirtyMap{since: dataplane.Epoch(le.Uint32(b[104:])),
 			mark: dataplane.Seq(le.Uint64(b[112:]))}

@@ -165,7 +165,9 @@ func (o *opener) entry(slot uint32, b []byte) {
 		return
 	}
 	r := &replica{id: e.chunk, slot: slot}
-	r.load(e)
+	if r.load(e); e.unsure {
+		r.unsure = e.epoch
+	}
 	sh.chunks[e.chunk] = r
 	sh.store.owners[slot] = r
 }
@@ -203,6 +205,11 @@ func (o *opener) record(rec *ssdcache.Record) {
 	}
 	r := st.owners[rec.Slot]
 	switch {
+	case rec.Kind == ssdcache.Meta && len(rec.Meta) > 0 && rec.Meta[0] == metaUnsure:
+		if r != nil && r.id == rec.Chunk {
+			r.unsure = max(r.unsure, rec.Epoch)
+			st.touch(rec.Slot)
+		}
 	case rec.Kind == ssdcache.Meta:
 		if r == nil || r.id != rec.Chunk {
 			if len(rec.Meta) > 0 && rec.Meta[0] == metaUnfinished {

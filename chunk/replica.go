@@ -75,7 +75,7 @@ type replica struct {
 	askedAt   int64 // when others were last said to be the ones to settle; 0: never
 
 	// Head: the chunk is being copied to a new member; the metadata servers were asked at this epoch
-	// to add one, and may yet do so.
+	// to add one, and may yet do so. On record if a member was to leave, see hold.go.
 	copier *copier
 	unsure dataplane.Epoch
 
@@ -108,6 +108,7 @@ func (r *replica) fillEntry(e *slotEntry) {
 	e.last, e.commit = r.durable, r.commit
 	e.tailOff, e.tailLen = r.tail()
 	e.unfinished, e.dirty = r.unfinished, r.dirty
+	e.unsure = r.unsure != 0 && r.unsure == r.epoch
 }
 
 // configure takes the members of an activation. It is false if this server isn't among them.

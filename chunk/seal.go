@@ -246,6 +246,9 @@ func (sh *Shard) activateFrame(l *link, h *dataplane.Header, crcs, payload []byt
 	case r == nil || r.state != sealed || r.sealer != any(l):
 		l.refuse(h, dataplane.NotReady)
 		return
+	case h.Flags == 0 && h.Length == 0:
+		sh.holdTarget(l, h, r)
+		return
 	case h.Flags&dataplane.FlagData == 0 || dataplane.CheckCRCs(crcs, 0, payload) >= 0 ||
 		h.Flags&dataplane.FlagRecovery != 0 && len(payload) < dirtyMapSize:
 		l.refuse(h, dataplane.Malformed)

@@ -28,6 +28,7 @@ type Canary struct {
 	NoExclude        bool // lost members are left out without a new epoch
 	TrustPartial     bool // a half copied replica of a returned member passes for what it was
 	OldEpoch         bool // members take writes of any epoch and activation
+	NoHold           bool // a move is asked for before its target's copy outlives its process
 	NoHistory        bool // a dirty map misses what was written since the exclusion
 }
 

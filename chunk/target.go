@@ -18,6 +18,8 @@ import (
 //	            newer; parts go through the log  | missing; to a head that | and the slot table
 //	                                             | copies again: what it   | say so
 //	                                             | was                     |
+//	held        a complete copy, see hold.go     | epoch and seq; all of   | the same
+//	                                             | it was touched          |
 
 // copying says whether this replica is a copy that was never activated. Whatever it holds, some of
 // it may be missing.
@@ -41,7 +43,7 @@ func (sh *Shard) sealTarget(l *link, h *dataplane.Header) {
 	case sh.dead != nil:
 		l.refuse(h, dataplane.IOError)
 		return
-	case r != nil && (h.Epoch <= r.epoch || h.Epoch < r.sealEpoch):
+	case r != nil && (h.Epoch < r.epoch || h.Epoch == r.epoch && !r.held() || h.Epoch < r.sealEpoch):
 		l.refuse(h, dataplane.StaleEpoch)
 		return
 	case sh.lease.Load() == 0:

@@ -62,7 +62,9 @@ const (
 	// seq; payload = the encoded ChunkConfig, and behind it with FlagRecovery the head's dirty map,
 	// for a member that was copied to. Aux: the low 16 bits are the term, which is random: a write
 	// that was on its way since before the activation doesn't carry it; the high ones the life of a
-	// chunk with write-ack=memory. The reply means durable.
+	// chunk with write-ack=memory. The reply means durable. Without payload and flags (head -> the
+	// server that a chunk is being moved to): the copy is complete up to Seq of Epoch, and must
+	// outlive the process; it isn't served yet.
 	OpActivate Opcode = 20
 	// OpDigest (head -> member): Epoch, Seq and Aux (the term of the activation) say at which state.
 	// The reply's payload is 1024 checksums of 4 bytes, one per 64 KiB of the chunk: of the

@@ -179,9 +179,9 @@ func TestKillLeader(t *testing.T) {
 	})
 	slices.Sort(elections)
 	median := elections[len(elections)/2]
-	t.Logf("%d files, %d kills; another leader after %v (median), %v (longest); longest time without "+
-		"progress %v", count.Load(), kills, median, elections[len(elections)-1],
-		time.Duration(worstNs.Load()))
+	t.Logf("%d files, %d kills; another leader after %v (median), %v (9 of 10), %v (longest); "+
+		"longest time without progress %v", count.Load(), kills, median, elections[len(elections)*9/10],
+		elections[len(elections)-1], time.Duration(worstNs.Load()))
 	if long() && median > 2*time.Second { // a few, beside other tests, may take longer
 		t.Error("a new leader must serve within 2 s")
 	}

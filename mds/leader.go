@@ -67,8 +67,9 @@ type leader struct {
 	relistNs int64 // not before then is the next inventory asked for
 	full     fullness
 	fence    fencer
-	keepers  keepers // guards itself
-	clients  clients // guards itself
+	keepers  keepers  // guards itself
+	clients  clients  // guards itself
+	watch    mapWatch // guards itself
 }
 
 // csLink is the leader's view of a chunk server's process.
@@ -134,6 +135,9 @@ func (l *leader) valid(ctx context.Context) error { return l.validBy(ctx, &l.r.v
 func (l *leader) validBy(ctx context.Context, v *verifier) error {
 	if l.r.sim != nil {
 		return l.r.sim.valid(l)
+	}
+	if l.r.canary == canaryUnverified {
+		return nil
 	}
 	if err := l.r.verifyWith(ctx, v); err != nil {
 		return err
@@ -201,6 +205,7 @@ func (l *leader) run() {
 		l.pushRecoveries()
 		l.scanOn()
 		l.pushForgets()
+		l.pushMaps()
 		l.relistOne()
 		l.reap()
 	}

@@ -37,7 +37,8 @@ type MeasureOptions struct {
 	Chunks  uint64
 	Files   int // that have the chunks, in equal parts
 	Servers int // chunk servers, each on a host of its own
-	// Loss is how long the measured load goes on after what it accompanies has ended.
+	// Loss is how long the measured load goes on after what it accompanies has ended, or beside
+	// garbage collections.
 	Loss time.Duration
 }
 
@@ -279,17 +280,18 @@ func gcPauses() gcHistograms {
 		"gc_stopping": s[1].Value.Float64Histogram()}
 }
 
-// gcReport adds the pauses since before: the upper bounds of the buckets with the 50th, 99th and
-// 99.9th percentiles.
-func gcReport(f Figures, before gcHistograms) {
+// gcReport adds the pauses since before, by names that begin with prefix: the upper bounds of the
+// buckets with the 50th, 99th and 99.9th percentiles and the longest.
+func gcReport(f Figures, prefix string, before gcHistograms) {
 	for name, after := range gcPauses() {
 		total := uint64(0)
 		for i, n := range after.Counts {
 			total += n - before[name].Counts[i]
 		}
-		f["gc_pauses"] = float64(total)
-		for suffix, permille := range map[string]uint64{"p50": 500, "p99": 990, "p999": 999} {
-			seen, figure := uint64(0), name+"_"+suffix+"_ms"
+		f[prefix+"gc_pauses"] = float64(total)
+		for suffix, permille := range map[string]uint64{"p50": 500, "p99": 990, "p999": 999,
+			"max": 1000} {
+			seen, figure := uint64(0), prefix+name+"_"+suffix+"_ms"
 			f[figure] = 0
 			for i, n := range after.Counts {
 				seen += n - before[name].Counts[i]

@@ -45,27 +45,9 @@ func MeasureSnapshot(ctx context.Context, dir string, o MeasureOptions) (Figures
 
 func (m *measured) snapshotUnderLoad(ctx context.Context, o MeasureOptions, f Figures) error {
 	alone, beside, reads := &applyWatch{}, &applyWatch{}, &samples{}
-	var stop atomic.Bool
-	var load sync.WaitGroup
-	ctx, cancel := context.WithCancel(ctx)
-	defer func() {
-		stop.Store(true)
-		cancel()
-		load.Wait()
-	}()
-	var changes atomic.Uint64
-	failed := make(chan error, 1)
-	for w := range measureWriters {
-		load.Go(func() {
-			if err := m.change(ctx, &stop, uint32(w), o, &changes); err != nil {
-				select {
-				case failed <- err:
-				default:
-				}
-			}
-		})
-	}
-	load.Go(func() { m.probe(&stop, reads) })
+	load := m.beginLoad(ctx, o)
+	defer load.end()
+	load.work.Go(func() { m.probe(&load.stop, reads) })
 	time.Sleep(time.Second) // the load is on its way
 	m.r.fsm.observe.Store(alone)
 	time.Sleep(3 * time.Second)
@@ -73,14 +55,14 @@ func (m *measured) snapshotUnderLoad(ctx context.Context, o MeasureOptions, f Fi
 	alone.latency.report(f, "load_apply")
 	gc := gcPauses()
 	m.r.fsm.observe.Store(beside)
-	began, before := time.Now(), changes.Load()
+	began, before := time.Now(), load.changes.Load()
 	if err := m.r.raft.Snapshot().Error(); err != nil {
 		return fmt.Errorf("snapshot: %w", err)
 	}
 	took := time.Since(began)
 	m.r.fsm.observe.Store(nil)
 	f["snapshot_s"] = took.Seconds()
-	f["snapshot_changes_per_s"] = float64(changes.Load()-before) / took.Seconds()
+	f["snapshot_changes_per_s"] = float64(load.changes.Load()-before) / took.Seconds()
 	beside.held.report(f, "snapshot_pause")
 	beside.latency.report(f, "snapshot_apply")
 	reads.report(f, "snapshot_read_wait")
@@ -90,18 +72,55 @@ func (m *measured) snapshotUnderLoad(ctx context.Context, o MeasureOptions, f Fi
 	}
 	f["rss_snapshot_bytes"] = rss
 	m.loadOn(o, f, gc)
-	select {
-	case err := <-failed:
-		return err
-	default:
-		return nil
-	}
+	return load.failure()
 }
 
 // loadOn lets the load go on and takes the pauses of the garbage collector.
 func (m *measured) loadOn(o MeasureOptions, f Figures, gc gcHistograms) {
 	time.Sleep(o.Loss)
-	gcReport(f, gc)
+	gcReport(f, "snapshot_", gc)
+}
+
+// changeLoad is a load of changes of a server.
+type changeLoad struct {
+	stop    atomic.Bool
+	work    sync.WaitGroup
+	cancel  context.CancelFunc
+	changes atomic.Uint64 // so far
+	failed  chan error
+}
+
+// beginLoad changes chunks until the load's end.
+func (m *measured) beginLoad(ctx context.Context, o MeasureOptions) *changeLoad {
+	l := &changeLoad{failed: make(chan error, 1)}
+	ctx, l.cancel = context.WithCancel(ctx)
+	for w := range measureWriters {
+		l.work.Go(func() {
+			if err := m.change(ctx, &l.stop, uint32(w), o, &l.changes); err != nil {
+				select {
+				case l.failed <- err:
+				default:
+				}
+			}
+		})
+	}
+	return l
+}
+
+func (l *changeLoad) end() {
+	l.stop.Store(true)
+	l.cancel()
+	l.work.Wait()
+}
+
+// failure says why a change failed, if one did.
+func (l *changeLoad) failure() error {
+	select {
+	case err := <-l.failed:
+		return err
+	default:
+		return nil
+	}
 }
 
 // measureWriters is how many changes are on their way at once beside a snapshot.

@@ -357,7 +357,18 @@ type replica struct {
 	alone     atomic.Bool // the short times of a server that is alone are set
 	down      downServers
 	sim       *Sim // nil but in simulations: stands for raft, the clock and threads
+	canary    canary
 }
+
+// canary is a deliberate fault of a simulated group, which its check must find.
+type canary uint8
+
+const (
+	canaryNone       canary = iota
+	canaryForgetful         // clients repeat a request under a new id
+	canaryUnverified        // a leader answers without asking the others whether it still leads
+	canaryHasty             // a new leader doesn't wait for what earlier ones have committed
+)
 
 // groupTransport carries raft's messages.
 type groupTransport interface {
@@ -421,17 +432,25 @@ func startReplicaOn(trans groupTransport, stream *streamLayer, dir string, id ui
 	r.setTimes()
 	r.running.Go(r.runProposals)
 	r.running.Go(r.runResults)
-	r.running.Go(func() {
-		for {
-			select {
-			case <-reconfigured:
-				r.setTimes()
-			case <-r.stopped:
-				return
-			}
-		}
-	})
+	r.running.Go(func() { r.runTimes(reconfigured) })
 	return r, nil
+}
+
+// runTimes keeps raft's times what they should be.
+func (r *replica) runTimes(reconfigured <-chan struct{}) {
+	tick := time.NewTicker(silenceTick)
+	defer tick.Stop()
+	s := newSilence()
+	for {
+		select {
+		case <-reconfigured:
+			r.setTimes()
+		case <-tick.C:
+			r.watchSilence(&s)
+		case <-r.stopped:
+			return
+		}
+	}
 }
 
 // loadSnapshot restores the newest snapshot. Raft would take an older one if that is damaged, and

@@ -73,6 +73,7 @@ var handlers = map[dataplane.Opcode]handler{
 	control.OpGrow:          on(forClients, (*call).grow),
 	control.OpGetMap:        on(forClients, (*call).getMap),
 	control.OpAllocate:      on(forClients, (*call).allocate),
+	control.OpWatchMaps:     on(forClients, (*call).watchMaps),
 	control.OpStatFS:        on(forClients, (*call).statFS),
 	control.OpGetXattr:      on(forClients, (*call).getXattr),
 	control.OpSetXattr:      on(forClients, (*call).setXattr),
@@ -108,7 +109,13 @@ func (s *server) Handle(ctx context.Context, peer *control.Peer, reqID uint64,
 		return nil, dataplane.E(control.OpName(op), dataplane.Denied,
 			fmt.Errorf("not for a peer of role %v", peer.Role))
 	}
-	l := s.lead.Load()
+	return s.handleBy(ctx, s.lead.Load(), h, peer, reqID, op, payload)
+}
+
+// handleBy is the rest of Handle: what the leadership l, that of the moment when the request came,
+// answers. It may be over by now.
+func (s *server) handleBy(ctx context.Context, l *leader, h handler, peer *control.Peer,
+	reqID uint64, op dataplane.Opcode, payload []byte) (any, error) {
 	if l == nil {
 		return nil, s.r.notLeader()
 	}
@@ -125,6 +132,7 @@ func (s *server) Gone(peer *control.Peer) {
 	if l := s.lead.Load(); l != nil {
 		l.keepers.gone(peer)
 		l.clients.gone(peer)
+		l.watch.gone(peer)
 		l.gone(peer)
 	}
 }
@@ -287,6 +295,7 @@ func (c *call) getMap(req *control.MapReq) (any, error) {
 	if err := c.checkRange(req); err != nil {
 		return nil, err
 	}
+	c.watchMap(req)
 	if err := c.l.valid(c.ctx); err != nil {
 		return nil, err
 	}
@@ -297,6 +306,7 @@ func (c *call) allocate(req *control.MapReq) (any, error) {
 	if err := c.checkRange(req); err != nil {
 		return nil, err
 	}
+	c.watchMap(req)
 	if err := c.l.valid(c.ctx); err != nil {
 		return nil, err
 	}

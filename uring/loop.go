@@ -100,9 +100,9 @@ type Loop struct {
 
 	wake wakeup
 
-	timeoutAt int64 // when the TIMEOUT entry in flight fires; kernels without timeouts in enter
-	state     loopState
-	done      chan struct{}
+	alarms alarms
+	state  loopState
+	done   chan struct{}
 
 	turns, sqes, completions uint64
 }
@@ -355,8 +355,8 @@ func (l *Loop) enter() error {
 		return l.ring.Submit()
 	}
 	defer l.wake.awake()
-	if timeout > 0 && !l.ring.HasTimeout() {
-		l.submitTimeout(timeout)
+	if timeout > 0 && l.setAlarm(timeout) {
+		timeout = Forever
 	}
 	waitFor, minWait := uint32(1), int64(0)
 	if l.o.WaitFor > 1 && l.ring.features&featMinTimeout != 0 {
@@ -377,23 +377,6 @@ var keepers atomic.Int32
 // mayKeep says whether one more loop may do so: goroutines must have as many processors left as
 // there are CPUs. Programs with a loop ask for more of them (cmd/cli.SpareProcs).
 func mayKeep(loops int32) bool { return int(loops) <= runtime.GOMAXPROCS(0)-runtime.NumCPU() }
-
-// submitTimeout wakes the loop in time on kernels where enter takes no timeout. A timeout that
-// fires too early, for a timer that was moved, only costs a turn.
-func (l *Loop) submitTimeout(timeout int64) {
-	at := l.now + timeout
-	if l.timeoutAt > l.now && l.timeoutAt <= at {
-		return
-	}
-	s := l.sqe()
-	if s == nil {
-		return // submissions are stuck: completions will wake the loop
-	}
-	l.ring.wait.time = unix.NsecToTimespec(timeout)
-	PrepTimeout(s, &l.ring.wait.time)
-	s.SetUserData(0)
-	l.timeoutAt = at
-}
 
 // reap takes all completions and calls back.
 func (l *Loop) reap() int {

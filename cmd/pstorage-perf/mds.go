@@ -33,12 +33,13 @@ type mdsOptions struct {
 	keep           bool
 	parts          []string
 	seconds        float64
+	gcSeconds      float64
 	profile        string
 	err            io.Writer
 }
 
 // mdsParts are what is measured, in this order; each works on what the ones before it left.
-var mdsParts = []string{"state", "snapshot", "loss", "rates"}
+var mdsParts = []string{"state", "gc", "snapshot", "loss", "rates"}
 
 func newMDS() *cobra.Command {
 	o := mdsOptions{err: os.Stderr}
@@ -49,6 +50,8 @@ func newMDS() *cobra.Command {
 		Long: `Mds measures metadata servers, each in a process of its own, in parts:
 
   state      make a state of that size (nothing is measured)
+  gc         pauses of the garbage collector beside a load of changes, each for --gc-seconds: as
+             they come (own_gc_), and with one cycle after the other (gc_)
   snapshot   resident memory over that of an empty server; a snapshot beside a load of changes:
              how long the state is held at a time, when nobody reads or applies (_pause), and how
              long entries take to be applied, with waiting for a CPU (_apply); load_ is without it
@@ -57,7 +60,8 @@ func newMDS() *cobra.Command {
              of CPU time of the leader
 
 Garbage collection pauses (gc_pause) have in them the time until all threads have stopped
-(gc_stopping), which is waiting for CPUs; the percentiles are upper bounds of histogram buckets.
+(gc_stopping), and the time that the thread which starts them again is without a CPU because of
+those that it has started; the percentiles are upper bounds of histogram buckets.
 
 At 1 PiB (--chunks 16777216) each part takes about a minute; parts can be run one by one on a
 directory that is kept (--dir, --keep).`,
@@ -88,6 +92,7 @@ func (o *mdsOptions) stateFlags(cmd *cobra.Command) {
 	cmd.Flags().Uint64Var(&o.chunks, "chunks", 1<<20, "chunks")
 	cmd.Flags().IntVar(&o.files, "files", 100000, "files that have them")
 	cmd.Flags().IntVar(&o.servers, "servers", 1000, "chunk servers")
+	cmd.Flags().Float64Var(&o.gcSeconds, "gc-seconds", 10, "of each measurement of gc")
 }
 
 func (o *mdsOptions) run(ctx context.Context) (f mds.Figures, err error) {
@@ -118,7 +123,7 @@ func (o *mdsOptions) run(ctx context.Context) (f mds.Figures, err error) {
 	}
 	all := mds.Figures{"chunks": float64(o.chunks)}
 	steps := map[string]func(context.Context) (mds.Figures, error){"state": o.state,
-		"snapshot": o.snapshot, "loss": o.loss, "rates": o.rates}
+		"gc": o.gc, "snapshot": o.snapshot, "loss": o.loss, "rates": o.rates}
 	for _, p := range mdsParts {
 		if !slices.Contains(o.parts, p) {
 			continue
@@ -160,6 +165,10 @@ func (o *mdsOptions) snapshot(ctx context.Context) (mds.Figures, error) {
 	return f, nil
 }
 
+func (o *mdsOptions) gc(ctx context.Context) (mds.Figures, error) {
+	return o.child(ctx, "gc")
+}
+
 func (o *mdsOptions) loss(ctx context.Context) (mds.Figures, error) {
 	return o.child(ctx, "loss")
 }
@@ -171,7 +180,8 @@ func (o *mdsOptions) command(ctx context.Context, what string, args ...string) (
 		return nil, err
 	}
 	all := append([]string{"mds-child", what, o.dir, "--chunks", fmt.Sprint(o.chunks), "--files",
-		fmt.Sprint(o.files), "--servers", fmt.Sprint(o.servers)}, args...)
+		fmt.Sprint(o.files), "--servers", fmt.Sprint(o.servers), "--gc-seconds",
+		fmt.Sprint(o.gcSeconds)}, args...)
 	if o.profile != "" {
 		all = append(all, "--profile", o.profile)
 	}
@@ -244,6 +254,9 @@ func (o *mdsOptions) runChild(ctx context.Context, what string, node int) (mds.F
 			ClusterName: mo.Cred.ClusterName, Addr: alone[0].Addr})
 	case "empty":
 		return mds.MeasureEmpty(ctx, empty, mo)
+	case "gc":
+		mo.Loss = time.Duration(o.gcSeconds * float64(time.Second))
+		return mds.MeasureGC(ctx, one, mo)
 	case "snapshot":
 		return mds.MeasureSnapshot(ctx, one, mo)
 	case "loss":

@@ -31,6 +31,7 @@ var canaries = map[string]canary{
 	"read-above":        {cs: chunk.Canary{ReadAbove: true}},
 	"no-crc":            {cs: chunk.Canary{NoCRC: true}},
 	"no-dirty":          {cs: chunk.Canary{NoDirty: true}},
+	"no-hold":           {cs: chunk.Canary{NoHold: true}},
 	"no-history":        {cs: chunk.Canary{NoHistory: true}},
 	"trust-partial":     {cs: chunk.Canary{TrustPartial: true}},
 	"no-lease-wait":     {mds: mds.SimCanary{NoLeaseWait: true}},

@@ -63,6 +63,7 @@ type world struct {
 	violations []string
 	events     []control.Event
 	configs    map[dataplane.ChunkID]control.ChunkConfig
+	strand     *strand                    // nil: none
 	recovered  map[dataplane.ChunkID]bool // a head was asked to add a member
 	ops        int
 	copies     copyCounts
@@ -89,6 +90,7 @@ func runSeed(cfg config) (res result) {
 	w.sc = newScenario(w.sim.Rand("scenario"))
 	w.chooseGhost()
 	w.chooseLeases()
+	w.chooseStrand()
 	if cfg.fix != nil {
 		cfg.fix(&w.sc)
 	}
@@ -374,11 +376,31 @@ func (c *rpc) answered(from int, payload []byte, err error) {
 // push delivers what the leader sends by itself, or not.
 func (m *metaServers) push(instance uint64, op dataplane.Opcode, payload []byte) {
 	n, from := m.procs[instance], m.ips[m.leader]
+	if op == control.OpMapChanged {
+		m.tellClient(instance, from, op, payload)
+		return
+	}
 	m.w.sim.After(m.w.delay(), func() {
 		if n != nil && n.instance == instance && !n.env.Dead() && !m.w.net.IsCut(from, n.ip) {
 			n.pushed(op, payload)
 		}
 	})
+}
+
+// tellClient brings a push to a client's process, if that still lives: soon, and now and then once
+// more much later, when it may be of no use any more.
+func (m *metaServers) tellClient(peer uint64, from string, op dataplane.Opcode, payload []byte) {
+	tell := func() {
+		for _, c := range m.w.cl {
+			if c.peer == peer && !c.env.Dead() && !m.w.net.IsCut(from, c.ip) {
+				c.pushed(op, payload)
+			}
+		}
+	}
+	m.w.sim.After(m.w.delay(), tell)
+	if m.w.between(0, 4) == 0 {
+		m.w.sim.After(m.w.between(100*ms, 5*sec), tell)
+	}
 }
 
 // gone tells the leader that a process's connection was reset.
@@ -412,6 +434,7 @@ func (w *world) applied() {
 			continue
 		}
 		w.trace("chunk %v: epoch %d, members %v", c.Chunk, c.Epoch, c.Members)
+		w.strand.moved(w, &old, &c)
 		for _, m := range old.Members {
 			if !hasMember(&c, m.CS) {
 				w.excluded(&c, m.CS)

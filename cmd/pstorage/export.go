@@ -147,6 +147,7 @@ func exportNBD(ctx context.Context, a *app, o *nbdOptions, files []string, out i
 		return err
 	}
 	defer removePID()
+	cli.SpareProcs() // the client's loop keeps its processor
 	within, cancel := context.WithTimeout(ctx, exportReach)
 	c, err := client.Open(within, client.ClientOptions{Cred: &cred, MDSAddrs: cli.MDSAddrs(conf),
 		Log: log, Loop: uring.LoopOptions{PoolSize: exportPool}})

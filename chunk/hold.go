@@ -1,0 +1,91 @@
+package chunk
+
+import (
+	"pstorage/dataplane"
+	"pstorage/dataplane/control"
+	"pstorage/ssdcache"
+	"pstorage/uring"
+)
+
+// A move takes a member out of the configuration at the same moment at which it puts the target
+// in. If the head is lost for good between that moment and the activations, what the target holds
+// is all that is left besides the other members; in a chunk of two copies there are none, and the
+// member that left forgets. So before the metadata servers are asked the target makes its copy one
+// that outlives its process: held.
+//
+//	a held copy     is of the epoch before the change, complete up to the last seq of it at which
+//	                all members are sealed
+//	at a SEAL       it says so, and that all of the chunk was touched: it is brought to the history
+//	                of a member that got on, and is the one to copy from if nobody else is left
+//	must not happen that writes are acknowledged without it in the epoch that it is of, and the
+//	                change is committed after that. So the head has on record that it asked
+//	                (unsure): whatever becomes of its process, it takes an epoch of its own before
+//	                it writes again, and the change can't be committed any more
+//	afterwards      a server that isn't a member is told to forget it, or it is copied to anew
+
+// hold makes a complete copy one that outlives the process.
+func (h *history) hold() { h.patch(0, dataplane.ChunkSize) }
+
+// held says whether this is such a copy, or as little to be relied on.
+func (h *history) held() bool {
+	return !h.unfinished && bounding(h.patched).length == dataplane.ChunkSize
+}
+
+// holdCopy is the head's part, before the members of a chunk that moves are changed.
+func (s *settler) holdCopy(next func()) {
+	if s.join == nil || s.join.leaving == 0 || s.sh.canary.NoHold {
+		next()
+		return
+	}
+	sh, r := s.sh, s.r
+	sh.store.touch(r.slot)
+	me := control.CSAddr{CS: sh.id}
+	s.each("hold the copy", []control.CSAddr{me, s.join.target},
+		func(_ int, p *peer, done func(error)) {
+			h := dataplane.Header{Op: dataplane.OpActivate, Chunk: r.id, Epoch: s.cfg.Epoch,
+				Seq: s.verdict.last}
+			p.call(h, nil, nil, func(a *dataplane.Header, _, _ []byte, _ *uring.Buf, err error) {
+				if err == nil && a.Status != dataplane.OK && a.Status != dataplane.Malformed {
+					err = dataplane.E("hold the copy at "+p.String(), a.Status, nil)
+				}
+				done(err) // Malformed: a program that knows of no held copies
+			})
+		}, func(_ int, done func(error)) {
+			sh.appendRecord(ssdcache.Record{Kind: ssdcache.Meta, Slot: r.slot, Chunk: r.id,
+				Epoch: s.cfg.Epoch, Meta: []byte{metaUnsure}}, done)
+		}, next)
+}
+
+// holdTarget is the target's part.
+func (sh *Shard) holdTarget(l *link, h *dataplane.Header, r *replica) {
+	q := *h
+	switch {
+	case sh.dead != nil:
+		l.refuse(h, dataplane.IOError)
+		return
+	case !r.copying() || h.Epoch != r.sealEpoch || h.Epoch <= r.epoch || h.Seq > maxSeq:
+		l.refuse(h, dataplane.Conflict)
+		return
+	case r.direct && !r.kept:
+		sh.keepDirect(r, func(err error) {
+			switch {
+			case err != nil:
+				l.reply(&q, dataplane.IOError)
+			case r.gone || r.state != sealed || r.sealer != any(l):
+				l.reply(&q, dataplane.NotReady)
+			default:
+				sh.holdTarget(l, &q, r)
+			}
+		})
+		return
+	}
+	r.history.activate(h.Epoch, h.Seq, nil)
+	r.hold()
+	sh.store.touch(r.slot)
+	rec := ssdcache.Record{Kind: ssdcache.Meta, Slot: r.slot, Chunk: r.id, Epoch: h.Epoch,
+		Seq: h.Seq, Commit: h.Seq, Meta: []byte{metaActivate, metaHeld}}
+	if r.direct {
+		rec.Meta[0], r.direct = metaFilled, false
+	}
+	sh.appendRecord(rec, func(err error) { l.reply(&q, dataplane.KindOf(err)) })
+}

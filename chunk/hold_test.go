@@ -1,0 +1,65 @@
+package chunk
+
+import (
+	"testing"
+
+	"pstorage/dataplane"
+)
+
+// TestHeldCopy: what a held copy says after a restart, from the log and from the slot table, until
+// it is activated.
+func TestHeldCopy(t *testing.T) {
+	var logged, tabled history
+	logged.replayMeta(5, 42, []byte{metaFilled, metaHeld})
+	tabled.activate(5, 42, nil)
+	tabled.hold()
+	r := &replica{id: 1<<40 | 3, history: tabled}
+	var e slotEntry
+	r.fillEntry(&e)
+	tabled = history{}
+	tabled.load(&e)
+	for name, h := range map[string]*history{"log": &logged, "slot table": &tabled} {
+		r := &replica{slot: 1, history: *h}
+		tail := tailOf(r)
+		if !r.held() || r.copying() || tail.epoch != 5 || tail.last != 42 || tail.commit != 42 ||
+			tail.unfinished() || !tail.patched() {
+			t.Errorf("%s: held %v, copying %v, %+v", name, r.held(), r.copying(), tail)
+		}
+		if d := r.dirtyFor(6, 42, true, nil); d.covers(5, 42) {
+			t.Errorf("%s: the dirty map after a held copy covers the epoch of the copy", name)
+		}
+		if h.activate(6, 42, nil); h.held() {
+			t.Errorf("%s: still held when active", name)
+		}
+	}
+
+	// One that got on is the winner; the held copy gets everything. If it is alone it stands for all.
+	var again history
+	again.replayMeta(5, 42, []byte{metaActivate, metaHeld})
+	held := tailOf(&replica{slot: 1, history: again})
+	on := memberTail{epoch: 5, last: 50, commit: 50}
+	if v := decide(true, []memberTail{held, on}); v.winner != 1 || len(v.lost) > 0 ||
+		len(v.copies) != 1 || v.copies[0].to != 0 {
+		t.Errorf("with one that got on: %+v", v)
+	}
+	if v := decide(true, []memberTail{held}); v.dataLost || v.winner != 0 || v.last != 42 {
+		t.Errorf("alone: %+v", v)
+	}
+}
+
+// TestUnsureOutlives: that a move was asked for is on record with the epoch, and with that only.
+func TestUnsureOutlives(t *testing.T) {
+	for _, unsure := range []dataplane.Epoch{0, 2, 3} {
+		r := &replica{id: 7, history: history{epoch: 3}, unsure: unsure}
+		var e, back slotEntry
+		r.fillEntry(&e)
+		b := make([]byte, entrySize)
+		e.put(b, 4)
+		if err := back.decode(b, 4); err != nil {
+			t.Fatal(err)
+		}
+		if back.unsure != (unsure == 3) {
+			t.Errorf("epoch 3, unsure at %d: the slot table says %v", unsure, back.unsure)
+		}
+	}
+}
