@@ -223,7 +223,8 @@ func TestDocuments(t *testing.T) {
 	for _, line := range []string{"configure-cs -r " + n.path("cs1"), "file-info /", "get-attr /",
 		"set-attr / replicas=2:1", "set-config user.team=storage", "get-config", "get-event",
 		"list-nodes", "list-clients", "list-services", "list-keys", "stat", "top", "mount",
-		"version", "scrub start", "scrub status", "rm-cs 2", "rm-cs 2 --cancel", "report -f " + n.path("report.tar.gz")} {
+		"version", "scrub start", "scrub status", "rm-cs 2", "rm-cs 2 --cancel",
+		"report -f " + n.path("report.tar.gz")} {
 		args := append(strings.Fields(line), "-o", "json")
 		name := args[0]
 		if name == "scrub" {

@@ -76,11 +76,11 @@ func TestTopScreen(t *testing.T) {
 	terminal.InjectKey(tcell.KeyRune, 'c', 0)
 	eventually(t, "clients in place of servers", func() bool {
 		return shown("CLIENT") && shown("c1ie47") && shown("/mnt/a") && shown("gone") &&
-			!shown("127.0.0.1:2520") && strings.HasPrefix(first(), "c1ie47")
+			!shown("127.0.0.1:2520") && strings.HasPrefix(first(), "dead") // in reverse still
 	})
 	terminal.InjectKey(tcell.KeyRune, 's', 0)
 	eventually(t, "clients in another order", func() bool {
-		return strings.HasPrefix(first(), "dead") && shown("s sort (writes)")
+		return strings.HasPrefix(first(), "c1ie47") && shown("s sort (writes, reversed)")
 	})
 	terminal.InjectKey(tcell.KeyRune, 'c', 0)
 	eventually(t, "servers again", func() bool { return shown("127.0.0.1:2520") && !shown("CLIENT ") })
