@@ -64,7 +64,6 @@ func isClientOp(op dataplane.Opcode) bool {
 func (c *call) clientDocs() (*control.ClientsDoc, error) {
 	l := c.l
 	byID := make(map[uint64]*control.ClientDoc)
-	mounts := make(map[uint64]map[string]bool)
 	l.clients.mu.Lock()
 	now := l.now()
 	for p, seen := range l.clients.list {
@@ -84,17 +83,14 @@ func (c *call) clientDocs() (*control.ClientsDoc, error) {
 	held := func(id uint64, lease *fileLease) {
 		d := byID[id]
 		if d == nil {
-			d = &control.ClientDoc{ID: fmt.Sprintf("%x", id), Host: lease.host, Mounts: []string{}}
+			d = &control.ClientDoc{ID: fmt.Sprintf("%x", id), Host: cutClient(lease.host),
+				Mounts: []string{}}
 			byID[id] = d
 		}
 		d.Writes++
-		if m := mounts[id]; lease.mount != "" && !m[lease.mount] && len(m) < maxMountsShown {
-			if m == nil {
-				m = make(map[string]bool)
-				mounts[id] = m
-			}
-			m[lease.mount] = true
-			d.Mounts = append(d.Mounts, lease.mount)
+		mount := cutClient(lease.mount)
+		if mount != "" && len(d.Mounts) < maxMountsShown && !slices.Contains(d.Mounts, mount) {
+			d.Mounts = append(d.Mounts, mount)
 		}
 	}
 	if err := l.scanLeases(held); err != nil {
@@ -123,10 +119,14 @@ func (c *call) clientDocs() (*control.ClientsDoc, error) {
 }
 
 const (
-	maxMountsShown  = 8
-	maxClientsShown = 2000 // so that they fit one message
+	// With these bounds the document fits one message.
+	maxClientsShown = 1000
+	maxMountsShown  = 4   // of one client
+	maxClientText   = 128 // bytes of a host's name or a mount
 	maxSilence      = int64(1<<63 - 1)
 )
+
+func cutClient(text string) string { return text[:min(len(text), maxClientText)] }
 
 // scanLeases calls f for every file that somebody may write, holding the state for short moments
 // only.
@@ -144,7 +144,7 @@ func (l *leader) scanLeases(f func(holder uint64, lease *fileLease)) error {
 			}
 		}
 		fsm.mu.RUnlock()
-		if end == len(pages) || page > end {
+		if end == len(pages) {
 			return nil
 		}
 		if l.ctx.Err() != nil {
