@@ -128,9 +128,17 @@ func newTrioOf(t *testing.T, bin string) *trio {
 	if err := os.Mkdir(c.mount, 0o755); err != nil {
 		t.Fatal(err)
 	}
-	c.client.ok("", "mount", c.mount)
+	c.mountIt()
 	t.Cleanup(func() { c.client.run("", "pstorage", "umount", "--lazy", c.mount) })
 	return c
+}
+
+// mountIt mounts the cluster on the client.
+func (c *trio) mountIt() {
+	c.t.Helper()
+	if r := c.client.run("", "pstorage-mount", "-c", "c1", c.mount); r.status != 0 {
+		c.t.Fatalf("mount: %s", r.stderr)
+	}
 }
 
 // healthy waits until all servers are there, vote, and every chunk has all its copies.

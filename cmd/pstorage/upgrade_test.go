@@ -169,9 +169,9 @@ func TestUpgradeRolling(t *testing.T) {
 	writer.end()
 	reader.end()
 	same("the old mount")
-	c.client.ok("", "umount", "--lazy", c.mount)
 	c.client.bin = ""
-	c.client.ok("", "mount", c.mount)
+	c.client.ok("", "umount", "--lazy", c.mount)
+	c.mountIt()
 	same("a new mount")
 	c.client.ok("", "rotate-keys")
 	c.healthy(3)
