@@ -90,6 +90,7 @@ func Open(ctx context.Context, o ClientOptions) (*Client, error) {
 	eo.Meta = &rpcMeta{ctx: c.ctx, ctl: ctl, post: c.loop.Post, log: o.Log, host: o.Host,
 		mount: o.Mount}
 	c.eng = NewEngine(eo)
+	c.loop.SetDepth(func() int { return c.eng.ops })
 	go func() {
 		if err := c.loop.Run(); err != nil {
 			c.log.Error("the client's event loop ended; all I/O fails from now on", "err", err)
