@@ -67,7 +67,8 @@ type leader struct {
 	relistNs int64 // not before then is the next inventory asked for
 	full     fullness
 	fence    fencer
-	keepers  keepers // guards itself
+	keepers  keepers  // guards itself
+	watch    mapWatch // guards itself
 }
 
 // csLink is the leader's view of a chunk server's process.
@@ -203,6 +204,7 @@ func (l *leader) run() {
 		l.pushRecoveries()
 		l.scanOn()
 		l.pushForgets()
+		l.pushMaps()
 		l.relistOne()
 		l.reap()
 	}

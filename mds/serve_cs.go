@@ -520,6 +520,9 @@ func (c *call) reconfigure(req *control.ReconfigureReq) (any, error) {
 	f.mu.RLock()
 	defer f.mu.RUnlock()
 	l.displaced(&before, &res.Rec)
+	if res.Rec.Epoch != before.Epoch {
+		l.watch.changed(&res.Rec)
+	}
 	if len(out) == 0 {
 		l.forgetMoved(&res.Rec, moved)
 	}

@@ -73,6 +73,7 @@ var handlers = map[dataplane.Opcode]handler{
 	control.OpGrow:          on(forClients, (*call).grow),
 	control.OpGetMap:        on(forClients, (*call).getMap),
 	control.OpAllocate:      on(forClients, (*call).allocate),
+	control.OpWatchMaps:     on(forClients, (*call).watchMaps),
 	control.OpStatFS:        on(forClients, (*call).statFS),
 	control.OpGetXattr:      on(forClients, (*call).getXattr),
 	control.OpSetXattr:      on(forClients, (*call).setXattr),
@@ -129,6 +130,7 @@ func (s *server) handleBy(ctx context.Context, l *leader, h handler, peer *contr
 func (s *server) Gone(peer *control.Peer) {
 	if l := s.lead.Load(); l != nil {
 		l.keepers.gone(peer)
+		l.watch.gone(peer)
 		l.gone(peer)
 	}
 }
@@ -291,6 +293,7 @@ func (c *call) getMap(req *control.MapReq) (any, error) {
 	if err := c.checkRange(req); err != nil {
 		return nil, err
 	}
+	c.watchMap(req)
 	if err := c.l.valid(c.ctx); err != nil {
 		return nil, err
 	}
@@ -301,6 +304,7 @@ func (c *call) allocate(req *control.MapReq) (any, error) {
 	if err := c.checkRange(req); err != nil {
 		return nil, err
 	}
+	c.watchMap(req)
 	if err := c.l.valid(c.ctx); err != nil {
 		return nil, err
 	}

@@ -188,6 +188,7 @@ func (s *Sim) Tick() {
 	l.pushSettles()
 	l.pushRecoveries()
 	l.pushForgets()
+	l.pushMaps()
 	if len(s.srv.r.fsm.s.orphans) > 0 {
 		s.start(l.reap)
 	}

@@ -32,6 +32,7 @@ func Client(c *client.Client, labels ...string) Collector {
 			{"pstorage_client_late_answers", "Answers that nobody waited for any more", s.Late},
 			{"pstorage_client_bad_crcs", "Answers that didn't match their checksums", s.BadCRCs},
 			{"pstorage_client_map_fetches", "Questions for chunk maps", s.MapFetches},
+			{"pstorage_client_map_pushes", "Changed chunks told by the metadata servers", s.MapPushes},
 			{"pstorage_client_allocations", "Questions for new chunks", s.Allocations},
 			{"pstorage_client_connections_lost", "Connections to chunk servers lost", s.ConnsLost},
 		} {

@@ -199,6 +199,21 @@ func (c *client) read(f *file, off int64, n int) {
 	c.submit(op, func() { r.returned(op.Buf[:op.N], fmt.Sprintf("client %d", c.index+1)) })
 }
 
+// pushed takes what the metadata servers tell of changed chunk maps.
+func (c *client) pushed(op dataplane.Opcode, payload []byte) {
+	c.env.Post(func() {
+		var p control.MapPush
+		if err := control.Unmarshal(payload, &p); err != nil || op != control.OpMapChanged {
+			panic(fmt.Sprint("push to a client: ", control.OpName(op), " ", err))
+		}
+		for _, h := range c.handles {
+			if h.ID() == p.File {
+				c.eng.MapChanged(h, &p)
+			}
+		}
+	})
+}
+
 // clientMeta is the engine's way to the metadata servers.
 type clientMeta struct{ c *client }
 
@@ -223,13 +238,15 @@ func askFor[T any](m *clientMeta, op dataplane.Opcode, req any, cb func(*T, erro
 // GetMap implements client.Metadata.
 func (m *clientMeta) GetMap(file dataplane.FileID, first, count uint32,
 	cb func(*control.MapReply, error)) {
-	askFor(m, control.OpGetMap, &control.MapReq{File: file, First: first, Count: count}, cb)
+	askFor(m, control.OpGetMap, &control.MapReq{File: file, First: first, Count: count,
+		Watch: true}, cb)
 }
 
 // Allocate implements client.Metadata.
 func (m *clientMeta) Allocate(file dataplane.FileID, first, count uint32,
 	cb func(*control.MapReply, error)) {
-	askFor(m, control.OpAllocate, &control.MapReq{File: file, First: first, Count: count}, cb)
+	askFor(m, control.OpAllocate, &control.MapReq{File: file, First: first, Count: count,
+		Watch: true}, cb)
 }
 
 // Grow implements client.Metadata.

@@ -376,11 +376,31 @@ func (c *rpc) answered(from int, payload []byte, err error) {
 // push delivers what the leader sends by itself, or not.
 func (m *metaServers) push(instance uint64, op dataplane.Opcode, payload []byte) {
 	n, from := m.procs[instance], m.ips[m.leader]
+	if op == control.OpMapChanged {
+		m.tellClient(instance, from, op, payload)
+		return
+	}
 	m.w.sim.After(m.w.delay(), func() {
 		if n != nil && n.instance == instance && !n.env.Dead() && !m.w.net.IsCut(from, n.ip) {
 			n.pushed(op, payload)
 		}
 	})
+}
+
+// tellClient brings a push to a client's process, if that still lives: soon, and now and then once
+// more much later, when it may be of no use any more.
+func (m *metaServers) tellClient(peer uint64, from string, op dataplane.Opcode, payload []byte) {
+	tell := func() {
+		for _, c := range m.w.cl {
+			if c.peer == peer && !c.env.Dead() && !m.w.net.IsCut(from, c.ip) {
+				c.pushed(op, payload)
+			}
+		}
+	}
+	m.w.sim.After(m.w.delay(), tell)
+	if m.w.between(0, 4) == 0 {
+		m.w.sim.After(m.w.between(100*ms, 5*sec), tell)
+	}
 }
 
 // gone tells the leader that a process's connection was reset.

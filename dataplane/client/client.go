@@ -9,6 +9,7 @@ import (
 	"log/slog"
 	"os"
 	"sync"
+	"sync/atomic"
 
 	"pstorage/dataplane"
 	"pstorage/dataplane/control"
@@ -67,7 +68,18 @@ func Open(ctx context.Context, o ClientOptions) (*Client, error) {
 	if o.Loop.Log == nil {
 		o.Loop.Log = o.Log
 	}
-	ctl, err := control.Dial(ctx, control.Options{Addrs: o.MDSAddrs, Cred: &cred, Log: o.Log})
+	var opened atomic.Pointer[Client]
+	ctl, err := control.Dial(ctx, control.Options{Addrs: o.MDSAddrs, Cred: &cred, Log: o.Log,
+		OnPush: func(op dataplane.Opcode, payload []byte) {
+			if c := opened.Load(); c != nil {
+				c.pushed(op, payload)
+			}
+		},
+		OnConnect: func() {
+			if c := opened.Load(); c != nil {
+				c.watchAgain()
+			}
+		}})
 	if err != nil {
 		return nil, err
 	}
@@ -91,6 +103,7 @@ func Open(ctx context.Context, o ClientOptions) (*Client, error) {
 		mount: o.Mount}
 	c.eng = NewEngine(eo)
 	c.loop.SetDepth(func() int { return c.eng.ops })
+	opened.Store(c) // no file is open yet, so nothing is missed
 	go func() {
 		if err := c.loop.Run(); err != nil {
 			c.log.Error("the client's event loop ended; all I/O fails from now on", "err", err)
@@ -235,12 +248,13 @@ func ask[T any](m *rpcMeta, op dataplane.Opcode, req any, cb func(*T, error)) {
 
 func (m *rpcMeta) GetMap(file dataplane.FileID, first, count uint32,
 	cb func(*control.MapReply, error)) {
-	ask(m, control.OpGetMap, &control.MapReq{File: file, First: first, Count: count}, cb)
+	ask(m, control.OpGetMap, &control.MapReq{File: file, First: first, Count: count, Watch: true}, cb)
 }
 
 func (m *rpcMeta) Allocate(file dataplane.FileID, first, count uint32,
 	cb func(*control.MapReply, error)) {
-	ask(m, control.OpAllocate, &control.MapReq{File: file, First: first, Count: count}, cb)
+	ask(m, control.OpAllocate, &control.MapReq{File: file, First: first, Count: count, Watch: true},
+		cb)
 }
 
 func (m *rpcMeta) Grow(file dataplane.FileID, size uint64, cb func(*control.Attr, error)) {

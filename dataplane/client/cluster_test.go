@@ -29,6 +29,7 @@ type cluster struct {
 	addr   string // of the MDS
 	cred   session.Credentials
 	client *Client
+	quiet  *slog.Logger
 
 	mu     sync.Mutex // guards what follows
 	chunks map[dataplane.ChunkID][]byte
@@ -43,7 +44,7 @@ func newCluster(t testing.TB, servers int) *cluster {
 		t.Fatal(err)
 	}
 	c := &cluster{t: t, addr: l.Addr().String(), chunks: map[dataplane.ChunkID][]byte{},
-		flips: map[dataplane.CSID]bool{}}
+		flips: map[dataplane.CSID]bool{}, quiet: quiet}
 	l.Close()
 	c.cred = session.Credentials{Cluster: dataplane.ClusterID{1}, ClusterName: "test"}
 	dir := filepath.Join(t.TempDir(), "mds")

@@ -93,6 +93,7 @@ type Stats struct {
 	Retries     uint64    // parts that waited and were tried again
 	Failovers   uint64    // reads that went to another member
 	MapFetches  uint64
+	MapPushes   uint64 // entries of chunk maps that changed because the metadata servers said so
 	Allocations uint64
 	BadCRCs     uint64 // answers whose data didn't match its checksums
 	Hedges      uint64 // reads sent to another member too

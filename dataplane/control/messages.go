@@ -20,6 +20,9 @@ const (
 	OpSetXattr  = dataplane.OpControlBase + 12 // XattrReq -> Empty (Value nil and Remove: remove)
 	OpListXattr = dataplane.OpControlBase + 13 // FileReq -> XattrReply (names, each with NUL)
 
+	// OpWatchMaps: WatchMapsReq -> Empty; see mapwatch.go.
+	OpWatchMaps = dataplane.OpControlBase + 14
+
 	// File leases: who may write a file, see lease.go (clients).
 	OpAcquireLease  = dataplane.OpControlBase + 20 // AcquireLeaseReq -> LeaseReply
 	OpReleaseLeases = dataplane.OpControlBase + 21 // ReleaseLeasesReq -> Empty
@@ -48,6 +51,9 @@ const (
 	OpRecover = dataplane.OpControlBase + 50
 	OpScrub   = dataplane.OpControlBase + 51 // ScrubPush: compare the whole store with its checksums
 	OpFence   = dataplane.OpControlBase + 56 // FencePush: refuse older tokens from now on
+
+	// OpMapChanged: MapPush, from the metadata server to a client.
+	OpMapChanged = dataplane.OpControlBase + 52
 
 	// Administration.
 	OpAdmin = dataplane.OpControlBase + 64 // AdminReq -> AdminReply
@@ -185,6 +191,7 @@ type MapReq struct {
 	File  dataplane.FileID
 	First uint32
 	Count uint32
+	Watch bool // tell me when members of the file's chunks change: see mapwatch.go
 }
 
 // MaxMapRange is the most chunks in one MapReq.

@@ -25,6 +25,7 @@ var ops = [...]opRow{
 	{OpGrow, "grow", GrowReq{}, Attr{}},
 	{OpGetMap, "get chunk map", MapReq{}, MapReply{}},
 	{OpAllocate, "allocate chunks", MapReq{}, MapReply{}},
+	{OpWatchMaps, "watch chunk maps", WatchMapsReq{}, Empty{}},
 	{OpStatFS, "stat file system", Empty{}, StatFSReply{}},
 	{OpGetXattr, "get extended attribute", XattrReq{}, XattrReply{}},
 	{OpSetXattr, "set extended attribute", XattrReq{}, Empty{}},
@@ -54,6 +55,7 @@ var ops = [...]opRow{
 	{OpGrantNode, "make a node", GrantNodeReq{}, KeysReply{}},
 	{OpScrub, "scrub", ScrubPush{}, nil},
 	{OpFence, "fence", FencePush{}, nil},
+	{OpMapChanged, "chunk map changed", MapPush{}, nil},
 
 	{OpAdmin, "admin command", AdminReq{}, AdminReply{}},
 }

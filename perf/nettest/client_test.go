@@ -33,6 +33,7 @@ type clientRole struct {
 	Files   []string // Files[Own] is written, all are read
 	Own     int
 	Seed    uint64
+	Disk    string // a file of the disk that all servers share; empty: it isn't looked at
 	History string // where what happened is written to, at the end
 }
 
@@ -44,6 +45,7 @@ const (
 	readers     = 4                    // of each client
 	pace        = 2 * time.Millisecond // between two operations of a worker
 	metaPace    = 20 * time.Millisecond
+	diskBlocks  = 256 // of the file that readDisk reads
 	tellEvery   = 20 * time.Millisecond
 	giveUpAfter = 60 * time.Second
 )
@@ -59,6 +61,8 @@ const (
 	kindRead
 	kindMeta  // a question to the metadata servers
 	kindError // that an application should never have seen
+	kindDisk  // a read of the disk that all servers share, by itself
+	kinds
 )
 
 // event is one operation. Times are those of CLOCK_MONOTONIC, which all processes share.
@@ -181,6 +185,9 @@ func (r *clientRole) run() error {
 		launch((*worker).read, &read)
 	}
 	launch(func(w *worker) { w.ask(ctx, c) }, &asked)
+	if r.Disk != "" {
+		launch((*worker).readDisk, &asked)
+	}
 	go func() {
 		_, _ = io.Copy(io.Discard, os.Stdin) // whatever ends it
 		stopped.Store(true)
@@ -286,6 +293,29 @@ func (w *worker) ask(ctx context.Context, c *client.Client) {
 			fmt.Fprintln(os.Stderr, "client: metadata:", err)
 		}
 		time.Sleep(metaPace)
+	}
+}
+
+// readDisk reads the disk as the servers do, without them: what takes long there, or because this
+// process isn't run, isn't for them to answer for.
+func (w *worker) readDisk() {
+	f, err := os.OpenFile(w.role.Disk, os.O_RDONLY|unix.O_DIRECT, 0)
+	if err != nil {
+		w.record(event{Kind: kindDisk, Inv: now()}, err)
+		return
+	}
+	defer f.Close()
+	buf, err := unix.Mmap(-1, 0, blockSize, unix.PROT_READ|unix.PROT_WRITE,
+		unix.MAP_PRIVATE|unix.MAP_ANONYMOUS) // aligned
+	if err != nil {
+		w.record(event{Kind: kindDisk, Inv: now()}, err)
+		return
+	}
+	for !w.stopped.Load() {
+		e := event{Kind: kindDisk, Inv: now()}
+		_, err := f.ReadAt(buf, int64(w.rng.IntN(diskBlocks))*blockSize)
+		w.record(e, err)
+		time.Sleep(pace)
 	}
 }
 

@@ -50,12 +50,14 @@ func (c *testCluster) registerFiles(mnt string) []string {
 func (c *testCluster) startLoad(files []string, seed uint64) []*loader {
 	c.t.Helper()
 	c.must(os.Mkdir(filepath.Join(c.dir, "history"), 0o755))
+	disk := filepath.Join(c.dir, "disk")
+	c.must(os.WriteFile(disk, make([]byte, diskBlocks*blockSize), 0o644))
 	var all []*loader
 	for i, n := range c.clients {
 		l := &loader{node: n, done: make(chan error, 1),
 			history: filepath.Join(c.dir, "history", n.String())}
 		role, err := json.Marshal(clientRole{Etc: c.etc(n), Files: files, Own: i,
-			Seed: seed + uint64(i), History: l.history})
+			Seed: seed + uint64(i), Disk: disk, History: l.history})
 		c.must(err)
 		l.cmd = exec.Command(os.Args[0])
 		l.cmd.Env = append(os.Environ(), roleEnv+"="+string(role))
