@@ -8,8 +8,8 @@ import (
 	"pstorage/dataplane/control"
 )
 
-// TestClients: who asks for files is listed as long as it is connected, and after that as long as it
-// may write something; who only looks at the cluster isn't.
+// TestClients: who asks for files is listed as long as it is connected, and after that as long as
+// it may write something; who only looks at the cluster isn't.
 func TestClients(t *testing.T) {
 	c := newTestCluster(t, 1)
 	k := c.client(dataplane.RoleClient, 0xa1, nil)
