@@ -44,8 +44,8 @@ import (
 // disk that lost it is found by the checksum, like any other damage.
 //
 // A slot that had another chunk is fresh, too: its words were forgotten with the chunk. Blocks that
-// hold something go through the log: if all members tore them in place, the old and the new would be
-// gone. So do blocks of zeros, whose word would depend on the way they took, and everything with
+// hold something go through the log: if all members tore them in place, the old and the new would
+// be gone. So do blocks of zeros, whose word would depend on the way they took, and everything with
 // write-ack=memory, where a write is read before it is durable.
 type bypass struct {
 	sh *Shard
