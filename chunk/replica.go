@@ -80,7 +80,7 @@ type replica struct {
 	askedAt   int64 // when others were last said to be the ones to settle; 0: never
 
 	// Head: the chunk is being copied to a new member; the metadata servers were asked at this epoch
-	// to add one, and may yet do so. On record if a member was to leave, see hold.go.
+	// to add one, and may yet do so. On record, see hold.go.
 	copier *copier
 	unsure dataplane.Epoch
 

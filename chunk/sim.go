@@ -26,7 +26,8 @@ type Canary struct {
 	ServeUnsettled   bool // chunks in doubt are read before their members have settled
 	KeepLinks        bool // a client's older connection is served on beside its new one
 	NoExclude        bool // lost members are left out without a new epoch
-	TrustPartial     bool // a half copied replica of a returned member passes for what it was
+	TrustPartial     bool // a copy over a returned member's replica passes for it; and ForgetAsked
+	ForgetAsked      bool // that a member was asked for isn't on record
 	OldEpoch         bool // members take writes of any epoch and activation
 	RecordFirst      bool // the record of a write around the log doesn't wait for its data
 	NoHold           bool // a move is asked for before its target's copy outlives its process

@@ -478,11 +478,12 @@ func (sh *Shard) finishWrite(q *request, status dataplane.Kind) {
 }
 
 // abandonFlight gives up the writes in flight of a chunk that somebody else settles: they may or
-// may not survive, and the clients write them again.
+// may not survive, and the clients write them again. The commit mark says nothing of them: if an
+// attempt to settle had activated this member, and ended after that, it is above them.
 func (sh *Shard) abandonFlight(r *replica, status dataplane.Kind) {
-	for seq := r.commit + 1; r.flight.n > 0 && seq <= r.last; seq++ {
-		if q := r.flight.get(seq); q != nil {
-			r.flight.remove(seq)
+	for _, q := range r.flight.slots {
+		if q != nil && q.seq <= r.last {
+			r.flight.remove(q.seq)
 			sh.finishWrite(q, status)
 		}
 	}

@@ -337,7 +337,9 @@ func (m *csMeta) GetChunk(id dataplane.ChunkID, cb func(*control.ChunkConfig, er
 
 // Reconfigure implements chunk.Metadata.
 func (m *csMeta) Reconfigure(r *control.ReconfigureReq, cb func(*control.ChunkConfig, error)) {
-	m.ask(control.OpReconfigure, r, cb)
+	if !m.n.w.late.takes(m.n, r) {
+		m.ask(control.OpReconfigure, r, cb)
+	}
 }
 
 // Unreachable implements chunk.Metadata: reports are gathered for a moment.
