@@ -23,7 +23,8 @@ import (
 //
 // A block is fresh if it reads as zeros whatever lies in the slot: its word is zero, the log has
 // nothing of it, no write or ZERO above the commit mark touches it, and no write-back or punch of
-// it is in flight. So until step 5 nobody reads what steps 2 and 3 leave there, now or after a crash:
+// it is in flight. So until step 5 nobody reads what steps 2 and 3 leave there, now or after a
+// crash:
 //
 //	crash in step     | the log has       | the store has     | after the start
 //	------------------+-------------------+-------------------+---------------------------------
