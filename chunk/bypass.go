@@ -15,15 +15,16 @@ import (
 // with their checksums, so each byte is written to the disk once instead of twice.
 //
 //  1. takes: the write is one of a stream, its blocks are fresh, see below. It joins the chunk's
-//     line, in which the writes behind it wait, so that the log gets a chunk's records in their order.
+//     line, in which the writes behind it wait: the log gets a chunk's records in their order.
 //  2. At the end of the turn the data is written to its place in the store, neighbours together.
 //  3. Sync of the store, one for all that has been written by then.
 //  4. The record is appended, in its turn in the line. From now on it is an append like any other.
 //  5. It is durable: the words of the blocks are set, then the write is acknowledged.
 //
 // A block is fresh if it reads as zeros whatever lies in the slot: its word is zero, the log has
-// nothing of it, no write or ZERO above the commit mark touches it, and no write-back or punch of it
-// is in flight. So until step 5 nobody reads what steps 2 and 3 leave there, now or after a crash:
+// nothing of it, no write or ZERO above the commit mark touches it, and no write-back or punch of
+// it is in flight. So until step 5 nobody reads what steps 2 and 3 leave there, now or after a
+// crash:
 //
 //	crash in step     | the log has       | the store has     | after the start
 //	------------------+-------------------+-------------------+---------------------------------
@@ -44,8 +45,8 @@ import (
 // disk that lost it is found by the checksum, like any other damage.
 //
 // A slot that had another chunk is fresh, too: its words were forgotten with the chunk. Blocks that
-// hold something go through the log: if all members tore them in place, the old and the new would be
-// gone. So do blocks of zeros, whose word would depend on the way they took, and everything with
+// hold something go through the log: if all members tore them in place, the old and the new would
+// be gone. So do blocks of zeros, whose word would depend on the way they took, and everything with
 // write-ack=memory, where a write is read before it is durable.
 type bypass struct {
 	sh *Shard
