@@ -180,8 +180,9 @@ func (sh *Shard) refuseWaiting(r *replica, status dataplane.Kind) {
 	var keep requestList
 	for q := r.queue.cut(); q != nil; {
 		next := q.next
-		if q.merging {
+		if q.merging { // its memory is in use until all is read, which the disk may never do
 			q.status = status
+			sh.answer(q, status)
 			keep.push(q)
 		} else {
 			sh.drop(q, status)
@@ -497,7 +498,7 @@ func (s *settler) exclude() {
 		s.activateOthers()
 		return
 	}
-	s.holdCopy(func() { s.changeMembers(ids) })
+	s.beforeAsking(func() { s.changeMembers(ids) })
 }
 
 // changeMembers asks the metadata servers for a configuration with these members.

@@ -327,6 +327,9 @@ func (sh *Shard) append(q *request, buf *uring.Buf, zero bool) {
 		q.app.Kind = ssdcache.Zero
 		q.app.CRCs, q.app.Data, q.app.Buf = nil, nil, nil
 	}
+	if sh.bypass.takes(q, buf) {
+		return
+	}
 	sh.log.Append(&q.app)
 	q.data = nil // copied, or held through buf
 }
@@ -334,6 +337,9 @@ func (sh *Shard) append(q *request, buf *uring.Buf, zero bool) {
 // appendDone is called when the log has a write durable, in the order of appends.
 func (sh *Shard) appendDone(q *request) {
 	sh.gauges.appendEnds(sh.env.Now(), q.began)
+	if q.app.Kind == ssdcache.Stored {
+		sh.bypass.logged(q)
+	}
 	if q.app.Err != nil {
 		sh.fail(q.app.Err)
 		q.status = dataplane.IOError
@@ -472,11 +478,12 @@ func (sh *Shard) finishWrite(q *request, status dataplane.Kind) {
 }
 
 // abandonFlight gives up the writes in flight of a chunk that somebody else settles: they may or
-// may not survive, and the clients write them again.
+// may not survive, and the clients write them again. The commit mark says nothing of them: if an
+// attempt to settle had activated this member, and ended after that, it is above them.
 func (sh *Shard) abandonFlight(r *replica, status dataplane.Kind) {
-	for seq := r.commit + 1; r.flight.n > 0 && seq <= r.last; seq++ {
-		if q := r.flight.get(seq); q != nil {
-			r.flight.remove(seq)
+	for _, q := range r.flight.slots {
+		if q != nil && q.seq <= r.last {
+			r.flight.remove(q.seq)
 			sh.finishWrite(q, status)
 		}
 	}

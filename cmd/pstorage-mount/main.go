@@ -48,10 +48,11 @@ fusermount3 -u) or the process gets SIGTERM.
 
 Options of -o: allow_other (the default for root) and noallow_other: other users may
 (not) use the mount; ro: read-only; fsname=NAME: what the mount table shows;
-fuse-uring=auto|on|off: whether the kernel's requests come over io_uring (Linux 6.14), which takes
-less CPU, or by /dev/fuse. auto, the default, takes io_uring where the kernel has it, and as root
-switches it on there (fuse.enable_uring); the log says which it is. Options of mount(8) that change
-nothing here (defaults, _netdev, noatime, x-systemd.*) are accepted.
+fuse-uring=auto|on|off: whether the kernel's requests come over io_uring (Linux 6.14) or by
+/dev/fuse. Over io_uring a request takes less CPU, and with many requests under way more are served;
+one at a time is as quick by /dev/fuse, or a little quicker. auto, the default, takes io_uring where
+the kernel has it, and as root switches it on there (fuse.enable_uring); the log says which it is.
+Options of mount(8) that change nothing here (defaults, _netdev, noatime, x-systemd.*) are accepted.
 
 A line of fstab(5) is: pstorage://CLUSTER /pcs fuse.pstorage _netdev 0 0. There the options
 log=FILE and metrics=IP:PORT stand for the flags.`,
