@@ -124,7 +124,11 @@ func (c *call) own(cs dataplane.CSID) error {
 		c.tellForeign(cs, err)
 		return err
 	}
-	if err := c.setOwner(cs, c.peer.Node, version); err != nil {
+	switch err := c.setOwner(cs, c.peer.Node, version); {
+	case dataplane.KindOf(err) == dataplane.Conflict:
+		// Perhaps by the same process, over a connection that it gave up; a conflict would end it.
+		return c.fail(dataplane.NotReady, "CS %d is being registered: ask again", cs)
+	case err != nil:
 		return err
 	}
 	if owner != 0 {
