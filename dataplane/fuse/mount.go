@@ -45,9 +45,9 @@ type Options struct {
 // OverRing is the choice between FUSE over io_uring and /dev/fuse.
 type OverRing uint8
 
-// The choices. Auto is io_uring where the kernel has it and lets us. Compared in turns, at depths of
-// 32 and 128 the serving process took 7 to 33 % less CPU per request in nine comparisons of ten; at
-// depth 1 there was nothing to tell from noise.
+// The choices. Auto is io_uring where the kernel has it and lets us. Compared in turns, at depths
+// of 32 and 128 the serving process took 7 to 33 % less CPU per request in nine comparisons of ten;
+// at depth 1 there was nothing to tell from noise.
 const (
 	Auto OverRing = iota
 	On
