@@ -9,7 +9,8 @@ MOUNT ?= $(CURDIR)/run/mnt
 CS ?= 3
 
 .DEFAULT_GOAL := help
-.PHONY: help up down man deb rpm build lib quick test test-long test-net demo sim bench fmt
+.PHONY: help up down man deb rpm build lib quick test test-long test-net test-guide lint demo sim \
+	bench fmt
 
 help: ## this list
 	@grep -E '^[a-z-]+:.*## ' Makefile | sed -E 's/:.*## /\t/' | expand -t 14
@@ -44,15 +45,22 @@ rpm: man ## RPM packages, in ./bin/rpm (VERSION=...; needs rpmbuild)
 	@cmd/packaging/rpm/build bin bin/rpm $(VERSION)
 	@ls bin/rpm/*.rpm
 
-test: ## install what is missing, run all tests and the short demo (root for all of it)
+test: ## install what is missing, run all tests, the guide and the short demo (root for all of it)
 	@.ci/test
 
-test-long: ## the same without -short, and the demo in full
+test-long: ## the same without -short, a browser on the web page, and the demo in full
 	@.ci/test -long
 
 test-net: ## real processes on networks of their own, links cut and processes killed (root)
 	@.ci/deps test
 	@.ci/net
+
+test-guide: ## the getting-started guide, typed on five machines of network namespaces (root)
+	@.ci/deps test
+	@go test -count=1 -timeout 5m -v -run 'TestGuide$$' ./cmd/packaging
+
+lint: ## vet, staticcheck, govulncheck, manual pages, shell scripts; says what it left out
+	@.ci/lint
 
 demo: build ## a container on replicated storage, kills, bad input, speed (root)
 	@.ci/deps test

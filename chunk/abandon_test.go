@@ -21,11 +21,11 @@ func TestAbandonedAboveTheMark(t *testing.T) {
 	w.mustWrite(chunkA, 0, pattern(1, 4096))
 	head := w.nodes[0]
 	r := head.sh.chunks[chunkA]
-	w.slowLogs(3600 * sec)
+	w.slowLogs(3600 * sec) // no member acknowledges anything
 	st := w.askWrite(0, 4096, pattern(2, 4096))
 	w.must(func() bool { return r.flight.n == 1 }, sec, "a write in flight")
 	head.env.Do(func() {
-		r.commitTo(r.last)
+		r.history.activate(r.epoch, r.last, nil)
 		head.sh.SetLease(0)
 		head.sh.refuseAll(r, dataplane.NoLease)
 	})

@@ -498,7 +498,7 @@ func (s *settler) exclude() {
 		s.activateOthers()
 		return
 	}
-	s.holdCopy(func() { s.changeMembers(ids) })
+	s.beforeAsking(func() { s.changeMembers(ids) })
 }
 
 // changeMembers asks the metadata servers for a configuration with these members.

@@ -253,9 +253,8 @@ func TestRecoverDelayedAddition(t *testing.T) {
 			before := x.acked
 			w.must(func() bool { return x.acked > before+50 }, 30*sec, "writes go on")
 			if !c.commit {
-				_, err := w.md.reconfigure(held)
-				if late := err == nil; late != c.restart {
-					t.Errorf("the late addition was committed: %v", late)
+				if _, err := w.md.reconfigure(held); err == nil {
+					t.Error("the late addition was committed")
 				}
 			}
 			w.md.reported = nil
@@ -267,12 +266,13 @@ func TestRecoverDelayedAddition(t *testing.T) {
 	}
 }
 
-// An addition is committed late, when the chunk has taken more writes without the new member. What
-// it got before isn't believed.
+// An addition is committed late, when the chunk has taken more writes without the new member, as
+// the head that asked is an older program, with no record of it. What it got isn't believed.
 func TestRecoverLateAdditionGetsAll(t *testing.T) {
 	w := newWorld(t, 4000, 4)
 	w.md.add(chunkA, 2, 1, 2)
 	w.mustWrite(chunkA, 0, pattern(1, 4096))
+	w.nodes[0].sh.canary.ForgetAsked = true
 	var held *control.ReconfigureReq
 	w.md.hold = func(req *control.ReconfigureReq, cb func(*control.ChunkConfig, error)) bool {
 		if held != nil || !slices.Contains(req.Members, 4) {

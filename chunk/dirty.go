@@ -151,7 +151,7 @@ const (
 	metaActivate   = 1
 	metaUnfinished = 2 // a copy to this replica begins, over what it holds
 	metaFilled     = 3 // metaActivate of a copy, parts of which were only ever in the store
-	metaUnsure     = 4 // the metadata servers are asked at this epoch to move the chunk; seq is 0
+	metaUnsure     = 4 // the metadata servers are asked at this epoch to add a member; seq is 0
 	metaHeld       = 1 // second byte of metaActivate and metaFilled: hold.go
 )
 

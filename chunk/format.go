@@ -43,7 +43,7 @@ import (
 //	     0    8 chunk id; 0: the slot is free
 //	     8    4 epoch
 //	    12    4 flags: 1 a copy that was begun and never activated, 2 has a dirty map, 4 the
-//	           metadata servers were asked at this epoch to move the chunk
+//	           metadata servers were asked at this epoch to add or to move a member
 //	    16    8 last seq that is durable here
 //	    24    8 commit mark
 //	    32    4 tail: byte offset of the range that writes above the commit mark touched

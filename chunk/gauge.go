@@ -66,6 +66,11 @@ type peerGauge struct {
 func (sh *Shard) Gauge(req *control.HeartbeatReq) {
 	now, g := sh.env.Now(), &sh.gauges
 	req.Stats.LogWaitNs, req.Stats.ReadWaitNs = g.log.take(), g.reads.take()
+	for _, q := range sh.reqs {
+		if q.link != nil { // not answered yet
+			req.Stats.Queue++
+		}
+	}
 	if g.pending > 0 {
 		req.StallNs = now - g.progress
 	}

@@ -102,6 +102,16 @@ func (h *history) above(mark dataplane.Seq, off, length uint32) dataplane.Seq {
 	return 0
 }
 
+// overlapped says whether a write above the commit mark and before seq touches the range.
+func (h *history) overlapped(seq dataplane.Seq, off, length uint32) bool {
+	for _, e := range h.uncommitted() {
+		if e.seq < seq && e.overlaps(off, length) {
+			return true
+		}
+	}
+	return false
+}
+
 // patch notes that a range was changed out of order. An unfinished copy doesn't count its parts:
 // whoever goes on with it sends them again.
 func (h *history) patch(off, length uint32) {

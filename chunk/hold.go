@@ -7,6 +7,13 @@ import (
 	"pstorage/uring"
 )
 
+// What is on record before the metadata servers are asked to add a member or to move one.
+//
+// The head has on record that it asks (unsure). The request may be on its way, or in a queue, when
+// the head's process ends; committed late, it would make a member of one that lacks what the next
+// process has acknowledged without it. That process takes an epoch of its own before it writes,
+// whether it has heard of the request or not, and the change can't be committed any more.
+//
 // A move takes a member out of the configuration at the same moment at which it puts the target
 // in. If the head is lost for good between that moment and the activations, what the target holds
 // is all that is left besides the other members; in a chunk of two copies there are none, and the
@@ -18,9 +25,7 @@ import (
 //	at a SEAL       it says so, and that all of the chunk was touched: it is brought to the history
 //	                of a member that got on, and is the one to copy from if nobody else is left
 //	must not happen that writes are acknowledged without it in the epoch that it is of, and the
-//	                change is committed after that. So the head has on record that it asked
-//	                (unsure): whatever becomes of its process, it takes an epoch of its own before
-//	                it writes again, and the change can't be committed any more
+//	                change is committed after that: unsure
 //	afterwards      a server that isn't a member is told to forget it, or it is copied to anew
 
 // hold makes a complete copy one that outlives the process.
@@ -31,16 +36,22 @@ func (h *history) held() bool {
 	return !h.unfinished && bounding(h.patched).length == dataplane.ChunkSize
 }
 
-// holdCopy is the head's part, before the members of a chunk that moves are changed.
-func (s *settler) holdCopy(next func()) {
-	if s.join == nil || s.join.leaving == 0 || s.sh.canary.NoHold {
+// beforeAsking is the head's part, before the members are changed.
+func (s *settler) beforeAsking(next func()) {
+	if s.join == nil {
 		next()
 		return
 	}
 	sh, r := s.sh, s.r
 	sh.store.touch(r.slot)
-	me := control.CSAddr{CS: sh.id}
-	s.each("hold the copy", []control.CSAddr{me, s.join.target},
+	var list []control.CSAddr
+	if !sh.canary.ForgetAsked && !sh.canary.TrustPartial {
+		list = append(list, control.CSAddr{CS: sh.id})
+	}
+	if s.join.leaving != 0 && !sh.canary.NoHold {
+		list = append(list, s.join.target)
+	}
+	s.each("put on record what is asked for", list,
 		func(_ int, p *peer, done func(error)) {
 			h := dataplane.Header{Op: dataplane.OpActivate, Chunk: r.id, Epoch: s.cfg.Epoch,
 				Seq: s.verdict.last}

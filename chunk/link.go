@@ -230,7 +230,7 @@ func (l *link) throttle() {
 	if l.paused {
 		div = 2
 	}
-	want := l.sh.dead == nil && !l.sh.log.Room()
+	want := l.sh.dead == nil && l.sh.tight()
 	if l.role != dataplane.RoleCS {
 		want = want || l.inflight > maxConnInflight/div || l.c.Queued() > maxConnQueued/div
 	}

@@ -3,6 +3,7 @@ package chunk
 import (
 	"errors"
 	"fmt"
+	"slices"
 
 	"pstorage/dataplane"
 	"pstorage/ssdcache"
@@ -15,7 +16,8 @@ import (
 //  2. staging area: complete a checkpoint that a power cut interrupted.
 //  3. slot table: what was known of each chunk at the last checkpoint.
 //  4. log: what happened since then, in order.
-//  5. what ZERO records since then cleared is cleared again in the CRC pages.
+//  5. what ZERO records since then cleared is cleared again in the CRC pages, and what Stored
+//     records say of blocks is set again, in the order of the log.
 //
 // After it every chunk is unsettled: nothing is served of it before its members agreed.
 type opener struct {
@@ -233,9 +235,9 @@ func (o *opener) record(rec *ssdcache.Record) {
 	default:
 		r.replay(rec.Epoch, rec.Seq, rec.Commit, rec.Offset, rec.Length)
 		st.touch(rec.Slot)
-		if rec.Kind == ssdcache.Zero {
+		if rec.Kind == ssdcache.Zero || rec.Kind == ssdcache.Stored {
 			o.zeros = append(o.zeros, zeroing{slot: rec.Slot, block: rec.Offset / dataplane.BlockSize,
-				end: (rec.Offset + rec.Length) / dataplane.BlockSize})
+				end: (rec.Offset + rec.Length) / dataplane.BlockSize, sums: slices.Clone(rec.Sums)})
 		}
 	}
 }
@@ -284,9 +286,9 @@ func (o *opener) disown(r *replica) {
 	o.zeros = kept
 }
 
-// redoZeros clears the words that ZERO records since the last checkpoint cleared. The log writes
-// nothing back before: it would set the word of a newer write, and have its checkpoint forget a
-// record that isn't redone yet.
+// redoZeros clears the words that ZERO records since the last checkpoint cleared, and sets those
+// that Stored records set. The log writes nothing back before: it would set the word of a newer
+// write, and have its checkpoint forget a record that isn't redone yet.
 func (o *opener) redoZeros() {
 	if len(o.zeros) == 0 {
 		o.finish()
@@ -294,9 +296,13 @@ func (o *opener) redoZeros() {
 	}
 	o.zero = o.zeros[0]
 	o.zeros = o.zeros[1:]
-	first := o.zero.block
+	first, stored := o.zero.block, o.zero.sums != nil
 	o.zero.done = func(z *zeroing) {
-		o.sh.store.holes.mark(z.slot, first, z.end-first)
+		if stored {
+			o.sh.store.holes.unmark(z.slot, first, z.end)
+		} else {
+			o.sh.store.holes.mark(z.slot, first, z.end-first)
+		}
 		o.sh.later(o.redoZeros)
 	}
 	o.sh.store.zero(&o.zero)

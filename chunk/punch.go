@@ -128,7 +128,7 @@ func (p *puncher) run(h *holes) (first, end uint32, ok bool) {
 		if first, end, ok = h.runFrom(at); !ok {
 			return 0, 0, false
 		}
-		if !p.st.writesTo(h.slot, first, end) {
+		if !p.st.writesTo(h.slot, first, end) && !p.st.bypassed(h.slot, first, end) {
 			return first, end, true
 		}
 	}

@@ -56,6 +56,11 @@ type replica struct {
 
 	busy int32 // requests that this server's log or store isn't done with
 
+	// Writes that wait for their turn to be appended, behind one that goes around the log; and how
+	// far the last writes were one behind the other.
+	line        requestList
+	run, runEnd uint32
+
 	// While sealed: who may patch and activate (a *link or a *settler), and the promise to answer
 	// him once everything accepted is durable.
 	sealer    any
@@ -75,7 +80,7 @@ type replica struct {
 	askedAt   int64 // when others were last said to be the ones to settle; 0: never
 
 	// Head: the chunk is being copied to a new member; the metadata servers were asked at this epoch
-	// to add one, and may yet do so. On record if a member was to leave, see hold.go.
+	// to add one, and may yet do so. On record, see hold.go.
 	copier *copier
 	unsure dataplane.Epoch
 

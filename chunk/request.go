@@ -37,6 +37,10 @@ type request struct {
 	status  dataplane.Kind
 	relayed bool // member: passed on while it arrived
 
+	line     lineState
+	page     *crcPage // of a write that goes around the log
+	atBypass int      // its place in bypass.all
+
 	app  ssdcache.Append
 	zero zeroing
 	rd   blockRead
@@ -80,6 +84,7 @@ func (sh *Shard) newRequest(l *link, h *dataplane.Header, r *replica) *request {
 	q.off, q.length = h.Offset, h.Length
 	l.inflight++
 	r.refs++
+	sh.underWay++
 	return q
 }
 
@@ -100,6 +105,7 @@ func (sh *Shard) free(q *request) {
 	q.status, q.due = dataplane.OK, 0
 	q.app.Data, q.app.CRCs, q.app.Buf, q.app.Err = nil, nil, nil, nil
 	q.next, sh.freeReqs = sh.freeReqs, q
+	sh.underWay--
 	sh.release(r)
 }
 

@@ -33,6 +33,9 @@ type ShardOptions struct {
 	Log *slog.Logger // nil: slog.Default()
 	// SameDisk says that store and log lie on the same disk.
 	SameDisk bool
+	// BypassFrom is from how many bytes on writes of fresh blocks go around the log (bypass.go); 0:
+	// streams of full parts do if SameDisk is set; negative: none.
+	BypassFrom int
 	// CRCBudget is how many bytes of CRC pages are kept in memory; 0: 64 MiB.
 	CRCBudget int
 	// ScrubPeriod is how long a pass of the scrubber over the store takes; 0: 14 days; negative: it
@@ -88,6 +91,7 @@ type Shard struct {
 	out      dataplane.Header // being sent: connections copy it, but a local one would escape
 	reqs     []*request
 	freeReqs *request
+	underWay int // requests, out of reqs
 	pieces   *readPiece
 
 	settleQueue []*settler // requests wait for them
@@ -97,6 +101,7 @@ type Shard struct {
 	copiers     []*copier
 	pace        copyPace
 	scrub       scrubber
+	bypass      bypass
 	digests     int // being computed
 
 	tellFirst, tellLast *replica
@@ -148,6 +153,8 @@ func Open(o ShardOptions, done func(*Shard, error)) {
 	sh.pace.init(sh)
 	sh.store = newStore(o.Store, o.Env, o.Pool, o.Log)
 	sh.store.onFail = sh.fail
+	sh.bypass.init(sh, &o)
+	sh.store.bypassed = sh.bypass.writesTo
 	sh.store.onDamaged = sh.pageDamaged
 	(&opener{sh: sh, o: &o, done: done}).start()
 }
@@ -238,7 +245,7 @@ func (sh *Shard) runLater() {
 }
 
 // tight says whether a write has to wait for the log, which lets in what it can write back.
-func (sh *Shard) tight() bool { return !sh.log.Room() }
+func (sh *Shard) tight() bool { return !sh.log.Room() || sh.bypass.crowded() }
 
 // stall has the chunk's queue looked at again soon.
 func (sh *Shard) stall(r *replica) {
@@ -515,7 +522,7 @@ func (sh *Shard) idle() bool {
 			return false
 		}
 	}
-	return sh.scrub.idle() && sh.digests == 0 && sh.store.holes.idle()
+	return sh.scrub.idle() && sh.digests == 0 && sh.store.holes.idle() && !sh.bypass.loading
 }
 
 func (sh *Shard) closeAll(done func(error)) {

@@ -26,8 +26,10 @@ type Canary struct {
 	ServeUnsettled   bool // chunks in doubt are read before their members have settled
 	KeepLinks        bool // a client's older connection is served on beside its new one
 	NoExclude        bool // lost members are left out without a new epoch
-	TrustPartial     bool // a half copied replica of a returned member passes for what it was
+	TrustPartial     bool // a copy over a returned member's replica passes for it; and ForgetAsked
+	ForgetAsked      bool // that a member was asked for isn't on record
 	OldEpoch         bool // members take writes of any epoch and activation
+	RecordFirst      bool // the record of a write around the log doesn't wait for its data
 	NoHold           bool // a move is asked for before its target's copy outlives its process
 	NoHistory        bool // a dirty map misses what was written since the exclusion
 }
@@ -113,6 +115,9 @@ func (sh *Shard) SimBlockAt(id dataplane.ChunkID, block uint32) (off int64, ok b
 
 // Leased says whether the server may serve now.
 func (sh *Shard) Leased() bool { return sh.env.Now() < sh.lease.Load() && sh.dead == nil }
+
+// SimBypassed is how many writes have gone around the log.
+func (sh *Shard) SimBypassed() uint64 { return sh.bypass.count }
 
 // SimAbandon gives the memory of a shard back whose process was killed. Nothing may call it again.
 func (sh *Shard) SimAbandon() {

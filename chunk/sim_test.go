@@ -38,6 +38,9 @@ type world struct {
 	cache int64 // bytes of the log
 	crcs  int   // bytes of CRC pages in memory
 	same  bool  // logs are written back as on the disk of their store
+
+	bypass int // ShardOptions.BypassFrom
+	canary Canary
 }
 
 type node struct {
@@ -175,6 +178,7 @@ func (nd *node) open() {
 			Store: nd.store, Cache: nd.cache, Cred: simCred(dataplane.RoleCS, uint64(nd.cs)),
 			Metadata: &nodeMD{nd, nd.env}, ID: nd.cs, Log: w.log.With("cs", nd.cs),
 			CRCBudget: w.crcs, SameDisk: w.same, WallClock: w.sim.Now,
+			BypassFrom: w.bypass, Canary: w.canary,
 			OnFail: func(err error) { nd.failed = err }},
 			func(sh *Shard, err error) {
 				if err != nil {

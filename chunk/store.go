@@ -32,11 +32,12 @@ type store struct {
 	filled    uint64   // blocks in gaps written again, since the start
 	unsynced  bool     // something was written since the last sync
 	flushing  flusher
-	onFail    func(error)              // the disk failed
-	onDamaged func(slot, block uint32) // a CRC page, from this block on, was damaged
-	dead      error                    // why the store isn't used any more
-	residue   map[uint32]bool          // free slots of which the log may still hold blocks
-	holes     puncher                  // gives the space of zeroed blocks back
+	onFail    func(error)                        // the disk failed
+	onDamaged func(slot, block uint32)           // a CRC page, from this block on, was damaged
+	dead      error                              // why the store isn't used any more
+	bypassed  func(slot, block, end uint32) bool // a write around the log to it is on its way
+	residue   map[uint32]bool                    // free slots of which the log may still hold blocks
+	holes     puncher                            // gives the space of zeroed blocks back
 
 	stamp      stamp         // of the pass that is under way, or the last one
 	marked     uint64        // number of the last complete one
@@ -342,6 +343,7 @@ type zeroing struct {
 	slot  uint32
 	block uint32 // next block to do
 	end   uint32
+	sums  []byte // in replay: the blocks' checksums instead of zeros
 	wait  pageWait
 	done  func(*zeroing)
 }
@@ -363,7 +365,13 @@ func (z *zeroing) step() {
 }
 
 func (z *zeroing) page(p *crcPage) {
-	for n := min(z.end, (z.block/wordsPerPage+1)*wordsPerPage); z.block < n; z.block++ {
+	n := min(z.end, (z.block/wordsPerPage+1)*wordsPerPage)
+	if z.sums != nil {
+		here := 4 * (n - z.block)
+		p.setSums(z.block, z.sums[:here])
+		z.block, z.sums = n, z.sums[here:]
+	}
+	for ; z.block < n; z.block++ {
 		p.setWord(z.block, wordZeros)
 	}
 	z.step()

@@ -327,6 +327,9 @@ func (sh *Shard) append(q *request, buf *uring.Buf, zero bool) {
 		q.app.Kind = ssdcache.Zero
 		q.app.CRCs, q.app.Data, q.app.Buf = nil, nil, nil
 	}
+	if sh.bypass.takes(q, buf) {
+		return
+	}
 	sh.log.Append(&q.app)
 	q.data = nil // copied, or held through buf
 }
@@ -334,6 +337,9 @@ func (sh *Shard) append(q *request, buf *uring.Buf, zero bool) {
 // appendDone is called when the log has a write durable, in the order of appends.
 func (sh *Shard) appendDone(q *request) {
 	sh.gauges.appendEnds(sh.env.Now(), q.began)
+	if q.app.Kind == ssdcache.Stored {
+		sh.bypass.logged(q)
+	}
 	if q.app.Err != nil {
 		sh.fail(q.app.Err)
 		q.status = dataplane.IOError

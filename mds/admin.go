@@ -54,6 +54,8 @@ func (c *call) adminDoc(req *control.AdminReq) (any, error) {
 		return c.l.stat(), nil
 	case control.AdminListServices:
 		return c.l.services(), nil
+	case control.AdminListClients:
+		return c.clientDocs()
 	case control.AdminEvents:
 		return withArgs(req, c.events)
 	case control.AdminFileInfo:

@@ -2,20 +2,25 @@ package mds
 
 import (
 	"bytes"
+	"cmp"
 	"compress/gzip"
 	"encoding/binary"
+	"encoding/json"
 	"io"
 	"os"
 	"path/filepath"
+	"slices"
 	"testing"
 
 	"pstorage/dataplane"
 	"pstorage/dataplane/control"
+	"pstorage/dataplane/session"
 )
 
 // What each version wrote is kept in testdata/vN and must be read for ever: snapshots, and log
 // entries with the state that they make of a snapshot. PSTORAGE_RECORD=vN makes the files of this
-// version; they are made once, when it is released, and never changed.
+// version, the highest number. They are made anew when it writes something more, which a test
+// notices, until it is released; then never again.
 
 // recordedCommands has one command of each kind, for the state of snapshot.gz.
 func recordedCommands() []command {
@@ -37,7 +42,36 @@ func recordedCommands() []command {
 		&cmdSetConfig{Key: "a", Value: "b"},
 		&cmdReap{},
 		&cmdUnlink{origin{1, 2}, control.UnlinkReq{Parent: 1, Name: "new"}},
+		&cmdLease{Action: leaseGrant, File: 2, Client: 7, Host: "h", Mount: "/m"},
+		&cmdLease{Action: leaseRelease, File: 2, Client: 7, Token: 3, Unclean: true},
+		&cmdReconfigure{Chunk: dataplane.NewChunkID(1, 1), Epoch: 1,
+			Members: []dataplane.CSID{2, 3, 4}, Moved: true},
+		&cmdMarkCS{CS: 2, Drain: drainCancel},
+		&cmdMarkCS{CS: 3, Dropped: true},
 	}
+}
+
+// recordedState is richState, with leases and keys.
+func recordedState(t *testing.T) *State {
+	s := richState(t)
+	do(t, s, 7, &cmdLease{Action: leaseGrant, File: 2, Client: 5, Host: "host", Mount: "/mnt"})
+	do(t, s, 7, &cmdLease{Action: leaseRevoke, File: 2, By: "somebody"})
+	keys, set := NewClusterKeys(s.clusterID, "first", true)
+	if set.Private == ([32]byte{}) {
+		t.Fatal("no keys")
+	}
+	text, err := json.Marshal(keys)
+	if err != nil {
+		t.Fatal(err)
+	}
+	do(t, s, 8, &cmdSetConfig{Key: keysKey, Value: string(text)})
+	node, err := json.Marshal(nodeRecord{Host: "second", Roles: session.AllRoles, TimeNs: 8,
+		Revoked: true})
+	if err != nil {
+		t.Fatal(err)
+	}
+	do(t, s, 8, &cmdSetConfig{Key: nodeKey(1 << 56), Value: string(node)})
+	return s
 }
 
 func readRecord(t *testing.T, path string) []byte {
@@ -127,12 +161,70 @@ func TestEarlierVersions(t *testing.T) {
 	}
 }
 
+// TestRecordIsComplete says that what this version's files have in them is all that it writes: each
+// command with all its fields, each kind of block, and keys.
+func TestRecordIsComplete(t *testing.T) {
+	dirs, err := filepath.Glob("testdata/v*")
+	if err != nil || len(dirs) == 0 {
+		t.Fatal("nothing is recorded: ", err)
+	}
+	dir := slices.MaxFunc(dirs, func(a, b string) int {
+		return cmp.Or(cmp.Compare(len(a), len(b)), cmp.Compare(a, b))
+	})
+	advise := "; record this version's files anew, PSTORAGE_RECORD=" + filepath.Base(dir)
+	seen := map[uint8]bool{}
+	for b := readRecord(t, filepath.Join(dir, "entries.gz")); len(b) > 0; {
+		n := binary.LittleEndian.Uint32(b)
+		now, commands, err := decodeEntry(b[4 : 4+n])
+		if err != nil || len(commands) != 1 {
+			t.Fatal(len(commands), err)
+		}
+		seen[commands[0].op()] = true
+		if !bytes.Equal(encodeEntry(now, commands[0]), b[4:4+n]) {
+			t.Errorf("%T has fields that aren't recorded%s", commands[0], advise)
+		}
+		b = b[4+n:]
+	}
+	for op := range 256 {
+		if newCommand(uint8(op)) != nil && !seen[uint8(op)] {
+			t.Errorf("command %d isn't recorded%s", op, advise)
+		}
+	}
+	snap := readRecord(t, filepath.Join(dir, "snapshot.gz"))
+	blocks, types := &blockReader{r: bytes.NewReader(snap)}, map[uint8]bool{}
+	for !types[blockEnd] {
+		b, err := blocks.next()
+		if err != nil {
+			t.Fatal(err)
+		}
+		types[b.typ] = true
+	}
+	for _, typ := range []uint8{blockHead, blockFiles, blockCS, blockConfig, blockEvents, blockDedupe,
+		blockPages, blockLeaseHead, blockLeases} {
+		if !types[typ] {
+			t.Errorf("no block of type %d is recorded%s", typ, advise)
+		}
+	}
+	s, err := Restore(bytes.NewReader(snap))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer s.Close()
+	if !bytes.Equal(dump(t, s), snap) {
+		t.Errorf("this version writes another snapshot of what it reads%s", advise)
+	}
+	keys, err := keysOf(s, nil)
+	if err != nil || keys.keys == nil || len(keys.nodes) == 0 {
+		t.Errorf("recorded keys: %+v, %v", keys, err)
+	}
+}
+
 // record writes the files of this version.
 func record(t *testing.T, dir string) {
 	if err := os.MkdirAll(dir, 0o755); err != nil {
 		t.Fatal(err)
 	}
-	s := richState(t)
+	s := recordedState(t)
 	defer s.Close()
 	writeRecord(t, filepath.Join(dir, "snapshot.gz"), dump(t, s))
 	var entries []byte

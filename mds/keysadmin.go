@@ -86,6 +86,16 @@ func (c *call) behind(k *keysState) []string {
 	return list
 }
 
+// repeated says whether this very request was carried out before, and came again over another
+// connection.
+func (c *call) repeated() bool {
+	f := c.r.fsm
+	f.mu.RLock()
+	defer f.mu.RUnlock()
+	e, seen := f.s.seen[dedupeKey{c.from.Peer, c.from.Req}]
+	return seen && e.kind == dataplane.OK
+}
+
 // rotateKeys takes a step of a rotation.
 func (c *call) rotateKeys(args *control.RotateKeysArgs) (any, error) {
 	k, _, err := c.keysNow()
@@ -99,6 +109,9 @@ func (c *call) rotateKeys(args *control.RotateKeysArgs) (any, error) {
 			return nil, c.fail(dataplane.NotSupported, "this server has no keys that can be rotated")
 		}
 		keys = &ClusterKeys{Generations: []KeyGeneration{{Key: old.Key}}}
+	}
+	if c.repeated() {
+		return c.keysDoc() // the answer was lost: the old connection's key isn't accepted any more
 	}
 	if args.Step != keys.next() {
 		return nil, c.fail(dataplane.Conflict, "the next step of the rotation is %q, not %.20q",

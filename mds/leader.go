@@ -68,6 +68,7 @@ type leader struct {
 	full     fullness
 	fence    fencer
 	keepers  keepers  // guards itself
+	clients  clients  // guards itself
 	watch    mapWatch // guards itself
 }
 

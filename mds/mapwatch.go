@@ -1,6 +1,7 @@
 package mds
 
 import (
+	"cmp"
 	"slices"
 	"sync"
 
@@ -152,7 +153,7 @@ type mapNews struct {
 func (l *leader) pushMaps() {
 	for _, n := range l.watch.take() {
 		slices.SortStableFunc(n.changes, func(a, b mapChange) int {
-			return int(min(max(int64(a.file)-int64(b.file), -1), 1))
+			return cmp.Compare(a.file, b.file)
 		})
 		for first := 0; first < len(n.changes); {
 			end := first + 1

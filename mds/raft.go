@@ -20,8 +20,8 @@ import (
 	"pstorage/dataplane/session"
 )
 
-// Raft's times. With three servers a new leader serves within about 2 s of the old one's death; a
-// server that is alone needs no patience.
+// Raft's times. With three servers a new leader serves within about 1 s of the old one's death, 2 s
+// if votes are split (see silence.go); a server that is alone needs no patience.
 const (
 	electionTime  = 450 * time.Millisecond
 	leaderLease   = 350 * time.Millisecond

@@ -119,6 +119,7 @@ func (s *server) handleBy(ctx context.Context, l *leader, h handler, peer *contr
 	if l == nil {
 		return nil, s.r.notLeader()
 	}
+	l.clients.note(peer, op, l)
 	from := origin{peer.ID, reqID}
 	if from.Peer == 0 {
 		from.Peer = anonymous
@@ -130,6 +131,7 @@ func (s *server) handleBy(ctx context.Context, l *leader, h handler, peer *contr
 func (s *server) Gone(peer *control.Peer) {
 	if l := s.lead.Load(); l != nil {
 		l.keepers.gone(peer)
+		l.clients.gone(peer)
 		l.watch.gone(peer)
 		l.gone(peer)
 	}

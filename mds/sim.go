@@ -58,6 +58,7 @@ type Sim struct {
 	spawned []func()
 	pushes  []simPush
 	peers   map[uint64]*control.Peer
+	chunks  []control.ChunkConfig // what Chunks returned; nil: something was applied since
 }
 
 // simTask is a handler being run.
@@ -282,7 +283,7 @@ func (s *Sim) apply(t *simTask) {
 	if err != nil {
 		panic(err)
 	}
-	t.res = res[0]
+	t.res, s.chunks = res[0], nil
 	s.o.Applied()
 }
 
@@ -295,9 +296,13 @@ func (l *leader) background(f func()) {
 	go f()
 }
 
-// Chunks lists all chunks as committed.
+// Chunks lists all chunks as committed. The list isn't to be changed: who waits for something asks
+// for it after each event.
 func (s *Sim) Chunks() []control.ChunkConfig {
-	var list []control.ChunkConfig
+	if s.chunks != nil {
+		return s.chunks
+	}
+	list := []control.ChunkConfig{}
 	st := s.srv.r.fsm.s
 	for slot := range st.table.Slots() {
 		rec := st.table.At(slot)
@@ -311,6 +316,7 @@ func (s *Sim) Chunks() []control.ChunkConfig {
 		}
 		list = append(list, c)
 	}
+	s.chunks = list
 	return list
 }
 

@@ -12,7 +12,7 @@ import (
 // Append is a record on its way to the log. It is owned by the log from Log.Append until Done.
 type Append struct {
 	Record
-	// CRCs are 4 bytes per block, Data only. Copied at once.
+	// CRCs are 4 bytes per block, Data and Stored only. Copied at once.
 	CRCs []byte
 	// Data is Length bytes, Data only. It is copied at once, unless it is larger than CopyMax, page
 	// aligned, and in Buf, which the log then retains instead.
@@ -117,6 +117,9 @@ func (l *Log) Append(a *Append) {
 		l.addData(b, a)
 	case Zero:
 		l.DropRange(a.Slot, a.Offset/blockSize, a.Length/blockSize)
+	case Stored:
+		l.DropRange(a.Slot, a.Offset/blockSize, a.Length/blockSize)
+		l.stored++
 	case Drop:
 		l.Drop(a.Slot)
 	}
@@ -142,7 +145,7 @@ func (l *Log) checkAppend(a *Append) {
 		why = "no such slot"
 	case a.Done == nil:
 		why = "no Done"
-	case len(a.CRCs) != 4*a.blocks() || len(a.Data) != blockSize*a.blocks():
+	case len(a.CRCs) != 4*a.sums() || len(a.Data) != blockSize*a.blocks():
 		why = "lengths of data and CRCs don't fit"
 	default:
 		return

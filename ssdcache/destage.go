@@ -39,6 +39,7 @@ const (
 	tickEvery     = 1e9     // to find out whether the log is idle
 	probeEvery    = 8       // rounds: one begins with
 	probeOps      = 8       // write-backs without gaps, see fillsGaps
+	maxStored     = 1 << 16 // Stored records that replay leaves to the owner, or little more
 )
 
 type phase uint8
@@ -181,7 +182,7 @@ func (l *Log) startDestage() {
 	}
 	if l.draining != nil {
 		l.drain()
-	} else if l.fill() >= l.o.DestageAt {
+	} else if l.fill() >= l.o.DestageAt || l.stored > maxStored {
 		l.destage.idle = false
 		l.destage.begin()
 	}
@@ -215,6 +216,7 @@ func (d *destager) begin() {
 	d.gone = 0
 	d.written, d.moved, d.superseded, d.ops = 0, 0, 0, 0
 	d.base, d.writeRest, d.moving = d.last, false, false
+	l.stored = 0
 	l.stats.Rounds++
 	d.phase = collecting
 	l.pace.begin()

@@ -19,7 +19,7 @@ import (
 //
 //	offset size field
 //	     0    8 magic "PSLOGSB\x01"
-//	     8    4 version (3; 2 had no Moved records, 1 no Clean ones)
+//	     8    4 version (4; 3 had no Stored records, 2 no Moved ones, 1 no Clean ones)
 //	    12    4 bytes of a segment
 //	    16    8 owner
 //	    24    8 format id: random, so that what an earlier format left is not taken for ours
@@ -40,7 +40,7 @@ import (
 //
 //	offset size field
 //	     0    8 magic "PSLOGBA\x01"
-//	     8    2 version (3)
+//	     8    2 version (4)
 //	    10    2 header blocks
 //	    12    4 data blocks
 //	    16    8 owner
@@ -70,9 +70,9 @@ import (
 //	28    4 zero
 //	32    8 seq
 //	40    8 commit mark
-//	48      Data, Clean and Moved: CRC32C of each block, 4 bytes each; then meta
+//	48      Data, Clean, Moved and Stored: CRC32C of each block, 4 bytes each; then meta
 const (
-	version         = 3 // written; older ones can be read
+	version         = 4 // written; older ones can be read
 	blockSize       = dataplane.BlockSize
 	firstBlock      = 16 // of segment 0
 	superSize       = blockSize
@@ -87,7 +87,7 @@ const (
 // Limits of a Record.
 const (
 	MaxMeta = 1024               // bytes of Record.Meta
-	MaxData = dataplane.PartSize // bytes of one Data record
+	MaxData = dataplane.PartSize // bytes of one Data or Stored record
 )
 
 // MaxSlots is the most slots a store can have (16 TiB of chunks).
@@ -122,6 +122,9 @@ const (
 	// Moved are blocks of a segment that is to be used again, as they were. The log makes it itself,
 	// with Chunk, Epoch, Seq and Commit 0: the owner has learnt those from the first record.
 	Moved RecordKind = 6
+	// Stored are blocks that lie in the store, durable since before the record was appended: only
+	// their checksums are here. To the index it is like Zero; the owner makes its store agree.
+	Stored RecordKind = 7
 )
 
 // Record is one entry of the log.
@@ -132,9 +135,10 @@ type Record struct {
 	Epoch  dataplane.Epoch
 	Seq    dataplane.Seq
 	Commit dataplane.Seq
-	Offset uint32 // bytes in the chunk, block-aligned; Data and Zero
-	Length uint32 // bytes, block-aligned, Data (at most MaxData) and Zero
+	Offset uint32 // bytes in the chunk, block-aligned; Data, Stored and Zero
+	Length uint32 // bytes, block-aligned; Data and Stored (at most MaxData), Zero
 	Meta   []byte // owner-defined, at most MaxMeta bytes; any kind may carry it
+	Sums   []byte // of a Stored record in replay: CRC32C of each block, 4 bytes each
 }
 
 func (r *Record) hasData() bool { return r.Kind == Data || r.Kind == Clean || r.Kind == Moved }
@@ -147,14 +151,22 @@ func (r *Record) blocks() int {
 	return int(r.Length / blockSize)
 }
 
+// sums is how many blocks the record has the checksums of.
+func (r *Record) sums() int {
+	if r.Kind == Stored {
+		return int(r.Length / blockSize)
+	}
+	return r.blocks()
+}
+
 // headerBytes is what the record takes of a batch header.
-func (r *Record) headerBytes() int { return entrySize + 4*r.blocks() + (len(r.Meta)+3)&^3 }
+func (r *Record) headerBytes() int { return entrySize + 4*r.sums() + (len(r.Meta)+3)&^3 }
 
 // check says what is wrong with a record.
 func (r *Record) check() string {
-	ranged := r.hasData() || r.Kind == Zero
+	ranged := r.hasData() || r.Kind == Zero || r.Kind == Stored
 	switch {
-	case r.Kind < Data || r.Kind > Moved:
+	case r.Kind < Data || r.Kind > Stored:
 		return "unknown kind"
 	case len(r.Meta) > MaxMeta:
 		return "too much meta"
@@ -166,7 +178,7 @@ func (r *Record) check() string {
 		return "range not aligned to blocks"
 	case r.Offset > dataplane.ChunkSize || r.Length > dataplane.ChunkSize-r.Offset:
 		return "range outside the chunk"
-	case r.hasData() && r.Length > MaxData:
+	case r.Kind != Zero && r.Length > MaxData:
 		return "too much data"
 	case r.Slot >= MaxSlots:
 		return "slot number too high"
@@ -188,7 +200,7 @@ func (r *Record) put(b []byte) (crcs []byte) {
 	le.PutUint32(b[28:], 0)
 	le.PutUint64(b[32:], uint64(r.Seq))
 	le.PutUint64(b[40:], uint64(r.Commit))
-	at := entrySize + 4*r.blocks()
+	at := entrySize + 4*r.sums()
 	clear(b[at+copy(b[at:], r.Meta) : n])
 	return b[entrySize:at]
 }
@@ -217,7 +229,7 @@ func (r *Record) decode(b []byte) (crcs []byte, n int, err error) {
 		return nil, 0, formatError(why)
 	}
 	meta := int(le.Uint16(b[2:]))
-	at := entrySize + 4*r.blocks()
+	at := entrySize + 4*r.sums()
 	n = at + (meta+3)&^3
 	if meta > MaxMeta || n > len(b) {
 		return nil, 0, formatError("entry runs over the header")
@@ -228,6 +240,9 @@ func (r *Record) decode(b []byte) (crcs []byte, n int, err error) {
 		}
 	}
 	r.Meta = b[at : at+meta]
+	if r.Kind == Stored {
+		r.Sums = b[entrySize:at]
+	}
 	return b[entrySize:at], n, nil
 }
 

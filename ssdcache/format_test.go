@@ -2,6 +2,7 @@ package ssdcache
 
 import (
 	"bytes"
+	"slices"
 	"testing"
 
 	"pstorage/dataplane"
@@ -17,6 +18,7 @@ func sampleHeader() (header, []byte) {
 		{Kind: Meta, Slot: 1, Chunk: 1, Meta: []byte("hello")},
 		{Kind: Zero, Offset: 4096, Length: 1 << 20, Seq: 6},
 		{Kind: Drop, Slot: 2},
+		{Kind: Stored, Slot: 4, Offset: 4096, Length: 65536, Seq: 7},
 	} {
 		crcs := r.put(b[h.used:])
 		for i := range crcs {
@@ -42,13 +44,13 @@ func TestHeaderRoundTrip(t *testing.T) {
 		switch {
 		case r.Kind == Data && (len(crcs) != 12 || r.Length != 12288 || r.Seq != 5 || data != 0),
 			r.Kind == Meta && (string(r.Meta) != "hello" || data != 3),
-			r.Kind == Zero && (r.Offset != 4096 || r.Length != 1<<20):
+			r.Kind == Zero && (r.Offset != 4096 || r.Length != 1<<20),
+			r.Kind == Stored && (len(crcs) != 64 || !bytes.Equal(r.Sums, crcs) || data != 3):
 			t.Errorf("%+v", r)
 		}
 		return true
 	})
-	if !bytes.Equal([]byte{1, 3, 2, 4}, []byte{byte(kinds[0]), byte(kinds[1]), byte(kinds[2]),
-		byte(kinds[3])}) {
+	if !slices.Equal(kinds, []RecordKind{Data, Meta, Zero, Drop, Stored}) {
 		t.Error(kinds)
 	}
 	for i := range b {
@@ -92,7 +94,7 @@ func FuzzHeaderDecode(f *testing.F) {
 		}
 		data := 0
 		h.walk(b, func(r *Record, crcs []byte, at int) bool {
-			if at != data || len(crcs) != 4*r.blocks() || r.check() != "" {
+			if at != data || len(crcs) != 4*r.sums() || r.check() != "" {
 				t.Fatalf("entry %+v at %d", r, at)
 			}
 			data += r.blocks()

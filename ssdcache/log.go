@@ -140,6 +140,7 @@ type Log struct {
 	headBlocks           int // for the next batch
 	maxBlocks            int // of a batch
 	refused              appendList
+	stored               int     // Stored records since the last round of write-back began
 	memReads             *ReadOp // copied, to be reported at the turn's end
 	memReadsEnd          *ReadOp
 	turn                 uring.TurnEnder

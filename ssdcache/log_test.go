@@ -2,6 +2,7 @@ package ssdcache
 
 import (
 	"errors"
+	"fmt"
 	"math/rand/v2"
 	"strings"
 	"testing"
@@ -332,7 +333,7 @@ func TestRefusesWrongLogs(t *testing.T) {
 				le.PutUint32(b[superSize-4:], dataplane.CRC(b[:superSize-4]))
 				r.disk.WriteAt(b, i*superSize)
 			}
-		}, "version 4"},
+		}, fmt.Sprintf("version %d", version+1)},
 		{"damaged superblocks", func(r *rig) {
 			r.disk.FlipBit(100, 1)
 			r.disk.FlipBit(superSize+100, 1)

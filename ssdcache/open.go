@@ -139,9 +139,9 @@ type opener struct {
 
 // Open reads the log and calls done with it, or with an error; then nothing on the disk was
 // changed, unless it failed. record, if not nil, is called for each record since the last
-// checkpoint, in log order; the Record and its Meta are valid only during the call. Data, Zero and
-// Drop records rebuild the index by themselves; the owner gets them to learn seqs, and to redo what
-// a Zero record means for the store.
+// checkpoint, in log order; the Record and its Meta are valid only during the call. Data, Zero,
+// Stored and Drop records rebuild the index by themselves; the owner gets them to learn seqs, and
+// to redo what Zero and Stored records mean for the store, in their order.
 func Open(o Options, record func(*Record), done func(*Log, error)) {
 	if o.Log == nil {
 		o.Log = slog.Default()

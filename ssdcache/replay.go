@@ -210,7 +210,7 @@ func (r *replayer) apply(f *found) error {
 			for i := range rec.blocks() {
 				l.idx.put(key+uint32(i), base+Pos(data+i), le.Uint32(crcs[4*i:]))
 			}
-		case Zero:
+		case Zero, Stored:
 			l.DropRange(rec.Slot, rec.Offset/blockSize, rec.Length/blockSize)
 		case Drop:
 			l.Drop(rec.Slot)

@@ -18,6 +18,8 @@ type canary struct {
 //   - a seal outlives its process: a process that starts serves nothing before it was settled
 //     (serve-unsettled);
 //   - the longest history wins: what was acknowledged is in all of them, so any would do;
+//   - a copy that was begun isn't believed (trust-partial): it can only become a member while it is
+//     complete, since the head has on record that it asked. The canary leaves that out, too;
 //   - a member that lost what it had acknowledged is excluded: no fault here makes one lose it.
 var canaries = map[string]canary{
 	"ack-early":         {cs: chunk.Canary{AckEarly: true}},
@@ -31,6 +33,7 @@ var canaries = map[string]canary{
 	"read-above":        {cs: chunk.Canary{ReadAbove: true}},
 	"no-crc":            {cs: chunk.Canary{NoCRC: true}},
 	"no-dirty":          {cs: chunk.Canary{NoDirty: true}},
+	"forget-asked":      {cs: chunk.Canary{ForgetAsked: true}},
 	"no-hold":           {cs: chunk.Canary{NoHold: true}},
 	"no-history":        {cs: chunk.Canary{NoHistory: true}},
 	"trust-partial":     {cs: chunk.Canary{TrustPartial: true}},
@@ -43,6 +46,7 @@ var canaries = map[string]canary{
 	"no-fence-wait":     {mds: mds.SimCanary{NoFenceWait: true}},
 	"old-epoch":         {cs: chunk.Canary{OldEpoch: true}},
 	"no-exclude":        {cs: chunk.Canary{NoExclude: true}},
+	"record-first":      {cs: chunk.Canary{RecordFirst: true}},
 	"no-term-wait":      {mds: mds.SimCanary{NoTermWait: true}},
 }
 

@@ -11,6 +11,7 @@ type copyCounts struct {
 	runs           int // with copies
 	copies, deltas uint64
 	moves          uint64 // ordered by the simulation
+	bypassed       uint64 // writes that went around the log
 }
 
 // count adds what a process did that ends now.
@@ -21,6 +22,7 @@ func (w *world) count(sh *chunk.Shard) {
 	s := sh.Stats()
 	w.copies.copies += s.Copies
 	w.copies.deltas += s.Deltas
+	w.copies.bypassed += sh.SimBypassed()
 	if w.copies.copies > 0 {
 		w.copies.runs = 1
 	}
@@ -31,11 +33,12 @@ func (c *copyCounts) add(o copyCounts) {
 	c.copies += o.copies
 	c.deltas += o.deltas
 	c.moves += o.moves
+	c.bypassed += o.bypassed
 }
 
 func (c copyCounts) String() string {
-	return fmt.Sprintf("%d runs with %d copies, %d of them of what changed, %d moves ordered", c.runs,
-		c.copies, c.deltas, c.moves)
+	return fmt.Sprintf("%d runs with %d copies, %d of them of what changed, %d moves ordered; "+
+		"%d writes around the log", c.runs, c.copies, c.deltas, c.moves, c.bypassed)
 }
 
 // away has a victim excluded from its chunks, in one of several ways, and come back.

@@ -58,6 +58,7 @@ func newFaults(w *world) *faults {
 			f.kinds = append(f.kinds, k)
 		}
 	}
+	f.chooseLate()
 	return f
 }
 

@@ -118,7 +118,11 @@ func (w *world) revoke(path string) {
 		w.mds.sim.Handle(dataplane.RoleAdmin, handoverPeer, id, control.OpAdmin,
 			&control.AdminReq{Command: control.AdminRevoke, Args: args},
 			func(_ []byte, err error) { answered, done = true, err == nil })
-		if !w.wait(func() bool { return answered }, 60*sec, "revoke") || id > 100 {
+		if !w.wait(func() bool { return answered }, 60*sec, "revoke") {
+			return
+		}
+		if id > 100 {
+			w.violate("the file can't be taken away from its client")
 			return
 		}
 	}

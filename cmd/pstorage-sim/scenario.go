@@ -26,6 +26,7 @@ type scenario struct {
 	leases            bool  // clients take write leases
 	ghost             bool  // a head is excluded while what it sent is held back
 	moves             int64 // mean time between moves of replicas, ns; 0: none
+	bypass            int   // from so many bytes on writes go around the log; negative: none
 	weights           [faultKinds]int
 }
 
@@ -67,6 +68,10 @@ func newScenario(rng *rand.Rand) scenario {
 		}
 	}
 	s.copies(rng)
+	s.bypass = []int{-1, 4096, 4096, 64 << 10}[rng.IntN(4)]
+	if s.bypass > 0 && rng.IntN(2) == 0 {
+		s.zeros = 20 // makes blocks fresh again
+	}
 	return s
 }
 

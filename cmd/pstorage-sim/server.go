@@ -107,7 +107,7 @@ func (n *csNode) open() {
 		chunk.Open(chunk.ShardOptions{Env: env, Net: n.w.net.Node(env, n.ip), Pool: n.pool,
 			Store: n.store, Cache: n.cache, Cred: cred(dataplane.RoleCS, uint64(n.id)),
 			Metadata: &csMeta{n, env}, ID: n.id, Log: n.w.log.With("cs", n.index+1),
-			CRCBudget: n.budget, Canary: n.w.can.cs, NewPool: n.mem.pool,
+			CRCBudget: n.budget, BypassFrom: n.w.sc.bypass, Canary: n.w.can.cs, NewPool: n.mem.pool,
 			OnFail: func(err error) { n.failed = err.Error() }},
 			func(sh *chunk.Shard, err error) {
 				n.opening = false
@@ -337,7 +337,9 @@ func (m *csMeta) GetChunk(id dataplane.ChunkID, cb func(*control.ChunkConfig, er
 
 // Reconfigure implements chunk.Metadata.
 func (m *csMeta) Reconfigure(r *control.ReconfigureReq, cb func(*control.ChunkConfig, error)) {
-	m.ask(control.OpReconfigure, r, cb)
+	if !m.n.w.late.takes(m.n, r) {
+		m.ask(control.OpReconfigure, r, cb)
+	}
 }
 
 // Unreachable implements chunk.Metadata: reports are gathered for a moment.

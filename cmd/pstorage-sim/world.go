@@ -64,6 +64,7 @@ type world struct {
 	events     []control.Event
 	configs    map[dataplane.ChunkID]control.ChunkConfig
 	strand     *strand                    // nil: none
+	late       *late                      // nil: none
 	recovered  map[dataplane.ChunkID]bool // a head was asked to add a member
 	ops        int
 	copies     copyCounts

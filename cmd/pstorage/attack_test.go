@@ -6,7 +6,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"log/slog"
 	"net"
 	"os"
 	"path/filepath"
@@ -40,19 +39,7 @@ const loadWorkers = 4
 
 func (n *node) startLoad() *load {
 	n.t.Helper()
-	conf, err := cluster.Choose(n.etc, "c1")
-	if err != nil {
-		n.t.Fatal(err)
-	}
-	cred, err := conf.Credentials(dataplane.RoleClient, 0)
-	if err != nil {
-		n.t.Fatal(err)
-	}
-	c, err := client.Open(n.t.Context(), client.ClientOptions{Cred: &cred, MDSAddrs: conf.BSOrNone,
-		Log: slog.New(slog.DiscardHandler)})
-	if err != nil {
-		n.t.Fatal(err)
-	}
+	c := n.open()
 	l := &load{t: n.t, client: c, stop: make(chan struct{})}
 	for i := range loadWorkers {
 		a, err := c.Create(n.t.Context(), &control.CreateReq{Parent: dataplane.RootID,

@@ -91,8 +91,7 @@ func TestForeignNode(t *testing.T) {
 	for _, boot := range []uint64{id.Boot, id.Boot + 1} {
 		try("a registration", as, control.OpRegisterCS, &control.RegisterCSReq{CS: id.CS,
 			Disk: [16]byte(disk), Boot: boot, Addr: freePort(t), Host: "h", Path: "/p"},
-			&control.RegisterCSReply{},
-			dataplane.Denied)
+			&control.RegisterCSReply{}, dataplane.Denied)
 	}
 	beat := &control.HeartbeatReq{CS: id.CS, Boot: id.Boot, Failed: "the thief says so"}
 	try("a heartbeat", as, control.OpHeartbeat, beat, &control.HeartbeatReply{}, dataplane.NotFound)

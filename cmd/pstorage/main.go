@@ -44,9 +44,10 @@ PSTORAGE_ETC points to. Errors are one line on stderr; the exit status is 0 for 
 		newMakeMDS(a), newRemoveMDS(a), newAuthNode(a), newRotateKeys(a),
 		newListKeys(a), newRevokeNode(a), newDiscover(a), newMakeCS(a),
 		newConfigureCS(a), newAdoptCS(a), newListNodes(a), newMount(a), newUmount(a),
-		newHWFlushCheck(), newStat(a), newTop(a), newListServices(a), newGetEvent(a), newFileInfo(a),
-		newGetAttr(a), newSetAttr(a), newRmCS(a), newRevoke(a), newGetConfig(a), newSetConfig(a),
-		newScrub(a), newExport(a), newDev(a), newReport(a), newCompletion(), newVersion(a),
+		newHWFlushCheck(), newStat(a), newTop(a), newListServices(a), newListClients(a),
+		newGetEvent(a), newFileInfo(a), newGetAttr(a), newSetAttr(a), newRmCS(a), newRevoke(a),
+		newGetConfig(a), newSetConfig(a), newScrub(a), newExport(a), newDev(a), newReport(a),
+		newCompletion(), newVersion(a),
 	)
 	return root
 }

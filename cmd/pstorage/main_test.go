@@ -2,6 +2,7 @@ package main
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -43,12 +44,13 @@ type node struct {
 	t   *testing.T
 	dir string // for everything
 	etc string
+	bin string // of its programs; empty: those of this tree
 }
 
 func newNode(t *testing.T) *node {
 	t.Helper()
 	dir := t.TempDir()
-	n := &node{t, dir, filepath.Join(dir, "etc")}
+	n := &node{t: t, dir: dir, etc: filepath.Join(dir, "etc")}
 	err := os.Mkdir(n.etc, 0o755)
 	if err == nil {
 		err = os.WriteFile(filepath.Join(n.etc, "discovery"), []byte("list\n"), 0o644)
@@ -62,7 +64,7 @@ func newNode(t *testing.T) *node {
 func (n *node) path(name string) string { return filepath.Join(n.dir, name) }
 
 func (n *node) command(ctx context.Context, program string, args ...string) *exec.Cmd {
-	cmd := exec.CommandContext(ctx, filepath.Join(bin, program), args...)
+	cmd := exec.CommandContext(ctx, filepath.Join(cmp.Or(n.bin, bin), program), args...)
 	cmd.Env = append(os.Environ(), "PSTORAGE_ETC="+n.etc)
 	cmd.Dir = n.dir
 	return cmd

@@ -93,7 +93,10 @@ type trio struct {
 	mount  string
 }
 
-func newTrio(t *testing.T) *trio {
+func newTrio(t *testing.T) *trio { return newTrioOf(t, "") }
+
+// newTrioOf is newTrio with the programs in the directory bin.
+func newTrioOf(t *testing.T, bin string) *trio {
 	if why := cannotMount(); why != "" {
 		t.Skip(why)
 	}
@@ -101,6 +104,7 @@ func newTrio(t *testing.T) *trio {
 	addr := freePort(t)
 	for i := range 3 {
 		n := newNode(t)
+		n.bin = bin
 		c.nodes = append(c.nodes, n)
 		if i == 0 {
 			n.ok(testPassword, "-c", "c1", "make-mds", "-I", "-a", addr, "-r", n.path("mds"), "-P")
@@ -118,14 +122,23 @@ func newTrio(t *testing.T) *trio {
 	}
 	c.healthy(3)
 	c.client = newNode(t)
+	c.client.bin = bin
 	c.client.ok(testPassword, "-c", "c1", "auth-node", "-P", "-b", addr)
 	c.mount = c.client.path("mnt")
 	if err := os.Mkdir(c.mount, 0o755); err != nil {
 		t.Fatal(err)
 	}
-	c.client.ok("", "mount", c.mount)
+	c.mountIt()
 	t.Cleanup(func() { c.client.run("", "pstorage", "umount", "--lazy", c.mount) })
 	return c
+}
+
+// mountIt mounts the cluster on the client.
+func (c *trio) mountIt() {
+	c.t.Helper()
+	if r := c.client.run("", "pstorage-mount", "-c", "c1", c.mount); r.status != 0 {
+		c.t.Fatalf("mount: %s", r.stderr)
+	}
 }
 
 // healthy waits until all servers are there, vote, and every chunk has all its copies.
@@ -154,16 +167,15 @@ func (c *trio) healthy(servers int) {
 	c.t.Fatalf("never healthy: %+v", last)
 }
 
-// TestRollingRestart restarts one daemon after the other, as an upgrade does. A client that writes
-// with fdatasync, and one that reads, are never held up for long.
-func TestRollingRestart(t *testing.T) {
-	c := newTrio(t)
+// probe makes a file on the mount, and has one client write it with fdatasync, and one read it.
+func (c *trio) probe() (writer, reader *prober) {
+	c.t.Helper()
 	file, err := os.OpenFile(filepath.Join(c.mount, "disk"), os.O_RDWR|os.O_CREATE|syscall.O_DIRECT,
 		0o600)
 	if err != nil {
-		t.Fatal(err)
+		c.t.Fatal(err)
 	}
-	defer file.Close()
+	c.t.Cleanup(func() { file.Close() })
 	buf := alignedBlock()
 	write := func(i int) error {
 		_, err := file.WriteAt(buf, int64(i%1024)*4096)
@@ -174,16 +186,22 @@ func TestRollingRestart(t *testing.T) {
 	}
 	for i := range 32 {
 		if err := write(i); err != nil {
-			t.Fatal(err)
+			c.t.Fatal(err)
 		}
 	}
 	rbuf := alignedBlock()
-	writer := startProber(write)
-	defer writer.end()
-	reader := startProber(func(i int) error {
+	return startProber(write), startProber(func(i int) error {
 		_, err := file.ReadAt(rbuf, int64(i%32)*4096)
 		return err
 	})
+}
+
+// TestRollingRestart restarts one daemon after the other, as an upgrade does. A client that writes
+// with fdatasync, and one that reads, are never held up for long.
+func TestRollingRestart(t *testing.T) {
+	c := newTrio(t)
+	writer, reader := c.probe()
+	defer writer.end()
 	defer reader.end()
 	time.Sleep(time.Second)
 	t.Logf("undisturbed: write %v, read %v", writer.take(t), reader.take(t))

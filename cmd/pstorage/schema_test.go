@@ -24,7 +24,7 @@ const schemaDir = "../packaging/schema"
 // documents are what each command prints with -o json.
 var documents = map[string]any{
 	"adopt-cs": control.AdoptCSDoc{}, "auth-node": joinedDoc{},
-	"configure-cs": csJournalDoc{}, "discover": discoverDoc{},
+	"list-clients": control.ClientsDoc{}, "configure-cs": csJournalDoc{}, "discover": discoverDoc{},
 	"file-info": control.FileInfoDoc{},
 	"get-attr":  control.AttrDoc{}, "get-config": control.ConfigDoc{},
 	"get-event":        control.EventsDoc{},
@@ -222,8 +222,9 @@ func TestDocuments(t *testing.T) {
 	eventually(t, "two chunk servers are active", func() bool { return n.active() == 2 })
 	for _, line := range []string{"configure-cs -r " + n.path("cs1"), "file-info /", "get-attr /",
 		"set-attr / replicas=2:1", "set-config user.team=storage", "get-config", "get-event",
-		"list-nodes", "list-services", "list-keys", "stat", "top", "mount", "version", "scrub start",
-		"scrub status", "rm-cs 2", "rm-cs 2 --cancel", "report -f " + n.path("report.tar.gz")} {
+		"list-nodes", "list-clients", "list-services", "list-keys", "stat", "top", "mount",
+		"version", "scrub start", "scrub status", "rm-cs 2", "rm-cs 2 --cancel",
+		"report -f " + n.path("report.tar.gz")} {
 		args := append(strings.Fields(line), "-o", "json")
 		name := args[0]
 		if name == "scrub" {

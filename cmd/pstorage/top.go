@@ -22,16 +22,20 @@ func newTop(a *app) *cobra.Command {
 		Short: "Watch the cluster: a full-screen view that refreshes",
 		Long: `Watch the cluster: a full-screen view that refreshes. The keys:
 
-  s, r    next order of the chunk servers; the other way round
-  /       show only chunk servers and events with this text (Enter: keep, Esc: all)
+  c       clients in place of chunk servers, and back
+  s, r    next order of the table; the other way round
+  /       show only rows and events with this text (Enter: keep, Esc: all)
   e       all events, warnings and faults, or faults only
-  Tab     from chunk servers to events, for the arrow keys, and back
+  Tab     from the table to events, for the arrow keys, and back
   Space   refresh at once
   q       quit
 
-RLAT and WLAT are how long the disk takes for a read, and the journal for a write; HIT is
-the share of reads that came out of the journal or its read cache; LOG how full it is. When
-the output isn't a terminal the view is printed once.`,
+RD/s and WR/s are operations per second, READ and WRITE bytes. RLAT and WLAT are how long
+the disk takes for a read, and the journal for a write; Q is how many requests haven't been
+answered yet; HIT is the share of reads that came out of the journal or its read cache; LOG
+how full it is. Of clients, WRITES is how many files they have the right to write, and IDLE
+for how long they have asked the metadata server nothing. When the output
+isn't a terminal the view is printed once.`,
 		Example: `  pstorage top
   pstorage top --interval 5s`,
 		Args: cli.NoArgs,
@@ -49,14 +53,16 @@ the output isn't a terminal the view is printed once.`,
 
 // topView is what one refresh shows.
 type topView struct {
-	stat   control.StatDoc
-	events []control.EventDoc // oldest first
+	stat    control.StatDoc
+	events  []control.EventDoc // oldest first
+	clients control.ClientsDoc
 }
 
 // topDoc is what top -o json prints, once.
 type topDoc struct {
-	Stat   control.StatDoc    `json:"stat"`
-	Events []control.EventDoc `json:"events"`
+	Stat    control.StatDoc     `json:"stat"`
+	Events  []control.EventDoc  `json:"events"`
+	Clients []control.ClientDoc `json:"clients"`
 }
 
 func runTop(ctx context.Context, a *app, interval time.Duration, out io.Writer) error {
@@ -71,11 +77,13 @@ func runTop(ctx context.Context, a *app, interval time.Duration, out io.Writer) 
 	}
 	file, ok := out.(*os.File)
 	if a.output == "json" {
-		return a.print(out, topDoc{view.stat, view.events}, nil)
+		return a.print(out, topDoc{view.stat, view.events, view.clients.Clients}, nil)
 	}
 	if !ok || !term.IsTerminal(int(file.Fd())) || !term.IsTerminal(int(os.Stdin.Fd())) {
 		_, err := out.Write(render(func(t *table) {
 			showStat(t, view.stat)
+			t.line("")
+			showClients(t, view.clients)
 			t.line("")
 			showEvents(t, view.events, true)
 		}))
@@ -95,5 +103,9 @@ func (c *adminConn) topView(ctx context.Context) (topView, error) {
 	err = c.get(ctx, "show events", control.AdminEvents,
 		control.EventsArgs{Limit: topEvents, Last: true}, &doc)
 	v.events = doc.Events
+	if err != nil {
+		return v, err
+	}
+	v.clients, err = c.clients(ctx)
 	return v, err
 }

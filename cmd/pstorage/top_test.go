@@ -1,6 +1,7 @@
 package main
 
 import (
+	"fmt"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -40,6 +41,9 @@ func TestTopScreen(t *testing.T) {
 				Capacity: 100, Used: 25, Stats: &control.CSStats{ReadWaitNs: 250e3, LogWaitNs: 12e6,
 					FromLog: 3, FromStore: 1}},
 				{ID: 2, Status: "offline", Addr: "127.0.0.1:2521", ReadRate: 20, Host: "b"}}},
+		clients: control.ClientsDoc{Clients: []control.ClientDoc{{ID: "c1ie47", Host: "a.b",
+			Addr: "127.0.0.1:9", Mounts: []string{"/mnt/a"}, Writes: 2, Connected: true, AgeMs: 9e3},
+			{ID: "dead", Host: "z", Writes: 3, IdleMs: 40e3}}},
 		events: []control.EventDoc{{Severity: "fault", Source: "cs 2",
 			Message: "[red]bad\x1b[31m"}, {Severity: "info", Source: "cs 1", Message: "all is well"}},
 	}
@@ -69,6 +73,17 @@ func TestTopScreen(t *testing.T) {
 	terminal.InjectKey(tcell.KeyRune, 'e', 0)
 	terminal.InjectKey(tcell.KeyRune, 'e', 0)
 	eventually(t, "faults only", func() bool { return !shown("all is well") && shown("bad?") })
+	terminal.InjectKey(tcell.KeyRune, 'c', 0)
+	eventually(t, "clients in place of servers", func() bool {
+		return shown("CLIENT") && shown("c1ie47") && shown("/mnt/a") && shown("gone") &&
+			!shown("127.0.0.1:2520") && strings.HasPrefix(first(), "dead") // in reverse still
+	})
+	terminal.InjectKey(tcell.KeyRune, 's', 0)
+	eventually(t, "clients in another order", func() bool {
+		return strings.HasPrefix(first(), "c1ie47") && shown("s sort (writes, reversed)")
+	})
+	terminal.InjectKey(tcell.KeyRune, 'c', 0)
+	eventually(t, "servers again", func() bool { return shown("127.0.0.1:2520") && !shown("CLIENT ") })
 	for _, c := range "/OFFL" {
 		terminal.InjectKey(tcell.KeyRune, c, 0)
 	}
@@ -160,6 +175,8 @@ func TestTopInTerminal(t *testing.T) {
 		csd.waitFor("ready on")
 	}
 	eventually(t, "three chunk servers are active", func() bool { return n.active() == 3 })
+	l := n.startLoad()
+	guest := fmt.Sprintf("%x", l.client.ID())
 	run := func(args ...string) string {
 		t.Helper()
 		cmd := exec.Command(tmux, append([]string{"-S", n.path("tmux"), "-f", "/dev/null"}, args...)...)
@@ -199,7 +216,8 @@ func TestTopInTerminal(t *testing.T) {
 		})
 		keep("top-"+strings.ReplaceAll(what, " ", "-")+".txt", screen)
 	}
-	shows("first", "Cluster c1: healthy", "CS STATUS", "ADDRESS", "EVENTS", "q quit", "all there")
+	shows("first", "Cluster c1: healthy", "CS STATUS", " Q ", "ADDRESS", "EVENTS", "q quit",
+		"all there")
 	lines := strings.Split(strings.TrimRight(screen, "\n"), "\n")
 	if len(lines) != 24 || strings.Count(screen, " active ") != 3 || !strings.HasPrefix(
 		strings.TrimSpace(lines[23]), "q quit") {
@@ -212,6 +230,14 @@ func TestTopInTerminal(t *testing.T) {
 	if strings.Count(screen, " active ") != 1 {
 		t.Errorf("the filter leaves\n%s", screen)
 	}
+	run("send-keys", "-t", "top", "Escape")
+	shows("unfiltered", "/ filter  e")
+	run("send-keys", "-t", "top", "c")
+	shows("clients", "CLIENT", "IDLE", "c servers", guest)
+	if strings.Contains(screen, " active ") {
+		t.Errorf("servers among the clients\n%s", screen)
+	}
+	run("send-keys", "-t", "top", "c")
 	run("resize-window", "-t", "top", "-x", "120", "-y", "30")
 	shows("wide", "CHUNKS", "CLIENTS")
 	run("send-keys", "-t", "top", "q")

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"slices"
@@ -28,6 +29,17 @@ var topOrders = []struct {
 	{"status", func(a, b *control.CSDoc) bool { return a.Status > b.Status }},
 }
 
+// clientOrders are those of clients.
+var clientOrders = []struct {
+	name string
+	less func(a, b *control.ClientDoc) bool
+}{
+	{"host", func(a, b *control.ClientDoc) bool { return a.Host < b.Host }},
+	{"writes", func(a, b *control.ClientDoc) bool { return a.Writes > b.Writes }},
+	{"idle", func(a, b *control.ClientDoc) bool { return a.IdleMs > b.IdleMs }},
+	{"age", func(a, b *control.ClientDoc) bool { return a.AgeMs > b.AgeMs }},
+}
+
 // topScreen is the terminal. Its fields belong to tview's goroutine once it runs.
 type topScreen struct {
 	app    *tview.Application
@@ -38,15 +50,17 @@ type topScreen struct {
 	foot   *tview.TextView
 	ask    *tview.InputField // in place of foot while a filter is typed
 
-	view    topView
-	last    map[uint32]control.CSStats // of each chunk server, at the refresh before
-	pace    recoveryPace
-	err     error // of the last refresh
-	order   int   // of topOrders
-	reverse bool
-	filter  string // in small letters
-	least   int    // severity of events, of topSeverities
-	again   chan struct{}
+	view     topView
+	last     map[uint32]control.CSStats // of each chunk server, at the refresh before
+	pace     recoveryPace
+	err      error // of the last refresh
+	order    int   // of topOrders
+	clients  bool  // the table shows them, in the order byClient of clientOrders
+	byClient int
+	reverse  bool
+	filter   string // in small letters
+	least    int    // severity of events, of topSeverities
+	again    chan struct{}
 }
 
 // topSeverities are those of events, from which on they are shown.
@@ -95,7 +109,15 @@ func (s *topScreen) key(event *tcell.EventKey) *tcell.EventKey {
 		s.filter = ""
 		s.draw()
 	case event.Rune() == 's':
-		s.order = (s.order + 1) % len(topOrders)
+		if s.clients {
+			s.byClient = (s.byClient + 1) % len(clientOrders)
+		} else {
+			s.order = (s.order + 1) % len(topOrders)
+		}
+		s.draw()
+	case event.Rune() == 'c':
+		s.clients = !s.clients
+		s.cs.ScrollToBeginning()
 		s.draw()
 	case event.Rune() == 'r':
 		s.reverse = !s.reverse
@@ -189,9 +211,14 @@ func (s *topScreen) run(ctx context.Context, conn *adminConn, first topView,
 // draw fills the parts of the screen from s.view.
 func (s *topScreen) draw() {
 	s.head.SetText(topHead(s.view.stat, s.pace.text(&s.view.stat), s.err))
-	s.drawCS()
+	order, other := topOrders[s.order].name, "clients"
+	if s.clients {
+		order, other = clientOrders[s.byClient].name, "servers"
+		s.drawClients()
+	} else {
+		s.drawCS()
+	}
 	s.events.SetText(s.eventLines())
-	order := topOrders[s.order].name
 	if s.reverse {
 		order += ", reversed"
 	}
@@ -199,8 +226,8 @@ func (s *topScreen) draw() {
 	if s.filter != "" {
 		only = ": " + escape(s.filter)
 	}
-	s.foot.SetText(fmt.Sprintf("[::r] q quit  s sort (%s)  r reverse  / filter%s  e events (%s)  "+
-		"Tab  Space [::-]", order, only, topSeverities[s.least]))
+	s.foot.SetText(fmt.Sprintf("[::r] q quit  c %s  s sort (%s)  r reverse  / filter%s  "+
+		"e events (%s) [::-]", other, order, only, topSeverities[s.least]))
 }
 
 // topHead is the text above the table: at most 7 lines.
@@ -236,10 +263,14 @@ func topHead(d control.StatDoc, recovery string, err error) string {
 func escape(text string) string { return tview.Escape(clean(text)) }
 
 // topColumns are as wide as their titles, so that they fit 80 columns.
-var topColumns = []string{"CS", "STATUS", "HOST", "READ/s", "WRITE/s", "READ", "WRITE", "RLAT",
-	"WLAT", "HIT", "USED", "LOG", "ADDRESS", "OF", "CHUNKS", "CLIENTS", "CRC"}
+var topColumns = []string{"CS", "STATUS", "HOST", "RD/s", "WR/s", "READ", "WRITE", "RLAT",
+	"WLAT", "Q", "HIT", "USED", "LOG", "ADDRESS", "OF", "CHUNKS", "CLIENTS", "CRC"}
 
-const topText = "STATUS HOST ADDRESS" // columns that aren't numbers
+// topText are the columns that aren't numbers.
+var topText = []string{"STATUS", "HOST", "ADDRESS", "CLIENT", "MOUNTS"}
+
+var clientColumns = []string{"CLIENT", "HOST", "WRITES", "IDLE", "SINCE", "ADDRESS", "REQUESTS",
+	"MOUNTS"}
 
 func (s *topScreen) drawCS() {
 	var list []control.CSDoc
@@ -255,34 +286,75 @@ func (s *topScreen) drawCS() {
 		}
 		return less(&list[i], &list[j])
 	})
+	s.header(topColumns)
+	for row, c := range list {
+		s.fill(row+1, topColumns, s.row(c), csColor(c))
+	}
+}
+
+// header empties the table and gives it its first row.
+func (s *topScreen) header(columns []string) {
 	s.cs.Clear()
-	for i, name := range topColumns {
+	for i, name := range columns {
 		cell := tview.NewTableCell(name).SetAttributes(tcell.AttrReverse).SetSelectable(false).
 			SetTextColor(tcell.ColorDefault)
 		s.cs.SetCell(0, i, cell)
 	}
-	for row, c := range list {
-		for i, text := range s.row(c) {
-			cell := tview.NewTableCell(escape(text)).SetTextColor(csColor(c))
-			if !strings.Contains(topText, topColumns[i]) {
-				cell.SetAlign(tview.AlignRight)
-			}
-			s.cs.SetCell(row+1, i, cell)
+}
+
+func (s *topScreen) fill(row int, columns, texts []string, color tcell.Color) {
+	for i, text := range texts {
+		cell := tview.NewTableCell(escape(text)).SetTextColor(color)
+		if !slices.Contains(topText, columns[i]) {
+			cell.SetAlign(tview.AlignRight)
 		}
+		s.cs.SetCell(row, i, cell)
+	}
+}
+
+func (s *topScreen) drawClients() {
+	var list []control.ClientDoc
+	for _, c := range s.view.clients.Clients {
+		if s.wants("client", c.ID, c.Host, c.Addr, strings.Join(c.Mounts, " ")) {
+			list = append(list, c)
+		}
+	}
+	less := clientOrders[s.byClient].less
+	sort.SliceStable(list, func(i, j int) bool {
+		if s.reverse {
+			i, j = j, i
+		}
+		return less(&list[i], &list[j])
+	})
+	s.header(clientColumns)
+	for row := range list {
+		c := &list[row]
+		color := tcell.ColorDefault
+		if !c.Connected {
+			color = tcell.ColorYellow
+		}
+		host, _, _ := strings.Cut(c.Host, ".")
+		s.fill(row+1, clientColumns, []string{c.ID, host, fmt.Sprint(c.Writes), span(c.IdleMs),
+			since(c), cmp.Or(c.Addr, "gone"), fmt.Sprint(c.Requests), strings.Join(c.Mounts, " ")}, color)
+	}
+	if more := s.view.clients.More; more > 0 {
+		s.fill(len(list)+1, clientColumns, []string{fmt.Sprintf("and %d more", more)},
+			tcell.ColorDefault)
 	}
 }
 
 // row are the cells of a chunk server.
 func (s *topScreen) row(c control.CSDoc) []string {
-	crc, clients, rlat, wlat, hit := "-", "-", "-", "-", "-"
+	crc, clients, rlat, wlat, hit, queue := "-", "-", "-", "-", "-", "-"
 	if st := c.Stats; st != nil {
 		crc, clients = fmt.Sprint(st.CRCErrors), fmt.Sprint(st.Clients)
 		rlat, wlat = latency(st.ReadWaitNs), latency(st.LogWaitNs)
+		queue = fmt.Sprint(st.Queue)
 		hit = hitRate(s.last[c.ID], *st)
 	}
 	host, _, _ := strings.Cut(c.Host, ".")
 	return []string{fmt.Sprint(c.ID), csStatus(c), host, rate(c.ReadRate), rate(c.WriteRate),
-		short(c.ReadSpeed), short(c.WriteSpeed), rlat, wlat, hit,
+		short(c.ReadSpeed), short(c.WriteSpeed), rlat, wlat, queue, hit,
 		fmt.Sprintf("%d%%", 100*c.Used/max(c.Capacity, 1)), journalFill(c), c.Addr,
 		short(float64(c.Capacity)), fmt.Sprint(c.Chunks), clients, crc}
 }

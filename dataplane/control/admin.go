@@ -9,6 +9,7 @@ import "encoding/json"
 const (
 	AdminStat         = "stat"          // none -> StatDoc
 	AdminListServices = "list-services" // none -> ServicesDoc
+	AdminListClients  = "list-clients"  // none -> ClientsDoc
 	AdminEvents       = "events"        // EventsArgs -> EventsDoc
 	AdminFileInfo     = "file-info"     // PathArgs -> FileInfoDoc
 	AdminGetAttr      = "get-attr"      // PathArgs -> AttrDoc
@@ -204,6 +205,26 @@ type RefusedDoc struct {
 	Host   string `json:"host"`
 	Path   string `json:"path"`
 	Reason string `json:"reason"`
+}
+
+// ClientsDoc lists the clients: mounts, block devices, programs that use the library.
+type ClientsDoc struct {
+	Clients []ClientDoc `json:"clients"`        // in the order of hosts
+	More    uint64      `json:"more,omitempty"` // that many aren't listed
+}
+
+// ClientDoc is a client that is connected to the leading metadata server, or that isn't any more
+// and still has the right to write files.
+type ClientDoc struct {
+	ID        string   `json:"id"` // hexadecimal, as revoke --client takes it
+	Host      string   `json:"host"`
+	Addr      string   `json:"addr,omitempty"` // of its connection to the metadata server
+	Mounts    []string `json:"mounts"`         // where it has files open for writing, as it says
+	Writes    uint64   `json:"writes"`         // files that it has the right to write
+	Connected bool     `json:"connected"`
+	AgeMs     int64    `json:"age_ms"`   // of the connection
+	IdleMs    int64    `json:"idle_ms"`  // since its last request to the metadata server
+	Requests  uint64   `json:"requests"` // to the metadata server, over this connection
 }
 
 // EventsArgs asks for events with an id above After, oldest first. Limit 0 means 100. With Last

@@ -3,6 +3,7 @@ package control
 import (
 	"bufio"
 	"bytes"
+	"cmp"
 	"encoding/hex"
 	"encoding/json"
 	"fmt"
@@ -10,13 +11,15 @@ import (
 	"os"
 	"path/filepath"
 	"reflect"
+	"slices"
 	"strings"
 	"testing"
 )
 
 // TestEarlierVersions reads the messages that each version sent, kept in testdata/vN: a line has a
 // message's name, its bytes, and what they mean in JSON. PSTORAGE_RECORD=vN makes the file of this
-// version; it is made once, when it is released, and never changed.
+// version, the highest number. It is made anew when messages or fields were added, which the test
+// notices, until the version is released; then never again.
 func TestEarlierVersions(t *testing.T) {
 	types := map[string]reflect.Type{}
 	for _, typ := range messageTypes() {
@@ -29,6 +32,10 @@ func TestEarlierVersions(t *testing.T) {
 	if err != nil || len(files) == 0 {
 		t.Fatal("nothing is recorded: ", err)
 	}
+	newest := slices.MaxFunc(files, func(a, b string) int {
+		return cmp.Or(cmp.Compare(len(a), len(b)), cmp.Compare(a, b))
+	})
+	recorded := map[string]bool{}
 	for _, path := range files {
 		b, err := os.ReadFile(path)
 		if err != nil {
@@ -55,6 +62,14 @@ func TestEarlierVersions(t *testing.T) {
 			if err != nil || !reflect.DeepEqual(got.Interface(), want.Interface()) {
 				t.Errorf("%s: %s is read as %+v, means %s: %v", path, name, got.Elem(), meaning, err)
 			}
+			if path == newest {
+				recorded[name] = bytes.Equal(Marshal(got.Interface()), p)
+			}
+		}
+	}
+	for name := range types {
+		if !recorded[name] {
+			t.Errorf("%s has no %s as it is now: make it anew by PSTORAGE_RECORD", newest, name)
 		}
 	}
 }

@@ -371,6 +371,8 @@ type CSStats struct {
 	CopyBytes      uint64 // bytes sent for copies, mirrored writes included
 
 	FromLog, FromStore uint64 // blocks read for clients: out of the log or its read cache, or not
+
+	Queue uint32 // requests that haven't been answered yet, when this was said
 }
 
 // HeartbeatReply: status NotFound or Conflict means register again.

@@ -123,13 +123,18 @@ func stopChild(s *scene) (func() error, error) {
 	if err != nil {
 		return nil, err
 	}
+	return stop(cs.name, pid)
+}
+
+// stop stops a process of a server; mending checks that it was stopped.
+func stop(name string, pid int) (func() error, error) {
 	if err := syscall.Kill(pid, syscall.SIGSTOP); err != nil {
 		return nil, err
 	}
 	return func() error {
 		state, err := processState(pid)
 		if err == nil && state != "T" {
-			err = fmt.Errorf("%s was to be stopped, its state was %s", cs.name, state)
+			err = fmt.Errorf("%s was to be stopped, its state was %s", name, state)
 		}
 		return errors.Join(err, syscall.Kill(pid, syscall.SIGCONT))
 	}, nil

@@ -53,6 +53,7 @@ func runHolder() error {
 		for {
 			c, err := l.Accept()
 			if err != nil {
+				fmt.Fprintln(os.Stderr, "holder:", err)
 				return
 			}
 			go h.pass(c.(*net.TCPConn))
@@ -93,7 +94,9 @@ func (h *holder) pass(c *net.TCPConn) {
 		return // the node sees its connection closed
 	}
 	server := conn.(*net.TCPConn)
+	answered := make(chan struct{})
 	go func() {
+		defer close(answered)
 		buf := make([]byte, 64<<10)
 		for {
 			n, err := server.Read(buf)
@@ -105,7 +108,7 @@ func (h *holder) pass(c *net.TCPConn) {
 			}
 		}
 	}()
-	h.forward(server, c)
+	h.forward(server, c, answered)
 }
 
 // orErr returns the first error of two, the second of which is set by then.
@@ -116,8 +119,9 @@ func orErr(err error, other *error) error {
 	return *other
 }
 
-// forward passes on what the node sends. What is held outlives the node's end of the connection.
-func (h *holder) forward(server, from *net.TCPConn) {
+// forward passes on what the node sends, until the server has answered all of it. What is held
+// outlives the node's end of the connection.
+func (h *holder) forward(server, from *net.TCPConn, answered <-chan struct{}) {
 	parts := make(chan []byte, 4096)
 	go func() {
 		defer close(parts)
@@ -145,8 +149,10 @@ func (h *holder) forward(server, from *net.TCPConn) {
 			break
 		}
 	}
-	_ = server.CloseWrite() // the answers to what was sent may still come
-	time.Sleep(time.Second)
+	// The answers to what was sent may still come; the server closes when it has seen the end.
+	_ = server.CloseWrite()
+	_ = server.SetReadDeadline(time.Now().Add(5 * time.Second))
+	<-answered
 	_ = server.Close()
 	for b := range parts {
 		h.held.Add(-int64(len(b)))

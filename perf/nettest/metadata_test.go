@@ -13,7 +13,6 @@ import (
 	"path/filepath"
 	"slices"
 	"sync"
-	"syscall"
 	"testing"
 	"time"
 
@@ -279,9 +278,7 @@ var metaFaults = map[string]func(s *scene, m *server) (func() error, error){
 		return nil, errors.New("it is alone")
 	},
 	"stopped": func(_ *scene, m *server) (func() error, error) {
-		pid := m.cmd.Process.Pid
-		return func() error { return syscall.Kill(pid, syscall.SIGCONT) },
-			syscall.Kill(pid, syscall.SIGSTOP)
+		return stop(m.name, m.cmd.Process.Pid)
 	},
 }
 
