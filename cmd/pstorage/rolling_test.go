@@ -168,14 +168,14 @@ func (c *trio) healthy(servers int) {
 }
 
 // probe makes a file on the mount, and has one client write it with fdatasync, and one read it.
-func (c *trio) probe() (writer, reader *prober) {
+// end, which must be called before the servers stop, ends both and closes the file.
+func (c *trio) probe() (writer, reader *prober, end func()) {
 	c.t.Helper()
 	file, err := os.OpenFile(filepath.Join(c.mount, "disk"), os.O_RDWR|os.O_CREATE|syscall.O_DIRECT,
 		0o600)
 	if err != nil {
 		c.t.Fatal(err)
 	}
-	c.t.Cleanup(func() { file.Close() })
 	buf := alignedBlock()
 	write := func(i int) error {
 		_, err := file.WriteAt(buf, int64(i%1024)*4096)
@@ -190,19 +190,24 @@ func (c *trio) probe() (writer, reader *prober) {
 		}
 	}
 	rbuf := alignedBlock()
-	return startProber(write), startProber(func(i int) error {
+	writer = startProber(write)
+	reader = startProber(func(i int) error {
 		_, err := file.ReadAt(rbuf, int64(i%32)*4096)
 		return err
 	})
+	return writer, reader, func() {
+		writer.end()
+		reader.end()
+		file.Close()
+	}
 }
 
 // TestRollingRestart restarts one daemon after the other, as an upgrade does. A client that writes
 // with fdatasync, and one that reads, are never held up for long.
 func TestRollingRestart(t *testing.T) {
 	c := newTrio(t)
-	writer, reader := c.probe()
-	defer writer.end()
-	defer reader.end()
+	writer, reader, end := c.probe()
+	defer end()
 	time.Sleep(time.Second)
 	t.Logf("undisturbed: write %v, read %v", writer.take(t), reader.take(t))
 	restart := func(name string, list []*daemon, i int, program, says string, away time.Duration) {

@@ -143,7 +143,13 @@ func TestUpgradeRolling(t *testing.T) {
 			t.Errorf("%s: hash %s, want %s", when, got, want)
 		}
 	}
-	writer, reader := c.probe()
+	writer, reader, end := c.probe()
+	ended := false
+	defer func() {
+		if !ended {
+			end()
+		}
+	}()
 	upgrade := func(name string, list []*daemon, i int, program, says string) {
 		t.Helper()
 		c.healthy(3)
@@ -166,8 +172,8 @@ func TestUpgradeRolling(t *testing.T) {
 	for i := range 3 {
 		upgrade(fmt.Sprint("cs ", i+1), c.csd, i, "pstorage-csd", "ready on")
 	}
-	writer.end()
-	reader.end()
+	ended = true
+	end()
 	same("the old mount")
 	c.client.bin = ""
 	c.client.ok("", "umount", "--lazy", c.mount)
