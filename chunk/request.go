@@ -84,7 +84,6 @@ func (sh *Shard) newRequest(l *link, h *dataplane.Header, r *replica) *request {
 	q.off, q.length = h.Offset, h.Length
 	l.inflight++
 	r.refs++
-	sh.underWay++
 	return q
 }
 
@@ -105,7 +104,6 @@ func (sh *Shard) free(q *request) {
 	q.status, q.due = dataplane.OK, 0
 	q.app.Data, q.app.CRCs, q.app.Buf, q.app.Err = nil, nil, nil, nil
 	q.next, sh.freeReqs = sh.freeReqs, q
-	sh.underWay--
 	sh.release(r)
 }
 

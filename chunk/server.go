@@ -256,7 +256,6 @@ func (s *server) open(cred *session.Credentials) error {
 					return
 				}
 				s.shard = sh
-				s.loop.SetDepth(func() int { return sh.underWay })
 				s.opened.Store(true)
 				done(nil)
 			})

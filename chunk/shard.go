@@ -91,7 +91,6 @@ type Shard struct {
 	out      dataplane.Header // being sent: connections copy it, but a local one would escape
 	reqs     []*request
 	freeReqs *request
-	underWay int // requests, out of reqs
 	pieces   *readPiece
 
 	settleQueue []*settler // requests wait for them

@@ -100,7 +100,6 @@ type Loop struct {
 
 	wake wakeup
 
-	sched  schedule
 	alarms alarms
 	state  loopState
 	done   chan struct{}
@@ -280,7 +279,6 @@ func (l *Loop) Run() error {
 	l.state = loopRunning
 	l.keeper = mayKeep(keepers.Add(1))
 	defer keepers.Add(-1)
-	defer l.sched.end() // before the thread is unlocked
 	l.wake.arm(l)
 	var err error
 	for err == nil && !l.wake.stop.Load() {
@@ -357,7 +355,6 @@ func (l *Loop) enter() error {
 		return l.ring.Submit()
 	}
 	defer l.wake.awake()
-	l.sched.choose()
 	if timeout > 0 && l.setAlarm(timeout) {
 		timeout = Forever
 	}

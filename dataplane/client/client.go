@@ -102,7 +102,6 @@ func Open(ctx context.Context, o ClientOptions) (*Client, error) {
 	eo.Meta = &rpcMeta{ctx: c.ctx, ctl: ctl, post: c.loop.Post, log: o.Log, host: o.Host,
 		mount: o.Mount}
 	c.eng = NewEngine(eo)
-	c.loop.SetDepth(func() int { return c.eng.ops })
 	opened.Store(c) // no file is open yet, so nothing is missed
 	go func() {
 		if err := c.loop.Run(); err != nil {
