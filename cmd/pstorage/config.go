@@ -11,6 +11,8 @@ import (
 
 const configHelp = `  capacity.limit            of user data, such as 10T; above it writers that
                             need new chunks wait, without an error
+  mode                      of the data's connections: crc (default; checksums alone) or
+                            secure (encrypted, too)
   rebalance                 on (default) or off: chunks move to emptier chunk servers
   recovery.offline-timeout  how long a silent chunk server is waited for before its
                             chunks are copied to others (300s)
