@@ -94,3 +94,28 @@ func TestOwedActivationIsLeft(t *testing.T) {
 		}
 	})
 }
+
+// A settling whose own seal waits for the log, and is overtaken by another coordinator's, begins
+// anew: nobody else would wake it.
+func TestOvertakenSealBeginsAnew(t *testing.T) {
+	w := newWorld(t, 1, 3)
+	w.md.add(chunkA, 2, 1, 2, 3)
+	w.mustWrite(chunkA, 0, pattern(1, 4096))
+	head := w.nodes[0]
+	r := head.sh.chunks[chunkA]
+	w.slowLogs(sec / 2)
+	done := false
+	w.write(chunkA, 4096, pattern(2, 4096), &done)
+	w.must(func() bool { return r.busy > 0 }, sec, "a write on its way to the log")
+	head.env.Do(func() {
+		r.broken = true
+		head.sh.settle(r, []dataplane.CSID{})
+	})
+	w.must(func() bool { return r.sealWait != nil }, sec, "the own seal waits")
+	head.env.Do(func() {
+		if st := head.sh.seal(r, r.epoch, "another coordinator", func() {}); st != dataplane.OK {
+			t.Fatalf("seal: %v", st)
+		}
+	})
+	w.must(func() bool { return done && r.state == active }, 10*sec, "settled by the head")
+}

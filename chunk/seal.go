@@ -48,12 +48,16 @@ func (sh *Shard) seal(r *replica, epoch dataplane.Epoch, by any, then func()) da
 		sh.abandonHeld(r)
 	}
 	sh.endRound(r)
+	overtaken := !own && r.sealWait != nil && r.settler != nil && r.sealer == any(r.settler)
 	r.state, r.sealer, r.sealEpoch = sealed, by, epoch
 	if !own {
 		r.sealedAt = sh.env.Now()
 		sh.refuseReads(r, dataplane.NotReady)
 	}
 	r.sealWait = nil
+	if overtaken { // it would wait for its own seal for ever; others ask again after a time
+		r.settler.again("seal", dataplane.E("seal here", dataplane.Conflict, nil))
+	}
 	if r.busy == 0 || sh.canary.SealEarly {
 		then()
 		return dataplane.OK
