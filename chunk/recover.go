@@ -150,8 +150,8 @@ type rescuer struct {
 	older  bool // a write of the winner to the block is missing; it was never acknowledged
 }
 
-// rescuers lists who can give a block that is damaged at the winner, best first. All of them are in
-// the winner's epoch, so what they hold is the beginning of its history:
+// rescuers lists who can give a block that is damaged at the winner, best first. Those that are in
+// the winner's epoch hold the beginning of its history:
 //
 //	last            | winner's tail       | has of the block
 //	----------------+---------------------+--------------------------------------------------------
@@ -161,6 +161,10 @@ type rescuer struct {
 //	                |                     | durable. With write-ack=disk it wasn't acknowledged, and
 //	                |                     | no read returned it
 //	< its mark      | any                 | nobody knows
+//
+// One of an epoch before, such as a head that wasn't activated yet, has what the winner had if all
+// of its own history is committed, and so is the winner's, which is as long: nothing was written
+// since.
 func rescuers(winner int, tails []memberTail, block uint32, memoryAck bool) (list []rescuer) {
 	w := &tails[winner]
 	var behind, older []rescuer
@@ -170,7 +174,11 @@ func rescuers(winner int, tails []memberTail, block uint32, memoryAck bool) (lis
 			return (e.seq == 0 || e.seq > t.last) && e.overlaps(block, dataplane.BlockSize)
 		})
 		switch {
-		case i == winner || t.unknown || t.unfinished() || t.epoch != w.epoch || t.last < w.commit:
+		case i == winner || t.unknown || t.unfinished():
+		case t.epoch < w.epoch && t.last == t.commit && t.last == w.last && w.last == w.commit &&
+			len(t.ext) == 0 && !touched:
+			behind = append(behind, rescuer{member: i})
+		case t.epoch != w.epoch || t.last < w.commit:
 		case t.last == w.last:
 			list = append(list, rescuer{member: i})
 		case !touched:
