@@ -25,7 +25,9 @@ func MeasureGC(ctx context.Context, dir string, o MeasureOptions) (Figures, erro
 func (m *measured) collectUnderLoad(ctx context.Context, o MeasureOptions, f Figures) error {
 	load := m.beginLoad(ctx, o)
 	defer load.end()
-	time.Sleep(time.Second) // the load is on its way
+	for load.changes.Load() == 0 && ctx.Err() == nil { // until the load is on its way
+		time.Sleep(time.Millisecond)
+	}
 	gc, before := gcPauses(), load.changes.Load()
 	time.Sleep(o.Loss)
 	gcReport(f, "own_", gc)
