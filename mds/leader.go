@@ -33,7 +33,7 @@ type leader struct {
 	log  *slog.Logger
 	base time.Time // of the monotonic clock
 	ctx  context.Context
-	stop context.CancelFunc
+	stop func()
 	idle sync.WaitGroup
 
 	mu     sync.Mutex // guards what follows; taken before fsm.mu
@@ -98,7 +98,7 @@ func lead(r *replica, term uint64) *leader {
 	l.base = time.Now()
 	l.leases = newLeases(l.now())
 	l.view.rng = rand.New(rand.NewPCG(rand.Uint64(), rand.Uint64()))
-	l.ctx, l.stop = context.WithCancel(context.Background())
+	l.begin()
 	l.idle.Go(l.run)
 	return l
 }
@@ -112,6 +112,15 @@ func newLeader(r *replica, term uint64) *leader {
 		byPeer: make(map[*control.Peer]dataplane.CSID)}
 	l.free.L = &l.mu
 	return l
+}
+
+// errDeposed is the cause with which a leadership's context ends.
+var errDeposed = errors.New("the leadership ended")
+
+// begin makes the context in which the leadership's own work runs, until stop.
+func (l *leader) begin() {
+	ctx, cancel := context.WithCancelCause(context.Background())
+	l.ctx, l.stop = ctx, func() { cancel(errDeposed) }
 }
 
 // end waits until the leadership's own work has ended.

@@ -36,7 +36,8 @@ type entryInFlight struct {
 
 // propose sends a command through the log and returns what it did. An error of kind NotLeader or
 // Closed leaves open whether the command will be applied; everything that isn't harmless to repeat
-// carries its origin, so that a retry gets the first one's result.
+// carries its origin, so that a retry gets the first one's result. So does
+// TimedOut: ctx is the caller's own, and ended.
 func (r *replica) propose(ctx context.Context, c command) (Result, error) {
 	if r.sim != nil {
 		return r.sim.propose(c)
@@ -45,7 +46,7 @@ func (r *replica) propose(ctx context.Context, c command) (Result, error) {
 	select {
 	case r.proposals <- p:
 	case <-ctx.Done():
-		return Result{}, dataplane.E("metadata change", dataplane.TimedOut, ctx.Err())
+		return Result{}, r.gaveUp(ctx, "metadata change")
 	case <-r.stopped:
 		return Result{}, errStopped()
 	}
@@ -53,10 +54,19 @@ func (r *replica) propose(ctx context.Context, c command) (Result, error) {
 	case <-p.done:
 		return p.result, p.err
 	case <-ctx.Done():
-		return Result{}, dataplane.E("metadata change", dataplane.TimedOut, ctx.Err())
+		return Result{}, r.gaveUp(ctx, "metadata change")
 	case <-r.stopped:
 		return Result{}, errStopped()
 	}
+}
+
+// gaveUp is the error of one that waited until ctx ended. If that is because this server leads no
+// more, whoever asked is to repeat it at the next leader.
+func (r *replica) gaveUp(ctx context.Context, what string) error {
+	if errors.Is(context.Cause(ctx), errDeposed) {
+		return r.notLeader()
+	}
+	return dataplane.E(what, dataplane.TimedOut, ctx.Err())
 }
 
 func errStopped() error {
@@ -166,7 +176,7 @@ func (r *replica) verifyWith(ctx context.Context, v *verifier) error {
 	case <-mine.done:
 		return mine.err
 	case <-ctx.Done():
-		return dataplane.E("metadata read", dataplane.TimedOut, ctx.Err())
+		return r.gaveUp(ctx, "metadata read")
 	}
 }
 

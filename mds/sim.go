@@ -108,7 +108,7 @@ func (s *Sim) Lead() {
 	l.leases.unfenced = s.o.Canary.NoFence
 	l.fence.hasty = s.o.Canary.NoFenceWait
 	l.view.rng = s.o.Rand
-	l.ctx, l.stop = context.WithCancel(context.Background())
+	l.begin()
 	s.l = l
 	s.srv.lead.Store(l)
 }

@@ -269,13 +269,16 @@ var metaFaults = map[string]func(s *scene, m *server) (func() error, error){
 	"nothing comes from it": func(s *scene, m *server) (func() error, error) {
 		return isolate(func(*scene) (*server, error) { return m, nil }, true, false)(s)
 	},
+	// A follower is cut from the leader: followers have nothing to say to each other.
 	"cut from one other": func(s *scene, m *server) (func() error, error) {
-		for _, other := range s.mds {
-			if other != m {
-				return s.cut(netlab.Both(m.node, other.node))
-			}
+		other, err := s.leader()
+		if err != nil {
+			return nil, err
 		}
-		return nil, errors.New("it is alone")
+		if other == m {
+			other = s.mds[(slices.Index(s.mds, m)+1)%len(s.mds)]
+		}
+		return s.cut(netlab.Both(m.node, other.node))
 	},
 	"stopped": func(_ *scene, m *server) (func() error, error) {
 		return stop(m.name, m.cmd.Process.Pid)
