@@ -17,8 +17,8 @@ import (
 // If the members that had the chunk before are lost for good between the change and the
 // activations, what the target holds is all that is left: in a move of one of two copies the member
 // that left forgets, and only the head remains; a chunk that is down to one member has just that
-// one, until the one that is added is activated. So before the metadata servers are asked the target
-// makes its copy one that outlives its process: held.
+// one, until the one that is added is activated. So before the metadata servers are asked the
+// target makes its copy one that outlives its process: held.
 //
 //	a held copy     is of the epoch before the change, complete up to the last seq of it at which
 //	                all members are sealed
