@@ -161,31 +161,21 @@ func (sh *Shard) RetireHeld(ids []dataplane.ChunkID, held []control.HeldChunk) {
 		epochs[h.Chunk] = h.Epoch
 	}
 	for _, id := range ids {
-		r := sh.chunks[id]
-		if r != nil && !r.copying() && r.epoch == epochs[id] && !r.beingCopied() {
+		if r := sh.chunks[id]; r != nil && !r.copying() && r.epoch == epochs[id] {
 			sh.unserve(r)
 		}
 	}
 }
 
-// beingCopied says whether a copy to this server is under way, over a connection that is open. The
-// one who answers a registration may not know of it, being a new leader, and may be about to make
-// this server a member: it would be one without the data. What stays behind if not is on the list
-// of the next registration.
-func (r *replica) beingCopied() bool {
-	l, ok := r.sealer.(*link)
-	return ok && l.open && r.state == sealed && (r.copying() || r.held())
-}
-
 // ForgetHeld is Forget for the answer to a registration: held is the inventory that was sent. A
-// chunk that has come anew since then stays, and so does one that is being copied to here.
+// chunk that has come anew since then stays.
 func (sh *Shard) ForgetHeld(ids []dataplane.ChunkID, held []control.HeldChunk) {
 	epochs := make(map[dataplane.ChunkID]dataplane.Epoch, len(held))
 	for _, h := range held {
 		epochs[h.Chunk] = h.Epoch
 	}
 	for _, id := range ids {
-		if r := sh.chunks[id]; r != nil && r.heldEpoch() == epochs[id] && !r.beingCopied() {
+		if r := sh.chunks[id]; r != nil && r.heldEpoch() == epochs[id] {
 			sh.forget(id, nil)
 		}
 	}
