@@ -149,8 +149,12 @@ func (s *settler) again(why string, err error) {
 			"err", err)
 	}
 	sh.impatient(s.r)
+	patience := idleTries
+	if s.alone() {
+		patience = aloneTries
+	}
 	if len(s.lost) == 0 && s.r.queue.n == 0 && s.r.reads.n == 0 && s.r.last == s.r.commit &&
-		s.tries > 20 && !s.alone() {
+		s.tries > patience {
 		s.end()
 		return
 	}
