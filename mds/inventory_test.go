@@ -114,7 +114,8 @@ func TestRefusedDirectory(t *testing.T) {
 }
 
 // A new leader lets a server keep copies that the one before may have ordered: the request to make
-// it a member may be on its way. When the leader isn't new any more it asks for the inventory again.
+// it a member may be on its way. When the leader isn't new any more it asks for the inventory once
+// more.
 func TestCopiesOutliveTheirLeader(t *testing.T) {
 	c := newTestCluster(t, 1)
 	for n := range byte(3) {

@@ -221,7 +221,8 @@ func (l *leader) run() {
 }
 
 // relistOne asks a server that has not registered with this leader for its inventory: the leader
-// before may have freed chunks and not have told it; or one that had copies then. There is no hurry, and one goes at a time.
+// before may have freed chunks and not have told it. Likewise one that had copies when this leader
+// was new. There is no hurry, and one goes at a time.
 func (l *leader) relistOne() {
 	l.mu.Lock()
 	defer l.mu.Unlock()
