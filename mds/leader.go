@@ -100,6 +100,7 @@ func lead(r *replica, term uint64) *leader {
 	l.view.rng = rand.New(rand.NewPCG(rand.Uint64(), rand.Uint64()))
 	l.begin()
 	l.idle.Go(l.run)
+	l.idle.Go(l.runReap)
 	return l
 }
 
@@ -199,7 +200,7 @@ func (l *leader) gone(peer *control.Peer) {
 	}
 }
 
-// run does what must be done in time: settles, deletions, the rest of large removals.
+// run does what must be done in time: settles, copies, what servers and clients are told.
 func (l *leader) run() {
 	l.initCluster()
 	tick := time.NewTicker(leaderTick)
@@ -216,7 +217,21 @@ func (l *leader) run() {
 		l.pushForgets()
 		l.pushMaps()
 		l.relistOne()
-		l.reap()
+	}
+}
+
+// runReap frees the chunks of removed files. A large file takes thousands of commands, one after the
+// other, which the rest of the housekeeping doesn't wait for.
+func (l *leader) runReap() {
+	tick := time.NewTicker(leaderTick)
+	defer tick.Stop()
+	for {
+		select {
+		case <-l.ctx.Done():
+			return
+		case <-tick.C:
+			l.reap()
+		}
 	}
 }
 

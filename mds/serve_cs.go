@@ -3,6 +3,7 @@ package mds
 import (
 	"context"
 	"fmt"
+	"runtime"
 	"slices"
 	"time"
 
@@ -150,24 +151,30 @@ func (c *call) inventory(cs dataplane.CSID, held []control.HeldChunk, sameProces
 	var forget, retired, missing []dataplane.ChunkID
 	f, copies := c.r.fsm, false
 	young := c.l.now()-c.l.leases.sinceNs < int64(relistAfter)
+	// The state may change between two pieces, and what is compared with what was found in them is of
+	// before. It can become a member of chunks meanwhile, by allocations; it holds nothing of those.
 	f.mu.RLock()
-	here := 0
-	for _, h := range held {
-		switch rec := f.s.table.Lookup(h.Chunk); {
-		case rec != nil && rec.has(cs):
-			here++
-		case rec != nil && rec.wasMember(cs) && h.Epoch < rec.Epoch:
-			retired = append(retired, h.Chunk)
-		case rec != nil && young && (h.Epoch == 0 || h.Epoch == rec.Epoch):
-			copies = true
-		default:
-			forget = append(forget, h.Chunk)
-		}
-	}
-	complete := here >= int(f.s.csLoad[cs])
-	slots, newest := f.s.table.Slots(), f.s.nowNs
+	load, slots, newest := int(f.s.csLoad[cs]), f.s.table.Slots(), f.s.nowNs
 	f.mu.RUnlock()
-	if complete {
+	here := 0
+	for piece := range slices.Chunk(held, heldStep) {
+		f.mu.RLock()
+		for _, h := range piece {
+			switch rec := f.s.table.Lookup(h.Chunk); {
+			case rec != nil && rec.has(cs):
+				here++
+			case rec != nil && rec.wasMember(cs) && h.Epoch < rec.Epoch:
+				retired = append(retired, h.Chunk)
+			case rec != nil && young && (h.Epoch == 0 || h.Epoch == rec.Epoch):
+				copies = true
+			default:
+				forget = append(forget, h.Chunk)
+			}
+		}
+		f.mu.RUnlock()
+		runtime.Gosched()
+	}
+	if here >= load {
 		return findings{forget, retired, nil, copies}
 	}
 	if sameProcess {
@@ -187,6 +194,10 @@ func (c *call) inventory(cs dataplane.CSID, held []control.HeldChunk, sameProces
 	return findings{forget, retired, missing, copies}
 }
 
+// heldStep is how many chunks of an inventory are looked up before the state is let go for others;
+// they lie all over it.
+const heldStep = 1024
+
 // scanStep is how many records are looked at before the state is let go for others.
 const scanStep = 64 * recordsPerPage
 
@@ -202,6 +213,7 @@ func (l *leader) scan(slots uint64, f func(s *State, rec *Record)) {
 			}
 		}
 		fsm.mu.RUnlock()
+		runtime.Gosched() // who was woken meanwhile doesn't wait for the end of a turn, 10 ms
 	}
 }
 
