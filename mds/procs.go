@@ -23,6 +23,7 @@ func TuneRuntime() {
 		debug.SetGCPercent(GCPercent)
 	}
 	if os.Getenv("GOMAXPROCS") == "" {
-		runtime.GOMAXPROCS(Procs(runtime.GOMAXPROCS(0))) // of the CPUs that this process may use
+		runtime.SetDefaultGOMAXPROCS() // the CPUs that this process may use, whatever was set before
+		runtime.GOMAXPROCS(Procs(runtime.GOMAXPROCS(0)))
 	}
 }
