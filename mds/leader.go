@@ -236,7 +236,8 @@ func (l *leader) runReap() {
 }
 
 // relistOne asks a server that has not registered with this leader for its inventory: the leader
-// before may have freed chunks and not have told it. There is no hurry, and one goes at a time.
+// before may have freed chunks and not have told it. Likewise one that had copies when this leader
+// was new. There is no hurry, and one goes at a time.
 func (l *leader) relistOne() {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -246,7 +247,7 @@ func (l *leader) relistOne() {
 	}
 	l.relistNs = now + int64(relistEvery)
 	for cs, c := range l.cs {
-		if e := l.leases.at(cs); c.peer != nil && !e.registered && !e.relist {
+		if e := l.leases.at(cs); c.peer != nil && (!e.registered || e.copies) && !e.relist {
 			e.relist = true
 			return
 		}
