@@ -87,3 +87,35 @@ func TestFioEngine(t *testing.T) {
 		}
 	}
 }
+
+// TestFioEngineNotBuilt: where the engine can't be built, make fio-engine says why.
+func TestFioEngineNotBuilt(t *testing.T) {
+	for _, tool := range []string{"gcc", "fio"} {
+		if _, err := exec.LookPath(tool); err != nil {
+			t.Skipf("needs %s", tool)
+		}
+	}
+	dir, source := t.TempDir(), t.TempDir()
+	refused := func(want string) {
+		t.Helper()
+		cmd := exec.Command("fio/build", dir)
+		cmd.Env = append(os.Environ(), "FIO_SRC="+source)
+		out, err := cmd.CombinedOutput()
+		var exit *exec.ExitError
+		if !errors.As(err, &exit) || exit.ExitCode() != 3 || !strings.Contains(string(out), want) {
+			t.Errorf("%v, %s; want %q", err, out, want)
+		}
+	}
+	write := func(name, text string) {
+		t.Helper()
+		if err := os.WriteFile(name, []byte(text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	refused("run make lib")
+	write(filepath.Join(dir, "libpstorage.so"), "")
+	refused("isn't fio's source")
+	write(filepath.Join(source, "ioengines.h"), "")
+	write(filepath.Join(source, "FIO-VERSION-GEN"), "DEF_VER=fio-0.1\n")
+	refused("isn't the source of fio-")
+}
