@@ -69,14 +69,16 @@ func TestFioEngine(t *testing.T) {
 		args []string
 		want string
 	}{
-		"a fork":  {[]string{"--name=t", "--filename=/perf.data", "--cluster=dev"}, "thread=1"},
-		"no file": {[]string{"--name=t", "--thread", "--cluster=dev"}, "filename"},
-		"a stranger": {[]string{"--name=t", "--thread", "--filename=/perf.data", "--cluster=nosuch"},
+		"a fork":  {[]string{"--filename=/perf.data", "--cluster=dev"}, "thread=1"},
+		"no file": {[]string{"--thread", "--cluster=dev"}, "filename"},
+		"a stranger": {[]string{"--thread", "--filename=/perf.data", "--cluster=nosuch"},
 			"nosuch"},
-		"a file that isn't there": {[]string{"--name=t", "--thread", "--filename=/none",
+		"a file that isn't there": {[]string{"--thread", "--filename=/none",
 			"--cluster=dev"}, "none"},
 	} {
-		args := append(c.args, "--ioengine=external:"+engine, "--rw=read", "--size=1m", "--bs=4k")
+		// The engine first: only then fio knows its options.
+		args := append([]string{"--name=t", "--ioengine=external:" + engine, "--rw=read", "--size=1m",
+			"--bs=4k"}, c.args...)
 		ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
 		cmd := exec.CommandContext(ctx, "fio", args...)
 		cmd.Env = append(os.Environ(), env...)
