@@ -70,7 +70,7 @@ func TestFioEngine(t *testing.T) {
 		want string
 	}{
 		"a fork":  {[]string{"--filename=/perf.data", "--cluster=dev"}, "thread=1"},
-		"no file": {[]string{"--thread", "--cluster=dev"}, "filename"},
+		"no file": {[]string{"--thread", "--cluster=dev"}, "slash"},
 		"a stranger": {[]string{"--thread", "--filename=/perf.data", "--cluster=nosuch"},
 			"nosuch"},
 		"a file that isn't there": {[]string{"--thread", "--filename=/none",

@@ -174,8 +174,10 @@ static int engine_setup(struct thread_data *td) {
         log_err("fio: pstorage: the job needs thread=1: libpstorage can't be used after a fork\n");
         return 1;
     }
-    if (!td->files_index) {
-        log_err("fio: pstorage: filename is needed, a path in the cluster such as /file\n");
+    for_each_file(td, f, i) if (f->file_name[0] != '/') {
+        /* fio makes up a name where none is given */
+        log_err("fio: pstorage: filename=%s: a path in the cluster begins with a slash\n",
+                f->file_name);
         return 1;
     }
     l = link_open(o->cluster, o->etc);
