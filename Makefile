@@ -9,7 +9,7 @@ MOUNT ?= $(CURDIR)/run/mnt
 CS ?= 3
 
 .DEFAULT_GOAL := help
-.PHONY: help up down man deb rpm build lib quick test test-long test-net test-guide lint demo sim \
+.PHONY: help up down man deb rpm build lib fio-engine quick test test-long test-net test-guide lint demo sim \
 	bench peers-install fmt
 
 help: ## this list
@@ -31,6 +31,9 @@ lib: ## the C library, in ./bin: libpstorage.so and pstorage.h (needs gcc)
 	@CGO_ENABLED=1 go build -buildmode=c-shared -trimpath -o bin/libpstorage.so ./cmd/libpstorage
 	@rm -f bin/libpstorage.h && cp cmd/libpstorage/pstorage.h bin/
 	@ls bin/libpstorage.so bin/pstorage.h
+
+fio-engine: lib ## fio's engine for libpstorage, in ./bin (FIO_SRC=..., or fetches fio's source)
+	@cmd/libpstorage/fio/build bin
 
 man: build ## the manual pages, in ./bin/man
 	@rm -rf bin/man

@@ -149,13 +149,27 @@ func (s *settler) again(why string, err error) {
 			"err", err)
 	}
 	sh.impatient(s.r)
+	patience := idleTries
+	if s.alone() {
+		patience = aloneTries
+	}
 	if len(s.lost) == 0 && s.r.queue.n == 0 && s.r.reads.n == 0 && s.r.last == s.r.commit &&
-		s.tries > 20 {
+		s.tries > patience {
 		s.end()
 		return
 	}
-	sh.env.Arm(&s.retry, int64(settleRetry))
+	wait := int64(settleRetry)
+	if k := dataplane.KindOf(err); k == dataplane.Conflict || k == dataplane.NotReady {
+		// Another coordinator is at work, too, or a member isn't ready for anybody: two that come back
+		// after the same time would stop each other again.
+		wait += int64(sh.env.Rand() % uint64(settleRetry))
+	}
+	sh.env.Arm(&s.retry, wait)
 }
+
+// alone says whether this server has had the members changed, and they aren't activated: others may
+// have gone on in the epoch before, and nobody else may ever hear of the new one.
+func (s *settler) alone() bool { return s.cfg != nil && s.cfg.Epoch > s.r.epoch }
 
 // giveUp ends the settler: the chunk isn't ours to settle.
 func (s *settler) giveUp(status dataplane.Kind) {
@@ -194,13 +208,18 @@ func (sh *Shard) refuseWaiting(r *replica, status dataplane.Kind) {
 
 // begin starts an attempt.
 func (s *settler) begin() {
-	if s.owes && len(s.lost) == 0 && !s.lead && s.r.state == active && !s.r.isHead() {
+	if s.owes && len(s.lost) == 0 && !s.lead && s.r.state == active && !s.r.isHead() && !s.alone() {
 		s.end() // the head did it
 		return
 	}
 	if !s.sh.leased() {
 		// Others may be about to go on without this server: it must not stop them.
-		s.giveUp(dataplane.NoLease)
+		if !s.alone() {
+			s.giveUp(dataplane.NoLease)
+			return
+		}
+		s.sh.refuseAll(s.r, dataplane.NoLease)
+		s.sh.env.Arm(&s.retry, int64(settleRetry))
 		return
 	}
 	s.attempt++

@@ -119,3 +119,32 @@ func TestOvertakenSealBeginsAnew(t *testing.T) {
 	})
 	w.must(func() bool { return done && r.state == active }, 10*sec, "settled by the head")
 }
+
+// A coordinator whose SEAL waits for the log of another server, and is overtaken there, hears of it
+// at once: what it has sealed elsewhere doesn't wait for the time limit of its request.
+func TestOvertakenSealIsAnswered(t *testing.T) {
+	w := newWorld(t, 1, 3)
+	w.md.add(chunkA, 2, 1, 2, 3)
+	w.mustWrite(chunkA, 0, pattern(1, 4096))
+	head, other := w.nodes[0], w.nodes[2]
+	r, theirs := head.sh.chunks[chunkA], other.sh.chunks[chunkA]
+	w.slowLogs(sec / 4)
+	done := false
+	w.write(chunkA, 4096, pattern(2, 4096), &done)
+	w.must(func() bool { return theirs.busy > 0 }, sec, "a write on its way to the other's log")
+	head.env.Do(func() {
+		r.broken = true
+		head.sh.settle(r, []dataplane.CSID{})
+	})
+	w.must(func() bool { return theirs.sealWait != nil }, sec, "the head's seal waits there")
+	tries := r.settler.tries
+	other.env.Do(func() {
+		st := other.sh.seal(theirs, theirs.epoch, "another coordinator", func() {})
+		if st != dataplane.OK {
+			t.Fatalf("seal: %v", st)
+		}
+	})
+	w.must(func() bool { return r.settler != nil && r.settler.tries > tries }, sec/2,
+		"the head begins anew")
+	w.must(func() bool { return done && r.state == active }, 4*sec, "settled by the head")
+}

@@ -14,11 +14,11 @@ import (
 // process has acknowledged without it. That process takes an epoch of its own before it writes,
 // whether it has heard of the request or not, and the change can't be committed any more.
 //
-// A move takes a member out of the configuration at the same moment at which it puts the target
-// in. If the head is lost for good between that moment and the activations, what the target holds
-// is all that is left besides the other members; in a chunk of two copies there are none, and the
-// member that left forgets. So before the metadata servers are asked the target makes its copy one
-// that outlives its process: held.
+// If the members that had the chunk before are lost for good between the change and the
+// activations, what the target holds is all that is left: in a move of one of two copies the member
+// that left forgets, and only the head remains; a chunk that is down to one member has just that
+// one, until the one that is added is activated. So before the metadata servers are asked the
+// target makes its copy one that outlives its process: held.
 //
 //	a held copy     is of the epoch before the change, complete up to the last seq of it at which
 //	                all members are sealed
@@ -48,7 +48,7 @@ func (s *settler) beforeAsking(next func()) {
 	if !sh.canary.ForgetAsked && !sh.canary.TrustPartial {
 		list = append(list, control.CSAddr{CS: sh.id})
 	}
-	if s.join.leaving != 0 && !sh.canary.NoHold {
+	if !sh.canary.NoHold && (s.join.leaving != 0 || !sh.canary.NoHoldAdded) {
 		list = append(list, s.join.target)
 	}
 	s.each("put on record what is asked for", list,

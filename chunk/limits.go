@@ -19,6 +19,10 @@ const (
 	// maxSettling is how many chunks are settled at the same time; the others queue.
 	maxSettling = 64
 
+	// After so many tries a settling that nobody waits for ends; later if perhaps nobody else knows
+	// of the epoch.
+	idleTries, aloneTries = 20, 100
+
 	// maxCopies is how many parts (64 KiB) one settling chunk reads and sends at the same time.
 	maxCopies = 4
 

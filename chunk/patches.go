@@ -130,7 +130,10 @@ func (s *settler) rescue(to int, off uint32, list []rescuer, why error) {
 				s.stay[s.verdict.winner].CS, s.stay[from.member].CS))
 			var others []int
 			for i := range s.stay {
-				if i != from.member && !slices.Contains(s.verdict.lost, i) {
+				// Also who gives it, unless it has all: else nothing says later that it missed a write
+				// only up to here, and it would pass for one that lost data.
+				if (i != from.member || s.tails[i].last < s.verdict.last) &&
+					!slices.Contains(s.verdict.lost, i) {
 					others = append(others, i)
 				}
 			}

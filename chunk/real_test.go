@@ -178,8 +178,9 @@ func runRealWith(t testing.TB, o Options, m *tableMDS) *running {
 	t.Helper()
 	ctx, cancel := context.WithCancel(context.Background())
 	r := &running{stop: cancel, done: make(chan error, 1)}
-	ready := make(chan struct{})
+	ready, ended := make(chan struct{}), make(chan struct{})
 	go func() {
+		defer close(ended)
 		o.Cred = realCred(dataplane.RoleCS, 0)
 		o.MDS = func() []string { return []string{m.addr} }
 		o.OnReady = func(id dataplane.CSID, addr string) {
@@ -195,7 +196,10 @@ func runRealWith(t testing.TB, o Options, m *tableMDS) *running {
 	case <-time.After(20 * time.Second):
 		t.Fatal("not ready after 20 s")
 	}
-	t.Cleanup(cancel)
+	t.Cleanup(func() { // its files are removed after that
+		cancel()
+		<-ended
+	})
 	return r
 }
 

@@ -150,8 +150,9 @@ type rescuer struct {
 	older  bool // a write of the winner to the block is missing; it was never acknowledged
 }
 
-// rescuers lists who can give a block that is damaged at the winner, best first. Those that are in
-// the winner's epoch hold the beginning of its history:
+// rescuers lists who can give a block that is damaged at the winner, best first.
+//
+// Members that the winner's activation reached hold the beginning of its history:
 //
 //	last            | winner's tail       | has of the block
 //	----------------+---------------------+--------------------------------------------------------
@@ -160,11 +161,12 @@ type rescuer struct {
 //	>= its mark     | on the block        | what was there before a write that not all members have
 //	                |                     | durable. With write-ack=disk it wasn't acknowledged, and
 //	                |                     | no read returned it
-//	< its mark      | any                 | nobody knows
 //
-// One of an epoch before, such as a head that wasn't activated yet, has what the winner had if all
-// of its own history is committed, and so is the winner's, which is as long: nothing was written
-// since.
+// Members that it didn't reach, of an epoch before or below the mark (and patched, else they lost
+// data), have what the winner had, whatever they touched in the past: before anybody is activated
+// all members are sealed and have been given what they missed, durably. Nothing was written since:
+// the head is activated after all others. What was patched since then came from somebody whom the
+// activation had reached.
 func rescuers(winner int, tails []memberTail, block uint32, memoryAck bool) (list []rescuer) {
 	w := &tails[winner]
 	var behind, older []rescuer
@@ -174,11 +176,11 @@ func rescuers(winner int, tails []memberTail, block uint32, memoryAck bool) (lis
 			return (e.seq == 0 || e.seq > t.last) && e.overlaps(block, dataplane.BlockSize)
 		})
 		switch {
-		case i == winner || t.unknown || t.unfinished():
-		case t.epoch < w.epoch && t.last == t.commit && t.last == w.last && w.last == w.commit &&
-			len(t.ext) == 0 && !touched:
-			behind = append(behind, rescuer{member: i})
-		case t.epoch != w.epoch || t.last < w.commit:
+		case i == winner || t.unknown || t.unfinished() || t.epoch > w.epoch:
+		case t.epoch < w.epoch || t.last < w.commit:
+			if w.last == w.commit && (t.last >= w.commit || t.patched()) {
+				behind = append(behind, rescuer{member: i})
+			}
 		case t.last == w.last:
 			list = append(list, rescuer{member: i})
 		case !touched:

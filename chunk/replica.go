@@ -62,10 +62,11 @@ type replica struct {
 	run, runEnd uint32
 
 	// While sealed: who may patch and activate (a *link or a *settler), and the promise to answer
-	// him once everything accepted is durable.
+	// him once everything accepted is durable; sealOver tells him that it can't be kept, may be nil.
 	sealer    any
 	sealEpoch dataplane.Epoch
 	sealWait  func()
+	sealOver  func()
 	sealedAt  int64 // when another coordinator last sealed or patched it
 
 	// Head: writes in flight by seq; requests that wait. Member: writes that came too early.

@@ -54,8 +54,8 @@ func (sh *Shard) seal(r *replica, epoch dataplane.Epoch, by any, then func()) da
 		r.sealedAt = sh.env.Now()
 		sh.refuseReads(r, dataplane.NotReady)
 	}
-	r.sealWait = nil
-	if overtaken { // it would wait for its own seal for ever; others ask again after a time
+	r.breakSeal()
+	if overtaken { // it would wait for its own seal for ever
 		r.settler.again("seal", dataplane.E("seal here", dataplane.Conflict, nil))
 	}
 	if r.busy == 0 || sh.canary.SealEarly {
@@ -64,6 +64,16 @@ func (sh *Shard) seal(r *replica, epoch dataplane.Epoch, by any, then func()) da
 	}
 	r.sealWait = then
 	return dataplane.OK
+}
+
+// breakSeal ends the promise to a coordinator that another one has overtaken, or whose chunk isn't
+// served any more. He is told at once: what he sealed elsewhere waits for him.
+func (r *replica) breakSeal() {
+	over, waits := r.sealOver, r.sealWait != nil
+	r.sealWait, r.sealOver = nil, nil
+	if waits && over != nil {
+		over()
+	}
 }
 
 // tailOf is what a replica answers to a SEAL.
@@ -97,6 +107,8 @@ func (sh *Shard) sealFrame(l *link, h *dataplane.Header) {
 	status := sh.seal(r, h.Epoch, l, func() { sh.sealReply(l, &q, r) })
 	if status != dataplane.OK {
 		l.refuse(h, status)
+	} else if r.sealWait != nil {
+		r.sealOver = func() { l.refuse(&q, dataplane.Conflict) }
 	}
 }
 

@@ -177,10 +177,25 @@ func (sh *Shard) Listen(addr string) (string, error) {
 	if err != nil {
 		return "", err
 	}
-	sh.closer = closer
+	sh.closer = sh.listenLocal(bound, closer)
 	sh.env.Arm(&sh.secondTimer, 1e9)
 	sh.scrub.start()
 	return bound, nil
+}
+
+// listenLocal takes the connections of this host, too, where that goes by a shorter way. It returns
+// what ends the listening. Without it they come as all others do.
+func (sh *Shard) listenLocal(bound string, closer func()) func() {
+	local, ok := sh.net.(uring.LocalNet)
+	if !ok {
+		return closer
+	}
+	closeLocal, err := local.ListenLocal(bound, sh.attach)
+	if err != nil {
+		sh.slog.Warn("connections of this host go over TCP", "error", err)
+		return closer
+	}
+	return func() { closer(); closeLocal() }
 }
 
 func (sh *Shard) leased() bool {

@@ -31,6 +31,7 @@ type Canary struct {
 	OldEpoch         bool // members take writes of any epoch and activation
 	RecordFirst      bool // the record of a write around the log doesn't wait for its data
 	NoHold           bool // a move is asked for before its target's copy outlives its process
+	NoHoldAdded      bool // the same for additions, not for moves
 	NoHistory        bool // a dirty map misses what was written since the exclusion
 }
 

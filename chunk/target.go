@@ -128,6 +128,7 @@ func (sh *Shard) sealReturned(l *link, h *dataplane.Header, r *replica) {
 				answer()
 			})
 	}
+	r.sealOver = func() { l.refuse(&q, dataplane.Conflict) }
 	if r.busy == 0 {
 		f := r.sealWait
 		r.sealWait = nil
@@ -147,7 +148,8 @@ func (sh *Shard) unserve(r *replica) {
 	if !r.isHead() {
 		sh.abandonHeld(r)
 	}
-	r.state, r.sealer, r.sealWait = unsettled, nil, nil
+	r.breakSeal()
+	r.state, r.sealer = unsettled, nil
 }
 
 // RetireHeld is for the answer to a registration: this server isn't a member of those chunks any

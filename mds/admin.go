@@ -249,6 +249,19 @@ func health(d *control.StatDoc) (string, []string) {
 		"says why)")
 	say("degraded", silent, "%d chunk servers don't answer")
 	say("degraded", ill, "%d chunk servers are much slower than the others")
+	down, voters := uint64(0), 0
+	for _, m := range d.MDS {
+		if m.Down {
+			down++
+		}
+		if m.Voter {
+			voters++
+		}
+	}
+	say("degraded", down, "%d metadata servers don't answer")
+	if why := VoterWarning(voters); why != "" {
+		reasons = append(reasons, why)
+	}
 	if d.Chunks.Fallback > 0 {
 		// It is as safe as the hardware allows; a word, no alarm.
 		reasons = append(reasons, fmt.Sprintf("%d chunks share a failure domain, because there "+

@@ -112,3 +112,35 @@ func TestRefusedDirectory(t *testing.T) {
 		t.Errorf("status %q, %q after it registered", d.Status, d.Failed)
 	}
 }
+
+// A new leader lets a server keep copies that the one before may have ordered: the request to make
+// it a member may be on its way. When the leader isn't new any more it asks for the inventory once
+// more.
+func TestCopiesOutliveTheirLeader(t *testing.T) {
+	c := newTestCluster(t, 1)
+	for n := range byte(3) {
+		defer c.newCS(n + 1).keepAlive()()
+	}
+	conf := oneChunk(t, c.client(dataplane.RoleClient, 7, nil))
+	s := c.newCS(4)
+	l := c.nodes[0].lead.Load()
+	gone := dataplane.NewChunkID(3, 1)
+	for _, epoch := range []dataplane.Epoch{0, conf.Epoch} { // one that isn't finished, and one held
+		s.reg.Chunks = []control.HeldChunk{{Chunk: conf.Chunk, Epoch: epoch}, {Chunk: gone, Epoch: 1}}
+		if r := s.register(); len(r.Forget) != 1 || r.Forget[0] != gone || len(r.Retired) != 0 {
+			t.Errorf("a copy of epoch %d, a new leader: %+v", epoch, r)
+		}
+	}
+	l.mu.Lock()
+	l.leases.sinceNs -= int64(relistAfter)
+	l.mu.Unlock()
+	eventually(t, "the inventory is asked for again", func() bool {
+		return dataplane.KindOf(s.beat()) == dataplane.NotFound
+	})
+	if r := s.register(); len(r.Forget) != 2 {
+		t.Errorf("later: %+v", r)
+	}
+	if err := s.beat(); err != nil {
+		t.Errorf("asked for once more: %v", err)
+	}
+}

@@ -8,6 +8,7 @@ import (
 	"os"
 	"os/exec"
 	"slices"
+	"strconv"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -104,6 +105,9 @@ func TestKillLeader(t *testing.T) {
 	kills := 2
 	if long() {
 		kills = 100
+	}
+	if n, err := strconv.Atoi(os.Getenv("PSTORAGE_KILLS")); err == nil {
+		kills = n
 	}
 	c := prepareTestCluster(t, 3)
 	children := make([]*child, 3)

@@ -100,6 +100,7 @@ func lead(r *replica, term uint64) *leader {
 	l.view.rng = rand.New(rand.NewPCG(rand.Uint64(), rand.Uint64()))
 	l.begin()
 	l.idle.Go(l.run)
+	l.idle.Go(l.runReap)
 	return l
 }
 
@@ -199,7 +200,7 @@ func (l *leader) gone(peer *control.Peer) {
 	}
 }
 
-// run does what must be done in time: settles, deletions, the rest of large removals.
+// run does what must be done in time: settles, copies, what servers and clients are told.
 func (l *leader) run() {
 	l.initCluster()
 	tick := time.NewTicker(leaderTick)
@@ -216,12 +217,27 @@ func (l *leader) run() {
 		l.pushForgets()
 		l.pushMaps()
 		l.relistOne()
-		l.reap()
+	}
+}
+
+// runReap frees the chunks of removed files. A large file takes thousands of commands, one after the
+// other, which the rest of the housekeeping doesn't wait for.
+func (l *leader) runReap() {
+	tick := time.NewTicker(leaderTick)
+	defer tick.Stop()
+	for {
+		select {
+		case <-l.ctx.Done():
+			return
+		case <-tick.C:
+			l.reap()
+		}
 	}
 }
 
 // relistOne asks a server that has not registered with this leader for its inventory: the leader
-// before may have freed chunks and not have told it. There is no hurry, and one goes at a time.
+// before may have freed chunks and not have told it. Likewise one that had copies when this leader
+// was new. There is no hurry, and one goes at a time.
 func (l *leader) relistOne() {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -231,7 +247,7 @@ func (l *leader) relistOne() {
 	}
 	l.relistNs = now + int64(relistEvery)
 	for cs, c := range l.cs {
-		if e := l.leases.at(cs); c.peer != nil && !e.registered && !e.relist {
+		if e := l.leases.at(cs); c.peer != nil && (!e.registered || e.copies) && !e.relist {
 			e.relist = true
 			return
 		}

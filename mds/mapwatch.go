@@ -26,6 +26,7 @@ type mapWatch struct {
 	watches int
 	due     []*mapWatcher // those with changes, in the order of their first ones
 	dropped uint64        // changes that somebody wasn't told of
+	refused uint64        // times that somebody wanted to watch a file, and couldn't
 }
 
 // mapWatcher is a connection that watches files.
@@ -48,10 +49,11 @@ func (w *mapWatch) add(peer *control.Peer, file dataplane.FileID) {
 	defer w.mu.Unlock()
 	k := w.peers[peer]
 	watchers := w.files[file]
-	if k != nil && slices.Contains(watchers, k) || len(watchers) >= maxFileWatchers {
+	if k != nil && slices.Contains(watchers, k) {
 		return
 	}
-	if w.watches >= maxWatches {
+	if len(watchers) >= maxFileWatchers || w.watches >= maxWatches {
+		w.refused++
 		return
 	}
 	if k == nil {
@@ -143,6 +145,28 @@ func (w *mapWatch) take() []mapNews {
 	return news
 }
 
+// lost notes that changes were taken and couldn't be sent.
+func (w *mapWatch) lost(n int) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.dropped += uint64(n)
+}
+
+// doc describes what is watched, since the leadership began.
+func (w *mapWatch) doc() MapWatchDoc {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return MapWatchDoc{Watches: uint64(w.watches), Dropped: w.dropped, Refused: w.refused}
+}
+
+// MapWatchDoc describes which files' chunk maps clients watch at this leader. Who isn't told of a
+// change finds out by the refusal of a chunk server.
+type MapWatchDoc struct {
+	Watches uint64 // pairs of a connection and a file, now
+	Dropped uint64 // changes that a watching connection wasn't told of, since the leader began
+	Refused uint64 // requests to watch that were above the bounds, since then
+}
+
 // mapNews is what a connection is to be told.
 type mapNews struct {
 	peer    *control.Peer
@@ -163,6 +187,7 @@ func (l *leader) pushMaps() {
 			}
 			// A client that doesn't read isn't told: it will find out.
 			if err := n.peer.Push(control.OpMapChanged, l.mapPush(n.changes[first:end])); err != nil {
+				l.watch.lost(end - first)
 				l.log.Debug("a changed chunk map isn't told", "peer", n.peer.String(), "reason", err)
 			}
 			first = end

@@ -57,8 +57,11 @@ func TestMapWatchBounds(t *testing.T) {
 		w.changed(&rec)
 	}
 	checkWatch(t, &w)
-	if w.dropped != 3*maxFileWatchers || len(w.due) != maxFileWatchers {
-		t.Errorf("%d changes dropped, %d to be told", w.dropped, len(w.due))
+	w.lost(2) // that were taken, and a peer didn't read
+	want := MapWatchDoc{Watches: control.MaxWatched + maxFileWatchers, Refused: 5,
+		Dropped: 3*maxFileWatchers + 2}
+	if got := w.doc(); got != want || len(w.due) != maxFileWatchers {
+		t.Errorf("%+v, want %+v; %d to be told", got, want, len(w.due))
 	}
 	for p := range w.peers {
 		if p != one {

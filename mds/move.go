@@ -29,7 +29,8 @@ const (
 	movesPerCS    = 1    // mends and balancing, as the head that copies, and as the target
 	movesJudged   = 512  // chunks looked at for balancing in one step
 	movePause     = 100  // ms between two rounds while something waits for its turn
-	moveIdlePause = 2000 // ms between two rounds in which nothing was to do
+	moveIdlePause = 2000 // ms between two rounds in which nothing was to do, at least
+	moveRest      = 4    // such a pause is that many times as long as the round, if that is more
 )
 
 // moveVerdict is what to do about a chunk that is whole.
@@ -49,6 +50,7 @@ type mover struct {
 	balance *balancer
 	cursor  uint64
 	end     uint64
+	beganNs int64 // the round
 	nextNs  int64
 	budget  int            // of this step
 	waits   bool           // something in the round waits for its turn
@@ -78,6 +80,7 @@ func (m *mover) step(nowNs int64, w recoverView, r *recoverer, p *placer,
 			return out
 		}
 		m.cursor, m.end, m.waits, m.began = 0, w.slots(), false, [moveKinds]int{}
+		m.beganNs = nowNs
 		clear(m.seen)
 		m.balance.begin(p.nodes)
 	}
@@ -104,13 +107,17 @@ func (m *mover) step(nowNs int64, w recoverView, r *recoverer, p *placer,
 func (m *mover) endRound(nowNs int64, r *recoverer) {
 	m.end = 0
 	m.drains, m.seen = m.seen, m.drains
-	pause := int64(moveIdlePause)
-	if m.waits || m.began != [moveKinds]int{} || r.moves > 0 {
-		pause = movePause
-	} else {
+	pause := int64(moveIdlePause * 1e6)
+	switch {
+	case m.waits || m.began != [moveKinds]int{} || r.moves > 0:
+		pause = movePause * 1e6
+	case len(m.drains) > 0: // what waits there is told anew in each round
 		m.balance.still()
+	default:
+		m.balance.still()
+		pause = max(pause, moveRest*(nowNs-m.beganNs))
 	}
-	m.nextNs = nowNs + pause*1e6
+	m.nextNs = nowNs + pause
 }
 
 // try moves a chunk, if there is a reason and the limits allow it.

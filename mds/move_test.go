@@ -227,3 +227,42 @@ func TestSpread(t *testing.T) {
 		t.Error(g)
 	}
 }
+
+// largeTable is a fleet's, with so many slots that a round takes many steps.
+type largeTable struct {
+	*fleet
+	size uint64
+}
+
+func (f largeTable) slots() uint64          { return f.size }
+func (f largeTable) at(slot uint64) *Record { return nil }
+
+// TestMoverRests: rounds over a large table in which nothing is to do take a fifth of the time, and
+// one begins at once when something has changed.
+func TestMoverRests(t *testing.T) {
+	f := newFleet(t, 1)
+	f.add("h", "", 0, 10)
+	const steps = 400 // of a round
+	w := largeTable{f, steps * scanPerStep}
+	busy := 0
+	step := func() {
+		f.now += int64(leaderTick)
+		before := f.m.cursor
+		f.m.step(f.now, w, f.r, &f.view, nil)
+		if f.m.cursor != before {
+			busy++
+		}
+	}
+	for range 10 * steps {
+		step()
+	}
+	if busy < 2*steps-2 || busy > 2*steps+steps/10 {
+		t.Errorf("%d of %d steps are of a round, not about %d", busy, 10*steps, 2*steps)
+	}
+	f.m.wake()
+	busy = 0
+	step()
+	if busy != 1 {
+		t.Error("nothing is looked at after something has changed")
+	}
+}

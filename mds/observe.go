@@ -36,7 +36,8 @@ type Observation struct {
 	Events       uint64                    // so far, in the life of the cluster
 	RecentEvents [control.Fault + 1]uint64 // of the hour before the newest entry, by severity
 
-	Stat *control.StatDoc // nil if it doesn't lead
+	Stat  *control.StatDoc // nil if it doesn't lead
+	Watch MapWatchDoc      // zero if it doesn't lead
 }
 
 const recentNs = int64(3600e9)
@@ -65,7 +66,7 @@ func (o *Observer) Observe() (*Observation, error) {
 		return true
 	})
 	if l := o.s.lead.Load(); l != nil {
-		d.Leads, d.Stat = true, l.stat()
+		d.Leads, d.Stat, d.Watch = true, l.stat(), l.watch.doc()
 	}
 	return d, nil
 }

@@ -175,8 +175,11 @@ type fsmSnapshot struct {
 func (p *fsmSnapshot) Persist(sink raft.SnapshotSink) error {
 	start := time.Now()
 	if err := p.sn.Write(&pacedWriter{w: sink, since: start}); err != nil {
-		sink.Cancel()
-		return err
+		if dataplane.KindOf(err) == dataplane.BadCRC {
+			// Raft would only try again. What is on the disk is good: it is to be started from that.
+			p.f.onFail(dataplane.E("go on with damaged metadata in memory", dataplane.IOError, err))
+		}
+		return errors.Join(err, sink.Cancel())
 	}
 	if err := sink.Close(); err != nil {
 		return dataplane.E("write snapshot", dataplane.IOError, err)

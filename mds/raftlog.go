@@ -301,7 +301,9 @@ func (l *raftLog) lastIndex() uint64 {
 	return 0
 }
 
-// GetLog implements raft.LogStore.
+// GetLog implements raft.LogStore. An entry that is there and can't be read ends the server: raft
+// would go on without sending it to those who need it, and it is to be found damaged at once, not
+// some day.
 func (l *raftLog) GetLog(index uint64, out *raft.Log) error {
 	l.mu.RLock()
 	defer l.mu.RUnlock()
@@ -321,12 +323,17 @@ func (l *raftLog) GetLog(index uint64, out *raft.Log) error {
 	k := int(index - s.first)
 	b := make([]byte, s.ends[k]-s.start(k))
 	if _, err := s.f.ReadAt(b, int64(s.start(k))); err != nil {
-		return dataplane.E(fmt.Sprintf("read log entry %d in %s", index, s.path),
+		err = dataplane.E(fmt.Sprintf("read log entry %d in %s", index, s.path),
 			dataplane.IOError, err)
+		l.onFail(err)
+		return err
 	}
 	n, got, _ := parseRecord(b)
 	if n != len(b) || got != index {
-		return errCorrupt("log entry %d in %s", index, s.path)
+		err := errCorrupt("log entry %d in %s", index, s.path)
+		// No refusal: it is to be started again, and then finds that it must begin anew.
+		l.onFail(dataplane.E("go on with a damaged log", dataplane.IOError, err))
+		return err
 	}
 	le := binary.LittleEndian
 	data := recHeader + int(le.Uint32(b[4:]))

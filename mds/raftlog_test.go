@@ -2,6 +2,7 @@ package mds
 
 import (
 	"bytes"
+	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -323,6 +324,33 @@ func TestRaftLogFails(t *testing.T) {
 	l = mustOpen(t, dir)
 	wantRange(t, l, map[uint64]*raft.Log{2: entries(2, 1, 10)[0]})
 	l.close()
+}
+
+// TestRaftLogDamageWhileOpen: an entry that is damaged while the server runs is told when it is read.
+func TestRaftLogDamageWhileOpen(t *testing.T) {
+	var told error
+	l, err := openRaftLog(t.TempDir(), testSegment, func(err error) { told = err })
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.close()
+	if err := l.StoreLogs(entries(1, 3, 100)); err != nil {
+		t.Fatal(err)
+	}
+	damage(t, l.segs[0].path, int(l.segs[0].start(1))+recHeader+10)
+	var got raft.Log
+	if err := errors.Join(l.GetLog(1, &got), l.GetLog(3, &got)); err != nil || told != nil {
+		t.Fatalf("what isn't damaged: %v, %v", err, told)
+	}
+	if err := l.GetLog(2, &got); dataplane.KindOf(err) != dataplane.BadCRC ||
+		dataplane.KindOf(told) != dataplane.IOError { // which has it started again
+		t.Errorf("the damaged entry: %v; told: %v", err, told)
+	}
+	told = nil
+	l.segs[0].f.Close()
+	if err := l.GetLog(1, &got); dataplane.KindOf(err) != dataplane.IOError || told == nil {
+		t.Errorf("one that can't be read: %v; told: %v", err, told)
+	}
 }
 
 func TestStable(t *testing.T) {

@@ -3,6 +3,7 @@ package mds
 import (
 	"context"
 	"fmt"
+	"runtime"
 	"slices"
 	"time"
 
@@ -59,8 +60,7 @@ func (c *call) registerCS(req *control.RegisterCSReq) (any, error) {
 		}
 	}
 	sameProcess := known != nil && known.Boot == req.Boot
-	forget, retired, missing := c.inventory(res.CS, req.Chunks, sameProcess)
-	return c.grantLease(res.CS, req, instance, forget, retired, missing)
+	return c.grantLease(res.CS, req, instance, c.inventory(res.CS, req.Chunks, sameProcess))
 }
 
 func (c *call) checkRegistration(req *control.RegisterCSReq) error {
@@ -133,30 +133,49 @@ func (c *call) endRegistration(id dataplane.CSID) {
 	c.l.mu.Unlock()
 }
 
-// inventory compares what a server holds with what it should: forget is what it may delete, retired
-// what it holds as a former member, whose place nobody has taken, and missing the chunks, written
-// to, of which it is a member and has nothing (invariant I8). A process that registers again lists
+// findings is what comes of an inventory.
+type findings struct {
+	forget  []dataplane.ChunkID // it may delete them
+	retired []dataplane.ChunkID // it has them as a former member, whose place nobody has taken
+	missing []dataplane.ChunkID // it is a member, they were written to, and it has nothing (I8)
+	copies  bool                // it has copies that were made for the leader before, perhaps
+}
+
+// inventory compares what a server holds with what it should. A process that registers again lists
 // what it had a moment before, so a chunk that was changed only lately isn't held to be missing.
-func (c *call) inventory(cs dataplane.CSID, held []control.HeldChunk, sameProcess bool) (
-	forget, retired, missing []dataplane.ChunkID) {
-	f := c.r.fsm
+//
+// A new leader doesn't know of the copies that the one before had made. The request to make members
+// of their targets may be on its way, and a target that deleted its copy at the word of this leader
+// would be one without data: copies stay until the leader isn't new any more.
+func (c *call) inventory(cs dataplane.CSID, held []control.HeldChunk, sameProcess bool) findings {
+	var forget, retired, missing []dataplane.ChunkID
+	f, copies := c.r.fsm, false
+	young := c.l.now()-c.l.leases.sinceNs < int64(relistAfter)
+	// The state may change between two pieces, and what is compared with what was found in them is of
+	// before. It can become a member of chunks meanwhile, by allocations; it holds nothing of those.
 	f.mu.RLock()
-	here := 0
-	for _, h := range held {
-		switch rec := f.s.table.Lookup(h.Chunk); {
-		case rec != nil && rec.has(cs):
-			here++
-		case rec != nil && rec.wasMember(cs) && h.Epoch < rec.Epoch:
-			retired = append(retired, h.Chunk)
-		default:
-			forget = append(forget, h.Chunk)
-		}
-	}
-	complete := here >= int(f.s.csLoad[cs])
-	slots, newest := f.s.table.Slots(), f.s.nowNs
+	load, slots, newest := int(f.s.csLoad[cs]), f.s.table.Slots(), f.s.nowNs
 	f.mu.RUnlock()
-	if complete {
-		return forget, retired, nil
+	here := 0
+	for piece := range slices.Chunk(held, heldStep) {
+		f.mu.RLock()
+		for _, h := range piece {
+			switch rec := f.s.table.Lookup(h.Chunk); {
+			case rec != nil && rec.has(cs):
+				here++
+			case rec != nil && rec.wasMember(cs) && h.Epoch < rec.Epoch:
+				retired = append(retired, h.Chunk)
+			case rec != nil && young && (h.Epoch == 0 || h.Epoch == rec.Epoch):
+				copies = true
+			default:
+				forget = append(forget, h.Chunk)
+			}
+		}
+		f.mu.RUnlock()
+		runtime.Gosched()
+	}
+	if here >= load {
+		return findings{forget, retired, nil, copies}
 	}
 	if sameProcess {
 		newest -= int64(settledChanged)
@@ -172,8 +191,12 @@ func (c *call) inventory(cs dataplane.CSID, held []control.HeldChunk, sameProces
 			}
 		}
 	})
-	return forget, retired, missing
+	return findings{forget, retired, missing, copies}
 }
+
+// heldStep is how many chunks of an inventory are looked up before the state is let go for others;
+// they lie all over it.
+const heldStep = 1024
 
 // scanStep is how many records are looked at before the state is let go for others.
 const scanStep = 64 * recordsPerPage
@@ -190,6 +213,7 @@ func (l *leader) scan(slots uint64, f func(s *State, rec *Record)) {
 			}
 		}
 		fsm.mu.RUnlock()
+		runtime.Gosched() // who was woken meanwhile doesn't wait for the end of a turn, 10 ms
 	}
 }
 
@@ -198,8 +222,8 @@ const maxForgetReply = 64 << 10
 
 // grantLease ends a registration.
 func (c *call) grantLease(cs dataplane.CSID, req *control.RegisterCSReq, instance uint64,
-	forget, retired, missing []dataplane.ChunkID) (any, error) {
-	l := c.l
+	found findings) (any, error) {
+	l, missing := c.l, found.missing
 	if l.ctx.Err() != nil {
 		return nil, c.r.notLeader()
 	}
@@ -207,13 +231,14 @@ func (c *call) grantLease(cs dataplane.CSID, req *control.RegisterCSReq, instanc
 	defer l.mu.Unlock()
 	now := l.now()
 	l.leases.registered(cs, now)
+	l.leases.at(cs).copies = found.copies
 	l.plan.registered(cs)
 	l.returned(cs)
 	l.move.wake()
 	k := l.connect(cs, c.peer, instance)
 	k.capacity, k.used, k.stats, k.statsNs = req.Capacity, req.Used, control.CSStats{}, 0
 	k.forget, k.pushed = nil, false // the inventory says it all
-	forget = slices.DeleteFunc(forget, func(id dataplane.ChunkID) bool {
+	forget := slices.DeleteFunc(found.forget, func(id dataplane.ChunkID) bool {
 		return l.recover.keeps(id, cs)
 	})
 	if len(forget) > maxForgetReply {
@@ -221,7 +246,7 @@ func (c *call) grantLease(cs dataplane.CSID, req *control.RegisterCSReq, instanc
 		forget = forget[:maxForgetReply]
 		l.leases.at(cs).relist = true
 	}
-	l.stillRetired(cs, retired)
+	l.stillRetired(cs, found.retired)
 	for _, id := range missing {
 		if !l.plan.lacks(id, cs, now) {
 			l.log.Warn("too many missing chunks; the rest is found when they are used", "cs", cs)
@@ -237,7 +262,7 @@ func (c *call) grantLease(cs dataplane.CSID, req *control.RegisterCSReq, instanc
 	l.viewNs = 0
 	l.recover.nextNs = 0
 	reply := &control.RegisterCSReply{CS: cs, LeaseNs: int64(dataplane.LeaseTime), Forget: forget,
-		Retired: retired}
+		Retired: found.retired}
 	l.fenceAck(cs, req.FenceSeq)
 	f := c.r.fsm
 	f.mu.RLock()

@@ -7,6 +7,8 @@ import (
 	"sync"
 	"testing"
 
+	"github.com/hashicorp/raft"
+
 	"pstorage/dataplane"
 	"pstorage/dataplane/control"
 )
@@ -172,7 +174,8 @@ func TestSnapshotDamage(t *testing.T) {
 	}
 }
 
-// TestSnapshotMemoryDamage says that a damaged record in memory is never written out.
+// TestSnapshotMemoryDamage says that a damaged record in memory is never written out, and ends the
+// server, to be started again.
 func TestSnapshotMemoryDamage(t *testing.T) {
 	s := richState(t)
 	defer s.Close()
@@ -184,6 +187,12 @@ func TestSnapshotMemoryDamage(t *testing.T) {
 	defer sn.Release()
 	if err := sn.Write(io.Discard); dataplane.KindOf(err) != dataplane.BadCRC {
 		t.Errorf("a damaged record was written: %v", err)
+	}
+	var told error
+	p := &fsmSnapshot{&fsm{s: s, onFail: func(err error) { told = err }}, sn}
+	if err := p.Persist(&raft.DiscardSnapshotSink{}); err == nil ||
+		dataplane.KindOf(told) != dataplane.IOError {
+		t.Errorf("the server is told %v; the snapshot: %v", told, err)
 	}
 }
 

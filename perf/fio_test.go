@@ -45,6 +45,16 @@ func TestParseFio(t *testing.T) {
 	}
 }
 
+func TestFioArgs(t *testing.T) {
+	for depth, want := range map[int]bool{1: false, 32: true} {
+		args := strings.Join(fioArgs(Workload{RW: "randread", BlockSize: 4096, Depth: depth}, "/x",
+			"io_uring"), " ")
+		if strings.Contains(args, "--iodepth_batch_submit=32 ") != want {
+			t.Errorf("depth %d: %s", depth, args)
+		}
+	}
+}
+
 // TestFio runs the real thing for a moment.
 func TestFio(t *testing.T) {
 	if _, err := exec.LookPath("fio"); err != nil {

@@ -6,6 +6,7 @@ import (
 	"io"
 	"log/slog"
 	"math/rand/v2"
+	"slices"
 	"testing"
 
 	"golang.org/x/sys/unix"
@@ -97,6 +98,23 @@ type fakeStore struct {
 	bad     error  // what went wrong, by the tests' rules
 	written uint64
 	filled  int // gaps
+	writing []*WriteBack
+}
+
+// begin finds out whether a block is in two WriteBacks at once.
+func (s *fakeStore) begin(w *WriteBack) {
+	for _, o := range s.writing {
+		if o.Slot != w.Slot {
+			continue
+		}
+		for b := max(o.Block, w.Block); b < min(o.Block+uint32(o.Blocks),
+			w.Block+uint32(w.Blocks)); b++ {
+			if !o.IsGap(int(b-o.Block)) && !w.IsGap(int(b-w.Block)) {
+				s.bad = fmt.Errorf("block %d of slot %d is in two write-backs", b, w.Slot)
+			}
+		}
+	}
+	s.writing = append(s.writing, w)
 }
 
 func (s *fakeStore) set(slot, block uint32, tag uint64) {
@@ -126,7 +144,9 @@ func (s *fakeStore) release() {
 
 func (s *fakeStore) WriteBack(w *WriteBack) {
 	had := s.cur[w.Slot] // what gaps are filled with
+	s.begin(w)
 	s.later(func() {
+		s.writing = slices.DeleteFunc(s.writing, func(o *WriteBack) bool { return o == w })
 		w.Err = s.fail
 		at, n := 0, 0
 		for _, d := range w.Data {

@@ -191,7 +191,9 @@ func (d *destager) fill(r *run) bool {
 		d.last = d.extend(r, key)
 		return true
 	}
-	for gap := 0; r.n < MaxRun && (key+1)>>14 == r.Slot; {
+	// The round began at base. A run that reaches it from below would take blocks that the first
+	// ones have in flight.
+	for gap := 0; r.n < MaxRun && (key+1)>>14 == r.Slot && key+1 != d.base; {
 		key++
 		p, dirty, ok := d.neighbour(key)
 		if gap++; dirty {

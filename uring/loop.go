@@ -29,6 +29,8 @@ type LoopOptions struct {
 	MaxDiskOps int
 	// DialTimeout bounds Dial. 0: 1.5 s, long enough for one lost packet.
 	DialTimeout time.Duration
+	// NoLocal has Dial use TCP for processes of the same host, too, and nobody listen for it.
+	NoLocal bool
 	// WaitFor is how many completions a sleep waits for, if they come within WaitTime of each
 	// other. 0: 1. More needs Linux 6.12 and is ignored without.
 	WaitFor  uint32

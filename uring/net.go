@@ -86,6 +86,7 @@ type dial struct {
 	err      error // why it was given up
 
 	cancelled bool
+	local     bool // connected, to a process of this host
 }
 
 // Dial implements Net.
@@ -109,6 +110,11 @@ func (d *dial) start() error {
 	if err != nil {
 		return fmt.Errorf("not an ip:port address: %w", err)
 	}
+	if fd, ok := d.l.dialLocal(d.addr); ok {
+		d.file, d.local = FD(fd), true
+		d.l.later(d)
+		return nil
+	}
 	d.sa = d.l.addrs.get()
 	family, err := d.sa.set(ap)
 	if err != nil {
@@ -126,7 +132,7 @@ func (d *dial) start() error {
 
 // runDeferred submits the connect, or reports an early error.
 func (d *dial) runDeferred() {
-	if d.err != nil {
+	if d.err != nil || d.local {
 		d.finish(d.err)
 		return
 	}
@@ -218,14 +224,23 @@ type listener struct {
 	retry     Timer
 	closing   bool
 	waiting   bool
-	path      string // of a unix socket
+	path      string // of a unix socket in the file system
+	local     bool   // of ListenLocal
 }
 
 // Listen implements Net. Besides "ip:port" it takes "unix:PATH": a socket in the file system, for
 // its owner only, which is removed when the listener is closed.
 func (l *Loop) Listen(addr string, attach func(Conn) ConnHandler) (string, func(), error) {
+	n, err := l.listenOn(addr, attach)
+	if err != nil {
+		return "", nil, err
+	}
+	return n.bound, n.close, nil
+}
+
+func (l *Loop) listenOn(addr string, attach func(Conn) ConnHandler) (*listener, error) {
 	if l.state == loopStopping || l.state == loopStopped {
-		return "", nil, ErrStopped
+		return nil, ErrStopped
 	}
 	var fd int
 	var err error
@@ -235,21 +250,21 @@ func (l *Loop) Listen(addr string, attach func(Conn) ConnHandler) (string, func(
 	} else {
 		var ap netip.AddrPort
 		if ap, err = netip.ParseAddrPort(addr); err != nil {
-			return "", nil, fmt.Errorf("listen on %q: not an ip:port address: %w", addr, err)
+			return nil, fmt.Errorf("listen on %q: not an ip:port address: %w", addr, err)
 		}
 		fd, err = listenSocket(ap)
 	}
 	if err != nil {
-		return "", nil, fmt.Errorf("listen on %s: %w", addr, err)
+		return nil, fmt.Errorf("listen on %s: %w", addr, err)
 	}
 	n := &listener{l: l, attach: attach, file: FD(fd), multishot: l.ring.ops.has519}
-	if n.bound = addrString(unix.Getsockname(fd)); local {
+	if n.bound = addrString(unix.Getsockname(fd)); local && !abstract(path) {
 		n.path = path
 	}
 	n.retry.Fire = n.accept
 	l.socks[n] = struct{}{}
 	n.accept()
-	return n.bound, n.close, nil
+	return n, nil
 }
 
 func listenSocket(ap netip.AddrPort) (int, error) {
@@ -300,12 +315,12 @@ func listenUnix(path string) (int, error) {
 		return -1, fmt.Errorf("make a socket: %w", err)
 	}
 	sa := &unix.SockaddrUnix{Name: path}
-	if err = unix.Bind(fd, sa); err == unix.EADDRINUSE && abandoned(sa) {
+	if err = unix.Bind(fd, sa); err == unix.EADDRINUSE && !abstract(path) && abandoned(sa) {
 		if err = unix.Unlink(path); err == nil {
 			err = unix.Bind(fd, sa)
 		}
 	}
-	if err == nil {
+	if err == nil && !abstract(path) {
 		err = unix.Chmod(path, 0o600) // nobody can connect before Listen
 	}
 	if err == nil {
@@ -317,6 +332,9 @@ func listenUnix(path string) (int, error) {
 	}
 	return fd, nil
 }
+
+// abstract says whether the name of a local socket is none in the file system.
+func abstract(path string) bool { return strings.HasPrefix(path, "@") }
 
 // abandoned says whether there is a socket at sa that refuses connections.
 func abandoned(sa *unix.SockaddrUnix) bool {
@@ -349,6 +367,8 @@ func (n *listener) complete(_ uint8, res int32, flags uint32) {
 	switch {
 	case res >= 0 && n.closing:
 		_ = unix.Close(int(res))
+	case res >= 0 && n.local:
+		n.acceptLocal(int(res))
 	case res >= 0:
 		n.l.newConn(int(res), addrString(unix.Getpeername(int(res))), n.attach)
 	case res == -int32(unix.EINVAL) && n.multishot:

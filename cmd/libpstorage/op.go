@@ -84,8 +84,15 @@ func (r *request) fill(f *file, o *C.ps_op) error {
 	return nil
 }
 
+var errDied = dataplane.E("", dataplane.Closed, errors.New("the client's event loop ended"))
+
 // start hands o to the client.
 func (f *file) start(o *C.ps_op, waiter chan struct{}) error {
+	select {
+	case <-f.conn.client.Loop().Done():
+		return errDied
+	default:
+	}
 	r := f.conn.take()
 	if err := r.fill(f, o); err != nil {
 		f.conn.put(r)
@@ -123,7 +130,7 @@ func (r *request) end() {
 //export psSubmit
 func psSubmit(h C.uintptr_t, o *C.ps_op) C.int {
 	f, ok := lookUp[*file](h)
-	if !ok {
+	if !ok || o == nil {
 		return fail("operation", errHandle)
 	}
 	if err := f.start(o, nil); err != nil {
@@ -147,7 +154,7 @@ func psWait(h C.uintptr_t, o *C.ps_op) C.int64_t {
 	select {
 	case <-done:
 	case <-f.conn.client.Loop().Done(): // it died: whoever still holds o and its buffer can't say so
-		return C.int64_t(fail("operation", dataplane.E("", dataplane.Closed, nil)))
+		return C.int64_t(fail("operation", errDied))
 	}
 	waiters.Put(done)
 	if o.result < 0 {
@@ -214,7 +221,7 @@ func (l *endList) take(out []*C.ps_op) int {
 //export psPoll
 func psPoll(h C.uintptr_t, ops **C.ps_op, most, timeoutMs C.int) C.int {
 	n, ok := lookUp[*conn](h)
-	if !ok || most < 0 {
+	if !ok || most < 0 || ops == nil && most > 0 {
 		return fail("poll", errHandle)
 	}
 	out := unsafe.Slice(ops, int(most))
@@ -233,6 +240,11 @@ func psPoll(h C.uintptr_t, ops **C.ps_op, most, timeoutMs C.int) C.int {
 		case <-n.ended.more:
 		case <-over:
 			return 0
+		case <-n.client.Loop().Done():
+			if got := n.ended.take(out); got > 0 {
+				return C.int(got)
+			}
+			return fail("poll", errDied)
 		}
 	}
 }

@@ -35,7 +35,10 @@ func newRoot() *cobra.Command {
 an orderly way: one that leads hands that over first.
 
 With --web each of them can show a page with the cluster's state; what it shows comes from the
-one that leads.`,
+one that leads.
+
+Up to four threads run at once, and at most one fewer than there are CPUs, which keeps the
+collector's pauses short. GOMAXPROCS in the environment says another number.`,
 		Example: `  pstorage-mdsd
   pstorage-mdsd --metrics 127.0.0.1:9520 --web 127.0.0.1:9530
   pstorage-mdsd -c test_cluster -r /pstorage/test_cluster-mds`,

@@ -56,6 +56,7 @@ func (o *observers) collect(_ context.Context, t *metrics.Text) error {
 		addRaft(t, d, labels)
 		if d.Stat != nil {
 			addStat(t, d.Stat, labels[:2])
+			addWatch(t, &d.Watch, labels[:2])
 		}
 	}
 	return nil
@@ -93,6 +94,18 @@ func addRaft(t *metrics.Text, d *mds.Observation, labels []string) {
 		t.Family(metrics.Gauge, "pstorage_events_last_hour", "", "Events of the last hour").
 			Add(float64(d.RecentEvents[i]), append(labels[:len(labels):len(labels)], "severity", name)...)
 	}
+}
+
+// addWatch writes what the leader's clients are told of chunk maps.
+func addWatch(t *metrics.Text, d *mds.MapWatchDoc, labels []string) {
+	addGauges(t, labels, gauge{"pstorage_mds_map_watches",
+		"Connections that are told of changed chunk maps, once for each file", float64(d.Watches)})
+	t.Family(metrics.Counter, "pstorage_mds_map_changes_dropped", "",
+		"Changes of chunk maps that clients weren't told of, since the leader began").
+		Add(float64(d.Dropped), labels...)
+	t.Family(metrics.Counter, "pstorage_mds_map_watches_refused", "",
+		"Requests to be told of a file's chunk map above the bounds, since the leader began").
+		Add(float64(d.Refused), labels...)
 }
 
 // addStat writes what only the leader knows: the state of the cluster.

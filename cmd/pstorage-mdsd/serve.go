@@ -7,7 +7,6 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
-	"runtime/debug"
 	"sync"
 	"sync/atomic"
 
@@ -30,7 +29,7 @@ type server struct {
 // serve runs the chosen metadata servers until ctx ends. If one fails the others go on; the
 // error is returned when all have ended.
 func serve(ctx context.Context, o mdsdOptions, out io.Writer) error {
-	collectGarbage()
+	mds.TuneRuntime()
 	servers, err := chooseServers(cluster.EtcDir(), o)
 	if err != nil {
 		return err
@@ -91,13 +90,6 @@ func serve(ctx context.Context, o mdsdOptions, out io.Writer) error {
 		}
 	}
 	return nil
-}
-
-// collectGarbage sets how much of it there may be, unless GOGC does.
-func collectGarbage() {
-	if os.Getenv("GOGC") == "" {
-		debug.SetGCPercent(mds.GCPercent)
-	}
 }
 
 func runServer(ctx context.Context, log *slog.Logger, s server, observed *observers,

@@ -11,7 +11,6 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
-	"runtime/debug"
 	"slices"
 	"strings"
 	"time"
@@ -57,7 +56,8 @@ func newMDS() *cobra.Command {
              long entries take to be applied, with waiting for a CPU (_apply); load_ is without it
   loss       restart from snapshot and log; the loss of one chunk server
   rates      three servers: look-ups, allocations and heartbeats of all chunk servers, per second
-             of CPU time of the leader
+             of CPU time of the leader, how long calls took (_p50_ms, ...), and how long it takes
+             until all chunk servers have connected and had an answer (connect_s)
 
 Garbage collection pauses (gc_pause) have in them the time until all threads have stopped
 (gc_stopping), and the time that the thread which starts them again is without a CPU because of
@@ -222,6 +222,7 @@ func newMDSChild() *cobra.Command {
 	cmd := &cobra.Command{Use: "mds-child WHAT DIR", Hidden: true, Args: cobra.ExactArgs(2),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			o.dir = args[1]
+			mds.TuneRuntime() // as pstorage-mdsd does
 			stop, err := o.startProfile(args[0], node)
 			if err != nil {
 				return err
@@ -244,7 +245,6 @@ func (o *mdsOptions) runChild(ctx context.Context, what string, node int) (mds.F
 	mo := mds.MeasureOptions{Cred: mdsCred(dataplane.RoleMDS, 1), Chunks: o.chunks, Files: o.files,
 		Servers: o.servers, Loss: 2 * time.Second}
 	alone := []mds.Peer{{Node: 1, Addr: "127.0.0.1:1"}}
-	debug.SetGCPercent(mds.GCPercent)
 	switch what {
 	case "state":
 		if err := mds.MeasureState([]string{one}, alone, mo); err != nil {

@@ -78,11 +78,13 @@ func (o *mdsOptions) rates(ctx context.Context) (f mds.Figures, err error) {
 		return nil, err
 	}
 	f = mds.Figures{}
+	began := time.Now()
 	beats, err := g.startHeartbeats(ctx, o)
 	if err != nil {
 		return nil, fmt.Errorf("heartbeats: %w", err)
 	}
 	defer beats.stop()
+	f["connect_s"] = time.Since(began).Seconds()
 	if err := g.measureHeartbeats(o, beats, f); err != nil {
 		return nil, err
 	}
@@ -214,8 +216,8 @@ func (g *group) cpu() (time.Duration, error) {
 }
 
 // measure calls do from all workers for the time, and adds NAME_per_s, which is per second of the
-// leader's CPU time (with that of the heartbeats meanwhile), NAME_wall_per_s and
-// NAME_leader_cores.
+// leader's CPU time (with that of the heartbeats meanwhile), NAME_wall_per_s, NAME_leader_cores,
+// and percentiles of how long the calls took.
 func (g *group) measure(ctx context.Context, f mds.Figures, name string, seconds float64,
 	do func(ctx context.Context, w int) (int, error)) error {
 	ctx, cancel := context.WithCancel(ctx)
@@ -224,10 +226,13 @@ func (g *group) measure(ctx context.Context, f mds.Figures, name string, seconds
 	var work sync.WaitGroup
 	var stop atomic.Bool
 	failed := make(chan error, rateClients*rateWorkers)
+	took := make([][]time.Duration, rateClients*rateWorkers)
 	for w := range rateClients * rateWorkers {
 		work.Go(func() {
 			for !stop.Load() {
+				began := time.Now()
 				n, err := do(ctx, w)
+				took[w] = append(took[w], time.Since(began))
 				if err != nil {
 					failed <- err
 					return
@@ -240,7 +245,7 @@ func (g *group) measure(ctx context.Context, f mds.Figures, name string, seconds
 	cpu, err := g.cpu()
 	began, before := time.Now(), done.Load()
 	time.Sleep(time.Duration(seconds * float64(time.Second)))
-	took, n := time.Since(began).Seconds(), float64(done.Load()-before)
+	seconds, n := time.Since(began).Seconds(), float64(done.Load()-before)
 	after, err2 := g.cpu()
 	stop.Store(true)
 	work.Wait()
@@ -250,8 +255,13 @@ func (g *group) measure(ctx context.Context, f mds.Figures, name string, seconds
 	default:
 	}
 	f[name+"_per_s"] = n / (after - cpu).Seconds()
-	f[name+"_wall_per_s"] = n / took
-	f[name+"_leader_cores"] = (after - cpu).Seconds() / took
+	f[name+"_wall_per_s"] = n / seconds
+	f[name+"_leader_cores"] = (after - cpu).Seconds() / seconds
+	all := slices.Concat(took...)
+	slices.Sort(all)
+	for suffix, permille := range map[string]int{"p50": 500, "p99": 990, "p999": 999} {
+		f[name+"_"+suffix+"_ms"] = all[(len(all)-1)*permille/1000].Seconds() * 1e3
+	}
 	return errors.Join(err, err2)
 }
 

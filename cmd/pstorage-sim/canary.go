@@ -35,6 +35,7 @@ var canaries = map[string]canary{
 	"no-dirty":          {cs: chunk.Canary{NoDirty: true}},
 	"forget-asked":      {cs: chunk.Canary{ForgetAsked: true}},
 	"no-hold":           {cs: chunk.Canary{NoHold: true}},
+	"no-hold-added":     {cs: chunk.Canary{NoHoldAdded: true}},
 	"no-history":        {cs: chunk.Canary{NoHistory: true}},
 	"trust-partial":     {cs: chunk.Canary{TrustPartial: true}},
 	"no-lease-wait":     {mds: mds.SimCanary{NoLeaseWait: true}},

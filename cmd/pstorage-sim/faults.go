@@ -92,6 +92,7 @@ func (f *faults) others() {
 	if f.w.sc.away {
 		f.w.sim.After(f.between(sec/4, 2*sec), f.away)
 	}
+	f.w.strand.start(f)
 	if len(f.kinds) > 0 {
 		f.next()
 	}

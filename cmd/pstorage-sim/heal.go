@@ -33,10 +33,12 @@ func (w *world) heal() {
 		w.histories()
 		return
 	}
+	healed := w.sim.Now()
 	if !w.wait(w.quiet, 60*sec, "all operations done after healing") {
 		w.explainStuck()
 		return
 	}
+	w.stuck = w.sim.Now() - healed
 	w.lastWrites()
 	w.lastReads()
 	if w.sc.leases && w.cfg.scene == nil && len(w.violations) == 0 {

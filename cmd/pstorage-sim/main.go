@@ -105,6 +105,7 @@ func (o *options) seedsRun() (ran, bad int) {
 	var mu sync.Mutex
 	next, virtual, events, ops, hash := o.first, time.Duration(0), uint64(0), 0, uint64(0)
 	var copies copyCounts
+	var waits waitTimes
 	var wg sync.WaitGroup
 	for range o.jobs {
 		wg.Go(func() {
@@ -130,6 +131,7 @@ func (o *options) seedsRun() (ran, bad int) {
 				ran++
 				virtual += res.virtual
 				copies.add(res.copies)
+				waits.add(seed, res.stuck)
 				events += res.events
 				hash ^= res.hash
 				ops += res.ops
@@ -152,6 +154,7 @@ func (o *options) seedsRun() (ran, bad int) {
 		took.Round(time.Millisecond), per(float64(events)), per(float64(ops)), per(virtual.Seconds()),
 		hash)
 	fmt.Println(copies)
+	fmt.Println(waits.String())
 	fmt.Printf("seeds=%d violations=%d simulated=%v\n", ran, bad, virtual.Round(time.Millisecond))
 	return ran, bad
 }

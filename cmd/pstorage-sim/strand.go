@@ -3,53 +3,119 @@ package main
 import (
 	"math/rand/v2"
 
+	"pstorage/dataplane"
 	"pstorage/dataplane/control"
 )
 
 // strand loses the head of a chunk of two copies for good at the moment at which a move of its
-// other copy is committed, and restarts the target soon after: then what the target held before it
-// was activated is all that is left.
+// other copy, or the addition of a second one, is committed, and restarts the target soon after:
+// then what the target held before it was activated is all that is left.
 type strand struct {
 	rng  *rand.Rand
+	adds bool // additions, not moves
 	done bool
 }
 
 // chooseStrand decides whether a run has that, by a stream of its own.
 func (w *world) chooseStrand() {
 	rng := w.sim.Rand("strands")
-	if w.sc.victims > 0 && w.sc.replicas == 2 && rng.IntN(2) == 0 {
+	if w.sc.victims == 0 || w.sc.replicas != 2 {
+		return
+	}
+	if rng.IntN(2) == 0 {
 		w.strand = &strand{rng: rng}
 		w.sc.moves = 100 * ms
+	} else if rng.IntN(2) == 0 {
+		w.strand = &strand{rng: rng, adds: true}
+		w.sc.length = max(w.sc.length, 8*sec)
 	}
+}
+
+// start has the head of a chunk be its only member for a time.
+func (s *strand) start(f *faults) {
+	if s == nil || !s.adds {
+		return
+	}
+	w := f.w
+	w.sim.After(s.between(sec, 3*sec), func() {
+		for _, c := range w.mds.sim.Chunks() {
+			if w.calm || !c.Created || len(c.Members) != 2 {
+				continue
+			}
+			head, n := w.cs[c.Members[0].CS-1], w.cs[c.Members[1].CS-1]
+			if !f.victim(head) || head.gone || head.env.Dead() || n.env.Dead() || !n.registered ||
+				w.sim.Now() < f.until[n.index]+rest {
+				continue
+			}
+			d := s.between(3500*ms, 5*sec)
+			w.trace("cs %d leaves chunk %v to cs %d alone for %d ms", n.id, c.Chunk, head.id, d/ms)
+			f.until[n.index] = w.sim.Now() + d
+			n.kill(false)
+			w.sim.After(d, func() { n.start(false) })
+			return
+		}
+	})
+}
+
+func (s *strand) between(from, to int64) int64 { return from + s.rng.Int64N(to-from) }
+
+// change says whether a change of members is one that the run is about.
+func (s *strand) change(old, c *control.ChunkConfig) bool {
+	if !c.Created || len(c.Members) != 2 || old.Members[0].CS != c.Members[0].CS {
+		return false
+	}
+	if s.adds {
+		return len(old.Members) == 1
+	}
+	return len(old.Members) == 2 && old.Members[1].CS != c.Members[1].CS
+}
+
+// dispensable says whether every other chunk of a server has another member that got on.
+func dispensable(w *world, n *csNode, but dataplane.ChunkID) bool {
+	for _, c := range w.mds.sim.Chunks() {
+		others := 0
+		for _, m := range c.Members {
+			o := w.cs[m.CS-1]
+			if o == n || o.gone || o.shard == nil || o.env.Dead() {
+				continue
+			}
+			if r, ok := o.shard.SimReplica(c.Chunk); ok && r.Epoch == c.Epoch {
+				others++
+			}
+		}
+		if c.Chunk != but && hasMember(&c, n.id) && others == 0 {
+			return false
+		}
+	}
+	return true
 }
 
 // moved is told of each change of members.
 func (s *strand) moved(w *world, old, c *control.ChunkConfig) {
-	if s == nil || s.done || w.calm || !c.Created || len(old.Members) != 2 || len(c.Members) != 2 ||
-		old.Members[0].CS != c.Members[0].CS || old.Members[1].CS == c.Members[1].CS {
+	if s == nil || s.done || w.calm || !s.change(old, c) {
 		return
 	}
 	head, target := w.cs[c.Members[0].CS-1], w.cs[c.Members[1].CS-1]
-	if head.index >= w.sc.victims || head.gone || head.env.Dead() || target.env.Dead() {
+	if head.index >= w.sc.victims || head.gone || head.env.Dead() || target.env.Dead() ||
+		s.adds && !dispensable(w, head, c.Chunk) {
 		return
 	}
 	s.done = true
-	between := func(from, to int64) int64 { return from + s.rng.Int64N(to-from) }
-	w.sim.After(between(us, 800*us), func() {
+	w.sim.After(s.between(us, 800*us), func() {
 		if head.env.Dead() {
 			return
 		}
-		w.trace("cs %d is gone for good in the middle of a move of chunk %v", head.id, c.Chunk)
+		w.trace("cs %d is gone for good in the middle of a change of chunk %v", head.id, c.Chunk)
 		head.kill(false)
 		head.gone = true
 	})
-	w.sim.After(between(ms, sec), func() {
+	w.sim.After(s.between(ms, sec), func() {
 		if w.calm || target.env.Dead() {
 			return
 		}
-		w.trace("cs %d, to which it was moved, restarts", target.id)
+		w.trace("cs %d, which was to have it, restarts", target.id)
 		target.kill(true)
 		cut := s.rng.IntN(2) == 0
-		w.sim.After(between(ms, 100*ms), func() { target.start(cut) })
+		w.sim.After(s.between(ms, 100*ms), func() { target.start(cut) })
 	})
 }

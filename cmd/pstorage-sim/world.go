@@ -42,6 +42,7 @@ type result struct {
 	ops        int
 	copies     copyCounts
 	events     uint64
+	stuck      time.Duration // how long operations took to end after the faults had
 }
 
 // world is a simulated cluster.
@@ -70,6 +71,7 @@ type world struct {
 	copies     copyCounts
 	bufs       buffers
 	unread     string // why a replica couldn't be read
+	stuck      int64  // how long the last operation waited after the faults had ended, ns
 }
 
 var simKey = [32]byte{1, 2, 3}
@@ -116,7 +118,8 @@ func runSeed(cfg config) (res result) {
 		}
 		w.free()
 		res = result{violations: w.violations, scenario: w.sc.String(), hash: w.sim.Hash(),
-			virtual: time.Duration(w.sim.Now()), ops: w.ops, events: w.sim.Events(), copies: w.copies}
+			virtual: time.Duration(w.sim.Now()), ops: w.ops, events: w.sim.Events(), copies: w.copies,
+			stuck: time.Duration(w.stuck)}
 	}()
 	w.run()
 	return res

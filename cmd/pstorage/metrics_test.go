@@ -52,6 +52,12 @@ func TestMetrics(t *testing.T) {
 	if v, ok := got.Value("pstorage_chunks", "state", "all"); !ok || v != 0 {
 		t.Errorf("chunks: %v, %v", v, ok)
 	}
+	for _, none := range []string{"pstorage_mds_map_watches",
+		"pstorage_mds_map_changes_dropped", "pstorage_mds_map_watches_refused"} {
+		if v, ok := got.Value(none, "cluster", "c1"); !ok || v != 0 {
+			t.Errorf("%s: %v, %v", none, v, ok)
+		}
+	}
 	if v, ok := got.Value("pstorage_mds_raft_applied_index"); !ok || v < 1 {
 		t.Errorf("applied: %v, %v", v, ok)
 	}

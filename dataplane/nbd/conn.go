@@ -25,6 +25,11 @@ const (
 	maxBytes    = 64 << 20
 	breath      = int64(time.Millisecond) // between two looks for a buffer, or at a slow reader
 	maxExtents  = 128                     // in one BLOCK_STATUS reply
+
+	// Of a server, over all its connections.
+	maxConns      = 256                     // a client has a few
+	maxBig        = 256 << 20               // bytes of payloads that are too large for the pool
+	handshakeTime = int64(30 * time.Second) // then a connection without a device is closed
 )
 
 // conn is one connection.
@@ -46,6 +51,7 @@ type conn struct {
 	ending bool   // no more requests; closed when everything is answered
 	closed bool
 	timer  uring.Timer
+	shake  uring.Timer // the handshake takes too long
 }
 
 // op is a request under way.
@@ -62,6 +68,8 @@ type op struct {
 var (
 	errBusyPool = errors.New("no buffer")
 	errTooLong  = errors.New("a WRITE is longer than 32 MiB")
+	errSlow     = errors.New("the handshake took too long")
+	errTooMuch  = fmt.Errorf("there are %d connections already", maxConns)
 )
 
 // Recv implements uring.ConnHandler.
@@ -82,6 +90,7 @@ func (c *conn) Recv(p []byte) (used int, into []byte) {
 		c.export, c.structured = c.hand.chosen, c.hand.structured
 		c.meta = c.hand.metaExport == c.export && c.structured
 		c.size = c.export.size()
+		c.s.env.Disarm(&c.shake)
 		c.s.log.Info("a client is connected", "export", c.export.name, "from", c.uc.RemoteAddr(),
 			"connection", c.id)
 	}
@@ -125,6 +134,7 @@ func (c *conn) RecvDone() {
 func (c *conn) Closed(err error) {
 	c.closed = true
 	c.s.env.Disarm(&c.timer)
+	c.s.env.Disarm(&c.shake)
 	if o := c.recv; o != nil {
 		c.recv = nil
 		c.finish(o)
@@ -154,6 +164,7 @@ func (c *conn) drop(why error) {
 	if c.closed {
 		return
 	}
+	c.s.env.Disarm(&c.shake)
 	if c.export != nil || !errors.Is(why, errAborted) {
 		c.s.log.Warn("a connection is closed", "connection", c.id, "from", c.uc.RemoteAddr(),
 			"reason", why)
@@ -336,11 +347,20 @@ func (c *conn) check(r *request) uint32 {
 	return 0
 }
 
-// newOp makes an op with a buffer of n bytes.
+// newOp makes an op with a buffer of n bytes. Half of the pool is left to the client's connections:
+// a READ holds its buffer until the data have come through one of theirs.
 func (c *conn) newOp(r request, n int) (*op, error) {
 	var buf *uring.Buf
-	if n > 0 && n <= bufferSize {
-		if buf = c.s.pool.Get(n); buf == nil {
+	switch pool := c.s.pool; {
+	case n > bufferSize:
+		if c.s.big > 0 && c.s.big+n > maxBig {
+			return nil, errBusyPool
+		}
+	case n > 0:
+		if pool.InUse() > len(pool.Arena())/2 {
+			return nil, errBusyPool
+		}
+		if buf = pool.Get(n); buf == nil {
 			return nil, errBusyPool
 		}
 	}
@@ -355,6 +375,7 @@ func (c *conn) newOp(r request, n int) (*op, error) {
 	o.Err, o.N, o.FUA, o.Buf = nil, 0, false, nil
 	if n > bufferSize {
 		o.big = make([]byte, n)
+		c.s.big += n
 	}
 	c.live++
 	c.bytes += uint64(n)
@@ -483,6 +504,7 @@ func (c *conn) finish(o *op) {
 	if o.buf != nil {
 		o.buf.Release()
 	}
+	c.s.big -= len(o.big)
 	o.buf, o.big, o.Buf, o.c = nil, nil, nil, nil
 	o.next, c.s.free = c.s.free, o
 	switch {

@@ -166,11 +166,9 @@ func (f *fakeConn) feed() (moved bool) {
 
 func (w *world) connect(step int) *fakeConn {
 	f := &fakeConn{step: step}
-	c := &conn{s: w.s, uc: f, id: 1}
-	c.hand.exports = w.s.exports
-	c.timer.Fire = c.retry
-	w.s.conns[c] = struct{}{}
-	f.h = c
+	f.h = w.s.attach(f)
+	(<-w.posted)() // the greeting, or the refusal
+	f.out = nil
 	return f
 }
 
@@ -437,4 +435,71 @@ func FuzzConn(f *testing.F) {
 			t.Error("the connection isn't forgotten")
 		}
 	})
+}
+
+// TestStrangers: connections that never ask for a device are ended, and there is a bound for all.
+func TestStrangers(t *testing.T) {
+	w := newWorld(t, 1<<20)
+	used := w.connect(1 << 20)
+	used.in = append(append(used.in, hello...), goOpt("")...)
+	used.feed()
+	silent := w.connect(1 << 20)
+	w.now += handshakeTime
+	for timer := w.timers.Pop(w.now); timer != nil; timer = w.timers.Pop(w.now) {
+		timer.Fire()
+	}
+	if !silent.closed || used.closed {
+		t.Errorf("after the time for the handshake: silent one closed %v, other one closed %v",
+			silent.closed, used.closed)
+	}
+	silent.h.Closed(errSlow)
+	for range maxConns - 1 {
+		if f := w.connect(1 << 20); f.closed {
+			t.Fatal("a connection within the bound is closed")
+		}
+	}
+	f := w.connect(1 << 20)
+	if !f.closed {
+		t.Error("one connection too many is served")
+	}
+	f.h.Closed(errTooMuch)
+	if len(w.s.conns) != maxConns {
+		t.Errorf("%d connections", len(w.s.conns))
+	}
+}
+
+// TestPoolIsShared: what all connections ask for together leaves the client buffers to serve it.
+func TestPoolIsShared(t *testing.T) {
+	w := newWorld(t, 64<<20)
+	var all []*fakeConn
+	for range 4 {
+		f := w.connect(1 << 20)
+		f.in = append(append(f.in, hello...), goOpt("")...)
+		for i := range 60 {
+			f.in = append(f.in, cmd(cmdRead, 0, uint64(i), 0, 1<<20, nil)...)
+		}
+		f.feed()
+		all = append(all, f)
+	}
+	if got := w.pool.InUse(); got > len(w.pool.Arena())/2+1<<20 {
+		t.Errorf("%d bytes of the pool are in use", got)
+	}
+	for range 1000 { // and all of it is answered nevertheless
+		for len(w.ops) > 0 {
+			w.step(0)
+		}
+		w.now += breath
+		for timer := w.timers.Pop(w.now); timer != nil; timer = w.timers.Pop(w.now) {
+			timer.Fire()
+		}
+		for _, f := range all {
+			f.feed()
+		}
+	}
+	for i, f := range all {
+		if n := 60 * (simpleSize + 1<<20); len(f.out) < n {
+			t.Errorf("connection %d got %d bytes of %d", i, len(f.out), n)
+		}
+		f.h.Closed(io.EOF)
+	}
 }

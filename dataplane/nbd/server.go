@@ -50,6 +50,7 @@ type Server struct {
 	closers []func()
 	conns   map[*conn]struct{}
 	free    *op
+	big     int // bytes of payloads outside of the pool
 	closing bool
 	idle    chan struct{} // closed when closing and no connection is left
 	served  uint64        // connections so far
@@ -177,11 +178,20 @@ func (s *Server) attach(uc uring.Conn) uring.ConnHandler {
 	c := &conn{s: s, uc: uc, id: s.served}
 	c.hand.exports = s.exports
 	c.timer.Fire = c.retry
+	c.shake.Fire = func() { c.drop(errSlow) }
+	var refusal error
+	switch {
+	case s.closing:
+		refusal = errors.New("the server is closing")
+	case len(s.conns) >= maxConns:
+		refusal = errTooMuch
+	}
 	s.conns[c] = struct{}{}
-	if s.closing {
-		s.post(func() { c.drop(errors.New("the server is closing")) })
+	if refusal != nil {
+		s.post(func() { c.drop(refusal) })
 		return c
 	}
+	s.env.Arm(&c.shake, handshakeTime)
 	go func() {
 		ctx, cancel := context.WithTimeout(s.ctx, refreshTime)
 		defer cancel()

@@ -12,6 +12,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"sync"
 	"testing"
 	"time"
@@ -200,6 +201,9 @@ func firstAnswer(dirs map[int64][]history.MetaOp, after int64) int64 {
 
 // leaderKills is how often TestKillLeader kills.
 func leaderKills() int {
+	if n, err := strconv.Atoi(os.Getenv("PSTORAGE_KILLS")); err == nil {
+		return n
+	}
 	if os.Getenv("PSTORAGE_LONG") == "1" {
 		return 100
 	}

@@ -1,0 +1,89 @@
+package main
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+)
+
+// buildEngine makes the library and fio's engine in dir, out of the source of fio that an earlier
+// make fio-engine left, or that can be fetched.
+func buildEngine(t *testing.T, dir string) (engine string) {
+	t.Helper()
+	run(t, []string{"CGO_ENABLED=1"}, "go", "build", "-buildmode=c-shared", "-o",
+		filepath.Join(dir, "libpstorage.so"), ".")
+	ctx, cancel := context.WithTimeout(context.Background(), 3*time.Minute)
+	defer cancel()
+	cmd := exec.CommandContext(ctx, "fio/build", dir)
+	cmd.Env = os.Environ()
+	if src, err := filepath.Abs("../../bin/fio-src"); err == nil && os.Getenv("FIO_SRC") == "" {
+		if _, err := os.Stat(filepath.Join(src, "config-host.h")); err == nil {
+			cmd.Env = append(cmd.Env, "FIO_SRC="+src)
+		}
+	}
+	out, err := cmd.CombinedOutput()
+	var exit *exec.ExitError
+	if errors.As(err, &exit) && exit.ExitCode() == 3 {
+		t.Skipf("%s", out)
+	}
+	if err != nil {
+		t.Fatalf("build fio's engine: %v\n%s", err, out)
+	}
+	return filepath.Join(dir, "fio-pstorage.so")
+}
+
+// TestFioEngine has fio write and verify through its own engine.
+func TestFioEngine(t *testing.T) {
+	needs(t, "gcc", "go", "fio")
+	dir := t.TempDir()
+	engine := buildEngine(t, dir)
+	env := append(startCluster(t, dir), "ENGINE="+engine, "CLUSTER=dev", "SIZE=2m")
+	var report struct {
+		Jobs []struct {
+			Error       int
+			Read, Write struct {
+				Bytes int64 `json:"io_bytes"`
+			}
+		}
+	}
+	out := run(t, env, "fio", "--output-format=json", "../../perf/jobs/libpstorage-verify.fio")
+	if err := json.Unmarshal([]byte(out), &report); err != nil || len(report.Jobs) != 1 {
+		t.Fatalf("%v: %s", err, out)
+	}
+	if j := report.Jobs[0]; j.Error != 0 || j.Read.Bytes != 4<<20 || j.Write.Bytes != 4<<20 {
+		t.Errorf("not all was written and verified: %+v", j)
+	}
+	run(t, env, "fio", "--runtime=200ms", "--size=4m",
+		"../../perf/jobs/libpstorage-randread-q32.fio")
+	trim := []string{"--name=t", "--ioengine=external:" + engine, "--cluster=dev", "--thread",
+		"--bs=4k"}
+	run(t, env, "fio", append(trim, "--filename=/trim", "--rw=randtrim", "--size=1m")...)
+
+	for name, c := range map[string]struct {
+		args []string
+		want string
+	}{
+		"a fork":  {[]string{"--name=t", "--filename=/perf.data", "--cluster=dev"}, "thread=1"},
+		"no file": {[]string{"--name=t", "--thread", "--cluster=dev"}, "filename"},
+		"a stranger": {[]string{"--name=t", "--thread", "--filename=/perf.data", "--cluster=nosuch"},
+			"nosuch"},
+		"a file that isn't there": {[]string{"--name=t", "--thread", "--filename=/none",
+			"--cluster=dev"}, "none"},
+	} {
+		args := append(c.args, "--ioengine=external:"+engine, "--rw=read", "--size=1m", "--bs=4k")
+		ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
+		cmd := exec.CommandContext(ctx, "fio", args...)
+		cmd.Env = append(os.Environ(), env...)
+		out, err := cmd.CombinedOutput()
+		if cancel(); err == nil || ctx.Err() == context.DeadlineExceeded ||
+			!strings.Contains(string(out), c.want) {
+			t.Errorf("%s: %v\n%s", name, err, out)
+		}
+	}
+}
