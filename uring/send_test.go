@@ -83,3 +83,60 @@ func TestConnMisusePanics(t *testing.T) {
 	mustPanic(t, "AppendBuf beyond the end", func() { c.AppendBuf(b, 0, 4097) })
 	mustPanic(t, "AppendBuf backwards", func() { c.AppendBuf(b, 10, 9) })
 }
+
+// TestSendLittleByLittle: what is sent at once, and what the ring has to wait for since the socket
+// is full, arrive in order.
+func TestSendLittleByLittle(t *testing.T) {
+	for _, noLocal := range []bool{false, true} {
+		server, client := startLoop(t, LoopOptions{}), startLoop(t, LoopOptions{NoLocal: noLocal})
+		const piece, pieces = 4096, 4096
+		got, done := 0, make(chan bool, 1)
+		accepted := make(chan Conn, 1)
+		attach := func(c Conn) ConnHandler {
+			c.PauseRecv(true)
+			p := &peer{c: c}
+			accepted <- c
+			p.recv = func(b []byte) (int, []byte) {
+				for _, x := range b {
+					if x != byte(got/piece) {
+						t.Errorf("byte %d is %d", got, x)
+						c.Close(nil)
+						break
+					}
+					got++
+				}
+				if got == piece*pieces {
+					done <- true
+				}
+				return len(b), nil
+			}
+			p.closed = func(error) { close(done) }
+			return p
+		}
+		addr := listen(t, server, attach)
+		on(t, server, func() {
+			if _, err := server.ListenLocal(addr, attach); err != nil {
+				t.Error(err)
+			}
+		})
+		p := &peer{}
+		dialTo(t, client, addr, p)
+		in := <-accepted
+		waited := 0
+		for i := range pieces { // each in a turn of its own
+			on(t, client, func() {
+				if p.c.Queued() > 0 {
+					waited++
+				}
+				p.c.Append(bytes.Repeat([]byte{byte(i)}, piece))
+			})
+		}
+		if waited == 0 || waited == pieces {
+			t.Errorf("the socket was full in %d of %d turns", waited, pieces)
+		}
+		on(t, server, func() { in.PauseRecv(false) })
+		if !<-done {
+			t.Fatalf("the connection ended after %d bytes", got)
+		}
+	}
+}
