@@ -10,7 +10,7 @@ CS ?= 3
 
 .DEFAULT_GOAL := help
 .PHONY: help up down man deb rpm build lib fio-engine quick test test-long test-net test-guide lint demo sim \
-	bench fmt
+	bench peers-install fmt
 
 help: ## this list
 	@grep -E '^[a-z-]+:.*## ' Makefile | sed -E 's/:.*## /\t/' | expand -t 14
@@ -79,6 +79,9 @@ quick: build ## the main figures beside raw fio on the same disk, in a minute
 bench: build ## all figures, with emulated disks (root); ten minutes; charts in perf/results
 	@.ci/deps test
 	@bin/pstorage-perf bench --out perf/results
+
+peers-install: ## GlusterFS, MooseFS and Ceph, for bin/pstorage-perf peers; none is started
+	@.ci/deps peers
 
 fmt: ## gofmt
 	@gofmt -l -w $$(git ls-files -co --exclude-standard '*.go')

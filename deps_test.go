@@ -71,6 +71,8 @@ var arrows = []arrow{
 		"a check of disks speaks to none of the daemons"},
 	{"perf/crashtest", nil,
 		"tests of whole processes, and nothing else"},
+	{"perf/peers", []string{"perf"},
+		"other systems are measured with the harness's own jobs and reports"},
 	{"perf", []string{"perf/emulate", "perf/history", "dataplane", "dataplane/client",
 		"dataplane/cluster", "dataplane/control", "dataplane/session", "uring"},
 		"the harness measures the system from outside, as a user of the client library"},

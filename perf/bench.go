@@ -64,7 +64,7 @@ func Bench(ctx context.Context, o BenchOptions) (report *Report, err error) {
 	if err := o.setDefaults(); err != nil {
 		return nil, err
 	}
-	unlock, err := lock(ctx, o.Progress)
+	unlock, err := Lock(ctx, o.Progress)
 	if err != nil {
 		return nil, err
 	}

@@ -119,7 +119,7 @@ func Engine(ctx context.Context, o EngineOptions) (*Report, error) {
 	if err := o.setDefaults(); err != nil {
 		return nil, err
 	}
-	unlock, err := lock(ctx, o.Progress)
+	unlock, err := Lock(ctx, o.Progress)
 	if err != nil {
 		return nil, err
 	}

@@ -7,7 +7,9 @@ import (
 	"errors"
 	"fmt"
 	"os/exec"
+	"slices"
 	"strconv"
+	"strings"
 	"time"
 )
 
@@ -61,16 +63,20 @@ type Result struct {
 // and replaced by as many operations in one submission, as our own generator does; by default fio
 // makes a system call for each.
 func fioArgs(w Workload, path, engine string) []string {
-	target := "--filename=" + path
+	name := "--filename="
 	if engine == "nbd" {
-		target = "--uri=" + path
+		name = "--uri="
 	}
-	args := []string{
-		"--name=perf", "--ioengine=" + engine, target, "--direct=1", "--thread",
-		"--rw=" + w.RW, "--bs=" + strconv.Itoa(w.BlockSize), "--iodepth=" + strconv.Itoa(w.Depth),
-		"--size=" + strconv.FormatInt(w.Size, 10), "--norandommap", "--randrepeat=0",
-		"--output-format=json",
-	}
+	return fioArgsOn(w, "--ioengine="+engine, name+path)
+}
+
+// fioArgsOn are those for w on what target names: an engine and its options.
+func fioArgsOn(w Workload, target ...string) []string {
+	args := append([]string{"--name=perf"}, target...)
+	args = append(args, "--direct=1", "--thread",
+		"--rw="+w.RW, "--bs="+strconv.Itoa(w.BlockSize), "--iodepth="+strconv.Itoa(w.Depth),
+		"--size="+strconv.FormatInt(w.Size, 10), "--norandommap", "--randrepeat=0",
+		"--output-format=json")
 	if w.Time > 0 {
 		ms := strconv.FormatInt(w.Time.Milliseconds(), 10)
 		args = append(args, "--time_based", "--runtime="+ms+"ms")
@@ -91,9 +97,22 @@ func Fio(ctx context.Context, w Workload, path, engine string) (Result, error) {
 	if err := w.Validate(); err != nil {
 		return Result{}, err
 	}
-	out, err := runFio(ctx, fioArgs(w, path, engine))
+	out, err := runFio(ctx, nil, fioArgs(w, path, engine))
 	if err != nil {
 		return Result{}, fmt.Errorf("fio %s on %s: %w", w.RW, path, err)
+	}
+	return parseFio(out)
+}
+
+// FioOn runs w with fio on what target names: arguments of fio, an engine and its options. wrap is
+// put before fio's command line.
+func FioOn(ctx context.Context, w Workload, wrap []string, target ...string) (Result, error) {
+	if err := w.Validate(); err != nil {
+		return Result{}, err
+	}
+	out, err := runFio(ctx, wrap, fioArgsOn(w, target...))
+	if err != nil {
+		return Result{}, fmt.Errorf("fio %s on %s: %w", w.RW, strings.Join(target, " "), err)
 	}
 	return parseFio(out)
 }
@@ -101,14 +120,16 @@ func Fio(ctx context.Context, w Workload, path, engine string) (Result, error) {
 // FioLayout writes size bytes at path in full, so that a yardstick on it meets no holes.
 func FioLayout(ctx context.Context, path string, size int64) error {
 	w := Workload{RW: "write", BlockSize: 1 << 20, Depth: 8, Size: size}
-	if _, err := runFio(ctx, append(fioArgs(w, path, "io_uring"), "--end_fsync=1")); err != nil {
+	args := append(fioArgs(w, path, "io_uring"), "--end_fsync=1")
+	if _, err := runFio(ctx, nil, args); err != nil {
 		return fmt.Errorf("fio lays out %s: %w", path, err)
 	}
 	return nil
 }
 
-func runFio(ctx context.Context, args []string) ([]byte, error) {
-	cmd := exec.CommandContext(ctx, "fio", args...)
+func runFio(ctx context.Context, wrap, args []string) ([]byte, error) {
+	line := append(append(slices.Clone(wrap), "fio"), args...)
+	cmd := exec.CommandContext(ctx, line[0], line[1:]...)
 	var stdout, stderr bytes.Buffer
 	cmd.Stdout, cmd.Stderr = &stdout, &stderr
 	err := cmd.Run()

@@ -43,8 +43,8 @@ func quiet(ctx context.Context, pids func() ([]int, error), limit time.Duration)
 	return nil
 }
 
-// lock keeps two measurements on one machine from disturbing each other. It waits its turn.
-func lock(ctx context.Context, progress io.Writer) (unlock func(), err error) {
+// Lock keeps two measurements on one machine from disturbing each other. It waits its turn.
+func Lock(ctx context.Context, progress io.Writer) (unlock func(), err error) {
 	path := filepath.Join(os.TempDir(), "pstorage-perf.lock")
 	f, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE, 0o666)
 	if err != nil {

@@ -81,7 +81,7 @@ func Recovery(ctx context.Context, o RecoveryOptions) (*Report, error) {
 	if err := o.setDefaults(); err != nil {
 		return nil, err
 	}
-	unlock, err := lock(ctx, o.Progress)
+	unlock, err := Lock(ctx, o.Progress)
 	if err != nil {
 		return nil, err
 	}

@@ -75,6 +75,8 @@ type Report struct {
 	Memory  map[string]int64 `json:"rss_bytes,omitempty"` // by program, at the end
 	Figures []Figure         `json:"figures"`
 	Runs    []RunResult      `json:"runs,omitempty"`
+	// Skipped has what wasn't measured, with the reason.
+	Skipped map[string]string `json:"skipped,omitempty"`
 }
 
 // Values are the figures by name.
@@ -115,6 +117,9 @@ func (r *Report) WriteTable(out io.Writer) error {
 			fmt.Fprintf(&b, "  %s %d MiB", name, r.Memory[name]>>20)
 		}
 		b.WriteString("\n")
+	}
+	for _, name := range slices.Sorted(maps.Keys(r.Skipped)) {
+		fmt.Fprintf(&b, "\nnot measured: %s: %s\n", name, r.Skipped[name])
 	}
 	_, err := io.WriteString(out, b.String())
 	return err

@@ -17,6 +17,6 @@ func main() {
 func newRoot() *cobra.Command {
 	root := &cobra.Command{Use: "pstorage-perf", Short: "Measure a pstorage cluster"}
 	root.AddCommand(newQuick(), newBench(), newCompare(), newPassthrough(), newNative(), newFlip(),
-		newEngine(), newRelay(), newRecovery(), newMDS(), newMDSChild())
+		newEngine(), newRelay(), newRecovery(), newPeers(), newMDS(), newMDSChild())
 	return root
 }

@@ -52,6 +52,7 @@ type testCluster struct {
 	key     session.NodeKey
 	bs      []string
 	mixed   bool // half of the chunk servers relay parts of writes
+	journal string
 }
 
 // needs skips the test unless it was asked for and can run here.
@@ -80,7 +81,10 @@ func newCluster(t *testing.T, lab string, mdsCount, csCount, clients int) *testC
 	if err != nil {
 		t.Fatal(err)
 	}
-	c := &testCluster{t: t, lab: l, dir: l.Dir(), bin: bin, mixed: lab == "faults"}
+	c := &testCluster{t: t, lab: l, dir: l.Dir(), bin: bin, mixed: lab == "faults", journal: "256M"}
+	if lab == "rate" {
+		c.journal = "1G" // what is measured isn't to wait for what is written back to the one disk
+	}
 	t.Cleanup(func() {
 		if t.Failed() || os.Getenv("PSTORAGE_NET_KEEP") != "" {
 			c.keep(parent)
@@ -171,7 +175,7 @@ func (c *testCluster) makeServers(mdsCount, csCount int) {
 		}
 		c.cs = append(c.cs, s)
 		c.run(s.node, "make-cs", "-r", filepath.Join(c.dir, s.name), "-a", s.node.Addr()+":2520",
-			"-s", "256M", "--capacity", "8G")
+			"-s", c.journal, "--capacity", "8G")
 	}
 }
 
