@@ -63,3 +63,32 @@ func TestUnsureOutlives(t *testing.T) {
 		}
 	}
 }
+
+// TestCopyable: over a held copy another one may be made, in the same epoch, and again if that is
+// interrupted; never over a replica that was active in it.
+func TestCopyable(t *testing.T) {
+	for _, c := range []struct {
+		name             string
+		epoch, sealed    dataplane.Epoch
+		held, unfinished bool
+		at               dataplane.Epoch
+		want             bool
+	}{
+		{"nothing but a slot", 0, 0, false, false, 4, true},
+		{"a former member", 3, 3, false, false, 4, true},
+		{"a member of this epoch", 4, 4, false, false, 4, false},
+		{"a member of a later epoch", 5, 5, false, false, 4, false},
+		{"held", 4, 4, true, false, 4, true},
+		{"held, then copied to and interrupted", 4, 4, true, true, 4, true},
+		{"held in a later epoch", 5, 5, true, false, 4, false},
+		{"sealed for a later epoch", 3, 5, false, true, 4, false},
+	} {
+		r := &replica{slot: 1, sealEpoch: c.sealed, history: history{epoch: c.epoch}}
+		if c.held {
+			r.hold()
+		}
+		if r.unfinished = c.unfinished; r.copyable(c.at) != c.want {
+			t.Errorf("%s: %v", c.name, !c.want)
+		}
+	}
+}

@@ -43,7 +43,7 @@ func (sh *Shard) sealTarget(l *link, h *dataplane.Header) {
 	case sh.dead != nil:
 		l.refuse(h, dataplane.IOError)
 		return
-	case r != nil && (h.Epoch < r.epoch || h.Epoch == r.epoch && !r.held() || h.Epoch < r.sealEpoch):
+	case r != nil && !r.copyable(h.Epoch):
 		l.refuse(h, dataplane.StaleEpoch)
 		return
 	case sh.lease.Load() == 0:
@@ -59,6 +59,13 @@ func (sh *Shard) sealTarget(l *link, h *dataplane.Header) {
 		return
 	}
 	sh.sealFresh(l, h, r)
+}
+
+// copyable says whether a copy made at the epoch may take the place of what is here. Of that epoch
+// itself are a held copy, whose addition wasn't committed, and what is left of one after another
+// copy to here was begun.
+func (r *replica) copyable(epoch dataplane.Epoch) bool {
+	return epoch >= r.sealEpoch && (epoch > r.epoch || epoch == r.epoch && (r.held() || r.unfinished))
 }
 
 // sealFresh drops what is here and takes a fresh slot.

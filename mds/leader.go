@@ -220,8 +220,8 @@ func (l *leader) run() {
 	}
 }
 
-// runReap frees the chunks of removed files. A large file takes thousands of commands, one after the
-// other, which the rest of the housekeeping doesn't wait for.
+// runReap frees the chunks of removed files. A large file takes thousands of commands, one after
+// the other, which the rest of the housekeeping doesn't wait for.
 func (l *leader) runReap() {
 	tick := time.NewTicker(leaderTick)
 	defer tick.Stop()

@@ -32,6 +32,7 @@ func MeasureSnapshot(ctx context.Context, dir string, o MeasureOptions) (Figures
 		return nil, err
 	}
 	f := Figures{"restart_snapshot_s": m.restart.Seconds()}
+	<-m.r.started
 	if f["rss_started_bytes"], err = resident(); err != nil {
 		return nil, errors.Join(err, m.end())
 	}

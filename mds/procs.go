@@ -11,9 +11,9 @@ const maxProcs = 4
 
 // Procs is how many threads of a process with metadata servers should run Go code at once where
 // there are so many CPUs: one fewer, at least 1. A pause of the collector ends when the thread that
-// made it has woken the others. If they find no idle CPU they take its own, and the pause is as long
-// as their turns: milliseconds. A CPU is also needed by threads that wait for the disk, and by
-// the kernel's, so that a server whose threads have all CPUs gets less done.
+// made it has woken the others. If they find no idle CPU they take its own, and the pause is as
+// long as their turns: milliseconds. A CPU is also needed by threads that wait for the disk, and
+// by the kernel's, so that a server whose threads have all CPUs gets less done.
 func Procs(cpus int) int { return max(1, min(cpus-1, maxProcs)) }
 
 // TuneRuntime sets up the Go runtime of a process with metadata servers, GOMAXPROCS and GOGC, each
@@ -23,6 +23,7 @@ func TuneRuntime() {
 		debug.SetGCPercent(GCPercent)
 	}
 	if os.Getenv("GOMAXPROCS") == "" {
-		runtime.GOMAXPROCS(Procs(runtime.GOMAXPROCS(0))) // of the CPUs that this process may use
+		runtime.SetDefaultGOMAXPROCS() // the CPUs that this process may use, whatever was set before
+		runtime.GOMAXPROCS(Procs(runtime.GOMAXPROCS(0)))
 	}
 }

@@ -354,6 +354,7 @@ type replica struct {
 	proposals chan *proposal
 	entries   chan *entryInFlight
 	stopped   chan struct{} // closed when raft is being shut down
+	started   chan struct{} // closed when the log of the start has been applied: see giveBack
 	running   sync.WaitGroup
 	verify    verifier
 	beats     verifier    // for heartbeats
@@ -395,7 +396,8 @@ func startReplicaOn(trans groupTransport, stream *streamLayer, dir string, id ui
 	rlog := newHCLog(logger)
 	r := &replica{log: logger, self: serverID(id), failure: make(chan error, 1),
 		proposals: make(chan *proposal, 4096), entries: make(chan *entryInFlight, entriesInFlight),
-		stopped: make(chan struct{}), beats: verifier{gather: beatGather}}
+		stopped: make(chan struct{}), started: make(chan struct{}),
+		beats: verifier{gather: beatGather}}
 	r.stream, r.trans = stream, trans
 	st, err := openStore(dir, rlog, r.fail)
 	if err != nil {
@@ -436,7 +438,25 @@ func startReplicaOn(trans groupTransport, stream *streamLayer, dir string, id ui
 	r.running.Go(r.runProposals)
 	r.running.Go(r.runResults)
 	r.running.Go(func() { r.runTimes(reconfigured) })
+	last := r.raft.LastIndex()
+	r.running.Go(func() { r.giveBack(last) })
 	return r, nil
+}
+
+// giveBack gives the system back what applying the log at the start took, when it has been applied
+// up to last. By itself the runtime does so over many minutes.
+func (r *replica) giveBack(last uint64) {
+	defer close(r.started)
+	tick := time.NewTicker(silenceTick)
+	defer tick.Stop()
+	for r.raft.AppliedIndex() < last {
+		select {
+		case <-tick.C:
+		case <-r.stopped:
+			return
+		}
+	}
+	debug.FreeOSMemory()
 }
 
 // runTimes keeps raft's times what they should be.

@@ -326,7 +326,8 @@ func TestRaftLogFails(t *testing.T) {
 	l.close()
 }
 
-// TestRaftLogDamageWhileOpen: an entry that is damaged while the server runs is told when it is read.
+// TestRaftLogDamageWhileOpen: an entry that is damaged while the server runs is told when it is
+// read.
 func TestRaftLogDamageWhileOpen(t *testing.T) {
 	var told error
 	l, err := openRaftLog(t.TempDir(), testSegment, func(err error) { told = err })

@@ -412,7 +412,8 @@ func testAdmin(t *testing.T, c *testCluster) {
 	}
 	var events control.EventsDoc
 	k.admin(control.AdminEvents, control.EventsArgs{Limit: 2, After: 2}, &events)
-	if len(events.Events) != 2 || events.Events[0].ID != 3 || events.Events[0].Code != "cs-new" {
+	if e := events.Events; len(e) != 2 || e[0].ID != 3 ||
+		e[0].Code != "cs-new" && e[1].Code != "cs-new" { // the other: no space, before there was any
 		t.Errorf("events: %+v", events)
 	}
 	var conf control.ConfigDoc

@@ -95,6 +95,18 @@ func (r *engineRun) allDisks(ctx context.Context, l *lab) (Result, error) {
 	return parseFio(out)
 }
 
+// operations is how many each HDD has done.
+func (l *lab) operations() ([]uint64, error) {
+	n := make([]uint64, len(l.hdds))
+	for i, d := range l.hdds {
+		var err error
+		if n[i], err = d.Operations(); err != nil {
+			return nil, err
+		}
+	}
+	return n, nil
+}
+
 // rounds measures reads of the cluster beside the sum of its HDDs.
 func (r *engineRun) rounds(ctx context.Context, l *lab, f Figure) error {
 	for range r.o.Rounds {
@@ -102,11 +114,23 @@ func (r *engineRun) rounds(ctx context.Context, l *lab, f Figure) error {
 		if err != nil {
 			return err
 		}
+		before, err := l.operations()
+		if err != nil {
+			return err
+		}
 		ours, _, err := r.ours(ctx, r.random("randread", labDepth, r.o.Each))
 		if err != nil {
 			return err
 		}
-		r.say("%d disks by fio: %.0f IOPS", len(l.raws), sum.IOPS)
+		after, err := l.operations()
+		if err != nil {
+			return err
+		}
+		for i := range after {
+			after[i] -= before[i]
+		}
+		r.say("%d disks by fio: %.0f IOPS; operations of each while we read: %d", len(l.raws),
+			sum.IOPS, after)
 		f.Ours, f.Raw = append(f.Ours, ours.IOPS), append(f.Raw, sum.IOPS)
 	}
 	f.Values = Ratios(f.Ours, f.Raw)

@@ -53,9 +53,11 @@ func (r *engineRun) ours(ctx context.Context, w Workload) (res Result, csCPU flo
 		return res, 0, errors.Join(err, stop())
 	}
 	after, err := SampleCPU(pids)
-	r.say("%s qd%d: %.0f IOPS, p50 %.0f µs, p99 %.0f µs, max %.0f ms", w.RW, w.Depth, res.IOPS,
-		res.Latency.P50, res.Latency.P99, res.Latency.Max/1000)
-	return res, float64(after.Since(before)) / 1000 / float64(res.Ops), errors.Join(err, stop())
+	csCPU = float64(after.Since(before)) / 1000 / float64(res.Ops)
+	r.say("%s qd%d: %.0f IOPS, p50 %.0f µs, p99 %.0f µs, max %.0f ms; CPU %.1f µs, servers %.1f",
+		w.RW, w.Depth, res.IOPS, res.Latency.P50, res.Latency.P99, res.Latency.Max/1000,
+		res.CPUPerOp, csCPU)
+	return res, csCPU, errors.Join(err, stop())
 }
 
 // profile records where the chunk server's time goes, if that is wanted. The last round of a

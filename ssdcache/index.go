@@ -15,17 +15,23 @@ type Pos uint32
 // index finds a block's newest position in the log. It lives in one mapping outside the Go heap,
 // without pointers: per position 4 bytes of owner, 4 of CRC, 1 of state, and 6 bytes of hash table.
 //
-// The table has open addressing with linear probing; an entry is a position, its key is found by
-// the owner array. Invariant: owner[p] != 0 exactly if the table holds p, and then p is the newest
-// position of that key; what was superseded or dropped has owner 0. So to ask whether a position is
-// still current, and to walk the current blocks of a segment, takes no probing.
+// The table has open addressing with linear probing; an entry is a position, its key is found in
+// the block's place. Invariant: a place's owner isn't 0 exactly if the table holds its position p,
+// and then p is the newest position of that key; what was superseded or dropped has owner 0. So to
+// ask whether a position is still current, and to walk the current blocks of a segment, takes no
+// probing.
 type index struct {
 	mem   []byte
 	table []uint32 // position plus 1; 0: empty
-	owner []uint32 // by position: key plus 1; 0: none
-	crc   []uint32 // by position
+	place []place  // by position
 	state []uint8  // by position
 	n     int
+}
+
+// place is what is known of a position. A look-up needs both, so they share a cache line.
+type place struct {
+	owner uint32 // key plus 1; 0: none
+	crc   uint32
 }
 
 // isClean in a state says that the store has the same contents; isWrite that the block was written,
@@ -61,9 +67,9 @@ func newIndex(positions uint32) (*index, error) {
 	}
 	// Look-ups are all over it: pages of 2 MiB, if there are any, spare them misses of the TLB.
 	_ = unix.Madvise(mem, unix.MADV_HUGEPAGE)
-	all := unsafe.Slice((*uint32)(unsafe.Pointer(&mem[0])), words)
-	return &index{mem: mem, table: all[:table], owner: all[table : table+uint64(positions)],
-		crc: all[table+uint64(positions):], state: mem[4*words:]}, nil
+	return &index{mem: mem, state: mem[4*words:],
+		place: unsafe.Slice((*place)(unsafe.Pointer(&mem[0])), positions),
+		table: unsafe.Slice((*uint32)(unsafe.Pointer(&mem[8*uint64(positions)])), table)}, nil
 }
 
 func (x *index) close() error { return unix.Munmap(x.mem) }
@@ -80,7 +86,7 @@ func (x *index) home(key blockKey) int {
 func (x *index) find(key blockKey) int {
 	for i := x.home(key); ; {
 		e := x.table[i]
-		if e == 0 || x.owner[e-1] == key+1 {
+		if e == 0 || x.place[e-1].owner == key+1 {
 			return i
 		}
 		if i++; i == len(x.table) {
@@ -96,20 +102,26 @@ func (x *index) get(key blockKey) (Pos, bool) {
 
 // put makes p, which must not be in use, the newest position of key.
 func (x *index) put(key blockKey, p Pos, crc uint32) {
-	if x.owner[p] != 0 {
-		panic(fmt.Sprintf("ssdcache: position %d is owned by block %#x", p, x.owner[p]-1))
+	if x.place[p].owner != 0 {
+		panic(fmt.Sprintf("ssdcache: position %d is owned by block %#x", p, x.place[p].owner-1))
 	}
 	i := x.find(key)
 	if e := x.table[i]; e != 0 {
-		x.owner[e-1] = 0
+		x.place[e-1].owner = 0
 	} else {
 		x.n++
 	}
-	x.table[i], x.owner[p], x.crc[p], x.state[p] = uint32(p)+1, key+1, crc, isWrite
+	x.table[i], x.place[p], x.state[p] = uint32(p)+1, place{key + 1, crc}, isWrite
 }
 
 // current says whether p is the newest position of a block, and of which.
-func (x *index) current(p Pos) (blockKey, bool) { return x.owner[p] - 1, x.owner[p] != 0 }
+func (x *index) current(p Pos) (blockKey, bool) {
+	owner := x.place[p].owner
+	return owner - 1, owner != 0
+}
+
+// crc is the checksum of the block at p.
+func (x *index) crc(p Pos) uint32 { return x.place[p].crc }
 
 // drop forgets a block.
 func (x *index) drop(key blockKey) {
@@ -127,7 +139,7 @@ func (x *index) evict(p Pos) {
 
 // remove empties table place i and closes the gap, so that searches still find what lies behind.
 func (x *index) remove(i int) {
-	x.owner[x.table[i]-1] = 0
+	x.place[x.table[i]-1].owner = 0
 	x.n--
 	for j := i; ; {
 		x.table[i] = 0
@@ -140,7 +152,7 @@ func (x *index) remove(i int) {
 				return
 			}
 			// The entry at j may move to the gap at i unless its home lies between them.
-			h := x.home(x.owner[e-1] - 1)
+			h := x.home(x.place[e-1].owner - 1)
 			if between := i < h && h <= j || j < i && (i < h || h <= j); !between {
 				break
 			}

@@ -53,7 +53,7 @@ func TestIndexAgainstMap(t *testing.T) {
 		for key, want := range model {
 			got, ok := x.get(key)
 			if k, cur := x.current(want); !ok || got != want || !cur || k != key ||
-				x.crc[got] != uint32(got)*3 {
+				x.crc(got) != uint32(got)*3 {
 				t.Fatalf("seed %d: key %d: %d %v, want %d", seed, key, got, ok, want)
 			}
 		}
@@ -136,7 +136,7 @@ func BenchmarkIndexGet(b *testing.B) {
 			for range b.N {
 				n := rng.Uint32N(positions)
 				p, ok := x.get(keyOf(n>>14, n&(1<<14-1)))
-				if !ok || x.crc[p] != n {
+				if !ok || x.crc(p) != n {
 					b.Fatalf("block %d: position %d", n, p)
 				}
 			}

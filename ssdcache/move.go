@@ -113,7 +113,7 @@ func (r *run) moveOn() {
 			l.stats.Superseded++
 			continue
 		}
-		data, sum := r.block(i), l.idx.crc[p]
+		data, sum := r.block(i), l.idx.crc(p)
 		full := int(l.ready-l.head) < d.spared()
 		if full || dataplane.CRC(data) != sum || !d.move(key, p, data, sum) {
 			d.writeRest = !full || d.moveSpace() <= 0

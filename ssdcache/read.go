@@ -13,7 +13,7 @@ import (
 func (l *Log) Lookup(slot, block uint32) (Pos, bool) { return l.idx.get(keyOf(slot, block)) }
 
 // CRC returns the CRC32C of the block at p, which Lookup returned in this turn.
-func (l *Log) CRC(p Pos) uint32 { return l.idx.crc[p] }
+func (l *Log) CRC(p Pos) uint32 { return l.idx.crc(p) }
 
 // Drop forgets all blocks of a slot. To have it happen in replay too, append a record of kind Drop,
 // which calls this. See InWriteBack before the slot is given to another chunk.

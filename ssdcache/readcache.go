@@ -217,7 +217,7 @@ func (c *readCache) choose(base Pos) {
 	l := c.l
 	var count [heatMask + 1]int
 	for i := range l.segBlocks {
-		if p := base + Pos(i); l.idx.owner[p] != 0 {
+		if p := base + Pos(i); l.idx.place[p].owner != 0 {
 			count[l.idx.state[p]&heatMask]++
 		}
 	}
@@ -228,7 +228,7 @@ func (c *readCache) choose(base Pos) {
 	}
 	c.list, c.at = c.list[:0], 0
 	for i := range l.segBlocks {
-		if p := base + Pos(i); l.idx.owner[p] != 0 && int(l.idx.state[p]&heatMask) >= least {
+		if p := base + Pos(i); l.idx.place[p].owner != 0 && int(l.idx.state[p]&heatMask) >= least {
 			c.list = append(c.list, p)
 		}
 	}
@@ -289,7 +289,7 @@ func (c *readCache) keepPiece() {
 			continue
 		}
 		data := c.buf.Bytes()[(i-c.first)*blockSize:][:blockSize]
-		sum := l.idx.crc[p]
+		sum := l.idx.crc(p)
 		if dataplane.CRC(data) != sum {
 			l.idx.evict(p) // damaged in the log; the store has it
 			continue

@@ -270,7 +270,7 @@ func (r *run) add(p Pos, dirty bool) {
 		r.dirty[r.n/64] |= 1 << (r.n % 64)
 	}
 	r.pos[r.n] = p
-	le.PutUint32(r.crcs[4*r.n:], r.d.l.idx.crc[p])
+	le.PutUint32(r.crcs[4*r.n:], r.d.l.idx.crc(p))
 	r.n++
 }
 
@@ -333,7 +333,7 @@ func (r *run) good(i int) bool {
 	if !ok || key != keyOf(r.Slot, r.first+uint32(i)) {
 		return false
 	}
-	if r.isDirty(i) || dataplane.CRC(r.block(i)) == idx.crc[p] {
+	if r.isDirty(i) || dataplane.CRC(r.block(i)) == idx.crc(p) {
 		return true
 	}
 	idx.evict(p) // damaged in the log; the store has it

@@ -69,14 +69,16 @@ func TestFioEngine(t *testing.T) {
 		args []string
 		want string
 	}{
-		"a fork":  {[]string{"--name=t", "--filename=/perf.data", "--cluster=dev"}, "thread=1"},
-		"no file": {[]string{"--name=t", "--thread", "--cluster=dev"}, "filename"},
-		"a stranger": {[]string{"--name=t", "--thread", "--filename=/perf.data", "--cluster=nosuch"},
+		"a fork":  {[]string{"--filename=/perf.data", "--cluster=dev"}, "thread=1"},
+		"no file": {[]string{"--thread", "--cluster=dev"}, "slash"},
+		"a stranger": {[]string{"--thread", "--filename=/perf.data", "--cluster=nosuch"},
 			"nosuch"},
-		"a file that isn't there": {[]string{"--name=t", "--thread", "--filename=/none",
+		"a file that isn't there": {[]string{"--thread", "--filename=/none",
 			"--cluster=dev"}, "none"},
 	} {
-		args := append(c.args, "--ioengine=external:"+engine, "--rw=read", "--size=1m", "--bs=4k")
+		// The engine first: only then fio knows its options.
+		args := append([]string{"--name=t", "--ioengine=external:" + engine, "--rw=read", "--size=1m",
+			"--bs=4k"}, c.args...)
 		ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
 		cmd := exec.CommandContext(ctx, "fio", args...)
 		cmd.Env = append(os.Environ(), env...)
@@ -86,4 +88,36 @@ func TestFioEngine(t *testing.T) {
 			t.Errorf("%s: %v\n%s", name, err, out)
 		}
 	}
+}
+
+// TestFioEngineNotBuilt: where the engine can't be built, make fio-engine says why.
+func TestFioEngineNotBuilt(t *testing.T) {
+	for _, tool := range []string{"gcc", "fio"} {
+		if _, err := exec.LookPath(tool); err != nil {
+			t.Skipf("needs %s", tool)
+		}
+	}
+	dir, source := t.TempDir(), t.TempDir()
+	refused := func(want string) {
+		t.Helper()
+		cmd := exec.Command("fio/build", dir)
+		cmd.Env = append(os.Environ(), "FIO_SRC="+source)
+		out, err := cmd.CombinedOutput()
+		var exit *exec.ExitError
+		if !errors.As(err, &exit) || exit.ExitCode() != 3 || !strings.Contains(string(out), want) {
+			t.Errorf("%v, %s; want %q", err, out, want)
+		}
+	}
+	write := func(name, text string) {
+		t.Helper()
+		if err := os.WriteFile(name, []byte(text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	refused("run make lib")
+	write(filepath.Join(dir, "libpstorage.so"), "")
+	refused("isn't fio's source")
+	write(filepath.Join(source, "ioengines.h"), "")
+	write(filepath.Join(source, "FIO-VERSION-GEN"), "DEF_VER=fio-0.1\n")
+	refused("isn't the source of fio-")
 }

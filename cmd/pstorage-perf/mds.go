@@ -57,7 +57,9 @@ func newMDS() *cobra.Command {
   loss       restart from snapshot and log; the loss of one chunk server
   rates      three servers: look-ups, allocations and heartbeats of all chunk servers, per second
              of CPU time of the leader, how long calls took (_p50_ms, ...), and how long it takes
-             until all chunk servers have connected and had an answer (connect_s)
+             until all chunk servers have connected and had an answer (connect_s). What the leader
+             does without them is subtracted from heartbeat_leader_cores; heartbeat_added_cores is
+             what as many more heartbeats take
 
 Garbage collection pauses (gc_pause) have in them the time until all threads have stopped
 (gc_stopping), and the time that the thread which starts them again is without a CPU because of

@@ -25,35 +25,36 @@ func (w *world) chooseStrand() {
 	if rng.IntN(2) == 0 {
 		w.strand = &strand{rng: rng}
 		w.sc.moves = 100 * ms
-	} else if rng.IntN(2) == 0 {
+	} else {
 		w.strand = &strand{rng: rng, adds: true}
-		w.sc.length = max(w.sc.length, 8*sec)
+		w.sc.length = max(w.sc.length, 9*sec)
 	}
 }
 
-// start has the head of a chunk be its only member for a time.
+// start has the head of a chunk be its only member for a time, as soon as there is one.
 func (s *strand) start(f *faults) {
 	if s == nil || !s.adds {
 		return
 	}
 	w := f.w
-	w.sim.After(s.between(sec, 3*sec), func() {
+	w.sim.After(s.between(200*ms, sec), func() {
 		for _, c := range w.mds.sim.Chunks() {
-			if w.calm || !c.Created || len(c.Members) != 2 {
+			head, n := w.cs[c.Members[0].CS-1], w.cs[c.Members[len(c.Members)-1].CS-1]
+			if w.calm {
+				return
+			}
+			if !c.Created || len(c.Members) != 2 || !f.victim(head) || head.gone || head.env.Dead() ||
+				n.env.Dead() || !n.registered {
 				continue
 			}
-			head, n := w.cs[c.Members[0].CS-1], w.cs[c.Members[1].CS-1]
-			if !f.victim(head) || head.gone || head.env.Dead() || n.env.Dead() || !n.registered ||
-				w.sim.Now() < f.until[n.index]+rest {
-				continue
-			}
-			d := s.between(3500*ms, 5*sec)
+			d := s.between(3*sec, 4*sec)
 			w.trace("cs %d leaves chunk %v to cs %d alone for %d ms", n.id, c.Chunk, head.id, d/ms)
-			f.until[n.index] = w.sim.Now() + d
+			f.until[n.index] = max(f.until[n.index], w.sim.Now()+d)
 			n.kill(false)
 			w.sim.After(d, func() { n.start(false) })
 			return
 		}
+		s.start(f)
 	})
 }
 

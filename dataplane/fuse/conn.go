@@ -36,6 +36,7 @@ type conn struct {
 
 	connected bool
 	abort     func()        // has the kernel disconnect, on a goroutine
+	aborted   chan struct{} // closed when abort has returned; nil: it wasn't called
 	ended     chan struct{} // closed when the kernel and we are through with each other
 }
 
@@ -98,7 +99,11 @@ func (c *conn) disconnected(errno unix.Errno) {
 	if errno != unix.ENODEV && errno != unix.ECONNABORTED {
 		// The kernel doesn't know yet that nobody reads its requests, and keeps its queues' entries.
 		c.log.Error("read requests of the kernel", "err", errno)
-		go c.abort()
+		c.aborted = make(chan struct{})
+		go func() {
+			c.abort()
+			close(c.aborted)
+		}()
 	}
 	for _, k := range c.calls {
 		switch k.state {

@@ -177,6 +177,9 @@ func (s *Server) wait() {
 	case <-s.conn.ended:
 		s.fs.shutdown()
 		s.onLoop(func() error { s.conn.release(); return nil })
+		if a := s.conn.aborted; a != nil {
+			<-a // else Done would be told before the file system is unmounted
+		}
 	case <-s.fs.b.Gone():
 		// Nobody answers any more: don't let the users of the mount wait.
 		s.fs.log.Error("the client's event loop ended", "mountpoint", s.mountpoint)

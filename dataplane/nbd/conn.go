@@ -341,7 +341,11 @@ func (c *conn) check(r *request) uint32 {
 			return errPerm
 		}
 	}
-	if r.cmd != cmdResize && (r.offset > c.size || uint64(r.length) > c.size-r.offset) {
+	size := c.size
+	if r.cmd == cmdWrite { // a write to where the device was cut off would make the file longer again
+		size = min(size, c.export.size())
+	}
+	if r.cmd != cmdResize && (r.offset > size || uint64(r.length) > size-r.offset) {
 		return behind
 	}
 	return 0

@@ -33,10 +33,13 @@ func (w *world) Arm(t *uring.Timer, d int64)  { w.timers.Arm(t, w.now+d) }
 func (w *world) Disarm(t *uring.Timer)        { w.timers.Disarm(t) }
 func (w *world) AtTurnEnd(e *uring.TurnEnder) { panic("not used") }
 
-func (w *world) Submit(op *client.Op)                 { w.ops = append(w.ops, op) }
-func (w *world) Size() uint64                         { return uint64(len(w.mem)) }
-func (w *world) Refresh(context.Context) error        { return nil }
-func (w *world) Resize(context.Context, uint64) error { return nil }
+func (w *world) Submit(op *client.Op)          { w.ops = append(w.ops, op) }
+func (w *world) Size() uint64                  { return uint64(len(w.mem)) }
+func (w *world) Refresh(context.Context) error { return nil }
+func (w *world) Resize(_ context.Context, n uint64) error {
+	w.mem = append(w.mem[:min(n, uint64(len(w.mem)))], make([]byte, int(n)-min(int(n), len(w.mem)))...)
+	return nil
+}
 func (w *world) Seek(context.Context, int64, bool) (int64, error) {
 	return 0, dataplane.E("seek", dataplane.NotFound, nil)
 }

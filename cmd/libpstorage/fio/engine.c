@@ -17,6 +17,7 @@
  */
 #include <errno.h>
 #include <pthread.h>
+#include <sched.h>
 #include <semaphore.h>
 #include <stdatomic.h>
 #include <stdlib.h>
@@ -78,6 +79,7 @@ struct job {
     _Atomic(struct request *) ended; /* newest first */
     struct request *taken;           /* out of ended, not given to fio yet */
     atomic_int sleeping;
+    atomic_int ending; /* calls of request_done that may still touch the job */
     sem_t wake;
 };
 
@@ -172,8 +174,10 @@ static int engine_setup(struct thread_data *td) {
         log_err("fio: pstorage: the job needs thread=1: libpstorage can't be used after a fork\n");
         return 1;
     }
-    if (!td->files_index) {
-        log_err("fio: pstorage: filename is needed, a path in the cluster such as /file\n");
+    for_each_file(td, f, i) if (f->file_name[0] != '/') {
+        /* fio makes up a name where none is given */
+        log_err("fio: pstorage: filename=%s: a path in the cluster begins with a slash\n",
+                f->file_name);
         return 1;
     }
     l = link_open(o->cluster, o->etc);
@@ -200,6 +204,7 @@ failed:
 
 static void job_free(struct job *j) {
     if (j->link) link_close(j->link);
+    while (atomic_load(&j->ending)) sched_yield();
     sem_destroy(&j->wake);
     free(j->events);
     free(j);
@@ -247,16 +252,21 @@ static int engine_close(struct thread_data *td, struct fio_file *f) {
 /* There is no cache of this machine in between. */
 static int engine_invalidate(struct thread_data *td, struct fio_file *f) { return 0; }
 
-/* Called on the library's thread. After the exchange of ended r is the job's. */
+/*
+ * Called on the library's thread. Once r is in the list it is the job's, which may end before this
+ * function does: ending keeps its memory.
+ */
 static void request_done(ps_op *op) {
     struct request *r = (struct request *)op;
     struct job *j = r->job;
     struct request *head = atomic_load_explicit(&j->ended, memory_order_relaxed);
 
+    atomic_fetch_add(&j->ending, 1);
     do {
         r->next = head;
     } while (!atomic_compare_exchange_weak(&j->ended, &head, r));
     if (atomic_exchange(&j->sleeping, 0)) sem_post(&j->wake);
+    atomic_fetch_sub(&j->ending, 1);
 }
 
 static int engine_io_u_init(struct thread_data *td, struct io_u *io_u) {
