@@ -29,6 +29,6 @@ func (t *waitTimes) String() string {
 	at := func(share float64) time.Duration {
 		return t.all[int(share*float64(len(t.all)-1))].Round(time.Millisecond)
 	}
-	return fmt.Sprintf("last operation after the end of faults: median %v, 99 %% within %v, longest %v "+
-		"(seed %d)", at(0.5), at(0.99), t.worst.Round(time.Millisecond), t.seed)
+	return fmt.Sprintf("last operation after the end of faults: median %v, 99 %% within %v, "+
+		"longest %v (seed %d)", at(0.5), at(0.99), t.worst.Round(time.Millisecond), t.seed)
 }

@@ -51,6 +51,8 @@ func Names() (names, about []string) {
 	return names, about
 }
 
+const prefix = "pstorage-peers-" // of temporary directories
+
 // Options of Run. Zero values mean the defaults.
 type Options struct {
 	Only     []string      // systems; default: all
@@ -106,6 +108,15 @@ func Run(ctx context.Context, o Options) (*perf.Report, error) {
 		return nil, err
 	}
 	defer unlock()
+	left, err := filepath.Glob(filepath.Join(o.Dir, prefix+"*"))
+	if err != nil {
+		return nil, err
+	}
+	for _, path := range left { // by an interrupted run: nobody else measures
+		if err := os.RemoveAll(path); err != nil {
+			return nil, err
+		}
+	}
 	report := &perf.Report{Time: time.Now(), Commit: perf.Commit(), Machine: perf.Machine(),
 		Rounds: o.Rounds, Seconds: o.Each.Seconds(), Size: o.Size, Skipped: map[string]string{}}
 	names, _ := Names()
@@ -152,7 +163,7 @@ type opener func(ctx context.Context, dir string) (run perf.Runner, close func()
 // measure runs the plan for one system.
 func (o *Options) measure(ctx context.Context, report *perf.Report, name string, open opener) (
 	err error) {
-	dir, err := os.MkdirTemp(o.Dir, "pstorage-peers-")
+	dir, err := os.MkdirTemp(o.Dir, prefix)
 	if err != nil {
 		return err
 	}
