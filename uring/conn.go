@@ -131,13 +131,7 @@ func (c *conn) flush() {
 	if !c.receiving && !c.paused && !c.fresh {
 		c.armRecv()
 	}
-	if c.out.sending || c.out.queued == 0 {
-		return
-	}
-	if c.out.queued <= sendNowMax {
-		c.sendNow()
-	}
-	if c.out.queued > 0 && !c.closing {
+	if !c.out.sending && c.out.queued > 0 {
 		c.armSend()
 	}
 }

@@ -2,8 +2,6 @@ package uring
 
 import (
 	"fmt"
-	"syscall"
-	"unsafe"
 
 	"golang.org/x/sys/unix"
 )
@@ -11,29 +9,22 @@ import (
 // The life of sent bytes:
 //  1. Append and Reserve write into the last chunk of the stream, AppendBuf refers to a buffer:
 //     both make segments at the end of the queue.
-//  2. flush (end of a turn) sends little at once, by a system call of its own (sendNow): a SEND in
-//     the ring would cost more, as its completion ends the sleep of its io_uring_enter before it
-//     began. Deep in work that doesn't matter: then the loop looks for more anyway.
-//  3. Much, and what the socket doesn't take, is left to the ring: one SEND or SENDMSG over the
-//     first segments.
-//  4. completeSend takes the sent bytes off the front and releases their buffers. New bytes may
+//  2. flush (end of a turn) submits one SEND or SENDMSG over the first segments.
+//  3. completeSend takes the sent bytes off the front and releases their buffers. New bytes may
 //     have been appended meanwhile, also to the last segment: the queue counts bytes, so nothing
 //     in flight is disturbed.
 
 const (
 	// sendChunk is the size of the pieces that small writes are collected in, in bytes.
 	sendChunk = 16 << 10
-	// sendNowMax is up to how many queued bytes are sent by a system call of their own.
-	sendNowMax = 8 << 10
 	// maxSend bounds one send, in bytes, so that buffers come back while more is sent.
 	maxSend = 1 << 20
 )
 
 // sendRec is the message header of a send in flight and its iovecs: just under a page.
 type sendRec struct {
-	hdr   unix.Msghdr
-	total int // bytes
-	iov   [251]unix.Iovec
+	hdr unix.Msghdr
+	iov [252]unix.Iovec
 }
 
 // segment is a piece of the outgoing stream. Each segment holds a reference of its buffer.
@@ -176,38 +167,6 @@ func (c *conn) AppendBuf(b *Buf, from, to int) {
 	c.touch()
 }
 
-// sendNow sends from the front of the queue for as long as the socket takes all it is given.
-func (c *conn) sendNow() {
-	const flags = unix.MSG_NOSIGNAL | unix.MSG_DONTWAIT
-	q := &c.out
-	for q.queued > 0 && q.at(0).relay == nil {
-		var want int
-		var sent uintptr
-		var errno syscall.Errno
-		if first := q.at(0); q.n == 1 || first.to-first.from >= maxSend {
-			want = min(first.to-first.from, maxSend)
-			sent, _, errno = syscall.RawSyscall6(unix.SYS_SENDTO, uintptr(c.file.fd),
-				addrOf(first.buf.mem[first.from:]), uintptr(want), flags, 0, 0)
-		} else {
-			hdr := q.message(c.l)
-			want = q.rec.total
-			sent, _, errno = syscall.RawSyscall(unix.SYS_SENDMSG, uintptr(c.file.fd),
-				uintptr(unsafe.Pointer(hdr)), flags)
-		}
-		if errno != 0 {
-			if errno != unix.EAGAIN && errno != unix.EINTR && errno != unix.ENOBUFS {
-				c.Close(fmt.Errorf("send to %s: %w", c.remote, errno))
-			}
-			return
-		}
-		q.pop(int(sent))
-		if int(sent) < want {
-			return
-		}
-	}
-	q.sentAll(c.l)
-}
-
 // armSend submits the front of the queue.
 func (c *conn) armSend() {
 	for c.out.n > 0 && c.out.at(0).relay != nil {
@@ -229,17 +188,17 @@ func (c *conn) armSend() {
 		n := min(first.to-first.from, maxSend)
 		PrepSend(s, c.file, addrOf(first.buf.mem[first.from:]), uint32(n), flags)
 	} else {
-		PrepSendmsg(s, c.file, q.message(c.l), flags)
+		if q.rec == nil {
+			q.rec = c.l.sends.get()
+		}
+		PrepSendmsg(s, c.file, q.fillRec(), flags)
 	}
 	c.l.start(s, c, tagSend)
 	q.sending = true
 }
 
-// message makes a message of the first segments.
-func (q *sendQueue) message(l *Loop) *unix.Msghdr {
-	if q.rec == nil {
-		q.rec = l.sends.get()
-	}
+// fillRec makes a message of the first segments.
+func (q *sendQueue) fillRec() *unix.Msghdr {
 	r := q.rec
 	total, k := 0, 0
 	for k < len(r.iov) && k < q.n && total < maxSend && q.at(k).relay == nil {
@@ -251,7 +210,6 @@ func (q *sendQueue) message(l *Loop) *unix.Msghdr {
 	}
 	r.hdr = unix.Msghdr{Iov: &r.iov[0]}
 	r.hdr.Iovlen = uint64(k)
-	r.total = total
 	return &r.hdr
 }
 
@@ -274,13 +232,8 @@ func (c *conn) completeSend(res int32) {
 		c.touch()
 		return
 	}
-	q.sentAll(c.l)
-}
-
-// sentAll gives the message back if nothing is left to send.
-func (q *sendQueue) sentAll(l *Loop) {
-	if q.rec != nil && q.queued == 0 {
-		l.sends.put(q.rec)
+	if q.rec != nil {
+		c.l.sends.put(q.rec)
 		q.rec = nil
 	}
 }
