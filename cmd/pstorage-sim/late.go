@@ -17,10 +17,11 @@ type late struct {
 	left int
 }
 
-// chooseLate decides whether a run has that, by a stream of its own.
+// chooseLate decides whether a run has that, by a stream of its own. Where strand loses the head
+// right after the addition, what the new member was given is even all that is left.
 func (f *faults) chooseLate() {
 	rng := f.w.sim.Rand("late requests")
-	if f.w.sc.away && rng.IntN(2) == 0 {
+	if alone := f.w.strand != nil && f.w.strand.adds; (f.w.sc.away || alone) && rng.IntN(2) == 0 {
 		f.w.late = &late{f: f, rng: rng, left: 3}
 	}
 }

@@ -16,7 +16,8 @@ var (
 // regressions are seeds that found faults of the program. What a seed does changes with every
 // change of the program, so they prove little by themselves; they are as good as any others.
 var regressions = []uint64{3, 6, 36, 40, 63, 73, 87, 138, 228, 376, 840, 1032, 700300, 8001196,
-	8001533, 9000391, 12000706, 14001234, 14001552, 20000909}
+	8001533, 9000391, 12000706, 14001234, 14001552, 20000909, 850001376, 850010822, 870002946,
+	870003887, 870004346, 870014030, 870016054, 870020745, 870021527, 870022601}
 
 func check(t *testing.T, seed uint64) result {
 	t.Helper()

@@ -26,8 +26,10 @@ func (w *world) chooseStrand() {
 		w.strand = &strand{rng: rng}
 		w.sc.moves = 100 * ms
 	} else {
+		// Other faults would have the head lost, or its chunk moved, before that.
 		w.strand = &strand{rng: rng, adds: true}
-		w.sc.length = max(w.sc.length, 9*sec)
+		w.sc.length, w.sc.moves, w.sc.weights = 9*sec, 0, [faultKinds]int{}
+		w.sc.away, w.sc.partialFirst = false, false
 	}
 }
 
@@ -102,7 +104,7 @@ func (s *strand) moved(w *world, old, c *control.ChunkConfig) {
 		return
 	}
 	s.done = true
-	w.sim.After(s.between(us, 800*us), func() {
+	w.sim.After(s.between(us, 400*us), func() {
 		if head.env.Dead() {
 			return
 		}

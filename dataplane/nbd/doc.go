@@ -15,7 +15,9 @@
 //
 // What waits in the cluster waits here: there are no errors for a full cluster or a chunk below its
 // minimum of copies, and a client that goes away drops its answers. A connection may have
-// maxRequests requests and maxBytes of payload under way; beyond that its socket isn't read.
+// maxRequests requests and maxBytes of payload under way; beyond that its socket isn't read. All
+// connections of a server together, maxConns at most, leave half of the client's buffers to the
+// client, and one that doesn't choose an export within handshakeTime is closed.
 //
 // NBD knows no authentication but TLS, which this doesn't have: listen on a unix socket or on
 // loopback, or guard the port by other means.
