@@ -367,7 +367,7 @@ func (sh *Shard) activate(r *replica, o activateOrder, by any, done func(error))
 		// connections, of which it then knows that each member was sealed over it.
 		r.broken = r.isHead() && (r.settler == nil || by != any(r.settler))
 		r.told, r.toldAt = seq, sh.env.Now()
-		done(nil)
+		sh.meetNext(r, func() { done(nil) })
 		sh.activated(r)
 	}
 	if sh.canary.VolatileActivate {
@@ -379,18 +379,21 @@ func (sh *Shard) activate(r *replica, o activateOrder, by any, done func(error))
 			fail(dataplane.IOError, err)
 			return
 		}
-		sh.meetNext(r, finish)
+		finish()
 	})
 }
 
 // meetNext connects to the next member of the chain, or finds that it can't, before the first write
-// comes along.
+// comes along. That can take meetTimeout, as when a cut link to a new member has only just come
+// back: the coordinator waits for it, reads of this replica don't.
 func (sh *Shard) meetNext(r *replica, then func()) {
 	if r.self < 1 || r.self+1 >= len(r.members) || r.members[r.self+1].peer.open {
 		then()
 		return
 	}
-	r.members[r.self+1].peer.callWithin(meetTimeout, dataplane.Header{Op: dataplane.OpPing}, nil, nil,
+	next := r.members[r.self+1].peer
+	sh.env.Disarm(&next.redial) // others have reached it: now is better than after a pause
+	next.callWithin(meetTimeout, dataplane.Header{Op: dataplane.OpPing}, nil, nil,
 		func(*dataplane.Header, []byte, []byte, *uring.Buf, error) { then() })
 }
 

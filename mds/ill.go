@@ -107,7 +107,8 @@ func stallCase(list []stallFacts) int {
 		if f.waits > 1 {
 			n = max(n, f.waits)
 		}
-		if n > score {
+		// Of two it is rather the one that waits for nobody: the end of a chain.
+		if n > score || best >= 0 && n == score && f.waits < list[best].waits {
 			best, score = i, n
 		}
 	}
@@ -374,13 +375,19 @@ func (h *peerHealth) suspect(nowNs int64, live func(dataplane.CSID) bool) datapl
 		}
 		list[id].live, list[id].own = true, s.own
 	}
+	// Who waits for a link in the middle of a chain waits for what comes behind it. If that is silent
+	// its lease runs out by itself, and with another one excluded there would be two away.
+	silent := func(cs dataplane.CSID) bool { return !list[cs].live }
 	for id, s := range h.cs {
 		if !list[id].live {
 			continue
 		}
 		for _, on := range s.stuckOn {
-			if list[on].live {
-				list[id].waits++
+			if !list[on].live {
+				continue
+			}
+			list[id].waits++
+			if !slices.ContainsFunc(h.cs[on].stuckOn, silent) {
 				list[on].by++
 			}
 		}

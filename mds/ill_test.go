@@ -91,9 +91,44 @@ func TestStallCase(t *testing.T) {
 		{s(l(2, 0), l(0, 1), l(0, 1)), 0}, // two wait for the first
 		{s(l(1, 0), l(0, 1), l(0, 0)), 0}, // one does
 		{s(l(1, 0), l(1, 0), l(0, 2)), 2}, // who waits for all others is cut off itself
+		{s(l(0, 1), l(1, 1), l(1, 0)), 2}, // a chain: its end waits for nobody
+		{s(l(0, 1), l(1, 0), l(1, 1)), 1}, // the same in another order
 	} {
 		if got := stallCase(c.list); got != c.want {
 			t.Errorf("case %d: %d, want %d", i, got, c.want)
+		}
+	}
+}
+
+// TestChainOfSilent: the end of a chain is silent. The link before it, for which the head waits,
+// has nothing to do with that; without that excuse it is the one.
+func TestChainOfSilent(t *testing.T) {
+	const head, middle, end, other dataplane.CSID = 1, 2, 3, 4
+	for _, excuse := range []bool{true, false} {
+		h, now := newHealth(), int64(1)
+		live := func(dataplane.CSID) bool { return true } // the lease of the silent one, too
+		beat := func(cs dataplane.CSID, on ...dataplane.CSID) {
+			req := &control.HeartbeatReq{CS: cs}
+			for _, w := range on {
+				req.Waits = append(req.Waits, control.PeerWait{CS: w, StallNs: int64(stallAfter)})
+			}
+			h.report(cs, req, now)
+		}
+		for cs := head; cs <= other; cs++ {
+			beat(cs)
+		}
+		now += int64(stallFresh) + 1
+		beat(other)
+		beat(head, middle)
+		want := middle
+		if excuse {
+			beat(middle, end)
+			want = 0
+		} else {
+			beat(middle)
+		}
+		if got := h.suspect(now, live); got != want {
+			t.Errorf("excuse %v: cs %d is suspected, want %d", excuse, got, want)
 		}
 	}
 }
