@@ -44,9 +44,19 @@ func (sh *Shard) memberWrite(l *link, h *dataplane.Header, crcs, payload []byte,
 	q.crcLen = copy(q.crcs[:], crcs)
 	q.data = payload
 	sh.take(q, buf)
-	for {
+	sh.takeDue(r)
+}
+
+// takeDue takes the writes that came too early, as far as it is their turn. They may be more than
+// the log's reserve takes at once: then the rest waits like what isn't received yet.
+func (sh *Shard) takeDue(r *replica) {
+	for r.state == active && !r.gone && !r.isHead() {
 		q := r.flight.get(r.last + 1)
 		if q == nil {
+			return
+		}
+		if sh.tight() {
+			sh.stall(r)
 			return
 		}
 		r.flight.remove(q.seq)

@@ -297,6 +297,7 @@ func (sh *Shard) pump() {
 	sh.stalled = nil
 	for _, r := range stalled {
 		r.stalled = false
+		sh.takeDue(r)
 		sh.pumpWrites(r)
 	}
 	paused := sh.pausedLinks
