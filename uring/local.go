@@ -57,6 +57,7 @@ func (l *Loop) dialLocal(addr string) (fd int, ok bool) {
 		_, err = peerOf(fd)
 	}
 	if err == nil {
+		enlarge(fd)
 		err = unix.SetNonblock(fd, false) // the ring waits
 	}
 	if err != nil {
@@ -87,5 +88,17 @@ func (n *listener) acceptLocal(fd int) {
 		_ = unix.Close(fd)
 		return
 	}
+	enlarge(fd)
 	n.l.newConn(fd, name, n.attach)
+}
+
+// localBuffer is the size of what a local socket sends ahead, in bytes. The kernel doesn't adapt it
+// as TCP's, and its default holds two parts of a large write.
+const localBuffer = 2 << 20
+
+// enlarge makes the socket's buffer localBuffer, or what an ordinary user may have.
+func enlarge(fd int) {
+	if unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_SNDBUFFORCE, localBuffer) != nil {
+		_ = unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_SNDBUF, localBuffer) // it only is slower
+	}
 }
