@@ -25,7 +25,8 @@ func MeasureGC(ctx context.Context, dir string, o MeasureOptions) (Figures, erro
 func (m *measured) collectUnderLoad(ctx context.Context, o MeasureOptions, f Figures) error {
 	load := m.beginLoad(ctx, o)
 	defer load.end()
-	for load.changes.Load() == 0 && ctx.Err() == nil { // until the load is on its way
+	// Until the load is on its way, or can't be.
+	for load.changes.Load() == 0 && len(load.failed) == 0 && ctx.Err() == nil {
 		time.Sleep(time.Millisecond)
 	}
 	gc, before := gcPauses(), load.changes.Load()

@@ -386,8 +386,15 @@ func (g *group) measureHeartbeats(o *mdsOptions, h *heartbeats, f mds.Figures) e
 	more, morePerS, err := beats()
 	f["heartbeat_leader_cores"], f["heartbeats_per_s"] = cores, perS
 	f["heartbeat_twice_leader_cores"], f["heartbeats_twice_per_s"] = more, morePerS
+	if err == nil && morePerS <= perS {
+		err = fmt.Errorf("the clients sent no more heartbeats than before (%.0f a second) when they "+
+			"were to send twice as many: the machine is too busy", morePerS)
+	}
+	if err != nil {
+		return err
+	}
 	f["heartbeat_added_cores"] = (more - cores) / (morePerS - perS) * perS
-	return err
+	return nil
 }
 
 // share returns the leader's share of a core.
