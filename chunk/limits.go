@@ -60,8 +60,12 @@ const (
 	pingAfter     = 500 * time.Millisecond  // of silence of another chunk server
 	peerSilence   = 1500 * time.Millisecond // after it the connection is given up
 	pumpEvery     = time.Millisecond        // look again at what waits for space
-	salvagePause  = time.Second             // before servers that may have a damaged block are asked again
-	salvageRest   = time.Minute             // the same, when all have said that they haven't
+	// repairPatience is for how long servers are asked for a damaged block, each at least once;
+	// salvagePause, before those that may have it are asked again; salvageRest, the same when all
+	// have said that they haven't.
+	repairPatience = 3 * time.Second
+	salvagePause   = time.Second
+	salvageRest    = time.Minute
 )
 
 // pressureHard is the pressure of the log from which on patches to a new member wait.

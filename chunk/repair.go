@@ -30,6 +30,7 @@ type repairing struct {
 	next   int              // of list
 	maybe  []dataplane.CSID // they may have it: some time they didn't answer
 	tries  int
+	until  int64 // no new turn after it
 	timer  uring.Timer
 	closed bool
 	ended  func(result string) // may be nil
@@ -138,7 +139,7 @@ func (x *repairing) ask() {
 		x.sources()
 		return
 	case x.next == len(x.list) && (x.next == 0 || x.tries >= repairTries ||
-		x.known && len(x.maybe) > 0):
+		sh.env.Now() >= x.until || x.known && len(x.maybe) > 0):
 		x.failed()
 		return
 	case x.next == len(x.list):

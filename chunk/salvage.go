@@ -100,6 +100,7 @@ func (r *replica) short() bool { return len(r.members) < r.wanted }
 func (x *repairing) sources() {
 	sh, r := x.sh, x.r
 	x.epoch, x.list, x.maybe, x.next, x.tries = r.epoch, nil, nil, 0, 0
+	x.until = sh.env.Now() + int64(repairPatience)
 	for _, m := range r.members {
 		if m.peer != nil {
 			x.list = append(x.list, control.CSAddr{CS: m.cs, Addr: m.peer.addr})
