@@ -48,6 +48,8 @@ var canaries = map[string]canary{
 	"old-epoch":         {cs: chunk.Canary{OldEpoch: true}},
 	"no-exclude":        {cs: chunk.Canary{NoExclude: true}},
 	"record-first":      {cs: chunk.Canary{RecordFirst: true}},
+	"no-salvage":        {cs: chunk.Canary{NoSalvage: true}},
+	"salvage-any":       {cs: chunk.Canary{SalvageAny: true}},
 	"no-term-wait":      {mds: mds.SimCanary{NoTermWait: true}},
 }
 

@@ -66,6 +66,7 @@ type world struct {
 	configs    map[dataplane.ChunkID]control.ChunkConfig
 	strand     *strand                    // nil: none
 	late       *late                      // nil: none
+	lone       *lone                      // nil: none
 	recovered  map[dataplane.ChunkID]bool // a head was asked to add a member
 	ops        int
 	copies     copyCounts
@@ -94,6 +95,7 @@ func runSeed(cfg config) (res result) {
 	w.chooseGhost()
 	w.chooseLeases()
 	w.chooseStrand()
+	w.chooseLone()
 	if cfg.fix != nil {
 		cfg.fix(&w.sc)
 	}
