@@ -142,7 +142,8 @@ func (s *server) identify() error {
 	}
 	if id.cluster() != s.o.Cred.Cluster {
 		return dataplane.E(what, dataplane.WrongCluster, fmt.Errorf("it belongs to cluster %q (id %s), "+
-			"the key is for %q (id %v)", id.ClusterName, id.Cluster, s.o.Cred.ClusterName,
+			"the key is for %q (id %v). Nothing was changed. Put back the disk that belongs there, or take "+
+			"its line out of cs.list", id.ClusterName, id.Cluster, s.o.Cred.ClusterName,
 			s.o.Cred.Cluster))
 	}
 	if err := id.checkRolledBack(); err != nil {

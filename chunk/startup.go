@@ -99,7 +99,7 @@ func (s *server) countStart() error {
 // markRolledBack keeps durably that the metadata servers refused this directory, with err: each
 // start is counted, so they wouldn't know it as an older copy after some more of them.
 func (s *server) markRolledBack(err error) error {
-	s.id.RolledBack = err.Error()
+	s.id.RolledBack = dataplane.Reason(err)
 	if e := s.id.write(s.o.Dir); e != nil {
 		s.log.Error("couldn't keep that this directory was rolled back: don't start it again", "dir",
 			s.o.Dir, "err", e)
