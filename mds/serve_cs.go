@@ -512,6 +512,7 @@ func (c *call) getChunk(req *control.GetChunkReq) (any, error) {
 		return nil, c.fail(dataplane.NotFound, "chunk %v", req.Chunk)
 	}
 	reply := l.config(f.s, rec, l.now())
+	reply.Former = l.formerOf(f.s, rec, l.now())
 	return &reply, nil
 }
 
