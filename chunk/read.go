@@ -14,7 +14,8 @@ import (
 //     because the write may yet be undone; unless a client knows better (acked.go).
 //  3. blockRead gathers the blocks from log and store and checks them.
 //  4. readDone: the lease again, then the answer with the data and its checksums, straight out of
-//     the buffer that the disk filled. A damaged block is answered BadCRC, and repaired.
+//     the buffer that the disk filled. A damaged block is repaired, and answered BadCRC, or NotReady
+//     as long as a chunk with too few members may get it from a former one (salvage.go).
 
 // clientRead takes OpRead.
 func (sh *Shard) clientRead(l *link, h *dataplane.Header) {
@@ -81,6 +82,8 @@ func (sh *Shard) recoveryRead(l *link, h *dataplane.Header) {
 	switch {
 	case l.role != dataplane.RoleCS:
 		l.refuse(h, dataplane.Denied)
+	case h.Aux == dataplane.ReadSalvage:
+		sh.salvageRead(l, h)
 	case r == nil:
 		l.refuse(h, dataplane.UnknownChunk)
 	case r.state != sealed || r.sealer != any(l):
@@ -118,9 +121,12 @@ func (sh *Shard) readDone(q *request) {
 	case q.link == nil:
 		sh.free(q) // answered when the disk failed
 		return
+	case recovery && q.hdr.Aux == dataplane.ReadSalvage:
+		sh.salvaged(q)
+		return
 	case q.rd.bad != 0 && (recovery || !q.rd.unsure):
 		sh.damaged(r, q.rd.from, &q.rd)
-		sh.drop(q, dataplane.BadCRC)
+		sh.drop(q, sh.readStatus(q))
 		return
 	case recovery && (r.state != sealed || r.sealer != any(q.link)):
 		sh.drop(q, dataplane.NotReady)

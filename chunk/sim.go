@@ -33,6 +33,8 @@ type Canary struct {
 	RecordFirst      bool // the record of a write around the log doesn't wait for its data
 	NoHold           bool // a move is asked for before its target's copy outlives its process
 	NoHoldAdded      bool // the same for additions, not for moves
+	NoSalvage        bool // a damaged block isn't looked for at former members
+	SalvageAny       bool // whatever a former member has is taken for a damaged block
 	NoHistory        bool // a dirty map misses what was written since the exclusion
 }
 
