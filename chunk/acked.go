@@ -32,8 +32,8 @@ func (sh *Shard) claim(r *replica, seq dataplane.Seq) {
 	if r.state != active || r.memory || r.isHead() {
 		return // a head knows better
 	}
-	if sh.canary.ClaimAll {
-		seq = r.durable
+	if sh.canary.ClaimAll && seq > 0 {
+		r.commitTo(r.durable)
 	}
 	seq = min(seq, r.durable)
 	if seq <= max(r.claimed, r.commit) {

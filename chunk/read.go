@@ -47,7 +47,7 @@ func (sh *Shard) clientRead(l *link, h *dataplane.Header) {
 		sh.startRead(sh.newRequest(l, h, r))
 		return
 	}
-	if h.Seq > r.commit {
+	if h.Seq > r.commit || sh.canary.ClaimAll {
 		sh.claim(r, h.Seq)
 	}
 	if r.state == active && (r.commit == r.last || r.hidden(h.Offset, h.Length) == 0 ||
