@@ -16,16 +16,16 @@ type Pos uint32
 
 // index finds a block's newest position in the log. It lives in one mapping outside the Go heap,
 // without pointers: per position 8 bytes of index, which are 4 of owner and 3.95 of hash table (4.74
-// above 2^26 positions, 256 GiB), and with each, 4 of CRC and 1 of state.
+// above 2^26 positions, 256 GiB), and beside them 4 of CRC and 1 of state.
 //
-// The table is a bucketized cuckoo hash table. A key's hash names two buckets of a cache line, see
-// bucket. A key goes to its first one if there is room, otherwise to the second, and if that is full,
-// too, a neighbour in one of them makes room by changing to the other one of its own. So hardly a
-// search reads more than the first bucket and a place: the bucket counts which keys are elsewhere,
-// and the tags of its entries say which places needn't be looked at.
-// Where no neighbour can change, the key goes to the stash, a list that is searched to the end. With
-// 18 entries in a bucket and nine tenths of them in use that hardly happens once in the life of a
-// disk, but would to who knows the hash. So the hash has a seed that users of the store can't know.
+// The table is a bucketized cuckoo hash table. A key's hash names two buckets, each a cache line.
+// A key goes to the first if there is room, otherwise to the second; if that is full, too, an entry
+// of one of them makes room by changing to the other one of its own two. A bucket counts which keys
+// are elsewhere, so a search often ends there; the tags of its entries say which places needn't be
+// looked at. In an index that stays full a quarter of the keys are in their second bucket.
+// Where no entry can change, the key goes to the stash, a list that is searched to the end. With
+// nine tenths of the entries in use that happens next to never by chance, but would to somebody who
+// knows the hash and picks blocks by it. So the hash has a seed that users of the store can't know.
 //
 // Invariant: a place's owner isn't 0 exactly if the table holds its position p, and then p is the
 // newest position of that key; what was superseded or dropped has owner 0. So to ask whether a
@@ -69,12 +69,12 @@ func keyOf(slot, block uint32) blockKey {
 // Compiles only if a chunk has 1<<14 blocks.
 const _ = uint(dataplane.BlocksPerChunk-1<<14) + uint(1<<14-dataplane.BlocksPerChunk)
 
-// tableLoad is the part of the entries that is in use if all positions are, in tenths. At nine, half
-// of the buckets are full; at more, keys have to make room for others too often.
+// tableLoad is the part of the entries that is in use if all positions are, in tenths. At nine, a
+// third to half of the buckets are full; at more, keys have to make room for others too often.
 const tableLoad = 9
 
-// newIndex returns an index for positions [0, positions), the first of which is never a block's. The
-// seed decides what hashes to what; users of the store must not know it.
+// newIndex returns an index for positions [0, positions), the first of which is never a block's.
+// The seed decides what hashes to what; users of the store must not know it.
 func newIndex(positions uint32, seed uint64) (*index, error) {
 	width := uint(narrow)
 	if positions > 1<<(narrow-minTag) {
@@ -131,8 +131,8 @@ func (x *index) second(h uint64) int {
 	return 0
 }
 
-// spot is where a key was found: entry m (a bit of match) of a bucket, or m of the stash; m is -1 if
-// it wasn't.
+// spot is where a key was found: entry m (a bit of match) of a bucket, or m of the stash; m is -1
+// if it wasn't.
 type spot struct{ bucket, m int }
 
 const inStash = -1
