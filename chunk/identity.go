@@ -37,6 +37,10 @@ type Identity struct {
 	Location    string // "room/row/rack" or empty
 	Addr        string // "ip" or "ip:port" asked for by make-cs; empty: not said
 	Created     string // RFC 3339
+	// RolledBack is what the metadata servers said when they refused the directory as an older copy
+	// of itself; it isn't served any more. Without it, it would be once it was started as often as
+	// the newer one. Empty in all others, so that older programs read those.
+	RolledBack string `json:",omitempty"`
 }
 
 const identityVersion = 1

@@ -184,10 +184,20 @@ func TestRefusals(t *testing.T) {
 			t.Log(err)
 		})
 	}
-	// The whole directory from before fits together: the metadata servers know better.
-	if err := runOnce(s.old, m); dataplane.KindOf(err) != dataplane.Conflict {
-		t.Errorf("a whole directory that was rolled back: %v", err)
+	// The whole directory from before fits together: the metadata servers know better, and however
+	// often it is started, it isn't served.
+	m.mu.Lock()
+	recorded := m.boots[1]
+	m.mu.Unlock()
+	for range recorded + 2 {
+		err := runOnce(s.old, m)
+		if dataplane.KindOf(err) != dataplane.Conflict || !strings.Contains(err.Error(), s.old) {
+			t.Fatalf("a whole directory that was rolled back: %v", err)
+		}
 	}
+	copyDir(t, s.old, s.dir) // the right one
+	s.use(s.old, m, chunkA, 1)
+	copyDir(t, s.dir, s.old)
 	// And the right one still serves.
 	s.use(s.dir, m, chunkA, 1)
 }

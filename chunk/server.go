@@ -142,8 +142,12 @@ func (s *server) identify() error {
 	}
 	if id.cluster() != s.o.Cred.Cluster {
 		return dataplane.E(what, dataplane.WrongCluster, fmt.Errorf("it belongs to cluster %q (id %s), "+
-			"the key is for %q (id %v)", id.ClusterName, id.Cluster, s.o.Cred.ClusterName,
+			"the key is for %q (id %v). Nothing was changed. Put back the disk that belongs there, or take "+
+			"its line out of cs.list", id.ClusterName, id.Cluster, s.o.Cred.ClusterName,
 			s.o.Cred.Cluster))
+	}
+	if err := id.checkRolledBack(); err != nil {
+		return dataplane.E(what, dataplane.Conflict, err)
 	}
 	s.id = id
 	return nil
@@ -379,13 +383,14 @@ const warnEvery = 30 * time.Second
 func (s *server) keepLease(ctx context.Context) error {
 	tick := time.NewTicker(dataplane.HeartbeatEvery)
 	defer tick.Stop()
-	registered := false
+	registered, first := false, true
 	var warned time.Time // that there is no lease
 	for ctx.Err() == nil {
 		var err error
 		if !registered {
 			err = s.register(ctx)
 			registered = err == nil
+			first = first && !registered
 		} else {
 			err = s.heartbeat(ctx)
 			if k := dataplane.KindOf(err); k == dataplane.Fenced {
@@ -400,9 +405,12 @@ func (s *server) keepLease(ctx context.Context) error {
 			}
 		}
 		if err != nil && !registered {
-			switch dataplane.KindOf(err) {
+			switch k := dataplane.KindOf(err); k {
 			case dataplane.Denied, dataplane.Conflict, dataplane.WrongCluster:
 				s.shard.SetLease(0)
+				if k == dataplane.Conflict && first { // else another process took over from this one
+					return s.markRolledBack(err)
+				}
 				return dataplane.E("register chunk server "+s.o.Dir, dataplane.KindOf(err), err)
 			}
 		}

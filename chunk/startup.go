@@ -96,6 +96,30 @@ func (s *server) countStart() error {
 	})
 }
 
+// markRolledBack keeps durably that the metadata servers refused this directory, with err: each
+// start is counted, so they wouldn't know it as an older copy after some more of them.
+func (s *server) markRolledBack(err error) error {
+	s.id.RolledBack = dataplane.Reason(err)
+	if e := s.id.write(s.o.Dir); e != nil {
+		s.log.Error("couldn't keep that this directory was rolled back: don't start it again", "dir",
+			s.o.Dir, "err", e)
+	}
+	return dataplane.E("serve chunk server "+s.o.Dir, dataplane.Conflict, fmt.Errorf("%w. It is not "+
+		"served any more; if the right one can be put back, put back all of it, the file \"identity\" "+
+		"included", err))
+}
+
+// checkRolledBack refuses a directory that markRolledBack marked.
+func (id *Identity) checkRolledBack() error {
+	if id.RolledBack == "" {
+		return nil
+	}
+	return fmt.Errorf("the metadata servers have refused this directory before (%s). Nothing was "+
+		"changed. Put the right one back, all of it, the file \"identity\" included; if there is none, "+
+		"drop this chunk server (pstorage rm-cs --force) and make a new one: the other copies of its "+
+		"chunks are complete", id.RolledBack)
+}
+
 // keepStamp writes the number of the last checkpoint after an orderly stop.
 func (s *server) keepStamp() error {
 	s.id.Stamp = s.shard.Stamp()

@@ -3,6 +3,7 @@ package dataplane
 import (
 	"errors"
 	"fmt"
+	"strings"
 	"syscall"
 )
 
@@ -137,6 +138,18 @@ func (e *Error) Error() string {
 
 // Unwrap returns the cause.
 func (e *Error) Unwrap() error { return e.Err }
+
+// Reason is the text of err without the kinds of errors that have a cause: for people, whom the
+// cause tells more.
+func Reason(err error) string {
+	text := err.Error()
+	for e := err; e != nil; e = errors.Unwrap(e) {
+		if d, ok := e.(*Error); ok && d.Err != nil {
+			text = strings.Replace(text, d.Kind.String()+": "+d.Err.Error(), d.Err.Error(), 1)
+		}
+	}
+	return text
+}
 
 // KindOf returns the kind of the outermost *Error in err's chain; OK for nil, Internal for a
 // foreign error.

@@ -97,8 +97,14 @@ func (c *call) refused(req *control.RefusedReq) (any, error) {
 	defer l.mu.Unlock()
 	now := l.now()
 	key, source := refusedKey{host: req.Host, path: req.Path}, "host "+req.Host
-	if req.CS != 0 {
-		f := c.r.fsm
+	f := c.r.fsm
+	if req.CS == 0 { // its identity is missing, or not this cluster's
+		f.mu.RLock()
+		if cs := f.s.serverAt(req.Host, req.Path); cs != 0 && c.checkOwner(f.s, cs) == nil {
+			key, source = refusedKey{cs: cs}, fmt.Sprintf("cs %d", cs)
+		}
+		f.mu.RUnlock()
+	} else {
 		f.mu.RLock()
 		known := f.s.server(req.CS) != nil
 		mine := c.checkOwner(f.s, req.CS) == nil
@@ -124,6 +130,20 @@ func (c *call) refused(req *control.RefusedReq) (any, error) {
 			"refuses to serve: %s", req.Path, req.Host, reason))
 	}
 	return nil, nil
+}
+
+// serverAt is the chunk server that has its directory there; 0: there is none, or more than one.
+func (s *State) serverAt(host, path string) (at dataplane.CSID) {
+	for _, c := range s.cs {
+		if c == nil || c.Dropped || c.Host != host || c.Path != path {
+			continue
+		}
+		if at != 0 {
+			return 0
+		}
+		at = c.ID
+	}
+	return at
 }
 
 // refusalOf is why a server doesn't serve; "": nothing is known. mu is held.

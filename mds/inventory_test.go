@@ -86,6 +86,13 @@ func TestRefusedDirectory(t *testing.T) {
 	if len(doc.Refused) != 1 || doc.Refused[0].Path != "/cs9" {
 		t.Errorf("refused directories %+v", doc.Refused)
 	}
+	// A directory that doesn't say whose it is, where a known server has its own: it is that one's.
+	at := find()
+	sup.must(control.OpRefused, &control.RefusedReq{Host: at.Host, Path: at.Path,
+		Reason: "another cluster's disk"}, nil)
+	if d := find(); d.Status != control.CSRefused || d.Failed != "another cluster's disk" {
+		t.Errorf("status %q, %q after a refusal at %s:%s", d.Status, d.Failed, at.Host, at.Path)
+	}
 	events := 0
 	eventually(t, "the event", func() bool {
 		events = 0

@@ -47,6 +47,8 @@ var engineRows = []struct {
 	{"fast", "one chunk server on the disk as it is: writes, latency, CPU", false, (*engineRun).fast},
 	{"sustain", "ten times what the log holds is written to the disk as it is", false,
 		(*engineRun).sustain},
+	{"sustain_hdd", "the same, the log on an SSD before an emulated HDD", true,
+		(*engineRun).sustainHDD},
 	{"rss", "memory of a chunk server with a sparse store", true, (*engineRun).rss},
 	{"replay", "start with a full log after a kill", true, (*engineRun).replay},
 }

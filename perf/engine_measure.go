@@ -163,6 +163,23 @@ func (r *engineRun) fill(ctx context.Context, w Workload, size int64, untilSlow 
 	return written, slowest, nil
 }
 
+// flood writes until size bytes are written, or as long as it may take. rates and gap are of all of
+// it: writes per second in each run of w, and the longest time without an acknowledged one.
+func (r *engineRun) flood(ctx context.Context, w Workload, size int64) (written int64,
+	rates []float64, gap time.Duration, err error) {
+	r.say("writing %d MiB", size>>20)
+	for begun := time.Now(); written < size && time.Since(begun) < r.o.Fill; {
+		res, _, err := r.ours(ctx, w)
+		if err != nil {
+			return written, rates, gap, err
+		}
+		written += int64(res.Ops) * int64(w.BlockSize)
+		rates = append(rates, res.IOPS)
+		gap = max(gap, time.Duration(res.Gap*1000))
+	}
+	return written, rates, gap, nil
+}
+
 // touch does something at the start of each chunk of the file, for many at a time.
 func (r *engineRun) touch(ctx context.Context, chunks int64, do func(off int64) error) error {
 	r.say("touching %d chunks", chunks)

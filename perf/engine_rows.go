@@ -277,6 +277,60 @@ func (r *engineRun) sustain(ctx context.Context) error {
 	return nil
 }
 
+// sustainHDD: the same with the log on an SSD and the store on an HDD. The log is an eighth of row
+// ssd's; what counts is the second half of the writes, and the longest standstill of all.
+func (r *engineRun) sustainHDD(ctx context.Context) error {
+	size := r.o.Log / 8
+	disk, dir, err := r.disk("hdd", 2*r.o.Set+(1<<30), true)
+	if err != nil {
+		return err
+	}
+	fast, _, err := r.disk("ssd", size, false)
+	if err != nil {
+		return err
+	}
+	raw := filepath.Join(dir, "raw")
+	err = r.start(ctx, ServerDisk{Dir: filepath.Join(dir, "cs"), Journal: fast.Device()})
+	if err == nil {
+		err = r.layout(ctx, raw)
+	}
+	if err == nil {
+		err = r.quiet(ctx, disk)
+	}
+	if err == nil {
+		err = disk.Limit(r.hdd())
+	}
+	if err != nil {
+		return err
+	}
+	own := r.random("randwrite", 32, r.o.Each)
+	before, err := r.fio(ctx, own, raw)
+	if err != nil {
+		return err
+	}
+	const depth = 128
+	written, rates, gap, err := r.flood(ctx, r.random("randwrite", depth, 2*time.Second), 10*size)
+	if err == nil {
+		err = r.servers.StopCS() // it would go on writing back
+	}
+	if err != nil {
+		return err
+	}
+	after, err := r.fio(ctx, own, raw)
+	if err != nil {
+		return err
+	}
+	f := Figure{Name: "sustained_hdd_q128", Unit: "x", Goal: 1, AtLeast: true,
+		Ours: rates[len(rates)/2:], Raw: []float64{before.IOPS, after.IOPS},
+		Note: fmt.Sprintf("durable writes per s, the second half of %.1f logs of %d MiB over %d MiB; "+
+			"the HDD's own random writes", float64(written)/float64(size), size>>20, r.o.Set>>20)}
+	f.Value = Median(f.Ours) / Median(f.Raw)
+	r.add(f)
+	r.add(Figure{Name: "sustained_hdd_gap", Value: gap.Seconds(), Unit: "s", Goal: 1,
+		Ours: []float64{gap.Seconds()}, Note: "the longest time without an acknowledged write"})
+	return nil
+}
+
 // rss: one block is written to each chunk; after a new start all of them are read from the store.
 // So the server knows all chunks, and its CRC pages use their budget: each block has another page.
 func (r *engineRun) rss(ctx context.Context) error {

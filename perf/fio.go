@@ -55,6 +55,8 @@ type Result struct {
 	IOPS    float64 `json:"iops"`
 	MBps    float64 `json:"mb_per_s"` // 10^6 bytes
 	Latency Latency `json:"latency"`
+	// Gap is the longest time without a completed operation, in microseconds; 0: not measured.
+	Gap float64 `json:"gap_us,omitempty"`
 	// CPUPerOp is in microseconds, over all processes that took part; 0: not measured.
 	CPUPerOp float64 `json:"cpu_us_per_op,omitempty"`
 }

@@ -17,6 +17,8 @@ type generator struct {
 	seq    int64                        // next block of a sequential workload
 	first  int64                        // when it started
 	last   int64                        // when the last operation that counts completed
+	latest int64                        // when the last one of all completed
+	gap    int64                        // the longest time without one, ns
 	hist   Hist                         // of operations that completed inside the time
 	errs   uint64                       // operations that failed
 	err    error                        // the first failure
@@ -40,6 +42,7 @@ func newGenerator(w Workload, seed uint64, now func() int64) *generator {
 // start issues the first Depth operations.
 func (g *generator) start() {
 	g.first = g.now()
+	g.latest = g.first
 	for slot := range g.begin {
 		if slot > 0 && g.over(g.first) {
 			break // a pass of fewer blocks than Depth
@@ -87,6 +90,8 @@ func (g *generator) over(now int64) bool {
 func (g *generator) complete(slot int, err error) {
 	now := g.now()
 	over := g.over(now)
+	g.gap = max(g.gap, now-g.latest)
+	g.latest = now
 	switch {
 	case err != nil:
 		g.errs++
@@ -124,6 +129,6 @@ func (g *generator) result() (Result, error) {
 		return Result{}, fmt.Errorf("no operation completed in %v", g.w.Time)
 	}
 	iops := float64(g.hist.Count()) / seconds
-	return Result{Ops: g.hist.Count(), Seconds: seconds, IOPS: iops,
+	return Result{Ops: g.hist.Count(), Seconds: seconds, IOPS: iops, Gap: float64(g.gap) / 1000,
 		MBps: iops * float64(g.w.BlockSize) / 1e6, Latency: g.hist.Latency()}, nil
 }

@@ -70,6 +70,26 @@ func TestGeneratorCounts(t *testing.T) {
 	}
 }
 
+// The longest standstill counts even if it goes on beyond the end of the run.
+func TestGeneratorGap(t *testing.T) {
+	w := Workload{RW: "randwrite", BlockSize: 4096, Depth: 4, Time: time.Second, Size: 1 << 20}
+	f := newFakeTarget(w, time.Millisecond)
+	f.g.issue = func(slot int, _ int64) {
+		due := f.clock + f.latency
+		if due >= 900e6 { // nothing more for 2 s
+			due = 2900e6
+		}
+		f.queue = append(f.queue, fakeOp{slot, due})
+	}
+	r, err := f.run()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if r.Gap != 2001e3 {
+		t.Errorf("longest gap of %.0f µs, want 2001000", r.Gap)
+	}
+}
+
 func TestGeneratorSequential(t *testing.T) {
 	w := Workload{RW: "write", BlockSize: 1 << 20, Depth: 2, Time: time.Second, Size: 10<<20 + 5}
 	f := newFakeTarget(w, 10*time.Millisecond)

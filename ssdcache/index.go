@@ -15,8 +15,8 @@ import (
 type Pos uint32
 
 // index finds a block's newest position in the log. It lives in one mapping outside the Go heap,
-// without pointers: per position 8 bytes of index, which are 4 of owner and 3.95 of hash table (4.74
-// above 2^26 positions, 256 GiB), and beside them 4 of CRC and 1 of state.
+// without pointers: per position 8 bytes of index, which are 4 of owner and 3.95 of hash table
+// (4.74 above 2^26 positions, 256 GiB), and beside them 4 of CRC and 1 of state.
 //
 // The table is a bucketized cuckoo hash table. A key's hash names two buckets, each a cache line.
 // A key goes to the first if there is room, otherwise to the second; if that is full, too, an entry

@@ -159,8 +159,8 @@ func TestIndexAgainstMap(t *testing.T) {
 	}
 }
 
-// TestIndexFull: all positions in use, and blocks come and go: by turns as the log writes around, at
-// random places, and as overwrites of what is there.
+// TestIndexFull: all positions in use, and blocks come and go: by turns as the log writes around,
+// at random places, and as overwrites of what is there.
 func TestIndexFull(t *testing.T) {
 	for seed := range uint64(6) {
 		t.Run(fmt.Sprint(seed), func(t *testing.T) {
@@ -196,8 +196,8 @@ func TestIndexFull(t *testing.T) {
 }
 
 // TestIndexSameBuckets: who knows the hash fills two buckets, and the counts of keys that are
-// elsewhere, and the stash. Everything is still found, and when others go, what is in the stash comes
-// back to the table.
+// elsewhere, and the stash. Everything is still found, and when others go, what is in the stash
+// comes back to the table.
 func TestIndexSameBuckets(t *testing.T) {
 	for _, width := range widths {
 		t.Run(fmt.Sprint(width), func(t *testing.T) {
@@ -232,8 +232,8 @@ func TestIndexSameBuckets(t *testing.T) {
 	}
 }
 
-// TestIndexBudget: at most 8 bytes of index per block of the log (table and owner) up to 256 GiB, 13
-// with checksum and state, and a table that isn't touched before it is used.
+// TestIndexBudget: at most 8 bytes of index per block of the log (table and owner) up to 256 GiB,
+// 13 with checksum and state.
 func TestIndexBudget(t *testing.T) {
 	for _, c := range []struct {
 		gib        uint64

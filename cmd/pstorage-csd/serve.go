@@ -60,10 +60,11 @@ func serveChild(ctx context.Context, o csdOptions, out io.Writer) error {
 		},
 	})
 	if err != nil && o.log.File != "" {
-		log.Error("the chunk server has ended", "dir", dir, "err", err) // stderr may go nowhere
+		// stderr may go nowhere
+		log.Error("the chunk server has ended", "dir", dir, "err", refusal(dir, err))
 	}
 	if err = refusal(dir, err); refusesToServe(err) {
-		tellRefusal(status, dir, err)
+		tellRefusal(status, dir, cred.Cluster, err)
 	}
 	return err
 }
@@ -73,10 +74,11 @@ func refusesToServe(err error) bool {
 	return errors.As(err, &e) && e.Status == cli.ExitRefuse
 }
 
-// tellRefusal tells the supervisor why nobody can serve dir, for the metadata servers.
-func tellRefusal(status io.Writer, dir string, err error) {
+// tellRefusal tells the supervisor why nobody can serve dir, for the metadata servers of its
+// cluster. What lies there may be another one's chunk server, whose number means nothing here.
+func tellRefusal(status io.Writer, dir string, of dataplane.ClusterID, err error) {
 	cs := dataplane.CSID(0)
-	if id, e := chunk.ReadIdentity(dir); e == nil {
+	if id, e := chunk.ReadIdentity(dir); e == nil && id.Cluster == of.String() {
 		cs = id.CS
 	}
 	fmt.Fprintf(status, "refuse %d %s\n", cs, strings.Join(strings.Fields(err.Error()), " "))
@@ -87,12 +89,18 @@ func refusal(dir string, err error) error {
 	if err == nil {
 		return nil
 	}
-	e := &cli.Error{What: "serve " + dir, Why: err}
+	e := &cli.Error{What: "serve chunk server " + dir, Why: plain{err}}
 	if cli.Refusal(err) {
 		e.Status = cli.ExitRefuse
 	}
 	return e
 }
+
+// plain is an error in words, without its kinds.
+type plain struct{ error }
+
+func (e plain) Error() string { return dataplane.Reason(e.error) }
+func (e plain) Unwrap() error { return e.error }
 
 // listenAddr returns the address that cs.list has for dir; empty if it has none.
 func listenAddr(conf *cluster.Conf, dir string) (string, error) {

@@ -38,10 +38,10 @@ func showServices(t *table, doc control.ServicesDoc) {
 		t.row("mds", m.ID, m.Addr, status, "", "", "", "")
 	}
 	for _, c := range doc.CS {
-		t.row("cs", c.ID, c.Addr, csStatus(c), ago(c.SilentMs), c.Host, c.Path, c.Reason)
+		t.row("cs", c.ID, c.Addr, csState(c), ago(c.SilentMs), c.Host, c.Path, c.Reason)
 	}
 	for _, r := range doc.Refused {
-		t.row("cs", "?", "", control.CSRefused+": "+r.Reason, "", r.Host, r.Path)
+		t.row("cs", "?", "", control.CSRefused, "", r.Host, r.Path, r.Reason)
 	}
 }
 

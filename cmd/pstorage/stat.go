@@ -97,11 +97,23 @@ func showCS(t *table, servers []control.CSDoc) {
 	t.row("CS", "STATUS", "ADDRESS", "HOST", "TIER", "USED", "CAPACITY", "CHUNKS", "READ/s",
 		"WRITE/s", "JOURNAL", "DIRECTORY")
 	for _, c := range servers {
-		t.row(c.ID, csStatus(c), c.Addr, c.Host, c.Tier, size(c.Used), size(c.Capacity), c.Chunks,
+		t.row(c.ID, csState(c), c.Addr, c.Host, c.Tier, size(c.Used), size(c.Capacity), c.Chunks,
 			rate(c.ReadRate), rate(c.WriteRate), journalFill(c), c.Path)
+	}
+	for _, c := range servers { // not in the table, whose columns they would push off the screen
+		if c.Failed != "" {
+			t.line("cs %d %s: %s", c.ID, c.Status, clean(c.Failed))
+		}
 	}
 }
 
+// csState is a chunk server's status in a word or three.
+func csState(c control.CSDoc) string {
+	c.Failed = ""
+	return csStatus(c)
+}
+
+// csStatus is the status with what failed.
 func csStatus(c control.CSDoc) string {
 	switch {
 	case c.Failed != "":

@@ -353,7 +353,7 @@ func (s *topScreen) row(c control.CSDoc) []string {
 		hit = hitRate(s.last[c.ID], *st)
 	}
 	host, _, _ := strings.Cut(c.Host, ".")
-	return []string{fmt.Sprint(c.ID), csStatus(c), host, rate(c.ReadRate), rate(c.WriteRate),
+	return []string{fmt.Sprint(c.ID), csState(c), host, rate(c.ReadRate), rate(c.WriteRate),
 		short(c.ReadSpeed), short(c.WriteSpeed), rlat, wlat, queue, hit,
 		fmt.Sprintf("%d%%", 100*c.Used/max(c.Capacity, 1)), journalFill(c), c.Addr,
 		short(float64(c.Capacity)), fmt.Sprint(c.Chunks), clients, crc}

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"strings"
 	"testing"
 
 	"pstorage/dataplane/control"
@@ -32,6 +33,26 @@ func TestClean(t *testing.T) {
 		if got := clean(text); got != want {
 			t.Errorf("clean(%q) = %q, want %q", text, got, want)
 		}
+	}
+}
+
+// A long reason stands below the table, or the columns behind it would be off the screen.
+func TestStatReasons(t *testing.T) {
+	why := strings.Repeat("why ", 100)
+	text := string(render(func(t *table) {
+		showCS(t, []control.CSDoc{{ID: 1, Status: control.CSActive, Addr: "a:1"},
+			{ID: 2, Status: control.CSRefused, Failed: why, Reason: why, Addr: "a:2"}})
+	}))
+	head, below, ok := strings.Cut(text, "cs 2 refused: "+why)
+	if !ok || below != "\n" || strings.Contains(head, "why") || !strings.Contains(head, "refused") {
+		t.Errorf("stat:\n%s", text)
+	}
+	text = string(render(func(t *table) {
+		showServices(t, control.ServicesDoc{Refused: []control.RefusedDoc{{Host: "h", Path: "/cs",
+			Reason: why}}})
+	}))
+	if !strings.Contains(text, "/cs        "+why+"\n") {
+		t.Errorf("list-services:\n%s", text)
 	}
 }
 
