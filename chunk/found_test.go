@@ -174,7 +174,8 @@ func TestRepairAcrossZero(t *testing.T) {
 	})
 	w.must(func() bool { return r.last != r.commit }, sec, "zero on its way")
 	nd.env.Do(func() {
-		x.answered(&dataplane.Header{Offset: 4096, Status: dataplane.OK}, crcsOf(old), old, nil)
+		x.answered(2, false, &dataplane.Header{Offset: 4096, Status: dataplane.OK}, crcsOf(old), old,
+			nil)
 	})
 	w.must(func() bool { return done }, sec, "zero")
 	w.run(100 * ms)

@@ -17,7 +17,8 @@ import (
 // If the members that had the chunk before are lost for good between the change and the
 // activations, what the target holds is all that is left: in a move of one of two copies the member
 // that left forgets, and only the head remains; a chunk that is down to one member has just that
-// one, until the one that is added is activated. So before the metadata servers are asked the
+// one, until the one that is added is activated; and who hands the only copy over forgets it. So
+// before the metadata servers are asked the
 // target makes its copy one that outlives its process: held.
 //
 //	a held copy     is of the epoch before the change, complete up to the last seq of it at which
@@ -56,10 +57,12 @@ func (s *settler) beforeAsking(next func()) {
 			h := dataplane.Header{Op: dataplane.OpActivate, Chunk: r.id, Epoch: s.cfg.Epoch,
 				Seq: s.verdict.last}
 			p.call(h, nil, nil, func(a *dataplane.Header, _, _ []byte, _ *uring.Buf, err error) {
-				if err == nil && a.Status != dataplane.OK && a.Status != dataplane.Malformed {
+				// Malformed: a program that knows of no held copies. The only copy isn't given up to it.
+				if err == nil && a.Status != dataplane.OK &&
+					(a.Status != dataplane.Malformed || s.join.leaving != 0 && len(s.cfg.Members) == 1) {
 					err = dataplane.E("hold the copy at "+p.String(), a.Status, nil)
 				}
-				done(err) // Malformed: a program that knows of no held copies
+				done(err)
 			})
 		}, func(_ int, done func(error)) {
 			sh.appendRecord(ssdcache.Record{Kind: ssdcache.Meta, Slot: r.slot, Chunk: r.id,

@@ -29,6 +29,10 @@ const (
 	// maxRepairs is how many damaged blocks are being fetched from other members at a time.
 	maxRepairs = 16
 
+	// maxMissing is of how many damaged blocks of a chunk it is remembered that they were looked for
+	// in vain. If there are more the oldest are looked for anew.
+	maxMissing = 64
+
 	// maxStrangers is how many chunks that this server holds nothing of may be asked about at the
 	// metadata servers at a time.
 	maxStrangers = 1024
@@ -56,6 +60,12 @@ const (
 	pingAfter     = 500 * time.Millisecond  // of silence of another chunk server
 	peerSilence   = 1500 * time.Millisecond // after it the connection is given up
 	pumpEvery     = time.Millisecond        // look again at what waits for space
+	// repairPatience is for how long servers are asked for a damaged block, each at least once;
+	// salvagePause, before those that may have it are asked again; salvageRest, the same when all
+	// have said that they haven't.
+	repairPatience = 3 * time.Second
+	salvagePause   = time.Second
+	salvageRest    = time.Minute
 )
 
 // pressureHard is the pressure of the log from which on patches to a new member wait.

@@ -11,10 +11,11 @@ import (
 //
 //  1. clientRead: lease, bounds, epoch. A chunk that isn't ready is settled first, by the head.
 //  2. startRead: a write above the commit mark on one of the blocks: wait for the mark (pumpReads),
-//     because the write may yet be undone.
+//     because the write may yet be undone; unless a client knows better (acked.go).
 //  3. blockRead gathers the blocks from log and store and checks them.
 //  4. readDone: the lease again, then the answer with the data and its checksums, straight out of
-//     the buffer that the disk filled. A damaged block is answered BadCRC, and repaired.
+//     the buffer that the disk filled. A damaged block is repaired, and answered BadCRC, or NotReady
+//     as long as a chunk with too few members may get it from a former one (salvage.go).
 
 // clientRead takes OpRead.
 func (sh *Shard) clientRead(l *link, h *dataplane.Header) {
@@ -46,7 +47,10 @@ func (sh *Shard) clientRead(l *link, h *dataplane.Header) {
 		sh.startRead(sh.newRequest(l, h, r))
 		return
 	}
-	if r.state == active && (r.commit == r.last || r.barrier(h.Offset, h.Length) == 0 ||
+	if h.Seq > r.commit {
+		sh.claim(r, h.Seq)
+	}
+	if r.state == active && (r.commit == r.last || r.hidden(h.Offset, h.Length) == 0 ||
 		sh.canary.ReadAbove) {
 		sh.startRead(sh.newRequest(l, h, r))
 		return
@@ -78,6 +82,8 @@ func (sh *Shard) recoveryRead(l *link, h *dataplane.Header) {
 	switch {
 	case l.role != dataplane.RoleCS:
 		l.refuse(h, dataplane.Denied)
+	case h.Aux == dataplane.ReadSalvage:
+		sh.salvageRead(l, h)
 	case r == nil:
 		l.refuse(h, dataplane.UnknownChunk)
 	case r.state != sealed || r.sealer != any(l):
@@ -115,9 +121,12 @@ func (sh *Shard) readDone(q *request) {
 	case q.link == nil:
 		sh.free(q) // answered when the disk failed
 		return
+	case recovery && q.hdr.Aux == dataplane.ReadSalvage:
+		sh.salvaged(q)
+		return
 	case q.rd.bad != 0 && (recovery || !q.rd.unsure):
 		sh.damaged(r, q.rd.from, &q.rd)
-		sh.drop(q, dataplane.BadCRC)
+		sh.drop(q, sh.readStatus(q))
 		return
 	case recovery && (r.state != sealed || r.sealer != any(q.link)):
 		sh.drop(q, dataplane.NotReady)
@@ -164,7 +173,7 @@ func (sh *Shard) readAgain(q *request) {
 	r := q.r
 	q.buf.Release()
 	q.buf = nil
-	if r.barrier(q.off, q.length) == 0 {
+	if r.hidden(q.off, q.length) == 0 {
 		sh.startRead(q)
 		return
 	}
@@ -181,7 +190,7 @@ func (sh *Shard) pumpReads(r *replica) {
 		switch {
 		case r.state == active && q.hdr.Epoch != r.epoch:
 			sh.drop(q, epochStatus(q.hdr.Epoch, r.epoch))
-		case r.state == active && r.barrier(q.off, q.length) == 0:
+		case r.state == active && r.hidden(q.off, q.length) == 0:
 			sh.startRead(q)
 		default:
 			r.reads.push(q)

@@ -11,10 +11,11 @@ import (
 	"pstorage/uring"
 )
 
-// A block that doesn't match its checksum is fetched from another member and appended to the log
+// A block that doesn't match its checksum is fetched from another server and appended to the log
 // again, as it was: a record without a seq. The place where the damaged copy was found must still
 // be the current one by then, so a newer write is never undone; and the checksum that this server
-// expected, if it still has it, decides whether the other member's copy is the same content.
+// expected, if it still has it, decides whether the other server's copy is the same content. The
+// other members are asked, and of a chunk with too few of them also former ones (salvage.go).
 
 // repairing is one damaged block being fetched.
 type repairing struct {
@@ -22,8 +23,14 @@ type repairing struct {
 	r      *replica
 	block  uint32
 	place  blockPlace
-	next   int // member to ask next
+	known  bool             // it was looked for in vain before
+	epoch  dataplane.Epoch  // of list; 0: there is none yet
+	list   []control.CSAddr // who is asked, in turn: the other members, then former ones
+	others int              // how many of them are members
+	next   int              // of list
+	maybe  []dataplane.CSID // they may have it: some time they didn't answer
 	tries  int
+	until  int64 // no new turn after it
 	timer  uring.Timer
 	closed bool
 	ended  func(result string) // may be nil
@@ -35,7 +42,7 @@ const (
 	repairLost = "no good copy"
 )
 
-// repairTries is how often members are asked for a block; one that has a write in flight on it may
+// repairTries is how often servers are asked for a block; one that has a write in flight on it may
 // have to be asked again.
 const repairTries = 20
 
@@ -60,14 +67,20 @@ func (sh *Shard) placeOf(r *replica, block uint32) blockPlace {
 }
 
 // accepts says whether content with the given checksum may be put in this place.
-func (b blockPlace) accepts(crc uint32) bool {
+func (b blockPlace) accepts(crc uint32) bool { return b.unproven() || b.matches(crc) }
+
+// unproven says that the checksum of what was there is lost, too.
+func (b blockPlace) unproven() bool { return !b.inLog && b.word == wordUnknown }
+
+// matches says whether content with the given checksum is what was there.
+func (b blockPlace) matches(crc uint32) bool {
 	if b.inLog {
 		return crc == b.crc
 	}
-	return b.word == wordUnknown || wordMatches(b.word, crc)
+	return wordMatches(b.word, crc)
 }
 
-// repair starts to repair a block, unless that is under way.
+// repair starts to repair a block, unless that is under way or was tried in vain a moment ago.
 func (sh *Shard) repair(r *replica, block uint32) {
 	if r.slot == noSlot || r.gone || len(sh.repairs) >= maxRepairs || sh.dead != nil || sh.stopping {
 		return
@@ -77,10 +90,16 @@ func (sh *Shard) repair(r *replica, block uint32) {
 			return
 		}
 	}
-	sh.event(control.Warning, "crc-mismatch", fmt.Sprintf(
-		"cs %d: block %d of chunk %v doesn't match its checksum; repairing it from another member",
-		sh.id, block, r.id))
-	x := &repairing{sh: sh, r: r, block: block, place: sh.placeOf(r, block)}
+	missing := sh.missing(r, block)
+	switch {
+	case missing == nil:
+		sh.event(control.Warning, "crc-mismatch", fmt.Sprintf(
+			"cs %d: block %d of chunk %v doesn't match its checksum; repairing it from another member",
+			sh.id, block, r.id))
+	case sh.env.Now() < missing.again:
+		return
+	}
+	x := &repairing{sh: sh, r: r, block: block, place: sh.placeOf(r, block), known: missing != nil}
 	x.timer.Fire = x.ask
 	r.refs++
 	sh.repairs = append(sh.repairs, x)
@@ -94,55 +113,68 @@ func (x *repairing) end(result string) {
 	if i := slices.Index(sh.repairs, x); i >= 0 {
 		sh.repairs = slices.Delete(sh.repairs, i, i+1)
 	}
-	sh.slog.Info("repair of a block ended", "chunk", x.r.id, "block", x.block, "result", result)
+	if !x.known || result == repairDone {
+		sh.slog.Info("repair of a block ended", "chunk", x.r.id, "block", x.block, "result", result)
+	}
 	sh.release(x.r)
 	if x.ended != nil {
 		x.ended(result)
 	}
 }
 
-// ask asks the next other member for the block.
+// needed says whether the block still is as it was found.
+func (x *repairing) needed() bool {
+	return !x.r.gone && x.r.state == active && x.place.known &&
+		x.sh.placeOf(x.r, x.block) == x.place
+}
+
+// ask asks the next server for the block.
 func (x *repairing) ask() {
 	sh, r := x.sh, x.r
-	x.tries++
 	switch {
-	case r.gone || r.state != active || !x.place.known || sh.placeOf(r, x.block) != x.place:
+	case !x.needed():
 		x.end("not needed any more, or found again later")
 		return
-	case len(r.members) < 2 || x.tries > repairTries:
-		sh.event(control.Fault, "block-lost", fmt.Sprintf(
-			"cs %d: block %d of chunk %v is damaged and no other member has given it", sh.id, x.block, r.id))
-		x.end(repairLost)
+	case x.epoch != r.epoch:
+		x.sources()
 		return
+	case x.next == len(x.list) && (x.next == 0 || x.tries >= repairTries ||
+		sh.env.Now() >= x.until || x.known && len(x.maybe) > 0):
+		x.failed()
+		return
+	case x.next == len(x.list):
+		x.next = 0
 	}
-	m := r.members[x.next%len(r.members)]
+	x.tries++
+	m, former := x.list[x.next], x.next >= x.others
 	x.next++
-	if m.peer == nil {
-		m = r.members[x.next%len(r.members)]
-		x.next++
-	}
 	h := dataplane.Header{Op: dataplane.OpRead, Chunk: r.id, Epoch: r.epoch,
 		Offset: x.block * dataplane.BlockSize, Length: dataplane.BlockSize}
-	m.peer.call(h, nil, nil,
+	if former {
+		h.Flags, h.Aux = dataplane.FlagRecovery, dataplane.ReadSalvage
+	}
+	sh.peer(m.CS, m.Addr).callWithin(reachTimeout, h, nil, nil,
 		func(a *dataplane.Header, crcs, payload []byte, _ *uring.Buf, err error) {
 			if !x.closed {
-				x.answered(a, crcs, payload, err)
+				x.answered(m.CS, former, a, crcs, payload, err)
 			}
 		})
 }
 
-func (x *repairing) answered(a *dataplane.Header, crcs, payload []byte, err error) {
+// answered takes a server's answer.
+func (x *repairing) answered(from dataplane.CSID, former bool, a *dataplane.Header,
+	crcs, payload []byte, err error) {
 	sh, r := x.sh, x.r
-	if err != nil || a.Status != dataplane.OK || len(payload) != dataplane.BlockSize ||
-		dataplane.CheckCRCs(crcs, a.Offset, payload) >= 0 ||
-		!x.place.accepts(binary.LittleEndian.Uint32(crcs)) {
+	if !x.good(former, a, crcs, payload, err) {
+		if x.mayHave(former, a, err) && !slices.Contains(x.maybe, from) {
+			x.maybe = append(x.maybe, from)
+		}
 		sh.env.Arm(&x.timer, int64(settleRetry))
 		return
 	}
 	off := x.block * dataplane.BlockSize
 	// A ZERO on its way changes the place only when it is durable; what is appended now comes after.
-	if r.gone || r.state != active || sh.placeOf(r, x.block) != x.place || !sh.log.Room() ||
-		r.barrier(off, dataplane.BlockSize) != 0 {
+	if !x.needed() || !sh.log.Room() || r.barrier(off, dataplane.BlockSize) != 0 {
 		x.end("not needed any more, or found again later")
 		return
 	}
@@ -154,8 +186,12 @@ func (x *repairing) answered(a *dataplane.Header, crcs, payload []byte, err erro
 				x.end("failed")
 				return
 			}
+			what := "was repaired"
+			if former {
+				what = fmt.Sprintf("was repaired: cs %d, which was a member, still has it", from)
+			}
 			sh.event(control.Info, "block-repaired", fmt.Sprintf(
-				"cs %d: block %d of chunk %v was repaired", sh.id, x.block, r.id))
+				"cs %d: block %d of chunk %v %s", sh.id, x.block, r.id, what))
 			x.end(repairDone)
 		}})
 }
@@ -186,11 +222,12 @@ func (sh *Shard) readPart(r *replica, off, n uint32, done func(crcs []byte, buf 
 		var err error
 		crcs := make([]byte, 0, 4*b.n)
 		if b.bad != 0 {
-			sh.stats.CRCErrors++
-			sh.event(control.Fault, "crc-mismatch", fmt.Sprintf(
-				"cs %d: chunk %v is damaged at byte %d, while it was being copied", sh.id, r.id, off))
 			if r.state == active {
-				sh.damaged(r, b.from, b)
+				sh.damaged(r, b.from, b) // says so, once
+			} else {
+				sh.stats.CRCErrors++
+				sh.event(control.Fault, "crc-mismatch", fmt.Sprintf(
+					"cs %d: chunk %v is damaged at byte %d, while it was being copied", sh.id, r.id, off))
 			}
 			err = dataplane.E("read for settling", dataplane.BadCRC, nil)
 		}

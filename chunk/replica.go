@@ -48,11 +48,14 @@ type replica struct {
 	members []member
 	self    int // index of this server in members
 	minimum int
+	wanted  int              // members that it should have; 0: not known
 	file    dataplane.FileID // 0: not known yet
 	fence   uint64           // smallest lease token that may write
 	term    uint16           // tells writes of this activation from those sent before it
 	broken  bool             // head: a member's connection was lost; settle before the next write
 	noChain int64            // no chain before this time
+
+	lostBlocks []missingBlock // damaged, and looked for in vain; at most maxMissing
 
 	busy int32 // requests that this server's log or store isn't done with
 
@@ -71,8 +74,9 @@ type replica struct {
 
 	// Head: writes in flight by seq; requests that wait. Member: writes that came too early.
 	flight    seqRing
-	queue     requestList // writes that wait: settling, an earlier write of the same block, space
-	reads     requestList // reads that wait: settling, a commit mark
+	queue     requestList   // writes that wait: settling, an earlier write of the same block, space
+	reads     requestList   // reads that wait: settling, a commit mark
+	claimed   dataplane.Seq // of this activation: acknowledged to a client, as it says; see acked.go
 	pumping   bool
 	pumpAgain bool
 	stalled   bool // in the shard's list of those that wait for space
@@ -132,7 +136,7 @@ func (r *replica) configure(sh *Shard, cfg *control.ChunkConfig) bool {
 		}
 		r.members = append(r.members, member{m.CS, sh.peer(m.CS, m.Addr)})
 	}
-	r.minimum = int(cfg.Minimum)
+	r.minimum, r.wanted = int(cfg.Minimum), int(cfg.Wanted)
 	r.setFile(sh, cfg)
 	r.broken, r.noChain = false, 0
 	return true

@@ -111,6 +111,7 @@ type Shard struct {
 	laters              []func()
 	stalled             []*replica // whose writes wait for space
 	watched             []*replica // whose reads wait for a commit mark
+	claims              uint64     // marks that clients moved, see acked.go
 	leaving             []*replica // forgotten, their slots still in use
 	pumping             bool       // pumpTimer is armed for the next millisecond
 

@@ -75,7 +75,8 @@ func newWorldWith(t testing.TB, seed uint64, n int, cache int64, crcs int) *worl
 		out = os.Stderr
 	}
 	w.log = slog.New(slog.NewTextHandler(out, &slog.HandlerOptions{Level: slog.LevelDebug}))
-	w.md = &fakeMD{w: w, chunks: map[dataplane.ChunkID]*control.ChunkConfig{}}
+	w.md = &fakeMD{w: w, chunks: map[dataplane.ChunkID]*control.ChunkConfig{},
+		former: map[dataplane.ChunkID][]dataplane.CSID{}}
 	for i := range n {
 		nd := &node{w: w, cs: dataplane.CSID(i + 1), ip: fmt.Sprintf("10.0.0.%d", i+1)}
 		w.nodes = append(w.nodes, nd)
@@ -222,6 +223,7 @@ type fakeMD struct {
 	w        *world
 	chunks   map[dataplane.ChunkID]*control.ChunkConfig
 	order    []dataplane.ChunkID
+	former   map[dataplane.ChunkID][]dataplane.CSID // members that were excluded
 	reported []dataplane.CSID
 	events   []control.Event
 	rng      *rand.Rand // of a test
@@ -247,6 +249,9 @@ func (m *fakeMD) get(id dataplane.ChunkID) (*control.ChunkConfig, error) {
 	}
 	cp := *c
 	cp.Members = append([]control.CSAddr(nil), c.Members...)
+	for _, cs := range m.former[id] {
+		cp.Former = append(cp.Former, control.CSAddr{CS: cs, Addr: m.w.nodes[cs-1].addr()})
+	}
 	return &cp, nil
 }
 
@@ -265,6 +270,14 @@ func (m *fakeMD) reconfigure(req *control.ReconfigureReq) (*control.ChunkConfig,
 	var stay []control.CSAddr
 	for _, cs := range req.Members {
 		stay = append(stay, control.CSAddr{CS: cs, Addr: m.w.nodes[cs-1].addr()})
+	}
+	m.former[req.Chunk] = slices.DeleteFunc(m.former[req.Chunk], func(cs dataplane.CSID) bool {
+		return slices.Contains(req.Members, cs)
+	})
+	for _, old := range c.Members {
+		if !slices.Contains(req.Members, old.CS) {
+			m.former[req.Chunk] = append(m.former[req.Chunk], old.CS)
+		}
 	}
 	c.Members = stay
 	c.Epoch++

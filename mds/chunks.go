@@ -122,7 +122,9 @@ type cmdReconfigure struct {
 	SetCreated bool
 	// Moved: who leaves was sealed by the head, which asks for this, so it needn't register again.
 	Moved bool
-	space [dataplane.MaxReplicas]dataplane.CSID
+	// Handover: the only member leaves; the one that is added has its copy on record (held).
+	Handover bool
+	space    [dataplane.MaxReplicas]dataplane.CSID
 }
 
 func (c *cmdReconfigure) op() uint8 { return opReconfigure }
@@ -133,6 +135,9 @@ func (c *cmdReconfigure) put(e *encoder) {
 	e.cs(c.Members)
 	e.bool(c.SetCreated)
 	e.bool(c.Moved)
+	if c.Handover { // a server that doesn't know of it must not go on as if it were refused
+		e.bool(true)
+	}
 }
 
 func (c *cmdReconfigure) get(d *decoder) {
@@ -142,6 +147,9 @@ func (c *cmdReconfigure) get(d *decoder) {
 	c.SetCreated = d.bool()
 	if len(d.b) > 0 { // since there are moves
 		c.Moved = d.bool()
+	}
+	if len(d.b) > 0 { // since only copies are moved
+		c.Handover = d.bool()
 	}
 }
 
@@ -167,7 +175,7 @@ func (c *cmdReconfigure) apply(s *State, r *Result) {
 		return
 	}
 	if len(c.Members) > 0 {
-		if msg := s.checkMembers(rec, c.Members); msg != "" {
+		if msg := s.checkMembers(rec, c); msg != "" {
 			r.Rec = *rec
 			r.fail(dataplane.Invalid, "%s", msg)
 			return
@@ -199,10 +207,10 @@ func (c *cmdReconfigure) apply(s *State, r *Result) {
 }
 
 // checkMembers says what is wrong with a new list of members, or "". At least one member of the
-// current epoch stays (invariant I7), and those that stay keep their order, but for one that
-// becomes the head.
-func (s *State) checkMembers(rec *Record, members []dataplane.CSID) string {
-	last, stay := -1, 0
+// current epoch stays (invariant I7), unless the only one hands its copy over; and those that stay
+// keep their order, but for one that becomes the head.
+func (s *State) checkMembers(rec *Record, c *cmdReconfigure) string {
+	members, last, stay := c.Members, -1, 0
 	if len(members) > max(int(rec.Wanted), int(rec.Present)) {
 		return fmt.Sprintf("members %v of chunk %v: %d are wanted", members, rec.ID, rec.Wanted)
 	}
@@ -224,7 +232,7 @@ func (s *State) checkMembers(rec *Record, members []dataplane.CSID) string {
 			last, stay = i, stay+1
 		}
 	}
-	if stay == 0 {
+	if handover := c.Handover && rec.Present == 1 && len(members) == 1; stay == 0 && !handover {
 		return fmt.Sprintf("chunk %v must keep a member of epoch %d, one of %s", rec.ID, rec.Epoch,
 			memberList(rec))
 	}

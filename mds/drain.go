@@ -113,8 +113,8 @@ func (l *leader) drainReason(s *State, c *CS, f csFacts) string {
 		text += fmt.Sprintf(", %d being moved", d.Moving)
 	}
 	if d.NoPlace > 0 {
-		text += fmt.Sprintf(", %d have no place: no other server that is online has room for them, "+
-			"or they have one copy only; it goes on when a server is added", d.NoPlace)
+		text += fmt.Sprintf(", %d have no place: no other server that is online has room for them; "+
+			"it goes on when a server is added", d.NoPlace)
 	}
 	if d.Waiting > 0 {
 		text += fmt.Sprintf(", %d must be recovered first", d.Waiting)

@@ -31,6 +31,7 @@ type csLease struct {
 	excluding   int    // exclusions being committed: a registration must wait for them
 	adding      int    // chunks being given to it: likewise
 	registered  bool   // with this leader: its inventory has been seen
+	restarted   bool   // another process than before registered with this leader
 	copies      bool   // it holds copies of which this leader, when it was new, didn't know
 	failed      bool   // says that its disk failed: no more leases for this process
 	relist      bool   // ask for its inventory at the next heartbeat

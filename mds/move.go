@@ -174,17 +174,11 @@ func (m *mover) judge(rec *Record, w recoverView, r *recoverer, p *placer) moveV
 		}
 		return moveVerdict{}
 	}
-	// A copy that nobody else has is handed over in no safe way: see the limits in README.md.
 	v := moveVerdict{leaving: leaves, target: -1, whole: true}
 	if leaves >= 0 {
 		v.kind = moveDrain
-		if len(at) > 1 {
-			v.target, _ = p.next(policyOf(rec), without(at, leaves))
-		}
+		v.target, _ = p.next(policyOf(rec), without(at, leaves))
 		return v
-	}
-	if len(at) < 2 {
-		return moveVerdict{}
 	}
 	if v = mend(rec, at, p); v.kind != moveNone {
 		return v

@@ -73,6 +73,25 @@ func TestDrainWithoutPlace(t *testing.T) {
 	t.Log(f)
 }
 
+// TestDrainOfOnlyCopies: chunks of one copy move as others do, and never to where they are.
+func TestDrainOfOnlyCopies(t *testing.T) {
+	f := newFleet(t, 4)
+	for i := range 3 {
+		f.add(fmt.Sprint("h", i), "", 0, 100)
+	}
+	f.fill(30, control.Policy{Replicas: 1, Minimum: 1, Domain: DomainHost})
+	out := f.cs[2]
+	out.Releasing = true
+	f.refresh()
+	f.m.wake()
+	before := out.chunks
+	f.run("drain", 5*time.Minute, func() bool { return out.chunks == 0 })
+	if before == 0 || f.copies < int(before) {
+		t.Fatalf("%d chunks left, %s", before, f)
+	}
+	f.run("quiet", time.Minute, f.quiet)
+}
+
 // TestMend: chunks placed on two hosts get apart when a third is there.
 func TestMend(t *testing.T) {
 	f := newFleet(t, 3)

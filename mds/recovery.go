@@ -423,7 +423,29 @@ func (r *recoverer) keeps(id dataplane.ChunkID, cs dataplane.CSID) bool {
 	return a != nil && a.target == cs
 }
 
-// moves says whether a chunk is being moved away from cs, to a server that is in members.
+// adds says whether a chunk of this epoch is being copied to cs, to become a member.
+func (r *recoverer) adds(id dataplane.ChunkID, epoch dataplane.Epoch, cs dataplane.CSID) bool {
+	a := r.active[id]
+	return a != nil && a.target == cs && a.epoch == epoch
+}
+
+// restarted ends the copies to a server whose process is another one now. The next round finds
+// what they were for.
+func (r *recoverer) restarted(cs dataplane.CSID, nowNs int64) {
+	keep := r.order[:0]
+	for _, id := range r.order {
+		if r.active[id].target != cs {
+			keep = append(keep, id)
+			continue
+		}
+		r.stats.failed++
+		r.finish(id)
+		r.nextNs = min(r.nextNs, nowNs)
+	}
+	r.order = keep
+}
+
+// movesAway says whether a chunk is being moved away from cs, to a server that is in members.
 func (r *recoverer) movesAway(id dataplane.ChunkID, epoch dataplane.Epoch, cs dataplane.CSID,
 	members []dataplane.CSID) bool {
 	a := r.active[id]

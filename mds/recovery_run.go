@@ -189,6 +189,10 @@ func (l *leader) pushOrders(s *State, orders []recoverOrder, now int64) {
 // checkAdded says what speaks against the members that a request adds. The added are then kept from
 // registering until endExclusion: what a registration says about their chunks would be old. Both
 // locks are held.
+//
+// A copy that was made for an earlier process of the target may be gone by now, as that is told to
+// forget what nobody wants: so if another one registered since, the addition must be of a copy that
+// was ordered after that.
 func (c *call) checkAdded(s *State, rec *Record, members []dataplane.CSID, nowNs int64) (
 	added []dataplane.CSID, err error) {
 	w := recoverFacts{planFacts{c.l, s, nowNs}}
@@ -200,9 +204,23 @@ func (c *call) checkAdded(s *State, rec *Record, members []dataplane.CSID, nowNs
 			return nil, c.fail(dataplane.NotReady, "CS %d can't become a member of chunk %v now: it "+
 				"has no lease, is being removed, or is registering", m, rec.ID)
 		}
+		if c.l.leases.at(m).restarted && !c.l.recover.adds(rec.ID, rec.Epoch, m) {
+			return nil, c.fail(dataplane.NotReady, "CS %d can't become a member of chunk %v with what "+
+				"was copied before it was started again", m, rec.ID)
+		}
 		added = append(added, m)
 	}
 	return added, nil
+}
+
+// targetRestarted notes that a server's process is another one than before: copies to it that go
+// on are asked for anew. Its registration isn't answered yet, and keeps additions away until then.
+func (c *call) targetRestarted(cs dataplane.CSID) {
+	l := c.l
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.leases.at(cs).restarted = true
+	l.recover.restarted(cs, l.now())
 }
 
 // former returns the servers that were members, and whose places nobody took.

@@ -176,6 +176,15 @@ func TestRecoverer(t *testing.T) {
 	if !slices.Contains(r.leftover, 3) || !r.keeps(w.list[2].ID, 3) || r.keeps(a.ID, 3) {
 		t.Errorf("what cs 3 holds: %v", r.leftover)
 	}
+	if d := w.list[2]; !r.adds(d.ID, d.Epoch, 3) || r.adds(d.ID, d.Epoch+1, 3) ||
+		r.adds(d.ID, d.Epoch, 2) || r.adds(a.ID, a.Epoch, 3) {
+		t.Error("what may be added to cs 3")
+	}
+	r.restarted(7, now)
+	r.restarted(3, now) // what was copied to its process before doesn't count
+	if len(r.active)+len(r.order) != 0 || r.stats.failed != 4 || r.load[3] != [2]int{} {
+		t.Errorf("the target was started again: %+v", r)
+	}
 	w.silent[3] = 2 * time.Minute
 	want("given up, too", step(time.Millisecond))
 	want("no place", step(time.Second))

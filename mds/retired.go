@@ -4,6 +4,7 @@ import (
 	"slices"
 
 	"pstorage/dataplane"
+	"pstorage/dataplane/control"
 )
 
 // A former member of a chunk keeps what it holds, unserved, as long as the record names it: if it
@@ -13,6 +14,18 @@ import (
 // wasMember says whether cs is a former member whose place is free.
 func (r *Record) wasMember(cs dataplane.CSID) bool {
 	return slices.ContainsFunc(r.former(), func(m Replica) bool { return m.CS == cs })
+}
+
+// formerOf lists the former members that may still hold what they had of a chunk, for who lacks a
+// block. Both locks are held.
+func (l *leader) formerOf(s *State, rec *Record, nowNs int64) (list []control.CSAddr) {
+	for _, m := range rec.former() {
+		c := s.server(m.CS)
+		if c != nil && !c.Dropped && c.Failed == "" && !l.leases.at(m.CS).failed {
+			list = append(list, l.addr(s, m.CS, nowNs))
+		}
+	}
+	return list
 }
 
 // stillRetired asks for the inventory once more if one of the chunks that cs was told to keep, in

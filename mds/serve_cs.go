@@ -60,6 +60,9 @@ func (c *call) registerCS(req *control.RegisterCSReq) (any, error) {
 		}
 	}
 	sameProcess := known != nil && known.Boot == req.Boot
+	if !sameProcess {
+		c.targetRestarted(res.CS)
+	}
 	return c.grantLease(res.CS, req, instance, c.inventory(res.CS, req.Chunks, sameProcess))
 }
 
@@ -509,6 +512,7 @@ func (c *call) getChunk(req *control.GetChunkReq) (any, error) {
 		return nil, c.fail(dataplane.NotFound, "chunk %v", req.Chunk)
 	}
 	reply := l.config(f.s, rec, l.now())
+	reply.Former = l.formerOf(f.s, rec, l.now())
 	return &reply, nil
 }
 
@@ -532,7 +536,8 @@ func (c *call) reconfigure(req *control.ReconfigureReq) (any, error) {
 	// registration of the excluded may begin, so the wait is only for the end of the leadership.
 	res, err := c.r.propose(c.l.ctx, &cmdReconfigure{Chunk: req.Chunk, Epoch: req.Epoch,
 		Members: req.Members, SetCreated: req.SetCreated,
-		Moved: len(moved) > 0 && len(out) == 0})
+		Moved:    len(moved) > 0 && len(out) == 0,
+		Handover: len(moved) == 1 && before.Present == 1 && before.Epoch == req.Epoch})
 	if err == nil {
 		err = res.err(c.name())
 	}

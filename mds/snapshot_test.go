@@ -287,6 +287,8 @@ func FuzzEntry(f *testing.F) {
 		&cmdAllocate{File: 2, Chunks: []placed{{index: 9, n: 3, members: members(1, 2, 3)}}},
 		&cmdReconfigure{Chunk: dataplane.NewChunkID(1, 0), Epoch: 1,
 			Members: []dataplane.CSID{1, 2}, SetCreated: true},
+		&cmdReconfigure{Chunk: dataplane.NewChunkID(1, 0), Epoch: 1,
+			Members: []dataplane.CSID{4}, Moved: true, Handover: true},
 		&cmdRegisterCS{Instance: 1, CS: CS{Disk: [16]byte{9}, Boot: 1}},
 		&cmdMarkCS{CS: 1, Dropped: true}, &cmdAddEvent{Code: "c"}, &cmdSetConfig{Key: "a", Value: "b"},
 		&cmdReap{},

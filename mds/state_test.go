@@ -237,6 +237,40 @@ func TestReconfigure(t *testing.T) {
 	}
 }
 
+// TestHandover: an only copy goes to another server when the leader says that it is handed over,
+// and in no other case.
+func TestHandover(t *testing.T) {
+	type cs = []dataplane.CSID
+	for i, tc := range []struct {
+		before, members cs
+		handover        bool
+		want            dataplane.Kind
+	}{
+		{cs{1}, cs{4}, false, dataplane.Invalid},
+		{cs{1}, cs{4}, true, dataplane.OK},
+		{cs{1}, cs{4, 5}, true, dataplane.Invalid},
+		{cs{1, 2}, cs{4}, true, dataplane.Invalid},
+		{cs{1, 2}, cs{4, 5}, true, dataplane.Invalid},
+		{cs{1}, cs{99}, true, dataplane.Invalid},
+	} {
+		s := NewState()
+		newNSTest(t, s, testRand(t))
+		fill(t, s, "f", 1)
+		rec := s.table.At(0)
+		do(t, s, 1, &cmdReconfigure{Chunk: rec.ID, Epoch: 1, Members: tc.before, SetCreated: true})
+		c := &cmdReconfigure{Chunk: rec.ID, Epoch: 2, Members: tc.members, Moved: true,
+			Handover: tc.handover}
+		r := do(t, s, 2, c)
+		if rec = s.table.Lookup(rec.ID); r.Kind != tc.want {
+			t.Errorf("case %d: %v %s, want %v", i, r.Kind, r.Msg, tc.want)
+		} else if ok := r.Kind == dataplane.OK; ok != (rec.Epoch == 3) || ok != rec.sameMembers(cs{4}) {
+			t.Errorf("case %d: epoch %d, members %v", i, rec.Epoch, rec.members())
+		}
+		checkState(t, s)
+		s.Close()
+	}
+}
+
 // TestRegistrationCase goes through all inputs that differ.
 func TestRegistrationCase(t *testing.T) {
 	known := &CS{ID: 3, Boot: 5, Instance: 77}

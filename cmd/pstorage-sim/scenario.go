@@ -75,6 +75,18 @@ func newScenario(rng *rand.Rand) scenario {
 	return s
 }
 
+// chooseSingle has the files of some runs have one copy, which is moved and drained, by a stream of
+// its own.
+func (w *world) chooseSingle() {
+	rng, s := w.sim.Rand("singles"), &w.sc
+	if rng.IntN(12) > 0 {
+		return
+	}
+	s.replicas, s.minimum, s.victims = 1, 1, 0
+	s.rot, s.away, s.partialFirst = false, false, false
+	s.moves = []int64{100 * ms, 400 * ms, sec}[rng.IntN(3)]
+}
+
 // copies makes sure that most runs have members that return and replicas that move.
 func (s *scenario) copies(rng *rand.Rand) {
 	if s.victims == 0 && s.replicas > s.minimum && rng.IntN(4) > 0 {

@@ -9,7 +9,8 @@ import (
 
 // strand loses the head of a chunk of two copies for good at the moment at which a move of its
 // other copy, or the addition of a second one, is committed, and restarts the target soon after:
-// then what the target held before it was activated is all that is left.
+// then what the target held before it was activated is all that is left. The same with the server
+// of a chunk's only copy, when that was moved away from it; it comes back in the end.
 type strand struct {
 	rng  *rand.Rand
 	adds bool // additions, not moves
@@ -19,6 +20,10 @@ type strand struct {
 // chooseStrand decides whether a run has that, by a stream of its own.
 func (w *world) chooseStrand() {
 	rng := w.sim.Rand("strands")
+	if w.sc.replicas == 1 {
+		w.strand = &strand{rng: rng}
+		return
+	}
 	if w.sc.victims == 0 || w.sc.replicas != 2 {
 		return
 	}
@@ -64,6 +69,9 @@ func (s *strand) between(from, to int64) int64 { return from + s.rng.Int64N(to-f
 
 // change says whether a change of members is one that the run is about.
 func (s *strand) change(old, c *control.ChunkConfig) bool {
+	if len(old.Members) == 1 && len(c.Members) == 1 {
+		return c.Created && old.Members[0].CS != c.Members[0].CS
+	}
 	if !c.Created || len(c.Members) != 2 || old.Members[0].CS != c.Members[0].CS {
 		return false
 	}
@@ -98,9 +106,10 @@ func (s *strand) moved(w *world, old, c *control.ChunkConfig) {
 	if s == nil || s.done || w.calm || !s.change(old, c) {
 		return
 	}
-	head, target := w.cs[c.Members[0].CS-1], w.cs[c.Members[1].CS-1]
-	if head.index >= w.sc.victims || head.gone || head.env.Dead() || target.env.Dead() ||
-		s.adds && !dispensable(w, head, c.Chunk) {
+	head, target := w.cs[old.Members[0].CS-1], w.cs[c.Members[len(c.Members)-1].CS-1]
+	single := len(old.Members) == 1 && !s.adds
+	if head.index >= w.sc.victims && !single || head.gone || head.env.Dead() ||
+		target.env.Dead() || (s.adds || single) && !dispensable(w, head, c.Chunk) {
 		return
 	}
 	s.done = true
@@ -108,9 +117,9 @@ func (s *strand) moved(w *world, old, c *control.ChunkConfig) {
 		if head.env.Dead() {
 			return
 		}
-		w.trace("cs %d is gone for good in the middle of a change of chunk %v", head.id, c.Chunk)
+		w.trace("cs %d is gone in the middle of a change of chunk %v", head.id, c.Chunk)
 		head.kill(false)
-		head.gone = true
+		head.gone = !single // it may have been given other chunks of one copy meanwhile
 	})
 	w.sim.After(s.between(ms, sec), func() {
 		if w.calm || target.env.Dead() {

@@ -91,6 +91,7 @@ func runSeed(cfg config) (res result) {
 	w.sim.Limit = 2_000_000 // a hundred times as many as usual
 	w.rnd = w.sim.Rand("messages")
 	w.sc = newScenario(w.sim.Rand("scenario"))
+	w.chooseSingle()
 	w.chooseGhost()
 	w.chooseLeases()
 	w.chooseStrand()

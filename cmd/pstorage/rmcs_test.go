@@ -103,7 +103,7 @@ func (v *verifier) end(t *testing.T) {
 }
 
 // TestRemoveCS: one of four chunk servers is drained and dropped while verified writes run, then an
-// empty one is added and gets its share. All data are right.
+// empty one is added and gets its share. All data are right, those of one copy, too.
 func TestRemoveCS(t *testing.T) {
 	needMount(t)
 	if testing.Short() {
@@ -126,6 +126,10 @@ func TestRemoveCS(t *testing.T) {
 	t.Cleanup(func() { detachMount(mnt) })
 	want := someData(t, n.path("data"), 6<<20+4321)
 	shell(t, `cp "$1" "$2" && sync "$2"`, n.path("data"), mnt+"/before")
+	// Files of one copy, some of them on the server that goes.
+	shell(t, `mkdir "$1"`, mnt+"/one")
+	n.ok("", "set-attr", "/one", "replicas=1:1")
+	shell(t, `for i in $(seq 3); do cp "$1" "$2/$i"; done; sync -f "$2"`, n.path("data"), mnt+"/one")
 	v := n.verify(mnt + "/fio")
 	soon(t, "the file has its chunks", func() bool { return n.stat().Chunks.Total >= 9 })
 
@@ -183,6 +187,11 @@ func TestRemoveCS(t *testing.T) {
 	v.end(t)
 	if got := shell(t, hashOf, mnt+"/before"); got != want {
 		t.Errorf("hash %s, want %s", got, want)
+	}
+	for i := range 3 {
+		if got := shell(t, hashOf, fmt.Sprint(mnt, "/one/", i+1)); got != want {
+			t.Errorf("file %d of one copy: hash %s, want %s", i+1, got, want)
+		}
 	}
 	shell(t, `fusermount3 -u "$1" 2>/dev/null || umount "$1"`, mnt)
 }

@@ -250,6 +250,9 @@ type ChunkConfig struct {
 	Members []CSAddr // in the order of the chain; the first is the head
 	Wanted  uint8    // members it should have; 0: not said, by a server of an older version
 	Fence   uint64   // the smallest lease token with which the file may be written
+	// Former, in answers to GetChunkReq: servers that were members, whose places are free, and that
+	// may still hold what they had.
+	Former []CSAddr
 }
 
 // GetChunkReq asks for a chunk's configuration (linearizable).

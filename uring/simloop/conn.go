@@ -34,6 +34,9 @@ type Conn struct {
 	feeding bool
 	end     error // the peer's end was reached, once all of in was offered
 	closed  bool
+
+	// What happens to it again and again, so that not every event allocates.
+	arrived, fed, flushed doer
 }
 
 var _ uring.Conn = (*Conn)(nil)
@@ -145,7 +148,7 @@ func (c *Conn) shut(err error) {
 func (c *Conn) PauseRecv(pause bool) {
 	if c.paused && !pause {
 		c.offered = 0 // what it left because of the pause it takes now, also if no more comes
-		c.node.env.Post(c.feed)
+		c.net.sim.push(c.net.sim.now, c.node.env, c.fed)
 	}
 	c.paused = pause
 }
@@ -194,7 +197,7 @@ func (c *Conn) send(s segment) {
 	c.last = s.at
 	c.credit += len(s.data)
 	c.wire = append(c.wire, s)
-	c.net.sim.push(s.at, c.node.env, doFunc(c.arrive))
+	c.net.sim.push(s.at, c.node.env, c.arrived)
 }
 
 // arrive takes from the wire what is due, unless the way is cut.
@@ -251,7 +254,7 @@ func (c *Conn) feed() {
 	c.feeding = false
 	if c.credit < before && !c.peer.closed {
 		peer := c.peer // window update
-		c.net.sim.push(c.net.sim.now+c.net.delay(0), peer.node.env, doFunc(peer.flush))
+		c.net.sim.push(c.net.sim.now+c.net.delay(0), peer.node.env, peer.flushed)
 	}
 	if !c.closed && !c.paused && c.end != nil {
 		c.shut(c.end)
@@ -295,6 +298,14 @@ func (c *Conn) feedOnce() bool {
 		c.into, c.got, c.offered = into, 0, 0
 	}
 	return true
+}
+
+// newConn returns one end of a stream; its peer is still to be set.
+func newConn(n *Net, node *Node, remote string) *Conn {
+	c := &Conn{net: n, node: node, remote: remote}
+	c.arrived, c.fed, c.flushed = doFunc(c.arrive), doFunc(c.feed), doFunc(c.flush)
+	c.flusher.TurnEnd = c.flush
+	return c
 }
 
 // memory gives buffers of a power of two bytes, and takes them back.

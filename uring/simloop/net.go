@@ -84,7 +84,7 @@ func (n *Net) Cut(from, to string, cut bool) {
 	}
 	for _, c := range n.conns {
 		if c.peer.node.ip == from && c.node.ip == to {
-			n.sim.push(n.sim.now, c.node.env, doFunc(c.arrive))
+			n.sim.push(n.sim.now, c.node.env, c.arrived)
 		}
 	}
 }
@@ -202,10 +202,8 @@ func (nd *Node) syn(host, addr string, deadline int64,
 func (n *Net) connect(nd *Node, l *listener, attach func(uring.Conn) uring.ConnHandler,
 	done func(uring.Conn, error)) {
 	from := nd.ip + ":" + nd.ephemeral()
-	a := &Conn{net: n, node: nd, remote: l.addr}
-	b := &Conn{net: n, node: l.node, remote: from, peer: a}
-	a.peer = b
-	a.flusher.TurnEnd, b.flusher.TurnEnd = a.flush, b.flush
+	a, b := newConn(n, nd, l.addr), newConn(n, l.node, from)
+	a.peer, b.peer = b, a
 	n.conns = append(n.conns, a, b)
 	n.sim.push(n.sim.now, b.node.env, doFunc(func() {
 		if !b.closed {

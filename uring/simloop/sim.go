@@ -141,16 +141,18 @@ func (s *Sim) bury() {
 
 func (s *Sim) push(when int64, e *Env, d doer) {
 	s.seq++
-	s.heap = append(s.heap, event{when, s.seq, e, d})
+	ev := event{when, s.seq, e, d}
+	s.heap = append(s.heap, event{})
 	i := len(s.heap) - 1
 	for i > 0 {
 		p := (i - 1) / 2
-		if !s.heap[i].before(&s.heap[p]) {
+		if !ev.before(&s.heap[p]) {
 			break
 		}
-		s.heap[i], s.heap[p] = s.heap[p], s.heap[i]
+		s.heap[i] = s.heap[p]
 		i = p
 	}
+	s.heap[i] = ev
 }
 
 func (a *event) before(b *event) bool {
@@ -158,26 +160,26 @@ func (a *event) before(b *event) bool {
 }
 
 func (s *Sim) pop() event {
-	ev := s.heap[0]
-	last := len(s.heap) - 1
-	s.heap[0] = s.heap[last]
-	s.heap[last] = event{}
-	s.heap = s.heap[:last]
-	for i := 0; ; {
-		c := 2*i + 1
-		if c >= last {
-			break
-		}
-		if c+1 < last && s.heap[c+1].before(&s.heap[c]) {
+	first := s.heap[0]
+	n := len(s.heap) - 1
+	last := s.heap[n]
+	s.heap[n] = event{}
+	s.heap = s.heap[:n]
+	i := 0
+	for c := 1; c < n; c = 2*i + 1 {
+		if c+1 < n && s.heap[c+1].before(&s.heap[c]) {
 			c++
 		}
-		if !s.heap[c].before(&s.heap[i]) {
+		if !s.heap[c].before(&last) {
 			break
 		}
-		s.heap[c], s.heap[i] = s.heap[i], s.heap[c]
+		s.heap[i] = s.heap[c]
 		i = c
 	}
-	return ev
+	if n > 0 {
+		s.heap[i] = last
+	}
+	return first
 }
 
 // EnvOptions are a node's properties. The zero value is an exact clock.
