@@ -70,7 +70,7 @@ type world struct {
 	recovered  map[dataplane.ChunkID]bool // a head was asked to add a member
 	ops        int
 	copies     copyCounts
-	bufs       buffers
+	bufs       *buffers
 	unread     string // why a replica couldn't be read
 	stuck      int64  // how long the last operation waited after the faults had ended, ns
 }
@@ -84,7 +84,7 @@ func cred(role dataplane.Role, id uint64) *session.Credentials {
 
 // runSeed runs the cluster of one seed to its end.
 func runSeed(cfg config) (res result) {
-	w := &world{cfg: cfg, can: canaries[cfg.canary],
+	w := &world{cfg: cfg, can: canaries[cfg.canary], bufs: takeBuffers(),
 		configs:   map[dataplane.ChunkID]control.ChunkConfig{},
 		recovered: map[dataplane.ChunkID]bool{}}
 	w.sim = simloop.New(cfg.seed)
@@ -208,6 +208,7 @@ func (w *world) free() {
 		w.mds.close()
 	}
 	w.sim.Close()
+	giveBuffers(w.bufs)
 }
 
 // metaServers are the metadata servers: one leader at a time, on one of three nodes.
