@@ -5,8 +5,8 @@ import "pstorage/dataplane"
 // A head answers a write before the other members know that it is committed: they learn of it with
 // the next write, or after a millisecond or two of silence (tellCommit). If the head falls silent
 // in between, only the client that got the answer knows, and every other member would hold reads of
-// that block back until the chunk is settled. So the client says it: with its reads (Seq of OpRead),
-// and by itself when the head is silent (OpCommit). What it says moves a mark of its own:
+// that block back until the chunk is settled. So the client says it: with its reads (Seq of
+// OpRead), and by itself when the head is silent (OpCommit). What it says moves a mark of its own:
 //
 //	claimed <= durable: up to it some client had writes acknowledged in this epoch
 //
@@ -17,8 +17,8 @@ import "pstorage/dataplane"
 // seq given to another write, in the same epoch.
 //
 // What a client says is believed for reads only. Commit mark, log, slot table, settling and copies
-// don't know of it, so a client that lies can have reads, of chunks that it knows and until the next
-// activation, see durable writes of others that may yet be undone; no replica suffers.
+// don't know of it, so a client that lies can have reads, of chunks that it knows and until the
+// next activation, see durable writes of others that may yet be undone; no replica suffers.
 
 // clientTells takes OpCommit from a client.
 func (sh *Shard) clientTells(h *dataplane.Header) {
@@ -32,8 +32,8 @@ func (sh *Shard) claim(r *replica, seq dataplane.Seq) {
 	if r.state != active || r.memory || r.isHead() {
 		return // a head knows better
 	}
-	if sh.canary.ClaimAll {
-		seq = r.durable
+	if sh.canary.ClaimAll && seq > 0 {
+		r.commitTo(r.durable)
 	}
 	seq = min(seq, r.durable)
 	if seq <= max(r.claimed, r.commit) {

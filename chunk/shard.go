@@ -86,6 +86,7 @@ type Shard struct {
 	peers       map[dataplane.CSID]*peer
 	peerList    []*peer
 	nextCall    uint64
+	kept        [][]byte // memory of copied parts, see keepPart
 	closer      func()
 
 	out      dataplane.Header // being sent: connections copy it, but a local one would escape

@@ -19,7 +19,7 @@ type Canary struct {
 	VolatileActivate bool // an activation is confirmed before it is durable
 	DeafHead         bool // the head doesn't notice that it lost a member's connection
 	ReadAbove        bool // reads don't wait for the commit mark
-	ClaimAll         bool // what a client says of one write counts for all that a member has
+	ClaimAll         bool // what a client says of one write moves the commit mark over all others
 	NoCRC            bool // blocks aren't compared with their checksums
 	NoDirty          bool // a copy to a new member misses what is written meanwhile
 	AckChain         bool // a link of a chain answers before the next one has
