@@ -76,7 +76,7 @@ func (b *blockRead) start(r *replica, from uint32, n int, buf []byte) {
 func (b *blockRead) round() {
 	b.ticket, b.slot = b.sh.log.Ticket(), b.r.slot
 	if b.later && !b.unsure {
-		b.unsure = b.r.barrier(b.from*dataplane.BlockSize, uint32(b.n)*dataplane.BlockSize) != 0
+		b.unsure = b.r.hidden(b.from*dataplane.BlockSize, uint32(b.n)*dataplane.BlockSize) != 0
 	}
 	b.later = true
 	if !b.lookUp() {

@@ -123,8 +123,11 @@ func (l *link) Frame(_ *session.Conn, h *dataplane.Header, crcs, payload []byte,
 			sh.clientWrite(l, h, crcs, payload, buf)
 		}
 	case dataplane.OpCommit:
-		if l.role == dataplane.RoleCS {
+		switch l.role {
+		case dataplane.RoleCS:
 			sh.memberCommit(h)
+		case dataplane.RoleClient:
+			sh.clientTells(h)
 		}
 	case dataplane.OpPing:
 		l.reply(h, dataplane.OK)

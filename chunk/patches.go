@@ -172,16 +172,40 @@ func (s *settler) sendPart(at, to int, off uint32, crcs, payload []byte, buf *ur
 	h := dataplane.Header{Op: dataplane.OpPatch, Flags: dataplane.FlagData, Chunk: s.r.id,
 		Epoch: s.cfg.Epoch, Offset: off, Length: uint32(len(payload))}
 	// The call may be sent later than now, and more than what is here: it keeps copies.
-	s.patch(at, s.sh.peer(m.CS, m.Addr), h, slices.Clone(crcs), slices.Clone(payload), 0)
+	s.patch(at, s.sh.peer(m.CS, m.Addr), h, slices.Clone(crcs), s.sh.keepPart(payload), 0)
 }
 
-// patch sends a part, again and again if the member's log is full.
+// maxKept bounds the memory that a shard keeps for copies of parts: 4 MiB.
+const maxKept = 64
+
+// keepPart returns a copy of p, of at most a part's length, in memory that dropPart takes back. The
+// bytes of a whole chunk go through here when it is copied: as garbage they would cost more than
+// the copying.
+func (sh *Shard) keepPart(p []byte) []byte {
+	n := len(sh.kept)
+	if n == 0 {
+		return append(make([]byte, 0, dataplane.PartSize), p...)
+	}
+	b := sh.kept[n-1]
+	sh.kept = sh.kept[:n-1]
+	return append(b[:0], p...)
+}
+
+// dropPart takes back what keepPart returned; nobody uses it any more.
+func (sh *Shard) dropPart(b []byte) {
+	if len(sh.kept) < maxKept {
+		sh.kept = append(sh.kept, b)
+	}
+}
+
+// patch sends a part, again and again if the member's log is full. payload is from keepPart.
 func (s *settler) patch(at int, p *peer, h dataplane.Header, crcs, payload []byte, tries int) {
 	p.call(h, crcs, payload, func(a *dataplane.Header, _, _ []byte, _ *uring.Buf, err error) {
 		if err == nil && a.Status == dataplane.Overloaded && tries < patchTries {
 			s.after(at, func() { s.patch(at, p, h, crcs, payload, tries+1) })
 			return
 		}
+		s.sh.dropPart(payload) // sent, or never to be: the call has ended
 		if err == nil && a.Status != dataplane.OK {
 			err = dataplane.E("patch", a.Status, nil)
 		}

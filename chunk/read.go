@@ -11,11 +11,11 @@ import (
 //
 //  1. clientRead: lease, bounds, epoch. A chunk that isn't ready is settled first, by the head.
 //  2. startRead: a write above the commit mark on one of the blocks: wait for the mark (pumpReads),
-//     because the write may yet be undone.
+//     because the write may yet be undone; unless a client knows better (acked.go).
 //  3. blockRead gathers the blocks from log and store and checks them.
 //  4. readDone: the lease again, then the answer with the data and its checksums, straight out of
-//     the buffer that the disk filled. A damaged block is repaired, and answered BadCRC, or NotReady
-//     as long as a chunk with too few members may get it from a former one (salvage.go).
+//     the buffer that the disk filled. A damaged block is repaired, and answered BadCRC, or
+//     NotReady as long as a chunk with too few members may get it from a former one (salvage.go).
 
 // clientRead takes OpRead.
 func (sh *Shard) clientRead(l *link, h *dataplane.Header) {
@@ -47,7 +47,10 @@ func (sh *Shard) clientRead(l *link, h *dataplane.Header) {
 		sh.startRead(sh.newRequest(l, h, r))
 		return
 	}
-	if r.state == active && (r.commit == r.last || r.barrier(h.Offset, h.Length) == 0 ||
+	if h.Seq > r.commit || sh.canary.ClaimAll {
+		sh.claim(r, h.Seq)
+	}
+	if r.state == active && (r.commit == r.last || r.hidden(h.Offset, h.Length) == 0 ||
 		sh.canary.ReadAbove) {
 		sh.startRead(sh.newRequest(l, h, r))
 		return
@@ -170,7 +173,7 @@ func (sh *Shard) readAgain(q *request) {
 	r := q.r
 	q.buf.Release()
 	q.buf = nil
-	if r.barrier(q.off, q.length) == 0 {
+	if r.hidden(q.off, q.length) == 0 {
 		sh.startRead(q)
 		return
 	}
@@ -187,7 +190,7 @@ func (sh *Shard) pumpReads(r *replica) {
 		switch {
 		case r.state == active && q.hdr.Epoch != r.epoch:
 			sh.drop(q, epochStatus(q.hdr.Epoch, r.epoch))
-		case r.state == active && r.barrier(q.off, q.length) == 0:
+		case r.state == active && r.hidden(q.off, q.length) == 0:
 			sh.startRead(q)
 		default:
 			r.reads.push(q)

@@ -74,8 +74,9 @@ type replica struct {
 
 	// Head: writes in flight by seq; requests that wait. Member: writes that came too early.
 	flight    seqRing
-	queue     requestList // writes that wait: settling, an earlier write of the same block, space
-	reads     requestList // reads that wait: settling, a commit mark
+	queue     requestList   // writes that wait: settling, an earlier write of the same block, space
+	reads     requestList   // reads that wait: settling, a commit mark
+	claimed   dataplane.Seq // of this activation: acknowledged to a client, as it says; see acked.go
 	pumping   bool
 	pumpAgain bool
 	stalled   bool // in the shard's list of those that wait for space

@@ -117,9 +117,14 @@ func (sh *Shard) answer(q *request, status dataplane.Kind) {
 	h := &sh.out
 	*h = q.hdr.Reply(status)
 	h.Seq = q.seq
-	if r := q.r; r != nil && r.state == active {
-		h.Epoch = r.epoch
-		h.Aux = uint32(r.life)
+	if r := q.r; r != nil {
+		if r.state == active {
+			h.Epoch = r.epoch
+			h.Aux = uint32(r.life)
+		}
+		if r.memory && q.hdr.Op != dataplane.OpReplicate {
+			h.Seq = 0 // its writer must not claim it: acked.go
+		}
 	}
 	l.finish(h)
 }

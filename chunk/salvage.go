@@ -24,8 +24,8 @@ import (
 // What comes of the search, and what a client's read is answered meanwhile:
 //
 //	found                                              | repaired      | NotReady: it asks again
-//	somebody who may have it doesn't answer, or the    | missing, open | NotReady: the read waits, as
-//	search goes on                                     |               | writes wait below the minimum
+//	somebody who may have it doesn't answer, or the    | missing, open | NotReady: it waits,
+//	search goes on                                     |               | as writes do
 //	everybody has answered, and has other content or a | missing, sure | BadCRC: the read fails
 //	damaged one too                                    |               |
 //

@@ -347,6 +347,7 @@ func (sh *Shard) activate(r *replica, o activateOrder, by any, done func(error))
 	// hold everything up to seq, and the metadata servers have committed the epoch.
 	r.history.activate(cfg.Epoch, seq, r.dirtyFor(cfg.Epoch, seq, isShort(cfg), o.dirty))
 	r.live(cfg, life)
+	r.claimed = 0
 	r.sealEpoch, r.term, r.blind = cfg.Epoch, term, sh.canary.NoHistory
 	sh.store.touch(r.slot)
 	rec := ssdcache.Record{Kind: ssdcache.Meta, Slot: r.slot, Chunk: r.id, Epoch: cfg.Epoch, Seq: seq,

@@ -86,6 +86,7 @@ type Shard struct {
 	peers       map[dataplane.CSID]*peer
 	peerList    []*peer
 	nextCall    uint64
+	kept        [][]byte // memory of copied parts, see keepPart
 	closer      func()
 
 	out      dataplane.Header // being sent: connections copy it, but a local one would escape
@@ -111,6 +112,7 @@ type Shard struct {
 	laters              []func()
 	stalled             []*replica // whose writes wait for space
 	watched             []*replica // whose reads wait for a commit mark
+	claims              uint64     // marks that clients moved, see acked.go
 	leaving             []*replica // forgotten, their slots still in use
 	pumping             bool       // pumpTimer is armed for the next millisecond
 

@@ -19,6 +19,7 @@ type Canary struct {
 	VolatileActivate bool // an activation is confirmed before it is durable
 	DeafHead         bool // the head doesn't notice that it lost a member's connection
 	ReadAbove        bool // reads don't wait for the commit mark
+	ClaimAll         bool // what a client says of one write moves the commit mark over all others
 	NoCRC            bool // blocks aren't compared with their checksums
 	NoDirty          bool // a copy to a new member misses what is written meanwhile
 	AckChain         bool // a link of a chain answers before the next one has
@@ -118,6 +119,9 @@ func (sh *Shard) SimBlockAt(id dataplane.ChunkID, block uint32) (off int64, ok b
 
 // Leased says whether the server may serve now.
 func (sh *Shard) Leased() bool { return sh.env.Now() < sh.lease.Load() && sh.dead == nil }
+
+// SimClaims is how many times what a client said let reads see more.
+func (sh *Shard) SimClaims() uint64 { return sh.claims }
 
 // SimBypassed is how many writes have gone around the log.
 func (sh *Shard) SimBypassed() uint64 { return sh.bypass.count }

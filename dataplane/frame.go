@@ -18,14 +18,15 @@ type Opcode uint8
 // The data-path opcodes, spoken between clients and chunk servers and among chunk servers.
 const (
 	// OpRead (client or CS -> CS): bytes [Offset, Offset+Length) of the chunk at Epoch. The reply
-	// carries the data and CRCs. With FlagRecovery (CS only) a sealed chunk answers too. If then Aux
-	// is ReadSalvage, and the range one block, any replica answers with what it has, whatever its
-	// state and age: the reply has its Epoch and last Seq, and Aux 1 if the block's 64 KiB were
-	// touched above its commit mark or out of order, or are of a copy that wasn't finished.
+	// carries the data and CRCs. Seq from a client: the highest seq that was acknowledged to it in
+	// Epoch (write-ack=disk), 0: none. With FlagRecovery (CS only) a sealed chunk answers too. If
+	// then Aux is ReadSalvage, and the range one block, any replica answers with what it has,
+	// whatever its state and age: the reply has its Epoch and last Seq, and Aux 1 if the block's 64
+	// KiB were touched above its commit mark or out of order, or are of a copy that wasn't finished.
 	OpRead Opcode = 1
 	// OpWrite (client -> head): FlagData. Seq is the token of the client's lease on the file, 0:
-	// none. The reply carries the seq; status OK means durable on every member (or in their memory,
-	// for chunks with write-ack=memory).
+	// none. The reply carries the seq and its epoch; status OK means durable on every member, like
+	// all before it (in their memory with write-ack=memory; then Seq is 0).
 	OpWrite Opcode = 2
 	// OpZero (client -> head): [Offset, Offset+Length) reads as zeros from now on. Block-aligned.
 	// Seq as in OpWrite.
@@ -47,7 +48,8 @@ const (
 	// receiver forwards to the next member and answers when both are durable.
 	// The reply carries Seq and status: "durable in my log".
 	OpReplicate Opcode = 16
-	// OpCommit (head -> member): everything up to Seq is committed. No reply.
+	// OpCommit (head -> member): everything up to Seq is committed. No reply. From a client, to other
+	// members than the head: Seq was acknowledged to it in Epoch (write-ack=disk).
 	OpCommit Opcode = 17
 	// OpSeal (coordinator -> member): stop accepting in every epoch <= Epoch. Request: Aux is how
 	// many more bytes of reply payload are welcome. Reply: Epoch held, Seq = last seq appended,

@@ -176,6 +176,7 @@ func (r *engineRun) flood(ctx context.Context, w Workload, size int64) (written 
 		written += int64(res.Ops) * int64(w.BlockSize)
 		rates = append(rates, res.IOPS)
 		gap = max(gap, time.Duration(res.Gap*1000))
+		r.say("%d MiB so far, longest gap %.0f ms", written>>20, res.Gap/1000)
 	}
 	return written, rates, gap, nil
 }

@@ -421,7 +421,7 @@ func (s *super) decode(b []byte) error {
 	return nil
 }
 
-// maxPosition keeps positions, plus one, in 32 bits.
-const maxPosition = 1<<32 - 2 - firstBlock
+// maxPosition is what the index has room for: logs of 4 TiB.
+const maxPosition = 1<<(wide-minTag) - firstBlock
 
 func segSizeOK(n int64) bool { return n >= MinSegment && n <= MaxSegment && n&(n-1) == 0 }

@@ -2,6 +2,8 @@ package ssdcache
 
 import (
 	"fmt"
+	"math/bits"
+	"slices"
 	"unsafe"
 
 	"golang.org/x/sys/unix"
@@ -13,19 +15,31 @@ import (
 type Pos uint32
 
 // index finds a block's newest position in the log. It lives in one mapping outside the Go heap,
-// without pointers: per position 4 bytes of owner, 4 of CRC, 1 of state, and 6 bytes of hash table.
+// without pointers: per position 8 bytes of index, which are 4 of owner and 3.95 of hash table
+// (4.74 above 2^26 positions, 256 GiB), and beside them 4 of CRC and 1 of state.
 //
-// The table has open addressing with linear probing; an entry is a position, its key is found in
-// the block's place. Invariant: a place's owner isn't 0 exactly if the table holds its position p,
-// and then p is the newest position of that key; what was superseded or dropped has owner 0. So to
-// ask whether a position is still current, and to walk the current blocks of a segment, takes no
-// probing.
+// The table is a bucketized cuckoo hash table. A key's hash names two buckets, each a cache line.
+// A key goes to the first if there is room, otherwise to the second; if that is full, too, an entry
+// of one of them makes room by changing to the other one of its own two. A bucket counts which keys
+// are elsewhere, so a search often ends there; the tags of its entries say which places needn't be
+// looked at. In an index that stays full a quarter of the keys are in their second bucket.
+// Where no entry can change, the key goes to the stash, a list that is searched to the end. With
+// nine tenths of the entries in use that happens next to never by chance, but would to somebody who
+// knows the hash and picks blocks by it. So the hash has a seed that users of the store can't know.
+//
+// Invariant: a place's owner isn't 0 exactly if the table holds its position p, and then p is the
+// newest position of that key; what was superseded or dropped has owner 0. So to ask whether a
+// position is still current, and to walk the current blocks of a segment, takes no search. Nothing
+// that can be seen from outside depends on where in the table a key is.
 type index struct {
 	mem   []byte
-	table []uint32 // position plus 1; 0: empty
-	place []place  // by position
-	state []uint8  // by position
+	table []bucket
+	place []place // by position
+	state []uint8 // by position
+	stash []Pos
 	n     int
+	seed  uint64
+	shape
 }
 
 // place is what is known of a position. A look-up needs both, so they share a cache line.
@@ -55,63 +69,185 @@ func keyOf(slot, block uint32) blockKey {
 // Compiles only if a chunk has 1<<14 blocks.
 const _ = uint(dataplane.BlocksPerChunk-1<<14) + uint(1<<14-dataplane.BlocksPerChunk)
 
-// newIndex returns an index for positions [0, positions).
-func newIndex(positions uint32) (*index, error) {
-	table := uint64(positions) + uint64(positions)/2 + 64
-	words := table + 2*uint64(positions)
-	size := int(4*words + uint64(positions))
-	mem, err := unix.Mmap(-1, 0, size, unix.PROT_READ|unix.PROT_WRITE,
+// tableLoad is the part of the entries that is in use if all positions are, in tenths. At nine, a
+// third to half of the buckets are full; at more, keys have to make room for others too often.
+const tableLoad = 9
+
+// newIndex returns an index for positions [0, positions), the first of which is never a block's.
+// The seed decides what hashes to what; users of the store must not know it.
+func newIndex(positions uint32, seed uint64) (*index, error) {
+	width := uint(narrow)
+	if positions > 1<<(narrow-minTag) {
+		width = wide
+	}
+	return newIndexOf(positions, width, seed)
+}
+
+// newIndexOf is newIndex with entries of the given width, narrow or wide.
+func newIndexOf(positions uint32, width uint, seed uint64) (*index, error) {
+	s, err := shapeFor(positions, width)
+	if err != nil {
+		return nil, err
+	}
+	n := uint64(positions)
+	buckets := n*10/uint64(tableLoad*s.slots()) + 2
+	places := buckets * uint64(unsafe.Sizeof(bucket{}))
+	states := places + n*uint64(unsafe.Sizeof(place{}))
+	mem, err := unix.Mmap(-1, 0, int(states+n), unix.PROT_READ|unix.PROT_WRITE,
 		unix.MAP_PRIVATE|unix.MAP_ANONYMOUS|unix.MAP_NORESERVE)
 	if err != nil {
-		return nil, fmt.Errorf("map an index of %d bytes: %w", size, err)
+		return nil, fmt.Errorf("map an index of %d bytes: %w", states+n, err)
 	}
 	// Look-ups are all over it: pages of 2 MiB, if there are any, spare them misses of the TLB.
 	_ = unix.Madvise(mem, unix.MADV_HUGEPAGE)
-	return &index{mem: mem, state: mem[4*words:],
-		place: unsafe.Slice((*place)(unsafe.Pointer(&mem[0])), positions),
-		table: unsafe.Slice((*uint32)(unsafe.Pointer(&mem[8*uint64(positions)])), table)}, nil
+	return &index{mem: mem, state: mem[states:], shape: s, seed: seed,
+		table: unsafe.Slice((*bucket)(unsafe.Pointer(&mem[0])), buckets),
+		place: unsafe.Slice((*place)(unsafe.Pointer(&mem[places])), positions)}, nil
 }
 
 func (x *index) close() error { return unix.Munmap(x.mem) }
 
-// home is where the search for a key begins.
-func (x *index) home(key blockKey) int {
-	h := key * 0x9e3779b1
-	h = (h ^ h>>15) * 0x85ebca6b
-	h ^= h >> 13
-	return int(uint64(h) * uint64(len(x.table)) >> 32)
+// hash is another one for each key: its upper half gives the first bucket and the tag, its lower
+// half the second bucket.
+func (x *index) hash(key blockKey) uint64 {
+	h := uint64(key) ^ x.seed
+	h = (h ^ h>>32) * 0xbf58476d1ce4e5b9
+	h = (h ^ h>>29) * 0x94d049bb133111eb
+	return h ^ h>>32
 }
 
-// find returns the table place of key, or the empty place where it would go.
-func (x *index) find(key blockKey) int {
-	for i := x.home(key); ; {
-		e := x.table[i]
-		if e == 0 || x.place[e-1].owner == key+1 {
-			return i
-		}
-		if i++; i == len(x.table) {
-			i = 0
+// first is the bucket where the key with hash h belongs.
+func (x *index) first(h uint64) int { return int(h >> 32 * uint64(len(x.table)) >> 32) }
+
+// second is the other bucket where it may be.
+func (x *index) second(h uint64) int {
+	i := int(h & (1<<32 - 1) * uint64(len(x.table)) >> 32)
+	if i != x.first(h) {
+		return i
+	}
+	if i++; i < len(x.table) {
+		return i
+	}
+	return 0
+}
+
+// spot is where a key was found: entry m (a bit of match) of a bucket, or m of the stash; m is -1
+// if it wasn't.
+type spot struct{ bucket, m int }
+
+const inStash = -1
+
+// find searches for key, which has hash h.
+func (x *index) find(h uint64, key blockKey) (spot, Pos) {
+	e, i := x.entry(h, 0), x.first(h)
+	if m, p := x.findIn(i, e, key); m >= 0 {
+		return spot{i, m}, p
+	}
+	if x.table[i][elsewhere] == 0 {
+		return spot{m: -1}, 0
+	}
+	i = x.second(h)
+	if m, p := x.findIn(i, e, key); m >= 0 {
+		return spot{i, m}, p
+	}
+	for m, p := range x.stash {
+		if x.place[p].owner == key+1 {
+			return spot{inStash, m}, p
 		}
 	}
+	return spot{m: -1}, 0
+}
+
+// findIn searches for key in bucket i; e has its tag. An empty entry leads to place 0: of nobody.
+func (x *index) findIn(i int, e uint64, key blockKey) (int, Pos) {
+	b := &x.table[i]
+	for hits := x.match(b, e, x.tags); hits != 0; hits &= hits - 1 {
+		m := bits.TrailingZeros64(hits)
+		p := Pos(x.load(b, m) & (1<<x.posBits - 1))
+		if x.place[p].owner == key+1 {
+			return m, p
+		}
+	}
+	return -1, 0
+}
+
+// locate returns where position p is, which belongs to a key with hash h. It reads no places.
+func (x *index) locate(h uint64, p Pos) spot {
+	e := x.entry(h, p)
+	for _, i := range [2]int{x.first(h), x.second(h)} {
+		if hits := x.match(&x.table[i], e, x.whole); hits != 0 {
+			return spot{i, bits.TrailingZeros64(hits)}
+		}
+	}
+	if m := slices.Index(x.stash, p); m >= 0 {
+		return spot{inStash, m}
+	}
+	panic(fmt.Sprintf("ssdcache: position %d has owner %#x and isn't in the table", p,
+		x.place[p].owner))
 }
 
 func (x *index) get(key blockKey) (Pos, bool) {
-	e := x.table[x.find(key)]
-	return Pos(e - 1), e != 0
+	at, p := x.find(x.hash(key), key)
+	return p, at.m >= 0
 }
 
 // put makes p, which must not be in use, the newest position of key.
 func (x *index) put(key blockKey, p Pos, crc uint32) {
-	if x.place[p].owner != 0 {
+	if x.place[p].owner != 0 || p == 0 {
 		panic(fmt.Sprintf("ssdcache: position %d is owned by block %#x", p, x.place[p].owner-1))
 	}
-	i := x.find(key)
-	if e := x.table[i]; e != 0 {
-		x.place[e-1].owner = 0
-	} else {
+	h := x.hash(key)
+	switch at, old := x.find(h, key); {
+	case at.m < 0:
 		x.n++
+		x.insert(h, p)
+	case at.bucket == inStash:
+		x.place[old].owner = 0
+		x.stash[at.m] = p
+	default:
+		x.place[old].owner = 0
+		x.store(&x.table[at.bucket], at.m, x.entry(h, p))
 	}
-	x.table[i], x.place[p], x.state[p] = uint32(p)+1, place{key + 1, crc}, isWrite
+	x.place[p], x.state[p] = place{key + 1, crc}, isWrite
+}
+
+// insert finds a place in the table for position p of a key with hash h, which isn't in it.
+func (x *index) insert(h uint64, p Pos) {
+	e, i, j := x.entry(h, p), x.first(h), x.second(h)
+	if x.add(&x.table[i], e) {
+		return
+	}
+	if !x.add(&x.table[j], e) {
+		if x.makeRoom(i) {
+			x.add(&x.table[i], e)
+			return
+		}
+		if !x.makeRoom(j) || !x.add(&x.table[j], e) {
+			x.stash = append(x.stash, p)
+		}
+	}
+	x.table[i].count(1)
+}
+
+// makeRoom moves an entry of bucket i, which is full, to the other one of its buckets.
+func (x *index) makeRoom(i int) bool {
+	b, all := &x.table[i], pattern{mask: 0, ones: x.whole.ones}
+	for hits := x.match(b, 0, all); hits != 0; hits &= hits - 1 {
+		m := bits.TrailingZeros64(hits)
+		e := x.load(b, m)
+		h := x.hash(x.place[e&(1<<x.posBits-1)].owner - 1)
+		home, d := x.first(h), -1
+		to := home
+		if home == i {
+			to, d = x.second(h), 1
+		}
+		if x.add(&x.table[to], e) {
+			x.table[home].count(d)
+			x.store(b, m, 0)
+			return true
+		}
+	}
+	return false
 }
 
 // current says whether p is the newest position of a block, and of which.
@@ -125,39 +261,51 @@ func (x *index) crc(p Pos) uint32 { return x.place[p].crc }
 
 // drop forgets a block.
 func (x *index) drop(key blockKey) {
-	if i := x.find(key); x.table[i] != 0 {
-		x.remove(i)
+	h := x.hash(key)
+	if at, p := x.find(h, key); at.m >= 0 {
+		x.remove(h, p, at)
 	}
 }
 
 // evict forgets the block at p, if any: its place is to be used again.
 func (x *index) evict(p Pos) {
 	if key, ok := x.current(p); ok {
-		x.remove(x.find(key))
+		h := x.hash(key)
+		x.remove(h, p, x.locate(h, p))
 	}
 }
 
-// remove empties table place i and closes the gap, so that searches still find what lies behind.
-func (x *index) remove(i int) {
-	x.place[x.table[i]-1].owner = 0
+// remove forgets position p of a key with hash h, which is at a spot.
+func (x *index) remove(h uint64, p Pos, at spot) {
+	x.place[p].owner = 0
 	x.n--
-	for j := i; ; {
-		x.table[i] = 0
-		for {
-			if j++; j == len(x.table) {
-				j = 0
-			}
-			e := x.table[j]
-			if e == 0 {
-				return
-			}
-			// The entry at j may move to the gap at i unless its home lies between them.
-			h := x.home(x.place[e-1].owner - 1)
-			if between := i < h && h <= j || j < i && (i < h || h <= j); !between {
-				break
-			}
+	home := x.first(h)
+	if at.bucket != home {
+		x.table[home].count(-1)
+	}
+	if at.bucket == inStash {
+		x.stash = slices.Delete(x.stash, at.m, at.m+1)
+		return
+	}
+	x.store(&x.table[at.bucket], at.m, 0)
+	if len(x.stash) != 0 {
+		x.unstash(at.bucket)
+	}
+}
+
+// unstash takes a key out of the stash that may be in bucket i, which has room.
+func (x *index) unstash(i int) {
+	for m, p := range x.stash {
+		h := x.hash(x.place[p].owner - 1)
+		home := x.first(h)
+		if home != i && x.second(h) != i {
+			continue
 		}
-		x.table[i] = x.table[j]
-		i = j
+		x.add(&x.table[i], x.entry(h, p))
+		if home == i {
+			x.table[i].count(-1)
+		}
+		x.stash = slices.Delete(x.stash, m, m+1)
+		return
 	}
 }

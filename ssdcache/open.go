@@ -66,9 +66,12 @@ func Format(o FormatOptions, done func(error)) {
 	case !segSizeOK(int64(o.SegmentSize)):
 		err = dataplane.E(fmt.Sprintf("make a log with segments of %d bytes", o.SegmentSize),
 			dataplane.Invalid, nil)
-	case n < minSegments || n*int64(o.SegmentSize)/blockSize > maxPosition:
+	case n < minSegments:
 		err = dataplane.E(fmt.Sprintf("make a log of %d bytes", o.Disk.Size()), dataplane.NoSpace,
 			fmt.Errorf("it takes at least %d segments of %d bytes", minSegments, o.SegmentSize))
+	case n*int64(o.SegmentSize)/blockSize > maxPosition:
+		err = dataplane.E(fmt.Sprintf("make a log of %d bytes", o.Disk.Size()), dataplane.Invalid,
+			fmt.Errorf("a log has at most %d bytes (4 TiB)", int64(maxPosition)*blockSize))
 	case f.buf == nil:
 		err = dataplane.E("make a log", dataplane.Overloaded, errNoMemory)
 	}
@@ -252,7 +255,8 @@ func (r *opener) gotSuper(op *uring.DiskOp) {
 	l.first, l.pins = make([]uint64, l.segs), make([]uint32, l.segs)
 	var err error
 	if l.spill, err = l.o.NewPool(spillSize); err == nil {
-		l.idx, err = newIndex(uint32(firstBlock + l.segs*uint64(l.segBlocks)))
+		// The format id is random and leaves the log nowhere.
+		l.idx, err = newIndex(uint32(firstBlock+l.segs*uint64(l.segBlocks)), l.sb.id)
 	}
 	if err == nil {
 		err = l.cache.init(l)

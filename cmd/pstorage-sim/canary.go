@@ -20,6 +20,8 @@ type canary struct {
 //   - the longest history wins: what was acknowledged is in all of them, so any would do;
 //   - a copy that was begun isn't believed (trust-partial): it can only become a member while it is
 //     complete, since the head has on record that it asked. The canary leaves that out, too;
+//   - the epoch of what a client says was acknowledged: seqs only grow from epoch to epoch, so an
+//     old one is below the commit mark of the new;
 //   - a member that lost what it had acknowledged is excluded: no fault here makes one lose it.
 var canaries = map[string]canary{
 	"ack-early":         {cs: chunk.Canary{AckEarly: true}},
@@ -31,6 +33,7 @@ var canaries = map[string]canary{
 	"deaf-head":         {cs: chunk.Canary{DeafHead: true}},
 	"no-fence":          {mds: mds.SimCanary{NoFence: true}},
 	"read-above":        {cs: chunk.Canary{ReadAbove: true}},
+	"claim-all":         {cs: chunk.Canary{ClaimAll: true}},
 	"no-crc":            {cs: chunk.Canary{NoCRC: true}},
 	"no-dirty":          {cs: chunk.Canary{NoDirty: true}},
 	"forget-asked":      {cs: chunk.Canary{ForgetAsked: true}},
@@ -48,6 +51,8 @@ var canaries = map[string]canary{
 	"old-epoch":         {cs: chunk.Canary{OldEpoch: true}},
 	"no-exclude":        {cs: chunk.Canary{NoExclude: true}},
 	"record-first":      {cs: chunk.Canary{RecordFirst: true}},
+	"no-salvage":        {cs: chunk.Canary{NoSalvage: true}},
+	"salvage-any":       {cs: chunk.Canary{SalvageAny: true}},
 	"no-term-wait":      {mds: mds.SimCanary{NoTermWait: true}},
 }
 

@@ -184,6 +184,9 @@ func (c *client) write(f *file, off int64, n int, zero bool) {
 		if c.rng.IntN(16) == 0 {
 			c.flush(f)
 		}
+		if c.rng.IntN(4) == 0 && !c.w.stopLoad {
+			c.read(f, off, n) // while only this client and the head know that it is committed
+		}
 	})
 }
 

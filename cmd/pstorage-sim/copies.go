@@ -12,6 +12,7 @@ type copyCounts struct {
 	copies, deltas uint64
 	moves          uint64 // ordered by the simulation
 	bypassed       uint64 // writes that went around the log
+	claims         uint64 // marks moved by what clients said was acknowledged
 }
 
 // count adds what a process did that ends now.
@@ -23,6 +24,7 @@ func (w *world) count(sh *chunk.Shard) {
 	w.copies.copies += s.Copies
 	w.copies.deltas += s.Deltas
 	w.copies.bypassed += sh.SimBypassed()
+	w.copies.claims += sh.SimClaims()
 	if w.copies.copies > 0 {
 		w.copies.runs = 1
 	}
@@ -34,11 +36,13 @@ func (c *copyCounts) add(o copyCounts) {
 	c.deltas += o.deltas
 	c.moves += o.moves
 	c.bypassed += o.bypassed
+	c.claims += o.claims
 }
 
 func (c copyCounts) String() string {
 	return fmt.Sprintf("%d runs with %d copies, %d of them of what changed, %d moves ordered; "+
-		"%d writes around the log", c.runs, c.copies, c.deltas, c.moves, c.bypassed)
+		"%d writes around the log; %d marks moved by clients", c.runs, c.copies, c.deltas, c.moves,
+		c.bypassed, c.claims)
 }
 
 // away has a victim excluded from its chunks, in one of several ways, and come back.

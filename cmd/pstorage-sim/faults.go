@@ -93,6 +93,7 @@ func (f *faults) others() {
 		f.w.sim.After(f.between(sec/4, 2*sec), f.away)
 	}
 	f.w.strand.start(f)
+	f.w.lone.start(f)
 	if len(f.kinds) > 0 {
 		f.next()
 	}

@@ -29,7 +29,7 @@ func main() {
 	flag.BoolVar(&o.trace, "trace", false, "print what happens (for one seed)")
 	profile := flag.String("cpuprofile", "", "write a CPU profile to this file")
 	flag.Usage = usage
-	debug.SetGCPercent(400)
+	debug.SetGCPercent(1600)           // of little: what disks hold is outside of the heap
 	slog.SetDefault(slog.New(quiet{})) // of connections that have no logger of their own
 	flag.Parse()
 	if flag.NArg() > 0 || o.seeds < 1 || o.jobs < 1 {

@@ -37,6 +37,7 @@ func (p *pools) pool(size int) (*uring.Pool, error) {
 			unix.MAP_PRIVATE|unix.MAP_ANONYMOUS|unix.MAP_NORESERVE); err != nil {
 			return nil, fmt.Errorf("map %d bytes: %w", size, err)
 		}
+		huge(m)
 	}
 	p.maps = append(p.maps, m)
 	return uring.NewPoolIn(m, p.unmap), nil
@@ -80,7 +81,35 @@ func (m *buffers) put(b []byte) {
 	m[class] = append(m[class], b)
 }
 
-// slabList are slabs that no simulation uses now.
+// idleBuffers are buffers that no world uses now.
+var idleBuffers struct {
+	sync.Mutex
+	list []*buffers
+}
+
+func takeBuffers() *buffers {
+	idleBuffers.Lock()
+	defer idleBuffers.Unlock()
+	n := len(idleBuffers.list)
+	if n == 0 {
+		return new(buffers)
+	}
+	b := idleBuffers.list[n-1]
+	idleBuffers.list = idleBuffers.list[:n-1]
+	return b
+}
+
+func giveBuffers(b *buffers) {
+	idleBuffers.Lock()
+	defer idleBuffers.Unlock()
+	idleBuffers.list = append(idleBuffers.list, b)
+}
+
+// huge asks for huge pages, as what a run writes is spread over much memory. It works without.
+func huge(m []byte) { _ = unix.Madvise(m, unix.MADV_HUGEPAGE) }
+
+// slabList are slabs that no simulation uses now. They lie outside the Go heap, whose collector
+// would otherwise wait for a multiple of them.
 type slabList struct {
 	sync.Mutex
 	free [][]byte
@@ -88,14 +117,25 @@ type slabList struct {
 
 var slabs slabList
 
+// slabsAtOnce is how many slabs are mapped together; what of them isn't used takes no memory.
+const slabsAtOnce = 16
+
 // Get implements simloop.Slabs.
 func (l *slabList) Get() []byte {
 	l.Lock()
 	defer l.Unlock()
-	n := len(l.free)
-	if n == 0 {
-		return make([]byte, simloop.SlabSize)
+	if len(l.free) == 0 {
+		m, err := unix.Mmap(-1, 0, slabsAtOnce*simloop.SlabSize, unix.PROT_READ|unix.PROT_WRITE,
+			unix.MAP_PRIVATE|unix.MAP_ANONYMOUS|unix.MAP_NORESERVE)
+		if err != nil {
+			return make([]byte, simloop.SlabSize)
+		}
+		huge(m)
+		for ; len(m) > 0; m = m[:len(m)-simloop.SlabSize] {
+			l.free = append(l.free, m[len(m)-simloop.SlabSize:len(m):len(m)])
+		}
 	}
+	n := len(l.free)
 	s := l.free[n-1]
 	l.free = l.free[:n-1]
 	return s

@@ -66,10 +66,11 @@ type world struct {
 	configs    map[dataplane.ChunkID]control.ChunkConfig
 	strand     *strand                    // nil: none
 	late       *late                      // nil: none
+	lone       *lone                      // nil: none
 	recovered  map[dataplane.ChunkID]bool // a head was asked to add a member
 	ops        int
 	copies     copyCounts
-	bufs       buffers
+	bufs       *buffers
 	unread     string // why a replica couldn't be read
 	stuck      int64  // how long the last operation waited after the faults had ended, ns
 }
@@ -83,7 +84,7 @@ func cred(role dataplane.Role, id uint64) *session.Credentials {
 
 // runSeed runs the cluster of one seed to its end.
 func runSeed(cfg config) (res result) {
-	w := &world{cfg: cfg, can: canaries[cfg.canary],
+	w := &world{cfg: cfg, can: canaries[cfg.canary], bufs: takeBuffers(),
 		configs:   map[dataplane.ChunkID]control.ChunkConfig{},
 		recovered: map[dataplane.ChunkID]bool{}}
 	w.sim = simloop.New(cfg.seed)
@@ -95,6 +96,7 @@ func runSeed(cfg config) (res result) {
 	w.chooseGhost()
 	w.chooseLeases()
 	w.chooseStrand()
+	w.chooseLone()
 	if cfg.fix != nil {
 		cfg.fix(&w.sc)
 	}
@@ -206,6 +208,7 @@ func (w *world) free() {
 		w.mds.close()
 	}
 	w.sim.Close()
+	giveBuffers(w.bufs)
 }
 
 // metaServers are the metadata servers: one leader at a time, on one of three nodes.

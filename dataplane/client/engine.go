@@ -96,6 +96,7 @@ type Stats struct {
 	MapPushes   uint64 // entries of chunk maps that changed because the metadata servers said so
 	Allocations uint64
 	BadCRCs     uint64 // answers whose data didn't match its checksums
+	Told        uint64 // messages of what a silent head acknowledged, see acked.go
 	Hedges      uint64 // reads sent to another member too
 	Late        uint64 // answers that nobody waited for any more
 	ConnsLost   uint64

@@ -123,6 +123,7 @@ func (e *Engine) hedgeLate() {
 			pr.ping() // a slow disk doesn't keep it from answering
 		case now-pr.pingAt >= hedgeTick:
 			pr.pace.stalled = true
+			pr.tellAcked()
 		}
 		for p := pr.sent.head; p != nil; {
 			late := p

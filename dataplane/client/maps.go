@@ -29,10 +29,11 @@ type entry struct {
 	epoch   dataplane.Epoch
 	call    uint32 // number of the fetch or allocation that is under way for it; 0: none
 	state   entryState
-	dirty   bool   // in f.dirty
-	lost    bool   // some of what was written since the last flush is gone
-	life    uint16 // of the chunk, at the last write: see OpFlush
-	flushed uint16 // the same, when the flush under way began
+	dirty   bool          // in f.dirty
+	lost    bool          // some of what was written since the last flush is gone
+	life    uint16        // of the chunk, at the last write: see OpFlush
+	flushed uint16        // the same, when the flush under way began
+	acked   dataplane.Seq // highest acknowledged one of epoch, see acked.go
 	n       uint8
 	members [dataplane.MaxReplicas]dataplane.CSID
 }
@@ -207,11 +208,14 @@ func checkMap(c *mapCall, r *control.MapReply) error {
 func (ent *entry) take(m *control.ChunkMap, c *mapCall) {
 	ent.fetched, ent.at = c.seq, c.at
 	if m == nil {
-		ent.state, ent.chunk, ent.epoch, ent.n = absent, 0, 0, 0
+		ent.state, ent.chunk, ent.epoch, ent.n, ent.acked = absent, 0, 0, 0, 0
 		return
 	}
 	if ent.state == present && ent.chunk == m.Chunk && m.Epoch < ent.epoch {
 		return // the answer overtook a newer one
+	}
+	if ent.chunk != m.Chunk || ent.epoch != m.Epoch {
+		ent.acked = 0
 	}
 	ent.state, ent.chunk, ent.epoch = present, m.Chunk, m.Epoch
 	ent.n = uint8(copy(ent.members[:], m.Members))
@@ -225,7 +229,7 @@ func (f *File) forgetFrom(first uint32) {
 		}
 		for j := range pg.entries {
 			if ent := &pg.entries[j]; uint32(i*pageChunks+j) >= first {
-				ent.state, ent.chunk, ent.epoch, ent.n = unknown, 0, 0, 0
+				ent.state, ent.chunk, ent.epoch, ent.n, ent.acked = unknown, 0, 0, 0, 0
 			}
 		}
 	}

@@ -24,7 +24,7 @@ func (e *Engine) MapChanged(f *File, p *control.MapPush) {
 		if ent == nil || ent.state != present || ent.chunk != m.Chunk || ent.epoch >= m.Epoch {
 			continue
 		}
-		ent.epoch = m.Epoch
+		ent.epoch, ent.acked = m.Epoch, 0
 		ent.n = uint8(copy(ent.members[:], m.Members))
 		e.stats.MapPushes++
 	}

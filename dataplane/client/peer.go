@@ -59,6 +59,7 @@ type peer struct {
 	pinged     bool
 	pingAt     int64
 	pace       pace
+	recent     recentAcks
 	lostChunks []control.HeldChunk
 	reportAt   int64 // not before
 	refuses    bool  // has no lease or no disk: reported though it is connected
@@ -126,14 +127,15 @@ func (pr *peer) send(p *part) {
 	pr.count++
 	pr.bytes += p.cost()
 	e.stats.Parts++
-	if p.code == dataplane.OpRead {
-		e.watchRead()
-	}
 	h := &e.hdr
 	*h = dataplane.Header{Op: p.code, ReqID: p.id, Chunk: p.chunk, Epoch: p.epoch, Offset: p.off,
 		Length: p.n, Seq: dataplane.Seq(p.op.token)}
 	if p.op.FUA {
 		h.Flags |= dataplane.FlagFUA
+	}
+	if p.code == dataplane.OpRead {
+		h.Seq = p.acked()
+		e.watchRead()
 	}
 	if p.code == dataplane.OpWrite {
 		h.Flags |= dataplane.FlagData
@@ -282,6 +284,7 @@ func (pr *peer) lost(err error) {
 		cool = min(cool, coolSoon)
 	}
 	e.env.Arm(&pr.timer, cool)
+	pr.tellAcked()
 	var parts partList
 	pr.sent.takeAll(&parts)
 	pr.wait.takeAll(&parts)

@@ -28,6 +28,8 @@ func (e *Engine) answer(p *part, pr *peer, h *dataplane.Header, crcs, payload []
 			err = p.file.wasFlushed(p.index, life)
 		case (p.file.ackMemory || life != 0) && !p.op.FUA:
 			p.file.wrote(p.index, life)
+		default:
+			p.acknowledged(pr, h)
 		}
 		e.partDone(p, err)
 		return

@@ -188,6 +188,9 @@ type fakeCS struct {
 	delay    int64                  // ns by which all answers to reads come later
 	late     func(off uint32) int64 // nil, or ns by which the answer to a read at off comes later
 	lastRead int64                  // when it was asked to read
+	claim    dataplane.Seq          // of the last read: what the client says was acknowledged to it
+	told     []dataplane.Header     // what clients said by themselves
+	life     uint32                 // Aux of its answers to writes
 	conns    int
 	served   map[dataplane.Opcode]int
 	largest  uint32
@@ -199,6 +202,10 @@ func (cs *fakeCS) Closed(*session.Conn, error) { cs.conns-- }
 
 func (cs *fakeCS) Frame(c *session.Conn, h *dataplane.Header, crcs, payload []byte, _ *uring.Buf) {
 	if cs.silent || cs.stuck && h.Op != dataplane.OpPing {
+		return
+	}
+	if h.Op == dataplane.OpCommit {
+		cs.told = append(cs.told, *h)
 		return
 	}
 	if cs.served == nil {
@@ -245,7 +252,7 @@ func (cs *fakeCS) serve(c *session.Conn, h, reply *dataplane.Header, payload []b
 	ch := cs.w.chunks[h.Chunk]
 	switch h.Op {
 	case dataplane.OpRead:
-		cs.lastRead = cs.w.sim.Now()
+		cs.lastRead, cs.claim = cs.w.sim.Now(), h.Seq
 		reply.Flags |= dataplane.FlagData
 		reply.Length = h.Length
 		data := ch.data[h.Offset : h.Offset+h.Length]
@@ -272,8 +279,11 @@ func (cs *fakeCS) serve(c *session.Conn, h, reply *dataplane.Header, payload []b
 		cs.largest = max(cs.largest, h.Length)
 		copy(ch.data[h.Offset:], payload)
 		ch.writes++
+		reply.Seq, reply.Aux = dataplane.Seq(ch.writes), cs.life
 	case dataplane.OpZero:
 		clear(ch.data[h.Offset : h.Offset+h.Length])
+		ch.writes++
+		reply.Seq, reply.Aux = dataplane.Seq(ch.writes), cs.life
 	}
 	c.Send(reply, nil, nil)
 }

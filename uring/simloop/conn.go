@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"io"
 	"math/bits"
+	"sync"
 	"syscall"
 
 	"pstorage/uring"
@@ -310,6 +311,31 @@ func newConn(n *Net, node *Node, remote string) *Conn {
 
 // memory gives buffers of a power of two bytes, and takes them back.
 type memory [24][][]byte
+
+// ended are the memories of simulations that were closed, for the next ones: there are as many as
+// ever ran at the same time.
+var ended struct {
+	sync.Mutex
+	list []*memory
+}
+
+func takeMemory() *memory {
+	ended.Lock()
+	defer ended.Unlock()
+	n := len(ended.list)
+	if n == 0 {
+		return new(memory)
+	}
+	m := ended.list[n-1]
+	ended.list = ended.list[:n-1]
+	return m
+}
+
+func giveMemory(m *memory) {
+	ended.Lock()
+	defer ended.Unlock()
+	ended.list = append(ended.list, m)
+}
 
 // get returns n bytes with old contents.
 func (m *memory) get(n int) []byte {

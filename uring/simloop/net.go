@@ -39,7 +39,7 @@ type Net struct {
 	conns     []*Conn
 	cuts      [][2]string // from, to
 	slow      []slowWay
-	mem       memory // of what is on its way
+	mem       *memory // of what is on its way
 }
 
 // NewNet returns a network without nodes.
@@ -53,7 +53,10 @@ func NewNet(s *Sim, o NetOptions) *Net {
 	if o.PerKiB == 0 {
 		o.PerKiB = 400
 	}
-	return &Net{sim: s, opt: o, rng: s.Rand("net")}
+	if s.wire == nil {
+		s.wire = takeMemory()
+	}
+	return &Net{sim: s, opt: o, rng: s.Rand("net"), mem: s.wire}
 }
 
 // Node is one process's access to the network: its uring.Net.

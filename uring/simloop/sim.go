@@ -35,6 +35,7 @@ type Sim struct {
 	killed bool  // some of envs
 	nodes  int   // ever made
 	mem    arena // of what disks hold
+	wire   *memory
 
 	// Limit is after how many events Run panics; 0: never.
 	Limit uint64
@@ -46,8 +47,15 @@ func New(seed uint64) *Sim { return &Sim{seed: seed, hash: 14695981039346656037}
 // UseSlabs says where disks made from now on take their memory from.
 func (s *Sim) UseSlabs(from Slabs) { s.mem.from = from }
 
-// Close gives memory of the simulation's disks back. Nothing of it may be used any more.
-func (s *Sim) Close() { s.mem.free() }
+// Close gives memory of the simulation's disks and connections back. Nothing of it may be used any
+// more.
+func (s *Sim) Close() {
+	s.mem.free()
+	if s.wire != nil {
+		giveMemory(s.wire)
+		s.wire = nil
+	}
+}
 
 // Now is the virtual time in nanoseconds.
 func (s *Sim) Now() int64 { return s.now }
