@@ -96,10 +96,10 @@ func runSeed(cfg config) (res result) {
 	w.chooseGhost()
 	w.chooseLeases()
 	w.chooseStrand()
-	w.chooseLone()
 	if cfg.fix != nil {
 		cfg.fix(&w.sc)
 	}
+	w.chooseLone()
 	w.stopLoad = cfg.scene != nil
 	w.net = simloop.NewNet(w.sim, simloop.NetOptions{})
 	w.log = slog.New(quiet{})
