@@ -21,6 +21,7 @@ type peer struct {
 	dialing bool
 	gen     uint32 // counts connections
 	backoff int64
+	tries   int // attempts since it was connected last
 	redial  uring.Timer
 	heard   int64 // when it said something last
 	gauge   peerGauge
@@ -58,7 +59,7 @@ func (sh *Shard) peer(cs dataplane.CSID, addr string) *peer {
 	}
 	if addr != "" && p.addr != addr {
 		p.addr = addr
-		p.backoff = int64(redialFirst)
+		p.backoff, p.tries = int64(redialFirst), 0
 		if p.open {
 			p.c.Close(dataplane.E(p.String(), dataplane.Closed, errors.New("it moved to "+addr)))
 		}
@@ -171,6 +172,7 @@ func (p *peer) Open(c *session.Conn) {
 	}
 	p.gen++
 	p.open, p.dialing, p.backoff, p.err = true, false, int64(redialFirst), nil
+	p.tries = 0
 	p.heard = p.sh.env.Now()
 	for _, k := range p.calls {
 		k.send()
@@ -196,6 +198,9 @@ func (p *peer) down(err error) {
 	}
 	sh.env.Arm(&p.redial, p.backoff)
 	p.backoff = min(2*p.backoff, int64(redialMax))
+	if p.tries++; p.tries <= redialTries {
+		p.backoff = min(p.backoff, int64(redialSoon))
+	}
 	p.failCalls(err)
 	if was {
 		sh.slog.Info("connection to a chunk server lost", "cs", p.cs, "addr", p.addr, "reason", err)

@@ -384,13 +384,15 @@ func (s *server) keepLease(ctx context.Context) error {
 	tick := time.NewTicker(dataplane.HeartbeatEvery)
 	defer tick.Stop()
 	registered, first := false, true
-	var warned time.Time // that there is no lease
+	var pause time.Duration // before the next attempt to register
+	var warned time.Time    // that there is no lease
 	for ctx.Err() == nil {
 		var err error
 		if !registered {
 			err = s.register(ctx)
 			registered = err == nil
 			first = first && !registered
+			pause = min(max(2*pause, registerSoon), dataplane.HeartbeatEvery)
 		} else {
 			err = s.heartbeat(ctx)
 			if k := dataplane.KindOf(err); k == dataplane.Fenced {
@@ -425,14 +427,25 @@ func (s *server) keepLease(ctx context.Context) error {
 			return dataplane.E("serve chunk server "+s.o.Dir, dataplane.NoSpace,
 				errors.New("its file system was full and has room again: a new start goes on from the log"))
 		}
+		var soon <-chan time.Time
+		if !registered {
+			soon = time.After(pause)
+		} else {
+			pause = 0
+		}
 		select {
 		case <-ctx.Done():
 		case <-tick.C:
 		case <-s.beat:
+		case <-soon:
 		}
 	}
 	return nil
 }
+
+// registerSoon is the pause after the first attempt to register that failed: the metadata server
+// may not have noticed yet that the process before has ended.
+const registerSoon = 30 * time.Millisecond
 
 func (s *server) register(ctx context.Context) error {
 	req := &control.RegisterCSReq{CS: s.id.CS, Disk: s.id.diskUUID(), Boot: s.id.Boot, Addr: s.addr,
@@ -511,7 +524,7 @@ func (s *server) heartbeat(ctx context.Context) error {
 	req.Stats.Allocated = allocated(filepath.Join(s.o.Dir, storeFile))
 	req.Capacity = s.checkSpace(req.Capacity, req.Used, req.Stats.Allocated)
 	if err := s.failure(); err != nil {
-		req.Failed = err.Error()
+		req.Failed = failedText(err)
 	}
 	// A part of the lease, so that a server that doesn't answer leaves time to ask another one.
 	ctx, cancel := context.WithTimeout(ctx, dataplane.LeaseTime/3)

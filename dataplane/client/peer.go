@@ -33,6 +33,8 @@ const (
 const (
 	tickEvery   = int64(250 * time.Millisecond)
 	coolMax     = int64(500 * time.Millisecond)
+	coolSoon    = int64(80 * time.Millisecond) // and in the first coolTries attempts
+	coolTries   = 20
 	reportEvery = int64(500 * time.Millisecond)
 	reportMax   = 256 // chunks in one report; the others are told of with the next
 )
@@ -278,6 +280,9 @@ func (pr *peer) lost(err error) {
 	}
 	e.stats.ConnsLost++
 	cool := min(int64(e.opt.MinBackoff)<<min(pr.fails-1, 10), coolMax)
+	if pr.fails <= coolTries { // a process that crashed is back within a second
+		cool = min(cool, coolSoon)
+	}
 	e.env.Arm(&pr.timer, cool)
 	pr.tellAcked()
 	var parts partList

@@ -1,6 +1,8 @@
 package client
 
 import (
+	"time"
+
 	"pstorage/dataplane"
 	"pstorage/dataplane/control"
 )
@@ -213,9 +215,19 @@ func (e *Engine) metaRetry(err error, what string, f *File) bool {
 	return true
 }
 
+// Pauses of the first backoffTries tries, which last a second, are at most backoffSoon: a chunk
+// server whose process crashed is back by then, and nobody should notice it much later.
+const (
+	backoffSoon  = int64(80 * time.Millisecond)
+	backoffTries = 16
+)
+
 // backoff is how long to wait before try number tries+1, in ns: doubled each time, with jitter.
 func (e *Engine) backoff(tries int) int64 {
 	d := int64(e.opt.MinBackoff) << min(max(tries-1, 0), 10)
 	d = min(d, int64(e.opt.MaxBackoff))
+	if tries <= backoffTries {
+		d = min(d, backoffSoon)
+	}
 	return d*3/4 + int64(e.env.Rand()%uint64(d/2+1))
 }
