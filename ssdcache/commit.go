@@ -35,8 +35,8 @@ func (l *Log) canWait(b *batch) bool {
 }
 
 // canGrow says whether b is better sent when a batch in flight has ended, which sends it in any
-// case: it takes more in meanwhile. Each batch costs two requests of the disk, its write and a flush, and
-// the disk is no sooner done with two small ones than with one.
+// case: it takes more in meanwhile. Each batch costs two requests of the disk, its write and a
+// flush, and the disk is no sooner done with two small ones than with one.
 func (l *Log) canGrow(b *batch) bool {
 	return !b.sealed && l.lastSent > l.durable && b.h.dataBlocks < l.o.NextBatch
 }
