@@ -56,8 +56,8 @@ const (
 	readPatience  = time.Second            // for the commit mark of a write that a read runs into
 	redialFirst   = 20 * time.Millisecond  // doubled up to redialMax
 	redialMax     = time.Second
-	redialSoon    = 80 * time.Millisecond   // at most, in the first redialTries attempts: a process that
-	redialTries   = 20                      // crashed is back within a second
+	redialSoon    = 80 * time.Millisecond   // at most, in the first redialTries attempts: a process
+	redialTries   = 20                      // that crashed is back within a second
 	chainBan      = 10 * time.Second        // no chain after a link in it broke
 	pingAfter     = 500 * time.Millisecond  // of silence of another chunk server
 	peerSilence   = 1500 * time.Millisecond // after it the connection is given up

@@ -524,7 +524,7 @@ func (s *server) heartbeat(ctx context.Context) error {
 	req.Stats.Allocated = allocated(filepath.Join(s.o.Dir, storeFile))
 	req.Capacity = s.checkSpace(req.Capacity, req.Used, req.Stats.Allocated)
 	if err := s.failure(); err != nil {
-		req.Failed = err.Error()
+		req.Failed = failedText(err)
 	}
 	// A part of the lease, so that a server that doesn't answer leaves time to ask another one.
 	ctx, cancel := context.WithTimeout(ctx, dataplane.LeaseTime/3)

@@ -44,6 +44,20 @@ func startError(what, path string, err error) error {
 	return dataplane.E(what, dataplane.Invalid, fmt.Errorf("%s: %w; %s", path, err, hint))
 }
 
+// failedText is how a disk failed while it was served, and what to do: for the metadata servers,
+// whose stat shows it.
+func failedText(err error) string {
+	hint := "look at its host's kernel log (dmesg). Mend the disk and start the chunk server again, " +
+		"or replace it: pstorage rm-cs --force, then make-cs. Its chunks are copied to others"
+	switch {
+	case errors.Is(err, syscall.ENOSPC):
+		hint = "make room on its file system, and it goes on by itself. Its chunks are copied to others"
+	case errors.Is(err, syscall.EROFS):
+		hint = "Linux makes a file system read-only after an error of its disk: " + hint
+	}
+	return err.Error() + "; " + hint
+}
+
 // missingIdentity explains a directory without the file: is it empty, or did it lose it?
 func missingIdentity(dir string, err error) error {
 	var left []string

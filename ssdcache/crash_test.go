@@ -65,7 +65,7 @@ func lives(t testing.TB, seed uint64, n int, wrap func(uring.Disk) uring.Disk) (
 		r.dev = wrap(r.disk)
 	}
 	r.opt = Options{BatchesInFlight: 1 + int(seed%3), DestageAt: []float64{0.01, 0.3, 0.6}[seed%3],
-		Sequential: seed%4 == 3}
+		NextBatch: 1 + int(seed/4%2)*15, Sequential: seed%4 == 3}
 	r.readers = seed%2 == 0
 	for range n {
 		r.mustOpen()
@@ -241,7 +241,7 @@ func TestStaleBatch(t *testing.T) {
 		r.disk.Fault = func(*uring.DiskOp) simloop.Fault { return simloop.Fault{Delay: 1e9} }
 		r.env.Do(func() { r.append(change{Data, 0, 2, 1}) }) // stays in flight
 		r.disk.Fault = nil
-		r.env.Do(func() { r.append(change{Data, 0, 3, 1}) })
+		r.env.Do(func() { r.append(change{Data, 0, 3, 16}) }) // doesn't wait
 		r.sim.Run(func() bool { return r.disk.InFlight() == 1 }, r.sim.Now()+1e8)
 		r.powerCut()
 		r.mustOpen()

@@ -35,7 +35,8 @@ func TestDrain(t *testing.T) {
 	cut, drained := 0, 0
 	for seed := range seeds {
 		r := newRig(t, seed, 6+int(seed%5), MinSegment)
-		r.opt = Options{BatchesInFlight: 1 + int(seed%3), Sequential: seed%4 == 3}
+		r.opt = Options{BatchesInFlight: 1 + int(seed%3), NextBatch: 1 + int(seed/4%2)*15,
+			Sequential: seed%4 == 3}
 		r.readers = seed%2 == 0
 		for done := false; !done; {
 			r.mustOpen()

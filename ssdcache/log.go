@@ -21,7 +21,10 @@ type Options struct {
 	MaxSlots uint32
 	// BatchesInFlight is how many batches may be on their way to the disk, 1 to 8; default 2.
 	BatchesInFlight int
-	Backing         Backing
+	// NextBatch is how many data blocks a batch must have to be sent while another one is on its
+	// way; default 16.
+	NextBatch int
+	Backing   Backing
 	// DestageAt is the fill level, 0 to 1, from which segments are written back; default 0.5.
 	DestageAt float64
 	// Sequential is for a log on the disk of the store itself: its reads take time away from the

@@ -403,3 +403,26 @@ func TestPoolUsedUp(t *testing.T) {
 	r.mustOpen()
 	r.check()
 }
+
+// TestNextBatch: a small batch waits for the one in flight, a large one doesn't.
+func TestNextBatch(t *testing.T) {
+	r := newRig(t, 1, 6, MinSegment)
+	defer r.dispose()
+	r.opt = Options{NextBatch: 4}
+	r.mustOpen()
+	r.disk.Fault = func(*uring.DiskOp) simloop.Fault { return simloop.Fault{Delay: 1e9} }
+	for i, n := range []uint32{1, 3, 1, 9} {
+		want := []int{1, 1, 2, 2}[i] // the third makes four; then as many as may are in flight
+		r.env.Do(func() { r.append(change{Data, 0, 10 * uint32(i), n}) })
+		r.sim.Run(func() bool { return false }, r.sim.Now()+1e6)
+		if got := r.disk.InFlight(); got != want {
+			t.Fatalf("%d batches in flight after append %d of %d blocks, not %d", got, i, n, want)
+		}
+	}
+	r.disk.Fault = nil
+	r.sim.Run(func() bool { return r.acked == 4 }, r.sim.Now()+1e10)
+	if r.acked != 4 {
+		t.Fatalf("%d of 4 appends were reported", r.acked)
+	}
+	r.check()
+}

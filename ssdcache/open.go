@@ -152,6 +152,9 @@ func Open(o Options, record func(*Record), done func(*Log, error)) {
 	if o.BatchesInFlight == 0 {
 		o.BatchesInFlight = 2
 	}
+	if o.NextBatch == 0 {
+		o.NextBatch = 16
+	}
 	if o.DestageAt == 0 {
 		o.DestageAt = 0.5
 	}

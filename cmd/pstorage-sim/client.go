@@ -169,7 +169,7 @@ func (c *client) write(f *file, off int64, n int, zero bool) {
 	op := &dpclient.Op{Kind: dpclient.Zero, File: c.handles[f.index], Offset: off, Length: int64(n)}
 	if !zero {
 		tag = f.newTag()
-		buf := c.w.bufs.get(n)
+		buf := c.w.bufs.Get(n)
 		for i := 0; i < n; i += 8 {
 			binary.LittleEndian.PutUint64(buf[i:], tag)
 		}
@@ -198,7 +198,7 @@ func (c *client) flush(f *file) {
 func (c *client) read(f *file, off int64, n int) {
 	r := f.beginRead(off, n)
 	op := &dpclient.Op{Kind: dpclient.Read, File: c.handles[f.index], Offset: off,
-		Buf: c.w.bufs.get(n)}
+		Buf: c.w.bufs.Get(n)}
 	c.submit(op, func() { r.returned(op.Buf[:op.N], fmt.Sprintf("client %d", c.index+1)) })
 }
 
@@ -305,7 +305,7 @@ func (w *world) makeFile(i int) {
 // recycle takes back the memory of an operation that is done.
 func (w *world) recycle(op *dpclient.Op) {
 	if len(op.Buf) > 0 {
-		w.bufs.put(op.Buf)
+		w.bufs.Put(op.Buf)
 		op.Buf = nil
 	}
 }

@@ -265,14 +265,14 @@ func (w *world) compare(c *control.ChunkConfig) bool {
 		}
 		if i == 0 {
 			first = data
-			defer w.bufs.put(data)
+			defer w.bufs.Put(data)
 			continue
 		}
 		if !bytes.Equal(first, data) {
 			differ = append(differ, fmt.Sprintf("chunk %v: cs %d and cs %d differ%s", c.Chunk,
 				c.Members[0].CS, m.CS, firstDifference(first, data)))
 		}
-		w.bufs.put(data)
+		w.bufs.Put(data)
 	}
 	if now := w.config(c.Chunk); now.Epoch != c.Epoch {
 		return false
@@ -313,7 +313,7 @@ func usedOf(index uint32) (list []area) {
 // replica reads the used parts of a member's replica; damaged blocks get time to be repaired.
 func (w *world) replica(n *csNode, c *control.ChunkConfig) (all []byte) {
 	w.unread = ""
-	all = w.bufs.get(int(areas[0].length + areas[1].length))[:0]
+	all = w.bufs.Get(int(areas[0].length + areas[1].length))[:0]
 	for _, a := range usedOf(c.Index) {
 		off := uint32(a.off - int64(c.Index)*dataplane.ChunkSize)
 		for try := 0; ; try++ {
@@ -322,7 +322,7 @@ func (w *world) replica(n *csNode, c *control.ChunkConfig) (all []byte) {
 			done := false
 			n.env.Do(func() {
 				n.shard.SimPeek(c.Chunk, off, uint32(a.length), func(p []byte, e error) {
-					got, err, done = w.bufs.get(int(a.length)), e, true
+					got, err, done = w.bufs.Get(int(a.length)), e, true
 					copy(got, p)
 				})
 			})
@@ -331,7 +331,7 @@ func (w *world) replica(n *csNode, c *control.ChunkConfig) (all []byte) {
 			}
 			if err == nil {
 				all = append(all, got...)
-				w.bufs.put(got)
+				w.bufs.Put(got)
 				break
 			}
 			if try == 20 || w.config(c.Chunk).Epoch != c.Epoch {

@@ -23,11 +23,11 @@ type lone struct {
 // chooseLone decides whether a run has that, by a stream of its own.
 func (w *world) chooseLone() {
 	rng := w.sim.Rand("lone members")
-	if !w.sc.rot || w.sc.ghost || w.strand != nil || w.cfg.scene != nil || rng.IntN(4) > 0 {
+	if !w.sc.rot || w.sc.ghost || w.strand != nil || w.cfg.scene != nil || rng.IntN(2) > 0 {
 		return
 	}
 	w.lone = &lone{w: w, rng: rng}
-	w.sc.length, w.sc.moves, w.sc.weights = 26*sec, 0, [faultKinds]int{}
+	w.sc.length, w.sc.moves, w.sc.weights = 30*sec, 0, [faultKinds]int{}
 	w.sc.away, w.sc.partialFirst = false, false
 }
 
@@ -44,7 +44,7 @@ func (l *lone) start(f *faults) {
 			if c.Created && len(c.Members) == 3 && hasMember(&c, f.rotten().id) && l.alike(&c) {
 				l.chunk = c.Chunk
 				l.first = l.other(&c)
-				l.until = l.w.sim.Now() + 9*sec
+				l.until = l.w.sim.Now() + 12*sec
 				l.w.trace("cs %d leaves chunk %v", l.first.id, c.Chunk)
 				l.first.kill(true)
 				l.wait()
@@ -93,7 +93,7 @@ func (l *lone) wait() {
 		case l.w.sim.Now() > l.until:
 			l.first.start(false)
 		case c != nil && len(c.Members) == 2 && hasMember(c, l.f.rotten().id) && l.alike(c) &&
-			l.rng.IntN(4) == 0 && l.damage() > 0:
+			l.rng.IntN(8) == 0 && l.damage() > 0:
 			l.leave(l.other(c))
 		default:
 			l.wait()

@@ -2,7 +2,6 @@ package main
 
 import (
 	"fmt"
-	"math/bits"
 	"slices"
 	"sync"
 
@@ -63,43 +62,25 @@ func (p *pools) free() {
 	}
 }
 
-// buffers are memory for operations, by powers of two.
-type buffers [24][][]byte
-
-func (m *buffers) get(n int) []byte {
-	class := bits.Len(uint(n - 1))
-	if l := len(m[class]); l > 0 {
-		b := m[class][l-1]
-		m[class] = m[class][:l-1]
-		return b[:n]
-	}
-	return make([]byte, n, 1<<class)
-}
-
-func (m *buffers) put(b []byte) {
-	class := bits.Len(uint(cap(b) - 1))
-	m[class] = append(m[class], b)
-}
-
-// idleBuffers are buffers that no world uses now.
+// idleBuffers are memory for operations and connections that no world uses now.
 var idleBuffers struct {
 	sync.Mutex
-	list []*buffers
+	list []*simloop.Buffers
 }
 
-func takeBuffers() *buffers {
+func takeBuffers() *simloop.Buffers {
 	idleBuffers.Lock()
 	defer idleBuffers.Unlock()
 	n := len(idleBuffers.list)
 	if n == 0 {
-		return new(buffers)
+		return new(simloop.Buffers)
 	}
 	b := idleBuffers.list[n-1]
 	idleBuffers.list = idleBuffers.list[:n-1]
 	return b
 }
 
-func giveBuffers(b *buffers) {
+func giveBuffers(b *simloop.Buffers) {
 	idleBuffers.Lock()
 	defer idleBuffers.Unlock()
 	idleBuffers.list = append(idleBuffers.list, b)

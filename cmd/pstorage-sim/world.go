@@ -70,7 +70,7 @@ type world struct {
 	recovered  map[dataplane.ChunkID]bool // a head was asked to add a member
 	ops        int
 	copies     copyCounts
-	bufs       *buffers
+	bufs       *simloop.Buffers
 	unread     string // why a replica couldn't be read
 	stuck      int64  // how long the last operation waited after the faults had ended, ns
 }
@@ -89,6 +89,7 @@ func runSeed(cfg config) (res result) {
 		recovered: map[dataplane.ChunkID]bool{}}
 	w.sim = simloop.New(cfg.seed)
 	w.sim.UseSlabs(&slabs)
+	w.sim.UseBuffers(w.bufs)
 	w.sim.Limit = 2_000_000 // a hundred times as many as usual
 	w.rnd = w.sim.Rand("messages")
 	w.sc = newScenario(w.sim.Rand("scenario"))
@@ -96,10 +97,10 @@ func runSeed(cfg config) (res result) {
 	w.chooseGhost()
 	w.chooseLeases()
 	w.chooseStrand()
-	w.chooseLone()
 	if cfg.fix != nil {
 		cfg.fix(&w.sc)
 	}
+	w.chooseLone()
 	w.stopLoad = cfg.scene != nil
 	w.net = simloop.NewNet(w.sim, simloop.NetOptions{})
 	w.log = slog.New(quiet{})

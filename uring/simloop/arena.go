@@ -1,6 +1,9 @@
 package simloop
 
-import "encoding/binary"
+import (
+	"encoding/binary"
+	"math/bits"
+)
 
 // Slabs are where memory for the contents of disks comes from. It is given back all at once when
 // the simulation ends (Sim.Close), so that the next one can use it: the garbage collector would
@@ -65,4 +68,27 @@ func digest(h uint64, b []byte) uint64 {
 		h = (h ^ uint64(x)) * 1099511628211
 	}
 	return h
+}
+
+// Buffers gives buffers of a power of two bytes, and takes them back. The zero value is empty. Not
+// safe for concurrent use.
+type Buffers [24][][]byte
+
+// Get returns n bytes with old contents.
+func (m *Buffers) Get(n int) []byte {
+	class := bits.Len(uint(max(n, 64) - 1))
+	if l := len(m[class]); l > 0 {
+		b := m[class][l-1]
+		m[class] = m[class][:l-1]
+		return b[:n]
+	}
+	return make([]byte, n, 1<<class)
+}
+
+// Put takes back what Get returned; nobody uses it any more. Nil is nothing.
+func (m *Buffers) Put(b []byte) {
+	if b != nil {
+		class := bits.Len(uint(cap(b) - 1))
+		m[class] = append(m[class], b)
+	}
 }

@@ -4,8 +4,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"math/bits"
-	"sync"
 	"syscall"
 
 	"pstorage/uring"
@@ -72,7 +70,7 @@ func (c *Conn) Reserve(n int) []byte {
 }
 
 func (c *Conn) reserve(n int) []byte {
-	b := c.net.mem.get(n)
+	b := c.net.mem.Get(n)
 	c.add(piece{data: b, all: b})
 	return b
 }
@@ -135,7 +133,7 @@ func (c *Conn) shut(err error) {
 			p.buf.Release()
 		}
 	}
-	c.net.mem.put(c.inMem)
+	c.net.mem.Put(c.inMem)
 	c.out, c.queued, c.wire, c.in, c.inMem, c.into = nil, 0, nil, nil, nil, nil
 	c.net.drop(c)
 	c.node.env.Post(func() {
@@ -167,7 +165,7 @@ func (c *Conn) flush() {
 		}
 		data := p.all
 		if len(p.all) != n { // otherwise all of it goes, memory too
-			data = c.net.mem.get(n)
+			data = c.net.mem.Get(n)
 			copy(data, p.data)
 		} else {
 			p.all = nil
@@ -182,7 +180,7 @@ func (c *Conn) flush() {
 			if p.buf != nil {
 				p.buf.Release()
 			}
-			c.net.mem.put(p.all)
+			c.net.mem.Put(p.all)
 			c.out = c.out[1:]
 		}
 	}
@@ -227,7 +225,7 @@ func (c *Conn) arrive() {
 func (c *Conn) take(data []byte) {
 	switch {
 	case len(c.in) == 0:
-		c.net.mem.put(c.inMem)
+		c.net.mem.Put(c.inMem)
 		c.in, c.inMem = data, data
 		return
 	case len(c.in)+len(data) <= cap(c.in):
@@ -235,12 +233,12 @@ func (c *Conn) take(data []byte) {
 		c.in = c.inMem[:copy(c.inMem[:cap(c.inMem)], c.in)]
 	default:
 		old := c.inMem
-		c.inMem = c.net.mem.get(max(2*cap(old), len(c.in)+len(data)))
+		c.inMem = c.net.mem.Get(max(2*cap(old), len(c.in)+len(data)))
 		c.in = c.inMem[:copy(c.inMem, c.in)]
-		c.net.mem.put(old)
+		c.net.mem.Put(old)
 	}
 	c.in = append(c.in, data...)
-	c.net.mem.put(data)
+	c.net.mem.Put(data)
 }
 
 // feed gives the handler what it is due.
@@ -283,7 +281,7 @@ func (c *Conn) feedOnce() bool {
 	n, into := c.handler.Recv(in[:give:give])
 	spoil(in[:min(max(n, 0), give)]) // valid only during the call
 	if c.closed {
-		c.net.mem.put(mem)
+		c.net.mem.Put(mem)
 		return false
 	}
 	c.inMem = mem
@@ -307,51 +305,4 @@ func newConn(n *Net, node *Node, remote string) *Conn {
 	c.arrived, c.fed, c.flushed = doFunc(c.arrive), doFunc(c.feed), doFunc(c.flush)
 	c.flusher.TurnEnd = c.flush
 	return c
-}
-
-// memory gives buffers of a power of two bytes, and takes them back.
-type memory [24][][]byte
-
-// ended are the memories of simulations that were closed, for the next ones: there are as many as
-// ever ran at the same time.
-var ended struct {
-	sync.Mutex
-	list []*memory
-}
-
-func takeMemory() *memory {
-	ended.Lock()
-	defer ended.Unlock()
-	n := len(ended.list)
-	if n == 0 {
-		return new(memory)
-	}
-	m := ended.list[n-1]
-	ended.list = ended.list[:n-1]
-	return m
-}
-
-func giveMemory(m *memory) {
-	ended.Lock()
-	defer ended.Unlock()
-	ended.list = append(ended.list, m)
-}
-
-// get returns n bytes with old contents.
-func (m *memory) get(n int) []byte {
-	class := bits.Len(uint(max(n, 64) - 1))
-	if l := len(m[class]); l > 0 {
-		b := m[class][l-1]
-		m[class] = m[class][:l-1]
-		return b[:n]
-	}
-	return make([]byte, n, 1<<class)
-}
-
-// put takes back what get returned; nobody uses it any more. Nil is nothing.
-func (m *memory) put(b []byte) {
-	if b != nil {
-		class := bits.Len(uint(cap(b) - 1))
-		m[class] = append(m[class], b)
-	}
 }

@@ -39,7 +39,7 @@ type Net struct {
 	conns     []*Conn
 	cuts      [][2]string // from, to
 	slow      []slowWay
-	mem       *memory // of what is on its way
+	mem       *Buffers // of what is on its way
 }
 
 // NewNet returns a network without nodes.
@@ -53,10 +53,10 @@ func NewNet(s *Sim, o NetOptions) *Net {
 	if o.PerKiB == 0 {
 		o.PerKiB = 400
 	}
-	if s.wire == nil {
-		s.wire = takeMemory()
+	if s.bufs == nil {
+		s.bufs = new(Buffers)
 	}
-	return &Net{sim: s, opt: o, rng: s.Rand("net"), mem: s.wire}
+	return &Net{sim: s, opt: o, rng: s.Rand("net"), mem: s.bufs}
 }
 
 // Node is one process's access to the network: its uring.Net.

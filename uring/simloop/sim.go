@@ -35,7 +35,7 @@ type Sim struct {
 	killed bool  // some of envs
 	nodes  int   // ever made
 	mem    arena // of what disks hold
-	wire   *memory
+	bufs   *Buffers
 
 	// Limit is after how many events Run panics; 0: never.
 	Limit uint64
@@ -47,15 +47,12 @@ func New(seed uint64) *Sim { return &Sim{seed: seed, hash: 14695981039346656037}
 // UseSlabs says where disks made from now on take their memory from.
 func (s *Sim) UseSlabs(from Slabs) { s.mem.from = from }
 
-// Close gives memory of the simulation's disks and connections back. Nothing of it may be used any
-// more.
-func (s *Sim) Close() {
-	s.mem.free()
-	if s.wire != nil {
-		giveMemory(s.wire)
-		s.wire = nil
-	}
-}
+// UseBuffers says where networks made from now on take memory for what is on its way, and give it
+// back to. Another simulation may use them when this one has been closed.
+func (s *Sim) UseBuffers(from *Buffers) { s.bufs = from }
+
+// Close gives the memory of the simulation's disks back. Nothing of it may be used any more.
+func (s *Sim) Close() { s.mem.free() }
 
 // Now is the virtual time in nanoseconds.
 func (s *Sim) Now() int64 { return s.now }
