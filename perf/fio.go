@@ -21,6 +21,7 @@ type Workload struct {
 	Time      time.Duration // of measuring; 0: one pass over Size, sequential workloads only
 	Size      int64         // bytes of the file that are used, from its start
 	Fsync     bool          // fio only: fsync(2) after each write; pstorage's always are durable
+	Warm      time.Duration // native only: what ends in this time before Time isn't counted
 	Count     uint64        // native only: operations after which it ends before its time; 0: none
 }
 
@@ -41,6 +42,8 @@ func (w Workload) Validate() error {
 		return fmt.Errorf("qd=%d: must be 1 to 4096", w.Depth)
 	case w.Time < 0 || w.Time == 0 && w.Random():
 		return fmt.Errorf("time=%v: must be more than 0", w.Time)
+	case w.Warm < 0 || w.Warm > 0 && (w.Time == 0 || w.Count > 0):
+		return fmt.Errorf("warm=%v: must be at least 0, and 0 unless the run lasts a time", w.Warm)
 	case w.Size < int64(w.BlockSize):
 		return fmt.Errorf("size=%d: smaller than one block of %d", w.Size, w.BlockSize)
 	}

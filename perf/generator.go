@@ -83,7 +83,7 @@ func (g *generator) over(now int64) bool {
 	if g.w.Time == 0 {
 		return g.seq >= g.w.Size/int64(g.w.BlockSize)
 	}
-	return now-g.first >= int64(g.w.Time)
+	return now-g.first >= int64(g.w.Warm+g.w.Time)
 }
 
 // complete is told that the operation in slot is done; short reads are errors.
@@ -98,6 +98,7 @@ func (g *generator) complete(slot int, err error) {
 		if g.err == nil {
 			g.err = err
 		}
+	case now-g.first < int64(g.w.Warm): // the way to the servers isn't full yet
 	case !over || !g.timed():
 		g.last = now
 		g.hist.Add(now - g.begin[slot])

@@ -46,6 +46,26 @@ func (f *fakeTarget) run() (Result, error) {
 	return f.g.result()
 }
 
+// TestGeneratorWarm: what ends in the time before isn't counted, and the run is longer by it.
+func TestGeneratorWarm(t *testing.T) {
+	w := Workload{RW: "write", BlockSize: 4096, Depth: 8, Warm: time.Second / 4, Time: time.Second,
+		Size: 1 << 20}
+	f := newFakeTarget(w, time.Millisecond)
+	r, err := f.run()
+	if err != nil {
+		t.Fatal(err)
+	}
+	// Those that end from 250 ms on and before 1250 ms: 8 in each of 1000 of them.
+	if r.Ops != 8*1000 || r.IOPS != 8000 || r.Seconds != 1 || f.g.issued != 8*1250 {
+		t.Errorf("%d operations in %v s, %v per second, %d issued; want 8000, 1, 8000, 10000",
+			r.Ops, r.Seconds, r.IOPS, f.g.issued)
+	}
+	w.Time = 0
+	if err := w.Validate(); err == nil {
+		t.Error("a time before a run that has none")
+	}
+}
+
 func TestGeneratorCounts(t *testing.T) {
 	w := Workload{RW: "randread", BlockSize: 4096, Depth: 8, Time: time.Second, Size: 1 << 20}
 	f := newFakeTarget(w, time.Millisecond)

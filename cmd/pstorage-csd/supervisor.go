@@ -29,7 +29,7 @@ const (
 	watchEvery  = 500 * time.Millisecond
 	firstDelay  = 100 * time.Millisecond // before the second restart in a row; the first has none
 	maxDelay    = 5 * time.Second
-	stableAfter = 30 * time.Second // a child that lived this long starts the delays anew
+	stableAfter = time.Second      // a child that lived this long starts the delays anew
 	stopWithin  = 20 * time.Second // from SIGTERM to SIGKILL
 
 	tellStopWithin = 500 * time.Millisecond

@@ -15,7 +15,7 @@ import (
 func newNative() *cobra.Command {
 	var o perf.NativeOptions
 	var asJSON, layout bool
-	var seconds float64
+	var seconds, warm float64
 	w := perf.Workload{}
 	size, block := cli.Size(1<<30), cli.Size(4096)
 	cmd := &cobra.Command{
@@ -30,6 +30,7 @@ CPU time per operation is that of this process alone.`,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			w.Size, w.BlockSize = int64(size), int(block)
 			w.Time = time.Duration(seconds * float64(time.Second))
+			w.Warm = time.Duration(warm * float64(time.Second))
 			if err := w.Validate(); err != nil {
 				return cli.Usage("%v", err)
 			}
@@ -58,6 +59,7 @@ CPU time per operation is that of this process alone.`,
 	flags.Var(&block, "bs", "size of one operation")
 	flags.IntVar(&w.Depth, "qd", 32, "operations in flight")
 	flags.Float64Var(&seconds, "time", 10, "seconds; 0: one pass, for read and write")
+	flags.Float64Var(&warm, "warm", 0, "seconds before those, which aren't counted")
 	flags.BoolVar(&layout, "layout", false, "write the file in full first, in any case")
 	flags.BoolVar(&asJSON, "json", false, "print JSON")
 	return cmd

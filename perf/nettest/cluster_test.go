@@ -53,6 +53,7 @@ type testCluster struct {
 	bs      []string
 	mixed   bool // half of the chunk servers relay parts of writes
 	journal string
+	used    int64 // bytes of each store that have been written to before, as on a disk in use
 }
 
 // needs skips the test unless it was asked for and can run here.
@@ -83,7 +84,8 @@ func newCluster(t *testing.T, lab string, mdsCount, csCount, clients int) *testC
 	}
 	c := &testCluster{t: t, lab: l, dir: l.Dir(), bin: bin, mixed: lab == "faults", journal: "256M"}
 	if lab == "rate" {
-		c.journal = "1G" // what is measured isn't to wait for what is written back to the one disk
+		// What is measured isn't to wait for what is written back to the one disk.
+		c.journal, c.used = "1G", 1536<<20
 	}
 	t.Cleanup(func() {
 		if t.Failed() || os.Getenv("PSTORAGE_NET_KEEP") != "" {
@@ -176,6 +178,9 @@ func (c *testCluster) makeServers(mdsCount, csCount int) {
 		c.cs = append(c.cs, s)
 		c.run(s.node, "make-cs", "-r", filepath.Join(c.dir, s.name), "-a", s.node.Addr()+":2520",
 			"-s", c.journal, "--capacity", "8G")
+		if c.used > 0 {
+			c.must(fillHoles(filepath.Join(c.dir, s.name, "store"), c.used))
+		}
 	}
 }
 

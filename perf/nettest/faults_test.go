@@ -381,8 +381,22 @@ func seedOf(t *testing.T) uint64 {
 	return seed
 }
 
+// repeatOf is how often each fault is to happen: PSTORAGE_NET_REPEAT, or once.
+func repeatOf(t *testing.T) int {
+	text := os.Getenv("PSTORAGE_NET_REPEAT")
+	if text == "" {
+		return 1
+	}
+	n, err := strconv.Atoi(text)
+	if err != nil || n < 1 {
+		t.Fatalf("PSTORAGE_NET_REPEAT=%q: a number from 1 on is needed", text)
+	}
+	return n
+}
+
 // TestFaults runs the faults one after the other under load and checks all histories at the end.
-// PSTORAGE_NET_FAULTS is a pattern that chooses some of them.
+// PSTORAGE_NET_FAULTS is a pattern that chooses some of them, PSTORAGE_NET_REPEAT how often each
+// happens.
 func TestFaults(t *testing.T) {
 	needs(t)
 	choice, err := regexp.Compile(os.Getenv("PSTORAGE_NET_FAULTS"))
@@ -401,7 +415,9 @@ func TestFaults(t *testing.T) {
 		if testing.Short() && !f.sample || !choice.MatchString(f.name) {
 			continue
 		}
-		done = append(done, s.suffer(f))
+		for range repeatOf(t) {
+			done = append(done, s.suffer(f))
+		}
 	}
 	if len(done) == 0 {
 		t.Fatal("no fault has been chosen")
