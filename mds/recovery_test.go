@@ -338,7 +338,9 @@ func TestDrainKeepsFormer(t *testing.T) {
 	}
 	exclude := &control.ReconfigureReq{Chunk: conf.Chunk, Epoch: 1,
 		Members: []dataplane.CSID{head.id, other.id}}
-	until("not excluded", func() bool { return head.try(control.OpReconfigure, exclude, &conf) == nil })
+	until("not excluded", func() bool {
+		return head.try(control.OpReconfigure, exclude, &conf) == nil
+	})
 	var doc control.RmCSDoc
 	rm := control.RmCSArgs{CS: []uint32{uint32(lost.id)}}
 	admin.admin(control.AdminRmCS, rm, &doc)
