@@ -18,13 +18,17 @@ type drain struct {
 	left     uint32
 	atNs     int64
 	rate     float64 // chunks per second, smoothed
-	dropping bool    // being dropped
+	dropping bool    // being dropped, or looked at whether it may be
+	former   uint64  // chunks that lack members and that it had, when that was last counted
+	lookNs   int64   // not counted before
 }
 
-// drainSample is how often the rate is measured, drainSmooth over about how many samples.
+// drainSample is how often the rate is measured, drainSmooth over about how many samples; drainLook
+// how often it is counted what an empty server may still be needed for.
 const (
 	drainSample = time.Second
 	drainSmooth = 8
+	drainLook   = 2 * time.Second
 )
 
 // watchDrains measures how fast servers get empty, and drops those that are. Both locks are held.
@@ -53,7 +57,7 @@ func (l *leader) watchDrains(s *State, nowNs int64) {
 			d.rate += (now - d.rate) / drainSmooth
 			d.left, d.atNs = left, nowNs
 		}
-		if left == 0 && !d.dropping && !l.activating(c.ID, nowNs) {
+		if left == 0 && !d.dropping && nowNs >= d.lookNs && !l.activating(c.ID, nowNs) {
 			d.dropping = true
 			l.dropDrained(c.ID)
 		}
@@ -67,9 +71,25 @@ func (l *leader) activating(cs dataplane.CSID, nowNs int64) bool {
 	return k != nil && len(k.moved) > 0 && k.moved[len(k.moved)-1].dueNs > nowNs
 }
 
-// dropDrained drops a server that holds nothing. mu is held.
+// dropDrained drops a server that is a member of nothing, unless a chunk with too few members names
+// it as a former one: a block that is damaged at those is looked for there. mu is held.
 func (l *leader) dropDrained(cs dataplane.CSID) {
+	slots := l.r.fsm.s.table.Slots()
 	l.background(func() {
+		var former uint64
+		l.scan(slots, func(_ *State, rec *Record) {
+			if rec.Flags&flagCreated != 0 && rec.wasMember(cs) {
+				former++
+			}
+		})
+		if former > 0 {
+			l.mu.Lock()
+			defer l.mu.Unlock()
+			if d := l.drains[cs]; d != nil {
+				d.former, d.lookNs, d.dropping = former, l.now()+int64(drainLook), false
+			}
+			return
+		}
 		ctx, cancel := context.WithTimeout(l.ctx, raftTimeout)
 		defer cancel()
 		_, err := l.r.propose(ctx, &cmdMarkCS{CS: cs, Drain: drainDone})
@@ -118,6 +138,10 @@ func (l *leader) drainReason(s *State, c *CS, f csFacts) string {
 	}
 	if d.Waiting > 0 {
 		text += fmt.Sprintf(", %d must be recovered first", d.Waiting)
+	}
+	if k := l.drains[c.ID]; k != nil && k.former > 0 && d.Left == 0 {
+		text += fmt.Sprintf("; kept until %d chunks that it had have all their copies again, as it may "+
+			"have blocks that turn out to be damaged elsewhere", k.former)
 	}
 	if !f.lease || f.exited {
 		text += fmt.Sprintf("; it is silent for %v, so its chunks are copied from others",

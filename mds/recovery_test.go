@@ -2,6 +2,7 @@ package mds
 
 import (
 	"slices"
+	"strings"
 	"testing"
 	"time"
 
@@ -305,4 +306,65 @@ func TestRecoverPush(t *testing.T) {
 		}
 		time.Sleep(20 * time.Millisecond)
 	}
+}
+
+// TestDrainKeepsFormer: a server that is being removed and is a member of nothing any more stays
+// until the chunks that it had are whole: blocks that are damaged elsewhere are looked for there.
+func TestDrainKeepsFormer(t *testing.T) {
+	c := newTestCluster(t, 1)
+	k := c.client(dataplane.RoleClient, 7, nil)
+	admin := c.client(dataplane.RoleAdmin, 9, nil)
+	servers, stops := map[dataplane.CSID]*testCS{}, map[dataplane.CSID]func(){}
+	for n := range byte(3) {
+		s := c.newCS(n + 1)
+		servers[s.id], stops[s.id] = s, s.keepAlive()
+	}
+	conf := oneChunk(t, k)
+	head, other, lost := servers[conf.Members[0].CS], servers[conf.Members[1].CS],
+		servers[conf.Members[2].CS]
+	defer func() { stops[head.id](); stops[other.id]() }()
+	head.must(control.OpReconfigure, &control.ReconfigureReq{Chunk: conf.Chunk, Epoch: 1,
+		SetCreated: true}, nil)
+	stops[lost.id]()
+	deadline := time.Now().Add(20 * time.Second)
+	until := func(what string, f func() bool) {
+		t.Helper()
+		for !f() {
+			if time.Now().After(deadline) {
+				t.Fatal(what)
+			}
+			time.Sleep(20 * time.Millisecond)
+		}
+	}
+	exclude := &control.ReconfigureReq{Chunk: conf.Chunk, Epoch: 1,
+		Members: []dataplane.CSID{head.id, other.id}}
+	until("not excluded", func() bool { return head.try(control.OpReconfigure, exclude, &conf) == nil })
+	var doc control.RmCSDoc
+	rm := control.RmCSArgs{CS: []uint32{uint32(lost.id)}}
+	admin.admin(control.AdminRmCS, rm, &doc)
+	rm.Query = true
+	until("it isn't said why it is kept", func() bool {
+		admin.admin(control.AdminRmCS, rm, &doc)
+		if doc.CS[0].Status == control.CSDropped {
+			t.Fatal("dropped while a chunk that it had lacks a copy")
+		}
+		return strings.Contains(doc.CS[0].Reason, "kept until 1 chunks")
+	})
+
+	added := c.newCS(4)
+	defer added.keepAlive()()
+	until("not recovered", func() bool {
+		select {
+		case p := <-head.recover:
+			add := &control.ReconfigureReq{Chunk: conf.Chunk, Epoch: 2,
+				Members: []dataplane.CSID{head.id, other.id, p.Targets[0].CS}}
+			return head.try(control.OpReconfigure, add, &conf) == nil
+		default:
+			return false
+		}
+	})
+	until("it isn't dropped", func() bool {
+		admin.admin(control.AdminRmCS, rm, &doc)
+		return doc.CS[0].Status == control.CSDropped
+	})
 }

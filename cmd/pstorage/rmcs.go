@@ -192,8 +192,7 @@ func drainLine(c control.CSDoc) string {
 		text += fmt.Sprintf("; %d must be restored first", d.Waiting)
 	}
 	if d.NoPlace > 0 {
-		text += fmt.Sprintf("; no place for %d: they wait until a chunk server is added (or have one "+
-			"copy only)", d.NoPlace)
+		text += fmt.Sprintf("; no place for %d: they wait until a chunk server is added", d.NoPlace)
 	}
 	return text
 }

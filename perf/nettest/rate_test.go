@@ -125,8 +125,8 @@ func fillHoles(path string, n int64) error {
 	return f.Sync()
 }
 
-// writeRate has the load generator write blocks of 1 MiB one after the other. As with plain TCP, what
-// the first half second gives isn't counted.
+// writeRate has the load generator write blocks of 1 MiB one after the other. As with plain TCP,
+// what the first half second gives isn't counted.
 func (c *testCluster) writeRate(n *netlab.Node, file string, depth, seconds int) perf.Result {
 	c.t.Helper()
 	cmd := c.command(n, "pstorage-perf", "native", "-c", clusterName, "--file", file, "--rw",
@@ -139,8 +139,8 @@ func (c *testCluster) writeRate(n *netlab.Node, file string, depth, seconds int)
 	return r
 }
 
-// wear is what a measurement cost the machine: figures to tell a slow product from a machine without
-// time for it.
+// wear is what a measurement cost the machine: figures to tell a slow product from a machine
+// without time for it.
 type wear struct {
 	idle, total uint64 // CPU time of the machine, in ticks
 	resent      uint64 // TCP segments that the client and the chunk servers sent again
