@@ -149,7 +149,8 @@ const hardRounds = 2
 const mapRounds = 32
 
 // roundOver: no member is left to ask. The read fails if all of them said that the data is
-// damaged, often enough; otherwise it waits, and starts over, with a new map if there is one by then.
+// damaged, often enough; otherwise it waits, and starts over, with a new map if there is one by
+// then.
 func (e *Engine) roundOver(p *part, ent *entry) {
 	if p.hard == uint8(1<<ent.n-1) {
 		p.rounds++

@@ -210,8 +210,8 @@ func (e *Engine) hedgeOne(p *part, pr *peer, waited int64) {
 	to.send(t)
 }
 
-// takeBack takes a read back from a stalled member when it can't be hedged as it stands: the map has
-// changed since, or the others have refused it. Those may have got a lease, or the chunk other
+// takeBack takes a read back from a stalled member when it can't be hedged as it stands: the map
+// has changed since, or the others have refused it. Those may have got a lease, or the chunk other
 // members, since: a new round asks them, and for the map.
 func (e *Engine) takeBack(p *part, pr *peer) {
 	pr.sent.remove(p)
