@@ -18,6 +18,12 @@ const readRegion = 1 << 20
 func (e *Engine) dispatch(p *part) {
 	f := p.file
 	ent, pg := f.entry(p.index)
+	if ent.call != 0 && p.code == dataplane.OpRead && ent.state == present && ent.fetched > p.fresh {
+		// Somebody else wants a newer map, most likely a write that waits, and its question may hang
+		// for seconds. What is known serves reads until a chunk server says otherwise.
+		e.route(p, ent)
+		return
+	}
 	if ent.call == 0 {
 		switch {
 		case ent.state == unknown:
@@ -139,8 +145,12 @@ func mix(x uint64) uint64 {
 // fails.
 const hardRounds = 2
 
+// mapRounds: one in so many rounds of a read waits for a new map.
+const mapRounds = 32
+
 // roundOver: no member is left to ask. The read fails if all of them said that the data is
-// damaged, often enough; otherwise it waits, and starts over with a new map.
+// damaged, often enough; otherwise it waits, and starts over, with a new map if there is one by
+// then.
 func (e *Engine) roundOver(p *part, ent *entry) {
 	if p.hard == uint8(1<<ent.n-1) {
 		p.rounds++
@@ -151,6 +161,7 @@ func (e *Engine) roundOver(p *part, ent *entry) {
 				"damaged on all %d members, tried %d times", ent.n, p.rounds)))
 			return
 		}
+		e.refresh(p)
 	} else {
 		p.rounds = 0
 		for i := 0; i < int(ent.n); i++ {
@@ -158,9 +169,16 @@ func (e *Engine) roundOver(p *part, ent *entry) {
 				e.peer(ent.members[i]).reportIfDown(p.chunk, p.epoch)
 			}
 		}
+		// The map is asked for, and most times not waited for: the metadata servers may be silent, and
+		// who refused may be the one that serves next. What they say of the file counts in the end.
+		switch {
+		case p.retries%mapRounds == mapRounds-1:
+			e.refresh(p)
+		case ent.call == 0 && e.env.Now()-ent.at >= refetchAfter:
+			p.file.fetchOne(p.index)
+		}
 	}
 	p.tried, p.hard = 0, 0
-	e.refresh(p)
 	e.later(p)
 }
 

@@ -167,10 +167,16 @@ func (e *Engine) hedgeOne(p *part, pr *peer, waited int64) {
 	}
 	ent, _ := p.file.entry(p.index)
 	if ent.chunk != p.chunk || ent.epoch != p.epoch {
-		return // its answer will say that the map is old, or it is tried again in time
+		if pr.pace.stalled {
+			e.takeBack(p, pr) // else its answer will say that the map is old
+		}
+		return
 	}
 	m := e.quickest(p, ent, p.tried|1<<p.member)
 	if m < 0 {
+		if pr.pace.stalled && waited >= hedgeCeil && p.tried&^p.hard != 0 {
+			e.takeBack(p, pr)
+		}
 		return
 	}
 	to := e.peer(ent.members[m])
@@ -202,6 +208,17 @@ func (e *Engine) hedgeOne(p *part, pr *peer, waited int64) {
 	t.rounds, t.retries, t.fresh = p.rounds, p.retries, p.fresh
 	t.hedge, t.twin, p.twin = true, p, t
 	to.send(t)
+}
+
+// takeBack takes a read back from a stalled member when it can't be hedged as it stands: the map
+// has changed since, or the others have refused it. Those may have got a lease, or the chunk other
+// members, since: a new round asks them, and for the map.
+func (e *Engine) takeBack(p *part, pr *peer) {
+	pr.sent.remove(p)
+	pr.forget(p)
+	pr.answered(p) // at least that long
+	p.why = dataplane.TimedOut
+	e.otherMember(p, false)
 }
 
 // quickest returns the member, not among those in the bit set without, that answers soonest as far

@@ -239,3 +239,87 @@ func TestShortestQueue(t *testing.T) {
 		t.Errorf("slow servers got %v of the reads of one region", counts)
 	}
 }
+
+// TestReadsPastMap: the metadata servers are silent while a write wants a new map of a chunk. Reads
+// of the chunk go on with the map that is known.
+func TestReadsPastMap(t *testing.T) {
+	w, f, data, _ := with(t)
+	pausedReads(w, f, data, 20)
+	for _, cs := range w.cs {
+		cs.refuse = func(h *dataplane.Header) dataplane.Kind {
+			if h.Op == dataplane.OpWrite {
+				return dataplane.NotReady
+			}
+			return dataplane.OK
+		}
+	}
+	w.meta.delay = 5e9
+	asked := w.meta.calls["map"]
+	done := w.start(&Op{Kind: Write, File: f, Buf: make([]byte, dataplane.BlockSize)})
+	w.sim.Run(func() bool { return w.meta.calls["map"] > asked }, w.sim.Now()+1e9)
+	if w.meta.calls["map"] == asked || *done != 0 {
+		t.Fatal("the write doesn't wait for a new map")
+	}
+	for range 20 {
+		op := &Op{Kind: Read, File: f, Buf: make([]byte, dataplane.BlockSize)}
+		begin := w.sim.Now()
+		one := w.start(op)
+		w.sim.Run(func() bool { return *one == 1 }, begin+100e6)
+		if *one == 0 {
+			t.Fatal("a read waits for the map that a write asked for")
+		}
+		w.ok(op)
+		if !bytes.Equal(op.Buf, data[:dataplane.BlockSize]) {
+			t.Fatal("wrong data")
+		}
+	}
+	for _, cs := range w.cs {
+		cs.refuse = nil
+	}
+	w.sim.Run(func() bool { return *done == 1 }, w.sim.Now()+20e9)
+	if *done != 1 {
+		t.Error("the write doesn't end")
+	}
+}
+
+// TestHedgeStalledOnly: the member that would serve is silent, the others refuse for a while. When
+// they serve again the read goes there, and doesn't wait until the connection is given up; the same
+// when the chunk has other members meanwhile, as a pushed map says.
+func TestHedgeStalledOnly(t *testing.T) {
+	for _, push := range []bool{false, true} {
+		w, f, data, ch := with(t)
+		pausedReads(w, f, data, 50)
+		silent := ch.members[0]
+		w.cs[silent-1].silent = true
+		refusing := true
+		for _, m := range ch.members[1:] {
+			w.cs[m-1].refuse = func(h *dataplane.Header) dataplane.Kind {
+				if refusing && h.Op == dataplane.OpRead {
+					return dataplane.NoLease
+				}
+				return dataplane.OK
+			}
+		}
+		op := &Op{Kind: Read, File: f, Buf: make([]byte, dataplane.BlockSize)}
+		begin := w.sim.Now()
+		done := w.start(op)
+		w.sim.Run(func() bool { return false }, begin+200e6)
+		if *done != 0 {
+			t.Fatal("served by nobody")
+		}
+		refusing = false
+		if push {
+			ch.epoch++
+			ch.members = ch.members[1:]
+			w.env.Do(func() { w.eng.MapChanged(f, mapPushOf(f, w, 0)) })
+		}
+		w.sim.Run(func() bool { return *done == 1 }, begin+1e9)
+		if took := w.sim.Now() - begin; *done == 0 || took > 400e6 {
+			t.Fatalf("push %v: done %d after %d ms", push, *done, took/1e6)
+		}
+		w.ok(op)
+		if !bytes.Equal(op.Buf, data[:dataplane.BlockSize]) {
+			t.Fatal("wrong data")
+		}
+	}
+}

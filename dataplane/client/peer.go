@@ -37,6 +37,10 @@ const (
 	coolTries   = 20
 	reportEvery = int64(500 * time.Millisecond)
 	reportMax   = 256 // chunks in one report; the others are told of with the next
+
+	// connectSoon is how long a stream may take to come about in those attempts: the kernel repeats
+	// a lost SYN after a second, and a link that was cut may be back long before.
+	connectSoon = int64(300 * time.Millisecond)
 )
 
 // peer is one chunk server.
@@ -174,7 +178,12 @@ func (pr *peer) connect() {
 	}
 	pr.state, pr.wanted = peerDialing, false
 	pr.conn = &peerConn{peer: pr}
-	e.env.Arm(&pr.timer, int64(e.opt.DialTimeout))
+	pr.conn.until = e.env.Now() + int64(e.opt.DialTimeout)
+	limit := int64(e.opt.DialTimeout)
+	if pr.fails < coolTries {
+		limit = min(limit, connectSoon)
+	}
+	e.env.Arm(&pr.timer, limit)
 	pr.conn.dial(pr.addr)
 }
 
@@ -201,6 +210,10 @@ func (pr *peer) move(addr string) {
 func (pr *peer) onTimer() {
 	switch pr.state {
 	case peerDialing:
+		if left := pr.conn.until - pr.eng.env.Now(); pr.conn.session != nil && left > 0 {
+			pr.eng.env.Arm(&pr.timer, left) // for the handshake
+			return
+		}
 		pr.drop(dataplane.E("connect", dataplane.TimedOut, nil))
 	case peerCooling:
 		pr.state = peerIdle
@@ -346,6 +359,7 @@ func (pr *peer) sendReport() {
 type peerConn struct {
 	peer    *peer
 	session *session.Conn // nil until the stream is there
+	until   int64         // when the attempt is over at the latest
 	dead    bool
 }
 
