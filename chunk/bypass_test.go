@@ -12,6 +12,7 @@ import (
 
 	"pstorage/dataplane"
 	"pstorage/uring"
+	"pstorage/uring/simloop"
 )
 
 // bypassRig is one server under writes that mostly go around the log, crashed again and again. Each
@@ -119,6 +120,17 @@ func (g *bypassRig) op(life int) {
 func (g *bypassRig) crash(cut bool) {
 	g.passed += g.nd.sh.bypass.count
 	g.life++
+	if g.rng.IntN(4) == 0 {
+		// The start takes its time: nothing may be punched before it has redone everything.
+		slow := g.rng.Int64N(200 * ms)
+		g.nd.store.Fault = func(op *uring.DiskOp) (f simloop.Fault) {
+			if op.Kind == uring.DiskRead {
+				f.Delay = slow
+			}
+			return f
+		}
+		defer func() { g.nd.store.Fault = nil }()
+	}
 	g.nd.restart(cut)
 	for at := 0; at < bypassCells && g.bad == ""; at += partBlocks {
 		g.compare(at)

@@ -189,6 +189,7 @@ func (o *opener) openLog() {
 			}
 			sh.log = l
 			sh.store.logDurable = l.Durable
+			sh.store.holes.held = true // until all is redone
 			o.redoZeros()
 		})
 }
@@ -320,6 +321,7 @@ func (o *opener) finish() {
 			sh.store.holes.mark(slot, 0, dataplane.BlocksPerChunk)
 		}
 	}
+	sh.store.holes.release()
 	sh.log.StartWriteBack()
 	o.done(sh, nil)
 }

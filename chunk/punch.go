@@ -16,6 +16,9 @@ import (
 //   - A write-back takes the marks of its blocks away, and waits for a punch of them in flight.
 //   - A punch leaves blocks alone, for later, as long as an older write-back of them is in flight.
 //
+//   - A start punches nothing before it has redone all records: what a ZERO marks may have been
+//     written around the log since, which a later record says.
+//
 // Marks are only in memory. What a crash makes forgotten is marked again by the replay of the ZERO
 // records, and in the end by the scrubber, which marks what reads as zeros.
 
@@ -45,6 +48,7 @@ type puncher struct {
 	free    *holes
 	timer   uring.Timer
 	began   int64
+	held    bool     // no punches yet
 	hurry   bool     // the server is being stopped: no rests
 	stopped bool     // no more punches
 	flying  *holes   // nil: no punch in flight
@@ -81,7 +85,15 @@ func (p *puncher) mark(slot, block, n uint32) {
 		p.order = append(p.order, h)
 	}
 	h.set(block, block+n)
-	if p.flying == nil && !p.timer.Armed() {
+	if p.flying == nil && !p.timer.Armed() && !p.held {
+		p.st.env.Arm(&p.timer, int64(punchDelay))
+	}
+}
+
+// release lets punches begin that were held.
+func (p *puncher) release() {
+	p.held = false
+	if len(p.order) > 0 && !p.timer.Armed() {
 		p.st.env.Arm(&p.timer, int64(punchDelay))
 	}
 }
