@@ -369,5 +369,9 @@ func (m *csMeta) Event(e *control.Event) {
 	switch e.Code {
 	case "chunk-lost", "block-lost", "replica-lost":
 		w.violate("cs %d: %s: %s", m.n.index+1, e.Code, e.Message)
+	case "crc-mismatch": // repaired or not: who damaged it?
+		if !w.sc.rot && w.sc.weights[faultDeadDisk] == 0 {
+			w.violate("cs %d: %s though no disk does damage: %s", m.n.index+1, e.Code, e.Message)
+		}
 	}
 }
