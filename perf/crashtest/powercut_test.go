@@ -1,16 +1,19 @@
 package crashtest
 
 import (
+	"bytes"
 	"fmt"
 	"math"
 	"math/rand/v2"
 	"os"
 	"path/filepath"
+	"regexp"
 	"testing"
 	"time"
 
 	"golang.org/x/sys/unix"
 
+	"pstorage/dataplane"
 	"pstorage/perf"
 	"pstorage/perf/emulate"
 )
@@ -65,7 +68,8 @@ func powerCut(t *testing.T, sector int) {
 	must(t, err)
 	defer log.Close()
 	c := &cutter{s: s, l: l, log: log, rng: generator(seed, 99), volume: volume,
-		sector: int64(sector)}
+		sector: int64(sector), identity: filepath.Join(home, "cs/identity")}
+	c.stamp = stampLine.Find(read(t, c.identity))
 	c.choose(from, to)
 	t.Logf("%d writes acknowledged, %d entries of %d bytes in the record, %d flushes, %d cuts",
 		l.acked.Load(), len(log.Entries), to, c.flushes, len(c.cuts))
@@ -78,14 +82,17 @@ func powerCut(t *testing.T, sector int) {
 
 // cutter goes through the record of one run.
 type cutter struct {
-	s       *system
-	l       *load
-	log     *emulate.WriteLog
-	rng     *rand.Rand
-	volume  string
-	sector  int64
-	flushes int   // of the run
-	cuts    []int // entries: flushes after which the power is cut
+	s      *system
+	l      *load
+	log    *emulate.WriteLog
+	rng    *rand.Rand
+	volume string
+	// The server's identity lies elsewhere, as its starts must be counted for the metadata server.
+	identity string
+	stamp    []byte // the line in it that names the last checkpoint, as the run had it
+	sector   int64
+	flushes  int   // of the run
+	cuts     []int // entries: flushes after which the power is cut
 }
 
 // choose chooses the flushes to cut at: those of the record between two places.
@@ -207,9 +214,30 @@ func (c *cutter) try(image string, check func()) {
 			return unix.Unmount(c.volume, 0) == nil
 		})
 	}()
+	c.sameStamp()
 	c.s.start()
 	defer func() { must(t, c.s.servers.KillCS()) }()
 	check()
+}
+
+var stampLine = regexp.MustCompile(`"Stamp": \d+`)
+
+// sameStamp has the identity name the checkpoint again that it named in the run. Each image goes
+// its own way from its cut on: if the one before had a checkpoint at its start, that of the next
+// may be older, and would be refused as what it is.
+func (c *cutter) sameStamp() {
+	t := c.s.t
+	b := stampLine.ReplaceAll(read(t, c.identity), c.stamp)
+	body := b[:bytes.LastIndexByte(bytes.TrimRight(b, "\n"), '\n')+1]
+	b = fmt.Appendf(body, "crc32c %08x\n", dataplane.CRC(body))
+	must(t, os.WriteFile(c.identity, b, 0o600))
+}
+
+func read(t *testing.T, path string) []byte {
+	t.Helper()
+	b, err := os.ReadFile(path)
+	must(t, err)
+	return b
 }
 
 // memoryDir returns a directory in memory, or on disk if there is none.
