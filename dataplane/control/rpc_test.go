@@ -421,14 +421,24 @@ func serveSilence(t *testing.T) (addr string, hung <-chan struct{}) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	t.Cleanup(func() { l.Close() })
 	told := make(chan struct{}, 100)
+	ended := make(chan struct{})
+	var conns []net.Conn // kept: the garbage collector closes connections that nobody has
+	t.Cleanup(func() {
+		l.Close()
+		<-ended
+		for _, c := range conns {
+			c.Close()
+		}
+	})
 	go func() {
+		defer close(ended)
 		for {
 			conn, err := l.Accept()
 			if err != nil {
 				return
 			}
+			conns = append(conns, conn)
 			_, err = session.Server(conn, &session.ServerOptions{Cred: cred(dataplane.RoleMDS, 1),
 				Log: quiet()})
 			if err == nil {
