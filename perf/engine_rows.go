@@ -112,19 +112,18 @@ func (r *engineRun) hddWrite(ctx context.Context) error {
 	return nil
 }
 
-// ssd: the working set is in a log on a fast disk.
-func (r *engineRun) ssd(ctx context.Context) error {
-	set := min(r.o.Set, r.o.Log/2)
-	r.o.Set = set
-	disk, dir, err := r.disk("hdd", 2*set+(2<<30), true)
+// behindSSD starts a server with a log of so many bytes on a fast disk before an emulated HDD,
+// which is laid out in full. raw is the file for fio on the HDD.
+func (r *engineRun) behindSSD(ctx context.Context, log int64) (raw string, err error) {
+	disk, dir, err := r.disk("hdd", 2*r.o.Set+(2<<30), true)
 	if err != nil {
-		return err
+		return "", err
 	}
-	fast, _, err := r.disk("ssd", r.o.Log, false)
+	fast, _, err := r.disk("ssd", log, false)
 	if err != nil {
-		return err
+		return "", err
 	}
-	raw := filepath.Join(dir, "raw")
+	raw = filepath.Join(dir, "raw")
 	err = r.start(ctx, ServerDisk{Dir: filepath.Join(dir, "cs"), Journal: fast.Device()})
 	if err == nil {
 		err = r.layout(ctx, raw)
@@ -135,6 +134,13 @@ func (r *engineRun) ssd(ctx context.Context) error {
 	if err == nil {
 		err = disk.Limit(r.hdd())
 	}
+	return raw, err
+}
+
+// ssd: the working set is in a log on a fast disk.
+func (r *engineRun) ssd(ctx context.Context) error {
+	r.o.Set = min(r.o.Set, r.o.Log/2)
+	raw, err := r.behindSSD(ctx, r.o.Log)
 	if err != nil {
 		return err
 	}
@@ -281,25 +287,7 @@ func (r *engineRun) sustain(ctx context.Context) error {
 // ssd's; what counts is the second half of the writes, and the longest standstill of all.
 func (r *engineRun) sustainHDD(ctx context.Context) error {
 	size := r.o.Log / 8
-	disk, dir, err := r.disk("hdd", 2*r.o.Set+(1<<30), true)
-	if err != nil {
-		return err
-	}
-	fast, _, err := r.disk("ssd", size, false)
-	if err != nil {
-		return err
-	}
-	raw := filepath.Join(dir, "raw")
-	err = r.start(ctx, ServerDisk{Dir: filepath.Join(dir, "cs"), Journal: fast.Device()})
-	if err == nil {
-		err = r.layout(ctx, raw)
-	}
-	if err == nil {
-		err = r.quiet(ctx, disk)
-	}
-	if err == nil {
-		err = disk.Limit(r.hdd())
-	}
+	raw, err := r.behindSSD(ctx, size)
 	if err != nil {
 		return err
 	}

@@ -117,7 +117,12 @@ func (s *shape) used(b *bucket) int {
 // step does one random call, with keys below limit.
 func (m *modelIndex) step(rng *rand.Rand, key blockKey) {
 	p := 1 + Pos(rng.IntN(len(m.x.place)-1))
-	switch rng.IntN(6) {
+	m.call(rng.IntN(6), key, p)
+}
+
+// call drops a key, evicts a place, or, for all other numbers, puts the key there.
+func (m *modelIndex) call(what int, key blockKey, p Pos) {
+	switch what {
 	case 0:
 		m.drop(key)
 	case 1:
@@ -309,15 +314,7 @@ func FuzzIndex(f *testing.F) {
 		}
 		for ; len(calls) >= 3; calls = calls[3:] {
 			key, p := blockKey(calls[1])<<6|blockKey(calls[0]&63), 1+Pos(calls[2])%59
-			switch calls[0] >> 6 {
-			case 0:
-				m.drop(key)
-			case 1:
-				m.evict(p)
-			default:
-				m.put(key, p)
-			}
-			m.checkKey(key)
+			m.call(int(calls[0]>>6), key, p)
 		}
 		m.checkAll()
 	})
