@@ -35,6 +35,8 @@ type leader struct {
 	ctx  context.Context
 	stop func()
 	idle sync.WaitGroup
+	// reaping wakes runReap; without room, as it looks at the state itself.
+	reaping chan struct{}
 
 	mu     sync.Mutex // guards what follows; taken before fsm.mu
 	free   sync.Cond  // an exclusion has been committed or given up
@@ -106,7 +108,7 @@ func lead(r *replica, term uint64) *leader {
 
 // newLeader returns what a leader begins with.
 func newLeader(r *replica, term uint64) *leader {
-	l := &leader{term: term, r: r, log: r.log, plan: newPlanner(),
+	l := &leader{term: term, r: r, log: r.log, plan: newPlanner(), reaping: make(chan struct{}),
 		placing: make(map[dataplane.CSID]uint64),
 		recover: newRecoverer(r.offlineTimeout()), move: newMover(), health: newHealth(),
 		drains: make(map[dataplane.CSID]*drain), cs: make(map[dataplane.CSID]*csLink),
@@ -217,19 +219,23 @@ func (l *leader) run() {
 		l.pushForgets()
 		l.pushMaps()
 		l.relistOne()
+		if l.r.fsm.removed() > 0 {
+			select {
+			case l.reaping <- struct{}{}:
+			default: // it is at it
+			}
+		}
 	}
 }
 
-// runReap frees the chunks of removed files. A large file takes thousands of commands, one after
-// the other, which the rest of the housekeeping doesn't wait for.
+// runReap frees the chunks of removed files when run says that there are some. A large file takes
+// thousands of commands, one after the other, which the rest of the housekeeping doesn't wait for.
 func (l *leader) runReap() {
-	tick := time.NewTicker(leaderTick)
-	defer tick.Stop()
 	for {
 		select {
 		case <-l.ctx.Done():
 			return
-		case <-tick.C:
+		case <-l.reaping:
 			l.reap()
 		}
 	}
@@ -270,16 +276,16 @@ func (l *leader) initCluster() {
 	}
 }
 
+// removed returns how many removed files still have chunks.
+func (f *fsm) removed() int {
+	f.mu.RLock()
+	defer f.mu.RUnlock()
+	return len(f.s.orphans)
+}
+
 // reap frees chunks of removed files.
 func (l *leader) reap() {
-	f := l.r.fsm
-	for l.ctx.Err() == nil {
-		f.mu.RLock()
-		n := len(f.s.orphans)
-		f.mu.RUnlock()
-		if n == 0 {
-			return
-		}
+	for l.ctx.Err() == nil && l.r.fsm.removed() > 0 {
 		res, err := l.r.propose(l.ctx, &cmdReap{})
 		if err != nil {
 			return // not the leader any more, or stopping

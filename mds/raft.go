@@ -465,9 +465,13 @@ func (r *replica) runTimes(reconfigured <-chan struct{}) {
 	defer tick.Stop()
 	s := newSilence()
 	for {
+		if r.alone.Load() {
+			tick.Stop() // it follows nobody
+		}
 		select {
 		case <-reconfigured:
 			r.setTimes()
+			tick.Reset(silenceTick)
 		case <-tick.C:
 			r.watchSilence(&s)
 		case <-r.stopped:
