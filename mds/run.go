@@ -408,10 +408,34 @@ func (s *server) conn(ctx context.Context, c *session.NetConn) {
 		}
 	case p.Service == session.ServiceRaft && p.Role == dataplane.RoleMDS:
 		s.r.stream.take(c)
+	case p.Service == session.ServiceRelay:
+		s.relay(ctx, c)
 	default:
 		s.log.Warn("connection refused", "peer", p.String(), "service", p.Service,
 			"reason", "no such service for that role")
 		c.Close()
+	}
+}
+
+// maxRelays is how many connections a follower passes on at a time.
+const maxRelays = 1024
+
+// relay passes a connection on to the leader, for one that doesn't reach it.
+func (s *server) relay(ctx context.Context, c *session.NetConn) {
+	defer s.relays.Add(-1)
+	refused := "no leader is known, or it is this server"
+	addr, id := s.r.raft.LeaderWithID()
+	if s.relays.Add(1) > maxRelays {
+		addr, refused = "", fmt.Sprintf("%d connections are passed on already", maxRelays)
+	}
+	if addr == "" || id == s.r.self {
+		s.log.Info("connection not passed on", "peer", c.Peer().String(), "reason", refused)
+		c.Close()
+		return
+	}
+	s.log.Info("connection passed on to the leader", "peer", c.Peer().String(), "leader", addr)
+	if err := control.Relay(ctx, c, string(addr)); err != nil {
+		s.log.Warn("connection not passed on", "reason", err)
 	}
 }
 

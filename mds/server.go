@@ -19,6 +19,8 @@ type server struct {
 	lead atomic.Pointer[leader] // nil: not the leader, or not ready yet
 	id   *identity              // of this server; nil in simulations
 	cred *session.Credentials   // nil in simulations
+	// relays is how many connections are being passed on to the leader.
+	relays atomic.Int32
 }
 
 var _ control.Handler = (*server)(nil)

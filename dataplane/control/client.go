@@ -7,7 +7,6 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
-	"net"
 	"sync"
 	"time"
 
@@ -37,6 +36,7 @@ type Options struct {
 	DialTimeout time.Duration
 
 	silence time.Duration // after which a server is taken for dead; 0: silenceLimit
+	direct  time.Duration // see directEvery; 0: that
 }
 
 // FixedAddrs is an Options.Addrs that never changes.
@@ -93,6 +93,9 @@ func Dial(ctx context.Context, o Options) (*Client, error) {
 	}
 	if o.silence == 0 {
 		o.silence = silenceLimit
+	}
+	if o.direct == 0 {
+		o.direct = directEvery
 	}
 	c := &Client{o: o, nextID: firstID(), pending: map[uint64]*call{}, base: time.Now(),
 		slots: make(chan struct{}, maxInflight), tasks: make(chan func(), maxTasks)}
@@ -245,25 +248,4 @@ func (c *Client) Close() error {
 	c.stop()
 	c.ended.Wait()
 	return nil
-}
-
-// dial connects to one address, as the service for frames.
-func (c *Client) dial(addr string) (*session.NetConn, error) {
-	ctx, cancel := context.WithTimeout(c.ctx, c.o.DialTimeout)
-	defer cancel()
-	var d net.Dialer
-	conn, err := d.DialContext(ctx, "tcp", addr)
-	if err != nil {
-		return nil, dataplane.E("connect to "+addr, dataplane.Unreachable, err)
-	}
-	nc, err := session.Client(ctx, conn, c.o.Cred, session.ServiceRPC)
-	if err != nil {
-		return nil, err
-	}
-	if nc.Peer().Role != dataplane.RoleMDS {
-		nc.Close()
-		return nil, dataplane.E("connect to "+addr, dataplane.Denied,
-			fmt.Errorf("%v is not a metadata server", nc.Peer()))
-	}
-	return nc, nil
 }

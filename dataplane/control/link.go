@@ -32,13 +32,15 @@ var (
 type link struct {
 	c    *Client
 	addr string
+	via  string // the server that passes on to addr, or ""
 	nc   *session.NetConn
 	out  *sender
 	// heard is when something came last, in ns since the client was made.
 	heard atomic.Int64
 	// What follows belongs to the goroutine that reads.
-	hint   string // the leader, as the server says that isn't it
+	hint   target // the leader, as the server says that isn't it
 	useful bool   // some call was answered
+	left   error  // why it was left although it worked; guarded by Client.mu
 }
 
 // send is called with Client.mu held.
@@ -53,33 +55,47 @@ func (l *link) send(k *call) {
 // is tried at once; otherwise all addresses in turn, then a pause that doubles.
 func (c *Client) run() {
 	backoff := backoffMin
-	hint, hints := "", 0
+	hint, hints := target{}, 0
+	lost := "" // what was tried last
 	for c.ctx.Err() == nil {
-		addrs := []string{hint}
-		if hint == "" {
-			addrs = c.o.Addrs()
+		targets := []target{hint}
+		if hint.addr == "" {
+			targets = c.targets(lost)
 		}
-		hint = ""
-		for _, a := range addrs {
+		hint = target{}
+		for _, t := range targets {
 			var useful bool
-			if hint, useful = c.try(a); useful {
+			lost = t.addr
+			if hint, useful = c.try(t); useful {
 				backoff, hints = backoffMin, 0
 			}
-			if hint != "" {
+			if hint.addr != "" {
 				break
 			}
 		}
-		if hint != "" && hints < maxHints {
+		if hint.addr != "" && hints < maxHints {
 			hints++
 			continue
 		}
-		hint, hints = "", 0
+		hint, hints = target{}, 0
 		select {
 		case <-c.ctx.Done():
 		case <-time.After(backoff/2 + rand.N(backoff/2)):
 		}
 		backoff = min(2*backoff, backoffMax)
 	}
+}
+
+// targets are all servers, the one that was just lost last: most likely it is still silent.
+func (c *Client) targets(lost string) []target {
+	all := []target{}
+	for _, addr := range c.o.Addrs() {
+		all = append(all, target{addr: addr})
+	}
+	if i := slices.Index(all, target{addr: lost}); i >= 0 {
+		all = append(slices.Delete(all, i, i+1), target{addr: lost})
+	}
+	return all
 }
 
 // runTasks calls OnConnect and OnPush.
@@ -94,30 +110,41 @@ func (c *Client) runTasks() {
 	}
 }
 
-// try connects to addr and serves the connection until it is lost. hint is the leader that the
-// server named, if it isn't the leader itself; useful says that some call was answered.
-func (c *Client) try(addr string) (hint string, useful bool) {
+// try connects to t and serves the connection until it is lost. hint is the leader that the server
+// named, if it isn't the leader itself; useful says that some call was answered.
+func (c *Client) try(t target) (hint target, useful bool) {
 	if c.ctx.Err() != nil {
-		return "", false
+		return target{}, false
 	}
-	nc, err := c.dial(addr)
+	addr := t.addr
+	nc, via, err := c.connect(t)
 	if err != nil {
 		c.lost(addr, err)
-		return "", false
+		return target{}, false
 	}
-	l := &link{c: c, addr: addr, nc: nc, out: newSender(nc)}
+	l := &link{c: c, addr: addr, via: via, nc: nc, out: newSender(nc)}
 	stop := context.AfterFunc(c.ctx, func() { nc.Close() })
 	stopPings := l.startPings()
+	stopWatch := func() {}
+	if via != "" {
+		c.o.Log.Info("the leader is reached through another metadata server", "addr", addr,
+			"through", via)
+		stopWatch = l.watchDirect()
+	}
 	c.attach(l)
 	err = l.read()
 	l.out.close()
 	nc.Close()
 	stop()
 	stopPings()
+	stopWatch()
 	<-l.out.done
 
 	c.mu.Lock()
 	c.link = nil
+	if l.left != nil {
+		err = l.left
+	}
 	for _, k := range c.pending {
 		if k.once && k.sent == l {
 			c.finish(k, nil, dataplane.E(OpName(k.op), dataplane.Closed,
@@ -251,17 +278,23 @@ func (l *link) redirected(h *dataplane.Header, payload []byte) error {
 	var e ErrorReply
 	_ = Unmarshal(payload, &e) // without a hint the other addresses are tried
 	if e.Leader != l.addr {
-		l.hint = e.Leader
+		l.hint.addr = e.Leader
+		switch {
+		case l.via != "":
+			l.hint.via = l.via // this one isn't reached itself
+		case e.Relays:
+			l.hint.via = l.addr
+		}
 	}
 	l.c.mu.Lock()
 	defer l.c.mu.Unlock()
 	if k := l.c.pending[h.ReqID]; k != nil && k.once {
 		l.c.finish(k, nil, l.remoteError(h, payload))
 	}
-	if l.hint == "" {
+	if l.hint.addr == "" {
 		return errNoLeader
 	}
-	return fmt.Errorf("not the leader: that is %s", l.hint)
+	return fmt.Errorf("not the leader: that is %s", l.hint.addr)
 }
 
 // finish ends a call. Client.mu is held.

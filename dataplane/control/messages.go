@@ -66,6 +66,7 @@ type Empty struct{}
 type ErrorReply struct {
 	Message string
 	Leader  string // NotLeader: "ip:port" of the leader, if known
+	Relays  bool   // NotLeader: this server passes connections on to the leader (Relay)
 }
 
 // FileType is the type of a namespace entry.

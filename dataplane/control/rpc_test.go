@@ -38,8 +38,10 @@ type server struct {
 	t      testing.TB
 	addr   string
 	handle func(ctx context.Context, r request) (any, error)
+	relay  func(ctx context.Context, nc *session.NetConn) // of connections that ask for it
 	gone   atomic.Int32
 	peers  sync.Map // *Peer -> true, while connected
+	l      net.Listener
 	cancel context.CancelFunc
 	done   chan struct{}
 }
@@ -58,24 +60,42 @@ func (s *server) Gone(peer *Peer) {
 // serve starts a server on addr ("127.0.0.1:0": any port); it is stopped at the end of the test.
 func serve(t testing.TB, addr string, handle func(context.Context, request) (any, error)) *server {
 	t.Helper()
+	s := newServer(t, addr, handle)
+	s.start()
+	return s
+}
+
+// newServer listens, and start serves.
+func newServer(t testing.TB, addr string,
+	handle func(context.Context, request) (any, error)) *server {
+	t.Helper()
 	s := &server{t: t, handle: handle, done: make(chan struct{})}
 	l, err := net.Listen("tcp", addr)
 	if err != nil {
 		t.Fatal(err)
 	}
-	s.addr = l.Addr().String()
+	s.l, s.addr = l, l.Addr().String()
+	return s
+}
+
+func (s *server) start() {
 	ctx, cancel := context.WithCancel(context.Background())
 	s.cancel = cancel
 	o := &session.ServerOptions{Cred: cred(dataplane.RoleMDS, 1), Log: quiet()}
 	go func() {
 		defer close(s.done)
-		err := session.Serve(ctx, l, o, func(nc *session.NetConn) { ServeConn(ctx, nc, s) })
+		err := session.Serve(ctx, s.l, o, func(nc *session.NetConn) {
+			if nc.Peer().Service == session.ServiceRelay {
+				s.relay(ctx, nc)
+				return
+			}
+			ServeConn(ctx, nc, s)
+		})
 		if err != nil {
-			t.Error(err)
+			s.t.Error(err)
 		}
 	}()
-	t.Cleanup(s.stop)
-	return s
+	s.t.Cleanup(s.stop)
 }
 
 func (s *server) stop() {

@@ -22,7 +22,8 @@ type Handler interface {
 	// connection may overtake each other. payload is the handler's to keep. ctx ends when the
 	// connection is lost. reply is a message of this package (or a pointer to one), or nil. A
 	// request that is repeated after a lost connection has the same reqID. Of an error the peer
-	// gets its kind and text; if it has a method LeaderAddr() string, NotLeader and that address.
+	// gets its kind and text; if it has a method LeaderAddr() string, NotLeader and that address, to
+	// which whoever serves the connections passes on those that ask for it (Relay).
 	Handle(ctx context.Context, peer *Peer, reqID uint64, op dataplane.Opcode, payload []byte) (
 		reply any, err error)
 	// Gone is called once, after the last Handle of peer has returned.
@@ -196,7 +197,8 @@ const maxErrorText = 4096 // bytes of an error that travel
 func errorReply(err error) (dataplane.Kind, ErrorReply) {
 	var leader interface{ LeaderAddr() string }
 	if errors.As(err, &leader) {
-		return dataplane.NotLeader, ErrorReply{Leader: leader.LeaderAddr()}
+		addr := leader.LeaderAddr()
+		return dataplane.NotLeader, ErrorReply{Leader: addr, Relays: addr != ""}
 	}
 	kind, text := dataplane.KindOf(err), err.Error()
 	// The kind's own words are left out where the receiver will say them.

@@ -40,8 +40,9 @@ const (
 
 // Services that a dialer may ask for on a connection.
 const (
-	ServiceRPC  uint8 = 1 // frames: control or data
-	ServiceRaft uint8 = 2 // a byte stream between metadata servers
+	ServiceRPC   uint8 = 1 // frames: control or data
+	ServiceRaft  uint8 = 2 // a byte stream between metadata servers
+	ServiceRelay uint8 = 3 // of metadata servers: a byte stream to the one that leads
 )
 
 const (
@@ -436,10 +437,10 @@ func (k *Handshake) takeProof(m []byte) ([]byte, error) {
 		return nil, err
 	}
 	switch p := &k.peer; {
-	case p.Service != ServiceRPC && p.Service != ServiceRaft:
+	case p.Service < ServiceRPC || p.Service > ServiceRelay:
 		return nil, denied(fmt.Sprintf("%v asks for unknown service %d", *p, p.Service))
-	case p.Service == ServiceRaft &&
-		(p.Role != dataplane.RoleMDS || k.cred.Role != dataplane.RoleMDS):
+	case p.Service == ServiceRaft && p.Role != dataplane.RoleMDS,
+		p.Service != ServiceRPC && k.cred.Role != dataplane.RoleMDS:
 		return nil, denied(fmt.Sprintf("%v asks for the service of metadata servers", *p))
 	}
 	k.service = k.peer.Service

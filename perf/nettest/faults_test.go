@@ -69,6 +69,11 @@ func faults() []fault {
 		{"link of a client and a head that all others reach cut", true, 8 * time.Second, linkLost,
 			cutHead(true, true)},
 		{"nothing comes from a head to a client", false, 8 * time.Second, linkLost, cutHead(true, false)},
+		{"link of a client and the MDS leader cut", false, 10 * time.Second,
+			goals{write: 250 * time.Millisecond, readP99: 100 * time.Millisecond, meta: 6 * time.Second},
+			cutLeader(func(s *scene) *netlab.Node { return s.clients[s.rng.IntN(len(s.clients))] })},
+		{"link of a CS and the MDS leader cut", false, 10 * time.Second, hostLost,
+			cutLeader(func(s *scene) *netlab.Node { return s.cs[s.rng.IntN(len(s.cs))].node })},
 		{"links cut one by one, also one way, and healed in another order", true, time.Second, goals{},
 			cutMany(6)},
 		{"three groups that can't reach each other", false, 6 * time.Second, goals{}, cutGroups},
@@ -313,6 +318,17 @@ func cutHead(from, to bool) func(*scene) (func() error, error) {
 			cuts = append(cuts, netlab.Cut{From: s.clients[i], To: head.node})
 		}
 		return s.cut(cuts)
+	}
+}
+
+// cutLeader cuts the link of a node and the leader of the metadata servers, which reach all others.
+func cutLeader(pick func(*scene) *netlab.Node) func(*scene) (func() error, error) {
+	return func(s *scene) (func() error, error) {
+		m, err := s.leader()
+		if err != nil {
+			return nil, err
+		}
+		return s.cut(netlab.Both(pick(s), m.node))
 	}
 }
 
