@@ -27,13 +27,15 @@ const (
 
 	hedgeCost = 16  // one hedge for so many reads, at most
 	clearCost = 8   // the same, for those that are surely worth it
+	queueCost = 64  // the same, where they wait behind others: each takes the place of a read
 	hedgeSave = 512 // reads that count for hedges to come
 
 	smallRead = 16 << 10 // bytes; larger reads have a latency of their own
 
-	slowFloor = int64(2 * time.Millisecond) // a member isn't called slow below that
-	slowTimes = 4                           // nor unless it takes so many times as long as another
-	probeSlow = 64                          // one of so many reads goes to a slow one nevertheless
+	slowFloor = int64(2 * time.Millisecond)  // a member isn't called slow below that
+	slowTimes = 4                            // nor unless it takes so many times as long as another
+	queueMean = int64(16 * time.Millisecond) // a disk whose reads take so long has a queue
+	probeSlow = 64                           // one of so many reads goes to a slow one nevertheless
 )
 
 // latency estimates how long the reads of one size take, in ns: the mean, and the 95th percentile
@@ -189,8 +191,13 @@ func (e *Engine) hedgeOne(p *part, pr *peer, waited int64) {
 	cost := 0
 	if !pr.pace.stalled {
 		mean := to.pace.of(p.n).mean
-		if cost = hedgeCost; mean > 0 && waited >= max(hedgeCeil, clearTimes*mean) {
+		switch {
+		case mean > 0 && waited >= max(hedgeCeil, clearTimes*mean):
 			cost = clearCost
+		case mean >= queueMean:
+			cost = queueCost
+		default:
+			cost = hedgeCost
 		}
 		if waited < worthTimes*mean || e.hedge.budget < cost {
 			return // all disks have long queues: it would only make them longer
