@@ -1,6 +1,7 @@
 package chunk
 
 import (
+	"bytes"
 	"testing"
 
 	"pstorage/dataplane"
@@ -55,5 +56,39 @@ func TestAbandonedWhileMerging(t *testing.T) {
 	w.must(func() bool { return *st != dataplane.Internal }, sec, "an answer")
 	if *st != dataplane.NoLease {
 		t.Errorf("answer %v", *st)
+	}
+}
+
+// The head gave a write up, with its lease, and its client is gone. A read of the block has the
+// chunk settled when the head may do that again: nobody else would.
+func TestReadOfAbandoned(t *testing.T) {
+	w := newWorld(t, 5, 3)
+	w.md.add(chunkA, 2, 1, 2, 3)
+	w.mustWrite(chunkA, 0, pattern(1, 4096))
+	head := w.nodes[0]
+	r := head.sh.chunks[chunkA]
+	w.slowLogs(100 * ms)
+	st := w.askWrite(0, 0, pattern(2, 4096))
+	w.must(func() bool { return r.flight.n == 1 }, sec, "a write in flight")
+	head.env.Do(head.sh.Yield)
+	w.must(func() bool { return *st == dataplane.NoLease }, sec, "the write is given up")
+	w.run(sec)
+	if r.state != active || r.last != 2 || r.commit != 1 || r.settler != nil || !head.sh.leased() {
+		t.Fatalf("%v at %d of %d, leased %v", r.state, r.commit, r.last, head.sh.leased())
+	}
+	var got *[]byte
+	for tries := 0; ; tries++ {
+		got = w.readOf(1, r.epoch, 0)
+		w.must(func() bool { return *got != nil }, 5*sec, "an answer")
+		if bytes.HasPrefix(*got, []byte("ok ")) {
+			break
+		}
+		if tries == 10 {
+			t.Fatalf("read after some time: %.20q", *got)
+		}
+		w.run(100 * ms)
+	}
+	if r.commit != r.last {
+		t.Errorf("read at %d of %d", r.commit, r.last)
 	}
 }

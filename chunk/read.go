@@ -9,7 +9,8 @@ import (
 
 // A read, at any active member:
 //
-//  1. clientRead: lease, bounds, epoch. A chunk that isn't ready is settled first, by the head.
+//  1. clientRead: lease, bounds, epoch. A chunk that isn't ready is settled first, by the head; so
+//     is one whose writes in flight were given up when the head lost a member.
 //  2. startRead: a write above the commit mark on one of the blocks: wait for the mark (pumpReads),
 //     because the write may yet be undone; unless a client knows better (acked.go).
 //  3. blockRead gathers the blocks from log and store and checks them.
@@ -64,7 +65,10 @@ func (sh *Shard) clientRead(l *link, h *dataplane.Header) {
 	r.reads.push(q)
 	if r.state == active {
 		sh.watch(r)
-	} else {
+	}
+	if r.state != active || r.broken && r.isHead() {
+		// The write that it waits for has no one who goes on with it, if its client is gone and the
+		// settling was given up for want of a lease.
 		sh.settle(r, nil)
 	}
 }
