@@ -16,13 +16,14 @@ func TestExportNBD(t *testing.T) {
 	}
 	n := newNode(t)
 	mdsd, _ := n.makeCluster(3)
-	csd := n.start("pstorage-csd")
-	eventually(t, "three chunk servers are active", func() bool { return n.active() == 3 })
 
 	n.refused("", 2, []string{"which file"}, "export", "nbd")
 	n.refused("", 2, []string{"slash"}, "export", "nbd", "disk")
 	n.refused("", 2, []string{"IP address"}, "export", "nbd", "/disk", "--listen", "localhost")
 	n.refused("", 1, []string{"/disk", "not found", "--create"}, "export", "nbd", "/disk")
+	// Not before: chunk servers that have just become active still write to their directories.
+	csd := n.start("pstorage-csd")
+	eventually(t, "three chunk servers are active", func() bool { return n.active() == 3 })
 
 	sock := n.path("nbd.sock")
 	srv := n.start("pstorage", "export", "nbd", "/disk", "/second", "--create", "200M",
