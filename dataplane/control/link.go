@@ -200,16 +200,26 @@ func (l *link) task(f func()) bool {
 
 // startPings makes a living server say something all the time. The result ends it.
 func (l *link) startPings() (stop func()) {
+	return every(l.c.o.silence/pingsPerSilence, func() bool {
+		_ = l.out.send(&dataplane.Header{Op: dataplane.OpPing}, nil, queueAnyway)
+		return true
+	})
+}
+
+// every calls do again and again on a goroutine of its own, until do says no or stop is called.
+func every(interval time.Duration, do func() bool) (stop func()) {
 	done := make(chan struct{})
 	go func() {
-		tick := time.NewTicker(l.c.o.silence / pingsPerSilence)
+		tick := time.NewTicker(interval)
 		defer tick.Stop()
 		for {
 			select {
 			case <-done:
 				return
 			case <-tick.C:
-				_ = l.out.send(&dataplane.Header{Op: dataplane.OpPing}, nil, queueAnyway)
+				if !do() {
+					return
+				}
 			}
 		}
 	}()

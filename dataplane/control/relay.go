@@ -104,29 +104,18 @@ func (c *Client) prove(ctx context.Context, conn net.Conn) (*session.NetConn, er
 // watchDirect ends a connection through a follower when the leader itself can be reached. The
 // result ends the watch.
 func (l *link) watchDirect() (stop func()) {
-	done := make(chan struct{})
-	go func() {
-		tick := time.NewTicker(l.c.o.direct)
-		defer tick.Stop()
-		for {
-			select {
-			case <-done:
-				return
-			case <-tick.C:
-			}
-			nc, err := l.c.dial(l.addr, directTime)
-			if err != nil {
-				continue
-			}
-			nc.Close()
-			l.c.mu.Lock()
-			l.left = errDirect
-			l.c.mu.Unlock()
-			l.nc.Close()
-			return
+	return every(l.c.o.direct, func() bool {
+		nc, err := l.c.dial(l.addr, directTime)
+		if err != nil {
+			return true
 		}
-	}()
-	return func() { close(done) }
+		nc.Close()
+		l.c.mu.Lock()
+		l.left = errDirect
+		l.c.mu.Unlock()
+		l.nc.Close()
+		return false
+	})
 }
 
 // Relay serves a connection that asked for session.ServiceRelay: it passes bytes between nc and the
