@@ -312,8 +312,14 @@ func (o *opener) redoZeros() {
 func (o *opener) finish() {
 	sh := o.sh
 	for slot := int(sh.store.sb.slots) - 1; slot >= 0; slot-- {
-		if sh.store.owners[slot] == nil {
-			sh.store.free = append(sh.store.free, uint32(slot))
+		if sh.store.owners[slot] != nil {
+			continue
+		}
+		sh.store.free = append(sh.store.free, uint32(slot))
+		if sh.store.residue[uint32(slot)] {
+			// Nothing is written back to a free slot: it may be another chunk's meanwhile. The next
+			// start finds these blocks again, until makeSlot has their Drop in the log.
+			sh.log.Drop(uint32(slot))
 		}
 	}
 	for _, slot := range o.drops {
