@@ -34,9 +34,13 @@ type opener struct {
 	zero  zeroing
 	drops []uint32             // slots whose chunk was dropped: their space may not be back
 	kept  map[uint32]slotEntry // of the slot table, of slots that the log takes away first
+	// unread are slots whose entry isn't known. True: the log hasn't shown yet that what it says of
+	// the slot is all there is; no chunk gets it before.
+	unread map[uint32]bool
 }
 
 func (o *opener) start() {
+	o.unread = map[uint32]bool{}
 	o.op.Done = func(op *uring.DiskOp) {
 		if op.Err != nil {
 			o.fail(fmt.Errorf("%v at %d: %w", op.Kind, op.Offset, op.Err))
@@ -152,7 +156,7 @@ func (o *opener) entry(slot uint32, b []byte) {
 	e := &sh.store.entries[slot]
 	if err := e.decode(b, slot); err != nil {
 		// Whatever chunk it was has lost its replica here; its members will find out.
-		sh.store.residue[slot] = true
+		sh.store.residue[slot], o.unread[slot] = true, true
 		sh.slog.Error("slot lost", "slot", slot, "err", err)
 		return
 	}
@@ -162,7 +166,7 @@ func (o *opener) entry(slot uint32, b []byte) {
 	if other := sh.chunks[e.chunk]; other != nil {
 		sh.slog.Error("chunk in two slots; the older one is ignored", "chunk", e.chunk,
 			"slot", slot, "other", other.slot)
-		sh.store.residue[slot] = true
+		sh.store.residue[slot], o.unread[slot] = true, true
 		*e = slotEntry{}
 		return
 	}
@@ -218,12 +222,19 @@ func (o *opener) record(rec *ssdcache.Record) {
 			if len(rec.Meta) > 0 && rec.Meta[0] == metaUnfinished {
 				break // what the copy was made over is lost
 			}
+			if o.hollow(rec) {
+				st.residue[rec.Slot] = true
+				break
+			}
 			r = o.adopt(rec, r)
 		}
 		r.replayMeta(rec.Epoch, rec.Seq, rec.Meta)
 		st.touch(rec.Slot)
 	case rec.Kind == ssdcache.Drop:
 		delete(st.residue, rec.Slot)
+		if o.unread[rec.Slot] {
+			o.unread[rec.Slot] = false
+		}
 		if r != nil && r.id == rec.Chunk {
 			o.disown(r)
 		}
@@ -241,6 +252,17 @@ func (o *opener) record(rec *ssdcache.Record) {
 				end: (rec.Offset + rec.Length) / dataplane.BlockSize, sums: slices.Clone(rec.Sums)})
 		}
 	}
+}
+
+// hollow says whether the chunk of an activation record may have more in the slot than the log
+// tells of, and its entry, with the words of that, is lost: all of it would read as zeros.
+func (o *opener) hollow(rec *ssdcache.Record) bool {
+	before, unread := o.unread[rec.Slot]
+	if unread && len(rec.Meta) > 0 && rec.Meta[0] == metaFilled {
+		before = true
+		o.unread[rec.Slot] = true
+	}
+	return before
 }
 
 // adopt gives the slot of an activation record to its chunk.
