@@ -33,14 +33,14 @@ type opener struct {
 	zeros []zeroing
 	zero  zeroing
 	drops []uint32             // slots whose chunk was dropped: their space may not be back
-	kept  map[uint32]slotEntry // of the slot table, of slots that the log takes away first
+	kept  map[uint32]slotEntry // of the slot table, of slots that were taken away
 	// unread are slots whose entry isn't known. True: the log hasn't shown yet that what it says of
 	// the slot is all there is; no chunk gets it before.
 	unread map[uint32]bool
 }
 
 func (o *opener) start() {
-	o.unread = map[uint32]bool{}
+	o.unread, o.kept = map[uint32]bool{}, map[uint32]slotEntry{}
 	o.op.Done = func(op *uring.DiskOp) {
 		if op.Err != nil {
 			o.fail(fmt.Errorf("%v at %d: %w", op.Kind, op.Offset, op.Err))
@@ -163,11 +163,7 @@ func (o *opener) entry(slot uint32, b []byte) {
 	if e.chunk == 0 {
 		return
 	}
-	if other := sh.chunks[e.chunk]; other != nil {
-		sh.slog.Error("chunk in two slots; the older one is ignored", "chunk", e.chunk,
-			"slot", slot, "other", other.slot)
-		sh.store.residue[slot], o.unread[slot] = true, true
-		*e = slotEntry{}
+	if other := sh.chunks[e.chunk]; other != nil && !o.newer(e, slot, other) {
 		return
 	}
 	r := &replica{id: e.chunk, slot: slot}
@@ -176,6 +172,29 @@ func (o *opener) entry(slot uint32, b []byte) {
 	}
 	sh.chunks[e.chunk] = r
 	sh.store.owners[slot] = r
+}
+
+// newer decides which of two slots has the chunk, and says whether it is the one with entry e. A
+// power cut leaves two if it comes when a copy to here was begun and the Drop of what was here
+// before wasn't durable, or not yet in the table: then the log says the rest.
+func (o *opener) newer(e *slotEntry, slot uint32, other *replica) bool {
+	st := o.sh.store
+	o.sh.slog.Info("chunk in two slots", "chunk", e.chunk, "slot", slot, "epoch", e.epoch,
+		"other", other.slot, "other epoch", other.epoch)
+	if e.epoch > other.epoch {
+		st.residue[other.slot] = true
+		if other.epoch > 0 {
+			o.unread[other.slot] = true
+		}
+		o.disown(other)
+		return true
+	}
+	st.residue[slot] = true
+	if e.epoch > 0 {
+		o.unread[slot] = true
+	}
+	o.drop(slot)
+	return false
 }
 
 func (o *opener) openLog() {
@@ -291,15 +310,7 @@ func (o *opener) disown(r *replica) {
 	sh := o.sh
 	delete(sh.chunks, r.id)
 	sh.store.owners[r.slot] = nil
-	if _, ok := o.kept[r.slot]; !ok {
-		if o.kept == nil {
-			o.kept = map[uint32]slotEntry{}
-		}
-		o.kept[r.slot] = sh.store.entries[r.slot]
-	}
-	sh.store.entries[r.slot] = slotEntry{}
-	o.drops = append(o.drops, r.slot)
-	sh.store.touch(r.slot)
+	o.drop(r.slot)
 	kept := o.zeros[:0]
 	for _, z := range o.zeros {
 		if z.slot != r.slot {
@@ -307,6 +318,17 @@ func (o *opener) disown(r *replica) {
 		}
 	}
 	o.zeros = kept
+}
+
+// drop puts the entry of a slot aside.
+func (o *opener) drop(slot uint32) {
+	st := o.sh.store
+	if _, ok := o.kept[slot]; !ok {
+		o.kept[slot] = st.entries[slot]
+	}
+	st.entries[slot] = slotEntry{}
+	o.drops = append(o.drops, slot)
+	st.touch(slot)
 }
 
 // redoZeros clears the words that ZERO records since the last checkpoint cleared, and sets those

@@ -3,6 +3,11 @@ package chunk
 import (
 	"bytes"
 	"testing"
+
+	"pstorage/dataplane"
+	"pstorage/ssdcache"
+	"pstorage/uring"
+	"pstorage/uring/simloop"
 )
 
 // An activation record in the log doesn't bring a replica back whose slot entry is damaged: what it
@@ -28,6 +33,150 @@ func TestDamagedSlotEntryOfActiveReplica(t *testing.T) {
 		got := w.read(chunkA, uint32(i%8)*65536, 65536, i)
 		if !bytes.Equal(got, pattern(uint64(i%8+1), 65536)) {
 			t.Fatalf("part %d: other content", i%8)
+		}
+	}
+}
+
+// The slot table says that a chunk is gone when its Drop is durable, not before: after a power cut
+// in between its activation record would bring it back without what had left the log.
+func TestForgetCutOff(t *testing.T) {
+	for _, copied := range []bool{false, true} {
+		forgetCutOff(t, copied)
+	}
+}
+
+// forgetCutOff forgets a chunk, for a copy to here if copied is set.
+func forgetCutOff(t *testing.T, copied bool) {
+	w := settledInStore(t, 81)
+	w.read(chunkA, 0, 4096, 0) // activates it: the record is in the log
+	nd := w.nodes[2]
+	nd.cache.Fault = func(op *uring.DiskOp) simloop.Fault {
+		if op.Kind == uring.DiskWriteSync {
+			return simloop.Fault{Delay: 60 * sec}
+		}
+		return simloop.Fault{}
+	}
+	flushed := false
+	nd.env.Do(func() {
+		nd.sh.Forget([]dataplane.ChunkID{chunkA})
+		nd.sh.store.touch(0) // as for a neighbour's sake
+		if copied && !nd.sh.makeSlot(nd.sh.find(chunkA)) {
+			t.Error("no slot for the copy")
+		}
+		nd.sh.store.flush(func(err error) { flushed = err == nil })
+	})
+	w.must(func() bool { return flushed }, 10*sec, "checkpoint")
+	nd.cache.Fault = nil
+	nd.restart(true)
+	r := nd.sh.chunks[chunkA]
+	if r == nil {
+		t.Fatalf("copied %v: the chunk is gone, the record of that was never written", copied)
+	}
+	got := nd.contents(chunkA, 0, 8*65536)
+	for i := range 8 {
+		if !bytes.Equal(got[i*65536:(i+1)*65536], pattern(uint64(i+1), 65536)) {
+			t.Fatalf("copied %v: at epoch %d, seq %d part %d has other content", copied, r.epoch,
+				r.last, i)
+		}
+	}
+}
+
+// A chunk that was forgotten stays forgotten, although its slot is in use for so long that the log
+// has lost the record of it.
+func TestForgottenWhileInUse(t *testing.T) {
+	const chunkB, parts = chunkA + 1, 128
+	w := newWorld(t, 82, 1)
+	w.md.add(chunkA, 1, 1)
+	w.md.add(chunkB, 1, 1)
+	nd := w.nodes[0]
+	w.mustWrite(chunkA, 0, pattern(1, 65536))
+	for i := range uint32(parts) {
+		w.mustWrite(chunkB, i*65536, pattern(uint64(i), 65536))
+	}
+	w.run(5 * sec)
+	nd.restart(false)
+	w.read(chunkA, 0, 4096, 0)
+	readB := func(first, end uint32) {
+		for i := first; i < end; i++ {
+			w.read(chunkB, i*65536, 65536, 0)
+		}
+		w.run(10 * sec) // until an idle log is written back
+	}
+	readB(0, parts/2)
+	flushed, gone := false, false
+	nd.env.Do(func() {
+		nd.sh.chunks[chunkA].refs++ // a read that takes long
+		nd.sh.store.flush(func(error) { flushed = true })
+	})
+	w.must(func() bool { return flushed }, sec, "checkpoint")
+	nd.env.Do(func() { nd.sh.forget(chunkA, func(error) { gone = true }) })
+	w.must(func() bool { return gone }, sec, "the record")
+	// Copies for the read cache fill segments of the log, and nothing else happens.
+	readB(parts/2, parts)
+	nd.restart(true)
+	if r := nd.sh.chunks[chunkA]; r != nil {
+		t.Fatalf("the chunk is back at epoch %d, seq %d", r.epoch, r.last)
+	}
+}
+
+// A chunk in two slots of the table: what was here when a copy to here began, and the copy. Which of
+// them is left, and with what checksums, doesn't depend on the order of the slots.
+func TestChunkInTwoSlots(t *testing.T) {
+	const member = dataplane.Epoch(3)
+	activation := func(slot uint32, kind byte) *ssdcache.Record {
+		return &ssdcache.Record{Kind: ssdcache.Meta, Slot: slot, Chunk: chunkA, Epoch: 5,
+			Seq: 9, Meta: []byte{kind}}
+	}
+	drop := func(slot uint32) *ssdcache.Record {
+		return &ssdcache.Record{Kind: ssdcache.Drop, Slot: slot, Chunk: chunkA}
+	}
+	for _, old := range []uint32{2, 4} {
+		fresh := 6 - old
+		copied := []*ssdcache.Record{drop(old), activation(fresh, metaFilled)}
+		for _, c := range []struct {
+			name  string
+			log   []*ssdcache.Record
+			slot  uint32 // noSlot: none
+			page  uint32
+			epoch dataplane.Epoch
+		}{
+			{"no record", nil, old, 77, member},
+			{"what was here is dropped", []*ssdcache.Record{drop(old)}, noSlot, 0, 0},
+			{"the copy is active", copied, fresh, 88, 5},
+			{"the copy is active, all of it is in the log",
+				[]*ssdcache.Record{drop(old), activation(fresh, metaActivate)}, fresh, 0, 5},
+		} {
+			w := newWorld(t, 83, 1)
+			sh := w.nodes[0].sh
+			o := &opener{sh: sh, unread: map[uint32]bool{}, kept: map[uint32]slotEntry{}}
+			for slot := range w.slots {
+				b := make([]byte, entrySize)
+				e := slotEntry{chunk: chunkA}
+				switch slot {
+				case old:
+					e.epoch, e.last, e.commit, e.pages[1] = member, 5, 5, 77
+					e.put(b, slot)
+				case fresh:
+					e.pages[1] = 88
+					e.put(b, slot)
+				}
+				o.entry(slot, b)
+			}
+			for _, rec := range c.log {
+				o.record(rec)
+			}
+			r := sh.chunks[chunkA]
+			switch {
+			case r == nil && c.slot == noSlot:
+			case r == nil || r.slot != c.slot || r.epoch != c.epoch ||
+				sh.store.entries[r.slot].pages[1] != c.page:
+				t.Errorf("old in slot %d, %s: %+v", old, c.name, r)
+			}
+			for slot, r := range sh.store.owners {
+				if (r != nil) != (uint32(slot) == c.slot) {
+					t.Errorf("old in slot %d, %s: slot %d has %+v", old, c.name, slot, r)
+				}
+			}
 		}
 	}
 }

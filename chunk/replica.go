@@ -43,6 +43,9 @@ type replica struct {
 	state replicaState
 	refs  int32 // requests that use the slot
 	gone  bool  // forgotten: the slot is free once nobody uses it
+	// dropped: the log has that durable. Not before may the slot table say so: an activation record
+	// would bring the chunk back, without what had left the log.
+	dropped bool
 
 	// Of the last activation.
 	members []member
@@ -110,7 +113,7 @@ func (r *replica) isHead() bool { return len(r.members) > 0 && r.self == 0 }
 
 // fillEntry writes what the slot table keeps of r. It is never ahead of the log.
 func (r *replica) fillEntry(e *slotEntry) {
-	if r.gone {
+	if r.dropped {
 		*e = slotEntry{pages: e.pages}
 		return
 	}

@@ -416,6 +416,8 @@ func (sh *Shard) forget(id dataplane.ChunkID, then func(error)) {
 	sh.appendRecord(rec, func(err error) {
 		sh.release(r)
 		if err == nil {
+			r.dropped = true
+			sh.store.touch(r.slot) // the slot may be in use for longer than the log has the record
 			sh.leaving = append(sh.leaving, r)
 			sh.pumpSoon()
 		}
