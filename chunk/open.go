@@ -16,7 +16,8 @@ import (
 //  2. staging area: complete a checkpoint that a power cut interrupted.
 //  3. slot table: what was known of each chunk at the last checkpoint.
 //  4. log: what happened since then, in order.
-//  5. what ZERO records since then cleared is cleared again in the CRC pages, and what Stored
+//  5. the log drops what it has of slots without a chunk (residue.go).
+//  6. what ZERO records since then cleared is cleared again in the CRC pages, and what Stored
 //     records say of blocks is set again, in the order of the log.
 //
 // After it every chunk is unsettled: nothing is served of it before its members agreed.
@@ -156,7 +157,7 @@ func (o *opener) entry(slot uint32, b []byte) {
 	e := &sh.store.entries[slot]
 	if err := e.decode(b, slot); err != nil {
 		// Whatever chunk it was has lost its replica here; its members will find out.
-		sh.store.residue[slot], o.unread[slot] = true, true
+		sh.store.residue[slot], o.unread[slot] = false, true
 		sh.slog.Error("slot lost", "slot", slot, "err", err)
 		return
 	}
@@ -182,14 +183,14 @@ func (o *opener) newer(e *slotEntry, slot uint32, other *replica) bool {
 	o.sh.slog.Info("chunk in two slots", "chunk", e.chunk, "slot", slot, "epoch", e.epoch,
 		"other", other.slot, "other epoch", other.epoch)
 	if e.epoch > other.epoch {
-		st.residue[other.slot] = true
+		st.residue[other.slot] = false
 		if other.epoch > 0 {
 			o.unread[other.slot] = true
 		}
 		o.disown(other)
 		return true
 	}
-	st.residue[slot] = true
+	st.residue[slot] = false
 	if e.epoch > 0 {
 		o.unread[slot] = true
 	}
@@ -213,7 +214,7 @@ func (o *opener) openLog() {
 			sh.log = l
 			sh.store.logDurable = l.Durable
 			sh.store.holes.held = true // until all is redone
-			o.redoZeros()
+			o.dropResidue(o.redoZeros)
 		})
 }
 
@@ -242,7 +243,7 @@ func (o *opener) record(rec *ssdcache.Record) {
 				break // what the copy was made over is lost
 			}
 			if o.hollow(rec) {
-				st.residue[rec.Slot] = true
+				st.residue[rec.Slot] = false
 				break
 			}
 			r = o.adopt(rec, r)
@@ -254,14 +255,14 @@ func (o *opener) record(rec *ssdcache.Record) {
 		if o.unread[rec.Slot] {
 			o.unread[rec.Slot] = false
 		}
-		if r != nil && r.id == rec.Chunk {
+		if r != nil && (r.id == rec.Chunk || rec.Chunk == 0) {
 			o.disown(r)
 		}
 	case r == nil || r.id != rec.Chunk:
 		// A patch of a chunk that never got active here, or what is left of one whose entry was
 		// damaged. The slot must not be used again before the log has dropped it.
 		if r == nil {
-			st.residue[rec.Slot] = true
+			st.residue[rec.Slot] = false
 		}
 	default:
 		r.replay(rec.Epoch, rec.Seq, rec.Commit, rec.Offset, rec.Length)
@@ -359,12 +360,11 @@ func (o *opener) finish() {
 		if sh.store.owners[slot] != nil {
 			continue
 		}
-		sh.store.free = append(sh.store.free, uint32(slot))
-		if sh.store.residue[uint32(slot)] {
-			// Nothing is written back to a free slot: it may be another chunk's meanwhile. The next
-			// start finds these blocks again, until makeSlot has their Drop in the log.
-			sh.log.Drop(uint32(slot))
+		if _, ok := sh.store.residue[uint32(slot)]; ok {
+			sh.log.Drop(uint32(slot)) // nothing of it is written back
+			continue
 		}
+		sh.store.free = append(sh.store.free, uint32(slot))
 	}
 	for _, slot := range o.drops {
 		if sh.store.owners[slot] == nil {
@@ -373,5 +373,6 @@ func (o *opener) finish() {
 	}
 	sh.store.holes.release()
 	sh.log.StartWriteBack()
+	sh.clearResidue()
 	o.done(sh, nil)
 }

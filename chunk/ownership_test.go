@@ -37,6 +37,29 @@ func TestDamagedSlotEntryOfActiveReplica(t *testing.T) {
 	}
 }
 
+// Nor does it at the start after that one, when the slot table says that the slot is empty.
+func TestDamagedSlotEntryTwice(t *testing.T) {
+	w := settledInStore(t, 80)
+	w.read(chunkA, 0, 4096, 0)
+	nd := w.nodes[2]
+	slot := nd.sh.chunks[chunkA].slot
+	nd.kill()
+	nd.store.FlipBit(nd.sh.store.sb.tablePage(slot)+int64(slot%entriesInPage)*entrySize+9, 1)
+	nd.store.FlipBit(nd.sh.store.sb.stage, 1)
+	for start := range 3 {
+		nd.restart(start > 0)
+		if r := nd.sh.chunks[chunkA]; r != nil && r.slot != noSlot {
+			t.Fatalf("start %d: the chunk is back at epoch %d, seq %d", start, r.epoch, r.last)
+		}
+		flushed := false
+		nd.env.Do(func() {
+			nd.sh.store.touch(slot)
+			nd.sh.store.flush(func(err error) { flushed = err == nil })
+		})
+		w.must(func() bool { return flushed }, 10*sec, "checkpoint")
+	}
+}
+
 // The slot table says that a chunk is gone when its Drop is durable, not before: after a power cut
 // in between its activation record would bring it back without what had left the log.
 func TestForgetCutOff(t *testing.T) {
@@ -52,7 +75,7 @@ func forgetCutOff(t *testing.T, copied bool) {
 	nd := w.nodes[2]
 	nd.cache.Fault = func(op *uring.DiskOp) simloop.Fault {
 		if op.Kind == uring.DiskWriteSync {
-			return simloop.Fault{Delay: 60 * sec}
+			return simloop.Fault{Delay: 60 * sec, Lost: true}
 		}
 		return simloop.Fault{}
 	}
@@ -119,8 +142,8 @@ func TestForgottenWhileInUse(t *testing.T) {
 	}
 }
 
-// A chunk in two slots of the table: what was here when a copy to here began, and the copy. Which of
-// them is left, and with what checksums, doesn't depend on the order of the slots.
+// A chunk in two slots of the table: what was here when a copy to here began, and the copy. Which
+// of them is left, and with what checksums, doesn't depend on the order of the slots.
 func TestChunkInTwoSlots(t *testing.T) {
 	const member = dataplane.Epoch(3)
 	activation := func(slot uint32, kind byte) *ssdcache.Record {
@@ -178,5 +201,73 @@ func TestChunkInTwoSlots(t *testing.T) {
 				}
 			}
 		}
+	}
+}
+
+// A slot of which the log still has another chunk's blocks, of a copy that a power cut ended, is
+// given to a new chunk, and a power cut comes when the slot table has that, and the log hasn't: the
+// new chunk begins with zeros all the same, at the next start and at the one after it.
+func TestNewChunkOverResidueCutOff(t *testing.T) {
+	const chunkB = chunkA + 1
+	w, x := degraded(t, 8100, 4)
+	nd := w.nodes[3]
+	began := nd.sh.log.Durable()
+	w.recover(chunkA, 4)
+	w.must(func() bool { return nd.sh.log.Durable() > began+3 }, 10*sec, "copy")
+	nd.restart(true)
+	x.stopped = true
+	nd.cache.Fault = func(op *uring.DiskOp) simloop.Fault {
+		if op.Kind == uring.DiskWriteSync {
+			return simloop.Fault{Delay: 60 * sec, Lost: true}
+		}
+		return simloop.Fault{}
+	}
+	w.md.add(chunkB, 1, 4)
+	done := false
+	w.write(chunkB, 0, pattern(1, 4096), &done)
+	w.must(func() bool {
+		r := nd.sh.chunks[chunkB]
+		return r != nil && r.slot != noSlot
+	}, 10*sec, "the slot")
+	flushed := false
+	nd.env.Do(func() { nd.sh.store.flush(func(err error) { flushed = err == nil }) })
+	w.must(func() bool { return flushed }, 10*sec, "checkpoint")
+	nd.cache.Fault = nil
+	zeros := make([]byte, dataplane.PartSize)
+	for start := range 2 {
+		nd.restart(true)
+		w.mustWrite(chunkB, writerSpan, pattern(uint64(start), 4096))
+		for g := range uint32(writerSpan / dataplane.PartSize) {
+			got := w.read(chunkB, g*dataplane.PartSize, dataplane.PartSize, 0)
+			if g == 0 { // the write that was cut off is sent again
+				clear(got[:4096])
+			}
+			if !bytes.Equal(got, zeros) {
+				t.Fatalf("start %d: part %d of the new chunk isn't zeros", start, g)
+			}
+		}
+		if got := w.read(chunkB, writerSpan, 4096, 0); !bytes.Equal(got, pattern(uint64(start), 4096)) {
+			t.Fatalf("start %d: what was written afterwards isn't there", start)
+		}
+	}
+}
+
+// A slot that the log was too full to drop at the start is free as soon as there is room.
+func TestResidueOfFullLog(t *testing.T) {
+	w := newWorld(t, 84, 1)
+	nd := w.nodes[0]
+	st := nd.sh.store
+	nd.env.Do(func() {
+		slot := st.free[len(st.free)-1]
+		st.free = st.free[:len(st.free)-1]
+		st.residue[slot] = false
+		if capacity, used := nd.sh.Capacity(); used != 0 || capacity == 0 {
+			t.Errorf("%d bytes used of %d", used, capacity)
+		}
+		nd.sh.pumpNow()
+	})
+	w.must(func() bool { return len(st.free) == int(w.slots) }, sec, "the slot is free")
+	if len(st.residue) != 0 {
+		t.Errorf("residue %v", st.residue)
 	}
 }

@@ -231,11 +231,6 @@ func (sh *Shard) makeSlot(r *replica) bool {
 	if !sh.canary.ForgetSealed {
 		delete(sh.strangers, r.id)
 	}
-	if sh.store.residue[slot] {
-		// The log may still have blocks of an earlier owner whose entry was damaged.
-		delete(sh.store.residue, slot)
-		sh.appendRecord(ssdcache.Record{Kind: ssdcache.Drop, Slot: slot, Chunk: r.id}, nil)
-	}
 	return true
 }
 

@@ -322,6 +322,7 @@ func (sh *Shard) pump() {
 		}
 	}
 	sh.freeLeaving()
+	sh.clearResidue()
 	if len(sh.stalled)+len(sh.pausedLinks)+len(sh.leaving) > 0 {
 		sh.pumpSoon()
 	}
@@ -456,7 +457,7 @@ func (sh *Shard) Inventory() []control.HeldChunk {
 // Capacity is how many bytes of chunks fit, and how many are taken.
 func (sh *Shard) Capacity() (capacity, used uint64) {
 	n := uint64(len(sh.store.entries))
-	return n * dataplane.ChunkSize, (n - uint64(len(sh.store.free))) * dataplane.ChunkSize
+	return n * dataplane.ChunkSize, uint64(sh.store.taken()) * dataplane.ChunkSize
 }
 
 // Stats are counters since the start.
@@ -464,7 +465,7 @@ func (sh *Shard) Stats() control.CSStats {
 	s := sh.stats
 	s.Clients = uint32(sh.clients)
 	s.FromLog, s.FromStore = sh.gauges.fromLog, sh.gauges.fromStore
-	s.Chunks = uint64(len(sh.store.entries) - len(sh.store.free))
+	s.Chunks = uint64(sh.store.taken())
 	sh.scrub.stats(&s)
 	if sh.log != nil {
 		ls := sh.log.Stats()

@@ -36,7 +36,7 @@ type store struct {
 	onDamaged func(slot, block uint32)           // a CRC page, from this block on, was damaged
 	dead      error                              // why the store isn't used any more
 	bypassed  func(slot, block, end uint32) bool // a write around the log to it is on its way
-	residue   map[uint32]bool                    // free slots of which the log may still hold blocks
+	residue   map[uint32]bool                    // see residue.go; true: its Drop is on its way
 	holes     puncher                            // gives the space of zeroed blocks back
 
 	stamp      stamp         // of the pass that is under way, or the last one
