@@ -87,7 +87,9 @@ func (f *flusher) close() {
 
 // Checkpoint implements ssdcache.Backing: everything that was destaged, and all that the log knows
 // about chunks, becomes durable in the store.
-func (st *store) Checkpoint(done func(error)) { st.flush(done) }
+func (st *store) Checkpoint(done func(error)) {
+	st.zeroing.checkpoint(func() { st.flush(done) })
+}
 
 // flush starts a checkpoint; done (may be nil) is called when all that had changed before the call
 // is durable.

@@ -271,3 +271,45 @@ func TestResidueOfFullLog(t *testing.T) {
 		t.Errorf("residue %v", st.residue)
 	}
 }
+
+// The log doesn't lose a ZERO before its words are in a checkpoint, however long it takes to read
+// the page that they are in.
+func TestZeroOfSlowPage(t *testing.T) {
+	const chunkB = chunkA + 1
+	w := newWorld(t, 85, 1)
+	w.md.add(chunkA, 1, 1)
+	w.md.add(chunkB, 1, 1)
+	nd := w.nodes[0]
+	w.mustWrite(chunkA, 0, pattern(1, 65536))
+	fill := func(at uint32) {
+		for i := range uint32(24) {
+			w.mustWrite(chunkB, at+i*65536, pattern(uint64(i), 65536))
+		}
+	}
+	fill(0)
+	w.run(10 * sec)
+	nd.restart(false)
+	w.mustWrite(chunkA, 32<<20, pattern(2, 4096)) // active; another page
+	fill(4 << 20)
+	w.run(5 * sec)
+	page := nd.sh.store.sb.crcPage(nd.sh.chunks[chunkA].slot * pagesPerSlot)
+	nd.store.Fault = func(op *uring.DiskOp) simloop.Fault {
+		if op.Kind == uring.DiskRead && op.Offset == page {
+			return simloop.Fault{Delay: 8 * sec}
+		}
+		return simloop.Fault{}
+	}
+	done := false
+	w.cl.env.Do(func() {
+		w.cl.do(chunkA, dataplane.Header{Op: dataplane.OpZero, Length: 65536}, nil, 0,
+			func([]byte) { done = true })
+	})
+	w.run(100 * ms)
+	fill(8 << 20)
+	w.must(func() bool { return done }, 20*sec, "the ZERO")
+	nd.store.Fault = nil
+	nd.restart(true)
+	if got := w.read(chunkA, 0, 65536, 0); !bytes.Equal(got, make([]byte, 65536)) {
+		t.Fatal("what was zeroed is back")
+	}
+}

@@ -37,6 +37,7 @@ type store struct {
 	dead      error                              // why the store isn't used any more
 	bypassed  func(slot, block, end uint32) bool // a write around the log to it is on its way
 	residue   map[uint32]bool                    // see residue.go; true: its Drop is on its way
+	zeroing   zeroGate                           // words being cleared
 	holes     puncher                            // gives the space of zeroed blocks back
 
 	stamp      stamp         // of the pass that is under way, or the last one
@@ -345,6 +346,7 @@ type zeroing struct {
 	end   uint32
 	sums  []byte // in replay: the blocks' checksums instead of zeros
 	wait  pageWait
+	gate  int
 	done  func(*zeroing)
 }
 
@@ -352,11 +354,13 @@ type zeroing struct {
 func (st *store) zero(z *zeroing) {
 	z.st = st
 	z.wait.ready = z.page
+	z.gate = st.zeroing.begin()
 	z.step()
 }
 
 func (z *zeroing) step() {
 	if z.block == z.end {
+		z.st.zeroing.end(z.gate)
 		z.done(z)
 		return
 	}
