@@ -313,3 +313,51 @@ func TestZeroOfSlowPage(t *testing.T) {
 		t.Fatal("what was zeroed is back")
 	}
 }
+
+// A ZERO stays one although a write-back of older data is under way to its blocks, which waits for
+// another page than theirs.
+func TestZeroDuringWriteBackOverTwoPages(t *testing.T) {
+	const at = (wordsPerPage - 8) * dataplane.BlockSize // the first 8 blocks are of the first page
+	w := newWorld(t, 86, 1)
+	w.md.add(chunkA, 1, 1)
+	nd := w.nodes[0]
+	w.mustWrite(chunkA, 0, pattern(1, 65536))
+	fill := func(at uint32) {
+		for i := range uint32(24) {
+			w.mustWrite(chunkA, at+i*65536, pattern(uint64(i), 65536))
+		}
+	}
+	fill(32 << 20)
+	w.run(10 * sec)
+	nd.restart(false)
+	w.mustWrite(chunkA, 60<<20, pattern(2, 4096))
+	w.run(5 * sec)
+	page := nd.sh.store.sb.crcPage(nd.sh.chunks[chunkA].slot * pagesPerSlot)
+	nd.store.Fault = func(op *uring.DiskOp) simloop.Fault {
+		if op.Kind == uring.DiskRead && op.Offset == page {
+			return simloop.Fault{Delay: 5 * sec}
+		}
+		return simloop.Fault{}
+	}
+	w.mustWrite(chunkA, at, pattern(3, 65536))
+	fill(48 << 20)
+	w.must(func() bool {
+		return nd.sh.store.writesTo(nd.sh.chunks[chunkA].slot, wordsPerPage, wordsPerPage+1)
+	}, 10*sec, "the write-back")
+	done := false
+	w.cl.env.Do(func() {
+		h := dataplane.Header{Op: dataplane.OpZero, Offset: wordsPerPage * dataplane.BlockSize,
+			Length: 8 * dataplane.BlockSize}
+		w.cl.do(chunkA, h, nil, 0, func([]byte) { done = true })
+	})
+	w.must(func() bool { return done }, sec, "the ZERO")
+	w.run(10 * sec)
+	nd.store.Fault = nil
+	got := w.read(chunkA, at, 65536, 0)
+	if want := pattern(3, 65536); !bytes.Equal(got[:32768], want[:32768]) {
+		t.Error("what wasn't zeroed is other content")
+	}
+	if !isZero(got[32768:]) {
+		t.Error("what was zeroed is back")
+	}
+}

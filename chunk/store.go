@@ -222,8 +222,8 @@ func (d *destage) page(i int, p *crcPage) {
 	p.pins++
 	d.pages[i] = p
 	d.need--
+	d.setWords(p) // at once, without waiting for the other page: a ZERO from now on comes after it
 	if d.need == 0 {
-		d.setWords() // at once: a ZERO from now on comes after it
 		if holes := &d.st.holes; holes.hits(d.wb.Slot, d.wb.Block, writeEnd(d.wb)) {
 			d.parked, holes.waiting = holes.waiting, d
 			return
@@ -232,7 +232,8 @@ func (d *destage) page(i int, p *crcPage) {
 	}
 }
 
-func (d *destage) setWords() {
+// setWords sets the words of the run that are in page p.
+func (d *destage) setWords(p *crcPage) {
 	wb := d.wb
 	i := 0
 	for _, data := range wb.Data {
@@ -241,9 +242,10 @@ func (d *destage) setWords() {
 				continue
 			}
 			block := wb.Block + uint32(i)
-			crc := binary.LittleEndian.Uint32(wb.CRCs[4*i:])
-			p := d.pages[block/wordsPerPage-wb.Block/wordsPerPage]
-			p.setWord(block, wordOf(crc, data[:dataplane.BlockSize]))
+			if wb.Slot*pagesPerSlot+block/wordsPerPage == p.id {
+				crc := binary.LittleEndian.Uint32(wb.CRCs[4*i:])
+				p.setWord(block, wordOf(crc, data[:dataplane.BlockSize]))
+			}
 			data = data[dataplane.BlockSize:]
 		}
 	}
