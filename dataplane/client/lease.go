@@ -144,6 +144,7 @@ func (f *File) onLease(r *control.LeaseReply, err error) {
 		l.status, l.token, l.unclean = leaseHeld, r.Token, false
 		l.tries, l.refused, l.fencing = 0, 0, 0
 		e.leases.keepAlive(e)
+		f.doubt()
 		waiting := l.wait.take()
 		for op := waiting.pop(); op != nil; op = waiting.pop() {
 			op.state = opReady
