@@ -114,6 +114,8 @@ func (fs *fileSystem) truncate(ctx context.Context, id dataplane.FileID, in *fus
 		return nil, err
 	}
 	defer fs.b.CloseFile(f)
+	f.OpenForWrite() // for so long: others may have it open here, for reading
+	defer f.CloseForWrite()
 	return fs.b.Truncate(ctx, f, size)
 }
 
