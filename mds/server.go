@@ -221,6 +221,9 @@ func (c *call) getAttr(req *control.FileReq) (any, error) {
 
 func (c *call) setAttr(req *control.SetAttrReq) (any, error) {
 	for {
+		if err := c.mayResize(req); err != nil {
+			return nil, err
+		}
 		res, err := c.change(&cmdSetAttr{c.from, *req})
 		if err != nil {
 			return nil, err
