@@ -152,8 +152,8 @@ func (c *call) acquireLease(req *control.AcquireLeaseReq) (any, error) {
 }
 
 // mayResize refuses a change of a file's size under a lease that its client doesn't have any more:
-// a request may have waited for longer than a silent client keeps its leases, and somebody else have
-// written the file since.
+// a request may have waited for longer than a silent client keeps its leases, and somebody else
+// have written the file since.
 func (c *call) mayResize(req *control.SetAttrReq) error {
 	if req.Mask&control.SetSize == 0 || req.Token == 0 {
 		return nil
@@ -163,8 +163,8 @@ func (c *call) mayResize(req *control.SetAttrReq) error {
 	defer f.mu.RUnlock()
 	l := f.s.leaseOf(req.File)
 	if f.s.live(req.File) != nil && (l.holder != c.from.Peer || l.token != req.Token) {
-		return c.fail(dataplane.Fenced, "the right to write file %d was taken from client %x before it "+
-			"could be cut", req.File, c.from.Peer)
+		return c.fail(dataplane.Fenced, "the right to write file %d was taken from client %x before "+
+			"its size was changed", req.File, c.from.Peer)
 	}
 	return nil
 }

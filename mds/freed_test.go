@@ -8,9 +8,9 @@ import (
 	"pstorage/dataplane/session"
 )
 
-// TestFreedWhileRegistering: a chunk is freed after a registration's inventory was compared with the
-// state, and before its reply. The server is told to forget it, or asked for its inventory again;
-// what is pushed over the connection that it had before may be lost.
+// TestFreedWhileRegistering: a chunk is freed after a registration's inventory was compared with
+// the state, and before its reply. The server is told to forget it, or asked for its inventory
+// again; what is pushed over the connection that it had before may be lost.
 func TestFreedWhileRegistering(t *testing.T) {
 	c := newTestCluster(t, 1)
 	servers := map[dataplane.CSID]*testCS{}

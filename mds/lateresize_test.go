@@ -8,9 +8,9 @@ import (
 	"pstorage/dataplane/control"
 )
 
-// TestLateTruncation: a client that was cut off while it truncated a file comes back when another one
-// has taken the file over, and perhaps given it back. Its request, repeated by itself, cuts nothing
-// off.
+// TestLateTruncation: a client that was cut off while it truncated a file comes back when another
+// one has taken the file over, and perhaps given it back. Its request, repeated by itself, cuts
+// nothing off.
 func TestLateTruncation(t *testing.T) {
 	w := newLeaseWorld(t)
 	size := func(client, token, size uint64) error {

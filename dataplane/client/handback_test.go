@@ -74,8 +74,9 @@ func (w *world) pass(ns int64) {
 }
 
 // TestOpenedAgainWhileFencing: a file is opened for writing, closed and opened again while the
-// writer before it, on another host, is still being fenced. The lease of the second open isn't given
-// back on behalf of the first one: another host could have the file then, and both would write.
+// writer before it, on another host, is still being fenced. The lease of the second open isn't
+// given back on behalf of the first one: another host could have the file then, and both would
+// write.
 func TestOpenedAgainWhileFencing(t *testing.T) {
 	for seed := range uint64(8) {
 		w := newWorld(t, seed, 3)

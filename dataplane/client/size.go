@@ -11,8 +11,8 @@ import (
 // A write past that end asks for a Grow, beside the data's way, and isn't done before the MDS has
 // agreed. One Grow per file is under way; writes that come meanwhile share the next.
 // A read past that end asks for the size first: another client may have made the file longer.
-// When the right to write comes here, another client may have cut the file: the first write asks for
-// the size, or for a Grow, and what was known of the chunks is forgotten.
+// When the right to write comes here, another client may have cut the file: the first write asks
+// for the size, or for a Grow, and what was known of the chunks is forgotten.
 
 // clampRead cuts a read at the end of the file. It says false if the read is finished by that, or
 // has to wait for the size.

@@ -6,8 +6,8 @@ import (
 	"testing"
 )
 
-// TestTruncationGivesRightBack: a truncation by name, of a file that is open for reading only, needs
-// the right to write while it lasts. After that another host may write the file.
+// TestTruncationGivesRightBack: a truncation by name, of a file that is open for reading only,
+// needs the right to write while it lasts. After that another host may write the file.
 func TestTruncationGivesRightBack(t *testing.T) {
 	c := startCluster(t, "device")
 	name := filepath.Join(c.at, "f")

@@ -26,9 +26,9 @@ func (b lostAnswer) Rename(ctx context.Context, r *control.RenameReq) error {
 	return err
 }
 
-// TestRenameFails: a rename that fails, because what it was to rename is gone, leaves alone the open
-// file that it was to replace. If it was done and only the answer is lost, the replaced file stays
-// hidden and goes with its last close.
+// TestRenameFails: a rename that fails, because what it was to rename is gone, leaves alone the
+// open file that it was to replace. If it was done and only the answer is lost, the replaced file
+// stays hidden and goes with its last close.
 func TestRenameFails(t *testing.T) {
 	for _, test := range []struct {
 		name string
