@@ -151,6 +151,24 @@ func (c *call) acquireLease(req *control.AcquireLeaseReq) (any, error) {
 	return reply, nil
 }
 
+// mayResize refuses a change of a file's size under a lease that its client doesn't have any more:
+// a request may have waited for longer than a silent client keeps its leases, and somebody else
+// have written the file since.
+func (c *call) mayResize(req *control.SetAttrReq) error {
+	if req.Mask&control.SetSize == 0 || req.Token == 0 {
+		return nil
+	}
+	f := c.r.fsm
+	f.mu.RLock()
+	defer f.mu.RUnlock()
+	l := f.s.leaseOf(req.File)
+	if f.s.live(req.File) != nil && (l.holder != c.from.Peer || l.token != req.Token) {
+		return c.fail(dataplane.Fenced, "the right to write file %d was taken from client %x before "+
+			"its size was changed", req.File, c.from.Peer)
+	}
+	return nil
+}
+
 func (c *call) releaseLeases(req *control.ReleaseLeasesReq) (any, error) {
 	if len(req.Leases) > control.MaxRenew {
 		return nil, c.fail(dataplane.Invalid, "%d leases", len(req.Leases))

@@ -87,7 +87,7 @@ type csLink struct {
 	statsNs        int64
 	rates          csRates
 	forget         []dataplane.ChunkID // freed, and not pushed yet
-	pushed         bool                // it was told to forget some since it registered
+	pushed         bool                // it was told to forget some since its inventory was taken
 	moved          []movedChunk        // moved away, and not pushed yet
 }
 

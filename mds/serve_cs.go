@@ -66,6 +66,7 @@ func (c *call) registerCS(req *control.RegisterCSReq) (any, error) {
 	if !sameProcess {
 		c.targetRestarted(res.CS)
 	}
+	c.l.listing(res.CS)
 	return c.grantLease(res.CS, req, instance, c.inventory(res.CS, req.Chunks, sameProcess))
 }
 
@@ -140,6 +141,15 @@ func (c *call) endRegistration(id dataplane.CSID) {
 	c.l.mu.Lock()
 	c.l.leases.at(id).registering--
 	c.l.mu.Unlock()
+}
+
+// listing notes that a server's inventory is about to be compared with the state. What it was to be
+// told until now comes of that; what is freed from now on may not.
+func (l *leader) listing(cs dataplane.CSID) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	k := l.link(cs)
+	k.forget, k.pushed = nil, false
 }
 
 // findings is what comes of an inventory.
@@ -244,9 +254,11 @@ func (c *call) grantLease(cs dataplane.CSID, req *control.RegisterCSReq, instanc
 	l.plan.registered(cs)
 	l.returned(cs)
 	l.move.wake()
+	if k := l.link(cs); k.peer != c.peer && k.pushed {
+		l.leases.at(cs).relist = true // pushed since the inventory, over a connection it has no more
+	}
 	k := l.connect(cs, c.peer, instance)
 	k.capacity, k.used, k.stats, k.statsNs = req.Capacity, req.Used, control.CSStats{}, 0
-	k.forget, k.pushed = nil, false // the inventory says it all
 	forget := slices.DeleteFunc(found.forget, func(id dataplane.ChunkID) bool {
 		return l.recover.keeps(id, cs)
 	})

@@ -160,9 +160,11 @@ func (c *call) read(f func(s *State) error) error {
 	return f(c.r.fsm.s)
 }
 
-// change sends a command through the log.
+// change sends a command through the log. A lost connection doesn't take it back, and chunk servers
+// must be told what it freed, so the wait is only for the end of the leadership: the next leader
+// looks for itself.
 func (c *call) change(cmd command) (Result, error) {
-	res, err := c.r.propose(c.ctx, cmd)
+	res, err := c.r.propose(c.l.ctx, cmd)
 	if err != nil {
 		return res, err
 	}
@@ -219,12 +221,18 @@ func (c *call) getAttr(req *control.FileReq) (any, error) {
 
 func (c *call) setAttr(req *control.SetAttrReq) (any, error) {
 	for {
+		if err := c.mayResize(req); err != nil {
+			return nil, err
+		}
 		res, err := c.change(&cmdSetAttr{c.from, *req})
 		if err != nil {
 			return nil, err
 		}
 		if !res.More {
 			return &res.Attr, nil
+		}
+		if c.ctx.Err() != nil { // nobody wants the rest, and others may write the file by now
+			return nil, c.r.gaveUp(c.ctx, c.name())
 		}
 	}
 }

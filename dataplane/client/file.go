@@ -41,8 +41,10 @@ type File struct {
 	growSpare  []*Op
 	growTimer  uring.Timer
 	growTries  int
+	growAsked  uint64 // of the Grow, or question for the size, that is under way
 	grownSeq   uint64
 	shrunkSeq  uint64
+	doubtSeq   uint64 // when the right to write came; 0: the size was learned since
 
 	// Flush, see flush.go.
 	ackMemory bool     // some write may be acknowledged before it is durable

@@ -94,8 +94,19 @@ func (f *File) Truncate(ctx context.Context, size uint64) (*control.Attr, error)
 			return nil, err
 		}
 	}
+	// The question may be on its way for long, and another client write the file by then.
+	token, held := uint64(0), true
+	if err := c.onLoop(func() {
+		token = f.lease.token
+		held = f.eng.leases.meta == nil || f.lease.status == leaseHeld
+	}); err != nil {
+		return nil, err
+	}
+	if !held {
+		return nil, f.lostError(Zero)
+	}
 	a, err := call[control.Attr](ctx, c, control.OpSetAttr,
-		&control.SetAttrReq{File: f.id, Mask: control.SetSize, Size: size})
+		&control.SetAttrReq{File: f.id, Mask: control.SetSize, Size: size, Token: token})
 	if err != nil {
 		return nil, err
 	}

@@ -56,8 +56,13 @@ type lease struct {
 
 // leases is what an Engine knows of all leases.
 type leases struct {
-	meta      Leaser // nil: no leases in this cluster
-	held      []*File
+	meta Leaser // nil: no leases in this cluster
+	held []*File
+	// open are the files that asked and may have been promised a lease, or given one in an answer
+	// that was lost. A file that is closed goes on until it knows, and gives the lease back; one
+	// that is opened anew meanwhile, with a File of its own, waits: to the metadata servers both are
+	// this client, and what the first gave back they would take from the second.
+	open      map[dataplane.FileID]*File
 	going     []control.FileLease // to be released
 	releasing []control.FileLease // being released
 	timer     uring.Timer         // of releases that failed
@@ -94,19 +99,29 @@ func (f *File) lostError(k OpKind) error {
 
 var errLeaseLost = errors.New("the right to write it was taken from this client; open it again")
 
-// askLease asks for the lease if somebody waits for it.
+// askLease asks for the lease if somebody waits for it, or if it may have been given already.
 func (f *File) askLease() {
 	l, e := &f.lease, f.eng
 	if l.asking || l.timer.Armed() || l.status == leaseHeld || e.closed {
 		return
 	}
-	if e.leases.pending(f.id) {
+	asker := e.leases.open[f.id]
+	switch {
+	case asker != f && l.unwanted():
+		return
+	case asker != f && asker != nil || e.leases.pending(f.id):
 		f.rearm(&l.timer, f.askLease, &l.tries) // first it must be given back
 		return
+	case e.leases.open == nil:
+		e.leases.open = make(map[dataplane.FileID]*File)
 	}
 	l.asking = true
+	e.leases.open[f.id] = f
 	e.leases.meta.AcquireLease(f.id, l.fencing, f.onLease)
 }
+
+// unwanted says that nobody waits for the lease or has the file open for writing.
+func (l *lease) unwanted() bool { return l.wait.head == nil && l.writers == 0 }
 
 func (f *File) onLease(r *control.LeaseReply, err error) {
 	l, e := &f.lease, f.eng
@@ -114,19 +129,22 @@ func (f *File) onLease(r *control.LeaseReply, err error) {
 	if e.closed {
 		return
 	}
-	unwanted := l.wait.head == nil && l.writers == 0
 	switch {
 	case err != nil:
-		if !unwanted && e.metaRetry(err, "the right to write a file", f) {
+		if e.metaRetry(err, "the right to write a file", f) {
 			f.rearm(&l.timer, f.askLease, &l.tries)
 			return
 		}
+		delete(e.leases.open, f.id)
 		f.refuseWrites(err)
 	case r.Granted:
+		delete(e.leases.open, f.id)
+		unwanted := l.unwanted()
 		e.leases.held = append(e.leases.held, f)
 		l.status, l.token, l.unclean = leaseHeld, r.Token, false
 		l.tries, l.refused, l.fencing = 0, 0, 0
 		e.leases.keepAlive(e)
+		f.doubt()
 		waiting := l.wait.take()
 		for op := waiting.pop(); op != nil; op = waiting.pop() {
 			op.state = opReady
@@ -144,6 +162,7 @@ func (f *File) onLease(r *control.LeaseReply, err error) {
 		}
 		f.rearm(&l.timer, f.askLease, &l.tries)
 	default:
+		delete(e.leases.open, f.id)
 		f.heldByOther(r)
 	}
 }

@@ -11,6 +11,8 @@ import (
 // A write past that end asks for a Grow, beside the data's way, and isn't done before the MDS has
 // agreed. One Grow per file is under way; writes that come meanwhile share the next.
 // A read past that end asks for the size first: another client may have made the file longer.
+// When the right to write comes here, another client may have cut the file: the first write asks
+// for the size, or for a Grow, and what was known of the chunks is forgotten.
 
 // clampRead cuts a read at the end of the file. It says false if the read is finished by that, or
 // has to wait for the size.
@@ -92,13 +94,26 @@ func (f *File) learn(a *control.Attr, asked uint64) {
 	}
 	f.size.Store(size)
 	f.sizeAt = f.eng.env.Now()
+	if asked > f.doubtSeq {
+		f.doubtSeq = 0
+	}
 	f.ackMemory = f.ackMemory || a.Policy.AckMemory
 }
 
-// growFor makes a write that ends behind the end of the file wait for a Grow.
+// doubt: whoever had the right to write until now may have cut the file, and let it grow again with
+// other chunks. Chunk servers may not know yet of chunks that are gone: a write to one would be
+// lost.
+func (f *File) doubt() {
+	f.eng.seq++
+	f.doubtSeq = f.eng.seq
+	f.gen++
+	f.forgetFrom(0)
+}
+
+// growFor makes a write that ends behind the end of the file, or perhaps does, wait for a Grow.
 func (f *File) growFor(op *Op) {
 	end := uint64(op.Offset) + uint64(op.total)
-	if end <= f.Size() {
+	if end <= f.Size() && f.doubtSeq == 0 {
 		return
 	}
 	op.growTo = end
@@ -126,7 +141,12 @@ func (f *File) grow() {
 	if size == 0 || f.growBusy || f.eng.closed {
 		return
 	}
-	f.growBusy = true
+	f.eng.seq++
+	f.growBusy, f.growAsked = true, f.eng.seq
+	if size <= f.Size() { // if that is still so there is nothing to grow
+		f.eng.meta.GetAttr(f.id, f.onGrow)
+		return
+	}
 	f.eng.meta.Grow(f.id, size, f.onGrow)
 }
 
@@ -138,14 +158,19 @@ func (f *File) onGrow(a *control.Attr, err error) {
 		return
 	}
 	f.growTries = 0
-	if err == nil {
+	switch asked := f.growAsked; {
+	case err != nil:
+	case f.doubtSeq == 0:
+		f.grown(a)
+	case asked > f.doubtSeq && asked > f.shrunkSeq:
+		f.learn(a, asked)
 		f.grown(a)
 	}
 	waiting := f.growWait
 	f.growWait = f.growSpare[:0]
 	for i, op := range waiting {
 		waiting[i] = nil
-		if err == nil && op.growTo > a.Size {
+		if err == nil && (op.growTo > a.Size || f.growAsked < f.doubtSeq) {
 			f.growWait = append(f.growWait, op)
 			continue
 		}

@@ -133,6 +133,9 @@ type SetAttrReq struct {
 	Size             uint64
 	ATimeNs, MTimeNs int64
 	Policy           Policy
+	// Token, with a size, is of the write lease under which that is changed: if it is no longer the
+	// client's the request is refused (Fenced). 0: it isn't looked at.
+	Token uint64
 }
 
 // CreateReq makes an entry. Without Exclusive an existing entry of the same type is returned.

@@ -114,6 +114,8 @@ func (fs *fileSystem) truncate(ctx context.Context, id dataplane.FileID, in *fus
 		return nil, err
 	}
 	defer fs.b.CloseFile(f)
+	f.OpenForWrite() // for so long: others may have it open here, for reading
+	defer f.CloseForWrite()
 	return fs.b.Truncate(ctx, f, size)
 }
 
@@ -238,45 +240,71 @@ func (fs *fileSystem) Unlink(cancel <-chan struct{}, in *fuse.InHeader, name str
 	}
 	ctx, stop := fs.context(cancel)
 	defer stop()
-	hidden, err := fs.hide(ctx, parent, name)
-	if err == nil && !hidden {
+	n, err := fs.hide(ctx, parent, name)
+	switch {
+	case err != nil:
+	case n != nil:
+		err = fs.removed(ctx, n)
+	default:
 		err = fs.b.Unlink(ctx, parent, name, false)
 	}
 	return fs.status("unlink "+name, err)
 }
 
 // hide moves a file that is open here to a hidden name, instead of losing it; see the package
-// comment. It says false if the file isn't open.
-func (fs *fileSystem) hide(ctx context.Context, parent dataplane.FileID, name string) (bool,
+// comment. Then removed or unhide is to be called. It returns nil if the file isn't open.
+func (fs *fileSystem) hide(ctx context.Context, parent dataplane.FileID, name string) (*node,
 	error) {
 	fs.mu.RLock()
 	none := len(fs.nodes) == 0
 	fs.mu.RUnlock()
 	if none {
-		return false, nil
+		return nil, nil
 	}
 	a, err := fs.b.Lookup(ctx, parent, name)
 	if err != nil {
-		return false, err
+		return nil, err
 	}
 	n := fs.openNode(a.File)
 	if n == nil {
-		return false, nil
+		return nil, nil
 	}
 	to := fs.hiddenName(a.File)
 	err = fs.b.Rename(ctx, &control.RenameReq{FromParent: parent, FromName: name,
 		ToParent: dataplane.RootID, ToName: to})
 	if err != nil {
-		return false, fmt.Errorf("keep %s, which is open, as %s: %w", name, to, err)
+		return nil, fmt.Errorf("keep %s, which is open, as %s: %w", name, to, err)
 	}
+	return n, nil
+}
+
+// removed has a hidden file removed with its last close.
+func (fs *fileSystem) removed(ctx context.Context, n *node) error {
+	to := fs.hiddenName(n.id)
 	fs.mu.Lock()
-	closed := fs.nodes[a.File] != n // meanwhile
+	closed := fs.nodes[n.id] != n // meanwhile
 	n.hidden = to
 	fs.mu.Unlock()
 	if closed {
-		err = fs.b.Unlink(ctx, dataplane.RootID, to, false)
+		return fs.b.Unlink(ctx, dataplane.RootID, to, false)
 	}
-	return true, err
+	return nil
+}
+
+// unhide gives a hidden file its name back, because what was to take its place didn't.
+func (fs *fileSystem) unhide(n *node, parent dataplane.FileID, name string) {
+	ctx, stop := context.WithTimeout(fs.base, fs.o.Grace)
+	defer stop()
+	to := fs.hiddenName(n.id)
+	err := fs.b.Rename(ctx, &control.RenameReq{FromParent: dataplane.RootID, FromName: to,
+		ToParent: parent, ToName: name, NoReplace: true})
+	if dataplane.KindOf(err) == dataplane.Exists { // it did, and only the answer was lost
+		err = fs.removed(ctx, n)
+	}
+	if err != nil {
+		fs.log.Error("a file that was to be replaced and wasn't has lost its name: rename it back",
+			"name", name, "is now", "/"+to, "err", err)
+	}
 }
 
 // Rename implements fuse.RawFileSystem.
@@ -298,14 +326,26 @@ func (fs *fileSystem) Rename(cancel <-chan struct{}, in *fuse.RenameIn, oldName 
 	ctx, stop := fs.context(cancel)
 	defer stop()
 	noReplace := in.Flags&unix.RENAME_NOREPLACE != 0
+	var replaced *node
 	if !noReplace && (from != to || oldName != newName) {
-		_, err := fs.hide(ctx, to, newName)
+		var err error
+		replaced, err = fs.hide(ctx, to, newName)
 		if err != nil && dataplane.KindOf(err) != dataplane.NotFound {
 			return fs.status("rename to "+newName, err)
 		}
 	}
-	return fs.status("rename "+oldName, fs.b.Rename(ctx, &control.RenameReq{FromParent: from,
-		FromName: oldName, ToParent: to, ToName: newName, NoReplace: noReplace}))
+	err := fs.b.Rename(ctx, &control.RenameReq{FromParent: from, FromName: oldName, ToParent: to,
+		ToName: newName, NoReplace: noReplace})
+	switch {
+	case replaced == nil:
+	case err != nil:
+		fs.unhide(replaced, to, newName)
+	default:
+		if err := fs.removed(ctx, replaced); err != nil {
+			fs.log.Warn("remove a file that was replaced while it was open", "name", newName, "err", err)
+		}
+	}
+	return fs.status("rename "+oldName, err)
 }
 
 // StatFs implements fuse.RawFileSystem.

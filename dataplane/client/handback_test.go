@@ -1,0 +1,116 @@
+package client
+
+import (
+	"testing"
+
+	"pstorage/dataplane"
+	"pstorage/dataplane/control"
+)
+
+// leaser hands out leases as the metadata servers do, to the one client of a world.
+type leaser struct {
+	w      *world
+	token  uint64 // last one given
+	holder uint64 // token of the grant that holds; 0: nobody
+	fenced bool   // the fence of the holder before is in force
+	lose   int    // so many answers to questions are lost
+}
+
+// answer runs cb on the client after both ways.
+func (m *leaser) answer(cb func()) { m.w.sim.After(m.w.meta.delay, func() { m.w.env.Post(cb) }) }
+
+// AcquireLease implements Leaser.
+func (m *leaser) AcquireLease(_ dataplane.FileID, token uint64,
+	cb func(*control.LeaseReply, error)) {
+	m.w.sim.After(m.w.meta.delay, func() {
+		if m.holder == 0 || m.holder != token {
+			m.token++
+			m.holder = m.token
+		}
+		r := &control.LeaseReply{Token: m.holder, Granted: m.fenced, Fencing: !m.fenced}
+		if m.lose > 0 {
+			m.lose--
+			err := dataplane.E("acquire a write lease", dataplane.TimedOut, nil)
+			m.answer(func() { cb(nil, err) })
+			return
+		}
+		m.answer(func() { cb(r, nil) })
+	})
+}
+
+// ReleaseLeases implements Leaser.
+func (m *leaser) ReleaseLeases(list []control.FileLease, cb func(error)) {
+	m.w.sim.After(m.w.meta.delay, func() {
+		for _, l := range list {
+			if l.Token == m.holder {
+				m.holder = 0
+			}
+		}
+		m.answer(func() { cb(nil) })
+	})
+}
+
+// RenewLeases implements Leaser.
+func (m *leaser) RenewLeases([]control.FileLease, func(*control.RenewLeasesReply, error)) {}
+
+// writer begins a use of the file that may write, as OpenForWrite does; the result ends it, as
+// CloseForWrite does.
+func (w *world) writer(f *File) (end func()) {
+	w.env.Do(func() {
+		f.lease.writers++
+		f.askLease()
+	})
+	return func() {
+		w.env.Do(func() {
+			f.lease.writers--
+			f.dropLease()
+		})
+	}
+}
+
+// pass lets ns pass.
+func (w *world) pass(ns int64) {
+	w.sim.Run(func() bool { return false }, w.sim.Now()+ns)
+}
+
+// TestOpenedAgainWhileFencing: a file is opened for writing, closed and opened again while the
+// writer before it, on another host, is still being fenced. The lease of the second open isn't
+// given back on behalf of the first one: another host could have the file then, and both would
+// write.
+func TestOpenedAgainWhileFencing(t *testing.T) {
+	for seed := range uint64(8) {
+		w := newWorld(t, seed, 3)
+		m := &leaser{w: w}
+		first := w.file(0)
+		w.eng.leases.meta = m
+		end := w.writer(first)
+		w.pass(20e6)
+		end()
+		second, err := w.eng.OpenFile(&control.Attr{File: first.id, Type: control.TypeFile}, "again")
+		if err != nil {
+			t.Fatal(err)
+		}
+		w.writer(second)
+		w.pass(300e6)
+		m.fenced = true
+		w.pass(3e9)
+		if second.lease.status != leaseHeld || second.lease.token != m.holder {
+			t.Errorf("seed %d: the file that is open has status %d and token %d; the metadata servers "+
+				"say token %d", seed, second.lease.status, second.lease.token, m.holder)
+		}
+	}
+}
+
+// TestLostGrantIsGivenBack: the answer that grants the lease is lost, and the file is closed before
+// the client asks again. The lease is given back all the same: as long as this client lives nobody
+// else would get the file.
+func TestLostGrantIsGivenBack(t *testing.T) {
+	w := newWorld(t, 1, 3)
+	m := &leaser{w: w, fenced: true, lose: 1}
+	f := w.file(0)
+	w.eng.leases.meta = m
+	w.writer(f)()
+	if w.pass(3e9); m.token == 0 || m.holder != 0 {
+		t.Errorf("last token %d, held: %d", m.token, m.holder)
+	}
+}
