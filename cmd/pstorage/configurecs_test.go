@@ -55,6 +55,7 @@ func TestConfigureCS(t *testing.T) {
 	n.says(1, "is mounted there already", "mount", at) // the command run twice
 	n.says(1, "path inside the cluster: /nothing", "file-info", at+"/nothing")
 	n.says(1, "path inside the cluster: /nothing", "revoke", at+"/nothing")
+	n.says(1, "in the cluster itself", "-c", "c1", "make-cs", "-r", at+"/deep/cs", "-s", "64M")
 	n.says(2, "--cs 0", "scrub", "start", "--cs", "0")
 	n.says(2, "--cs 0", "scrub", "status", "--cs", "0")
 	defer n.run("", "pstorage", "umount", "--lazy", at)
