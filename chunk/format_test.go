@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"encoding/binary"
 	"math/rand/v2"
+	"reflect"
 	"testing"
 
 	"pstorage/dataplane"
@@ -127,12 +128,13 @@ func TestStage(t *testing.T) {
 func TestIdentity(t *testing.T) {
 	dir := t.TempDir()
 	id := &Identity{Version: identityVersion, ClusterName: "c", Capacity: 1 << 30, LogPath: cacheFile,
-		Cluster: dataplane.ClusterID{1}.String(), Disk: uuid{2}.String(), Log: uuid{3}.String(), Boot: 7}
+		Cluster: dataplane.ClusterID{1}.String(), Disk: uuid{2}.String(), Log: uuid{3}.String(), Boot: 7,
+		Starts: []uint64{1<<64 - 1, 3}}
 	if err := id.write(dir); err != nil {
 		t.Fatal(err)
 	}
 	got, err := ReadIdentity(dir)
-	if err != nil || *got != *id {
+	if err != nil || !reflect.DeepEqual(got, id) {
 		t.Fatalf("%v: %+v", err, got)
 	}
 	b := id.encode()

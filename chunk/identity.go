@@ -8,9 +8,11 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"time"
 
 	"pstorage/dataplane"
+	"pstorage/dataplane/control"
 )
 
 // The files of a chunk server's directory.
@@ -41,6 +43,8 @@ type Identity struct {
 	// of itself; it isn't served any more. Without it, it would be once it was started as often as
 	// the newer one. Empty in all others, so that older programs read those.
 	RolledBack string `json:",omitempty"`
+	// Starts are random numbers of starts, as RegisterCSReq has them: the last one's is the last.
+	Starts []uint64 `json:",omitempty"`
 }
 
 const identityVersion = 1
@@ -93,6 +97,9 @@ func decodeIdentity(b []byte) (*Identity, error) {
 	}
 	if id.Capacity == 0 || id.Capacity/dataplane.ChunkSize > maxSlots {
 		return nil, fmt.Errorf("identity file: capacity of %d bytes", id.Capacity)
+	}
+	if len(id.Starts) > control.MaxStarts || slices.Contains(id.Starts, 0) {
+		return nil, fmt.Errorf("identity file: numbers of %d starts", len(id.Starts))
 	}
 	return id, nil
 }

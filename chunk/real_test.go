@@ -9,6 +9,7 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -27,6 +28,7 @@ type tableMDS struct {
 	nextCS dataplane.CSID
 	addrs  map[dataplane.CSID]string
 	boots  map[dataplane.CSID]uint64
+	starts map[dataplane.CSID]uint64
 	chunks map[dataplane.ChunkID]*control.ChunkConfig
 	events []control.Event
 	failed string
@@ -41,6 +43,7 @@ func realCred(role dataplane.Role, id uint64) *session.Credentials {
 
 func startTableMDS(t testing.TB) *tableMDS {
 	m := &tableMDS{addrs: map[dataplane.CSID]string{}, boots: map[dataplane.CSID]uint64{},
+		starts: map[dataplane.CSID]uint64{},
 		chunks: map[dataplane.ChunkID]*control.ChunkConfig{}}
 	ln, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
@@ -83,10 +86,12 @@ func (m *tableMDS) Handle(_ context.Context, _ *control.Peer, _ uint64, op datap
 			m.nextCS++
 			q.CS = m.nextCS
 		}
-		if q.Boot <= m.boots[q.CS] {
+		if start := m.starts[q.CS]; q.Boot <= m.boots[q.CS] ||
+			start != 0 && !slices.Contains(q.Starts, start) {
 			return nil, dataplane.E("register", dataplane.Conflict, errors.New("boot counter went back"))
 		}
 		m.boots[q.CS], m.addrs[q.CS] = q.Boot, q.Addr
+		m.starts[q.CS] = q.Starts[len(q.Starts)-1]
 		return &control.RegisterCSReply{CS: q.CS, LeaseNs: int64(dataplane.LeaseTime)}, nil
 	case control.OpHeartbeat:
 		var q control.HeartbeatReq

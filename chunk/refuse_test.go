@@ -6,11 +6,13 @@ import (
 	"io"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
 
 	"pstorage/dataplane"
+	"pstorage/dataplane/control"
 )
 
 // serverDirs are chunk servers with some history, and copies of their files from before.
@@ -187,13 +189,31 @@ func TestRefusals(t *testing.T) {
 	// The whole directory from before fits together: the metadata servers know better, and however
 	// often it is started, it isn't served.
 	m.mu.Lock()
-	recorded := m.boots[1]
+	recorded, older := m.boots[1], filepath.Join(base, "older")
+	copyDir(t, older, s.old)
 	m.mu.Unlock()
 	for range recorded + 2 {
 		err := runOnce(s.old, m)
 		if dataplane.KindOf(err) != dataplane.Conflict || !strings.Contains(err.Error(), s.old) {
 			t.Fatalf("a whole directory that was rolled back: %v", err)
 		}
+	}
+	// Nor after starts that reached none of them, so that its counter is above theirs.
+	copyDir(t, s.old, older)
+	for range recorded + 2 {
+		ctx, cancel := context.WithTimeout(context.Background(), 50*time.Millisecond)
+		err := Run(ctx, Options{Dir: s.old, Cred: realCred(dataplane.RoleCS, 0),
+			ListenAddr: "127.0.0.1", MDS: func() []string { return []string{"127.0.0.1:1"} }})
+		if cancel(); err != nil {
+			t.Fatalf("a start without metadata servers: %v", err)
+		}
+	}
+	id, err := ReadIdentity(s.old)
+	if err != nil || id.Boot <= recorded {
+		t.Fatalf("start %d, recorded is %d: %v", id.Boot, recorded, err)
+	}
+	if err := runOnce(s.old, m); dataplane.KindOf(err) != dataplane.Conflict {
+		t.Fatalf("a directory that was rolled back, and started %d times since: %v", recorded+2, err)
 	}
 	copyDir(t, s.old, s.dir) // the right one
 	s.use(s.old, m, chunkA, 1)
@@ -208,4 +228,24 @@ func runOnce(dir string, m *tableMDS) error {
 	defer cancel()
 	return Run(ctx, Options{Dir: dir, Cred: realCred(dataplane.RoleCS, 0), ListenAddr: "127.0.0.1",
 		MDS: func() []string { return []string{m.addr} }})
+}
+
+// Any number of starts that reach no metadata server fit in the identity, and the start that was
+// recorded last stays in it.
+func TestStartsFitIdentity(t *testing.T) {
+	id := &Identity{Version: identityVersion, Cluster: dataplane.ClusterID{1}.String(),
+		Disk: uuid{2}.String(), Log: uuid{3}.String(), Capacity: 1 << 30}
+	for range 2 * control.MaxStarts {
+		id.Starts = addStart(id.Starts, func() uint64 { return 1<<64 - 1 - uint64(len(id.Starts)) })
+		got, err := decodeIdentity(id.encode())
+		if err != nil || got.Starts[0] != 1<<64-1 || !slices.Equal(got.Starts, id.Starts) {
+			t.Fatalf("after %d starts: %v", len(id.Starts), err)
+		}
+	}
+	for _, wrong := range [][]uint64{{1, 0}, make([]uint64, control.MaxStarts+1)} {
+		id.Starts = wrong
+		if _, err := decodeIdentity(id.encode()); err == nil {
+			t.Errorf("%d starts, with 0 among them, are read", len(wrong))
+		}
+	}
 }

@@ -449,7 +449,8 @@ const registerSoon = 30 * time.Millisecond
 
 func (s *server) register(ctx context.Context) error {
 	req := &control.RegisterCSReq{CS: s.id.CS, Disk: s.id.diskUUID(), Boot: s.id.Boot, Addr: s.addr,
-		Path: s.o.Dir, Tier: s.id.Tier, Location: cmp.Or(s.id.Location, s.o.Location)}
+		Path: s.o.Dir, Tier: s.id.Tier, Location: cmp.Or(s.id.Location, s.o.Location),
+		Starts: s.id.Starts}
 	req.Host, _ = os.Hostname()
 	if err := s.onLoop(func(done func(error)) {
 		req.FenceSeq = s.shard.FenceSeq()
@@ -483,6 +484,7 @@ func (s *server) register(ctx context.Context) error {
 		return dataplane.E("register", dataplane.Conflict,
 			fmt.Errorf("this is chunk server %d, the metadata servers say %d", s.id.CS, reply.CS))
 	}
+	s.startConfirmed()
 	s.md.setSource(fmt.Sprintf("cs %d", s.id.CS))
 	if err := s.onLoop(func(done func(error)) {
 		s.shard.SetID(s.id.CS)

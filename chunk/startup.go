@@ -2,6 +2,8 @@ package chunk
 
 import (
 	"context"
+	"crypto/rand"
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -96,6 +98,7 @@ func (s *server) countStart() error {
 		return errors.New("counted after listening")
 	}
 	s.id.Boot++
+	s.id.Starts = addStart(s.id.Starts, startNumber)
 	s.id.Stamp = s.shard.Stamp()
 	if err := s.id.write(s.o.Dir); err != nil {
 		return startError("serve chunk server "+s.o.Dir+": count this start",
@@ -108,6 +111,39 @@ func (s *server) countStart() error {
 		s.shard.SetBoot(s.id.Boot)
 		done(nil)
 	})
+}
+
+// addStart adds the number of a new start to those since the last one that registered for certain.
+// The metadata servers may have recorded any of them. Of a start in vain too many the number stays:
+// it takes the place of the one before.
+func addStart(starts []uint64, number func() uint64) []uint64 {
+	if len(starts) == control.MaxStarts {
+		return starts
+	}
+	return append(starts, number())
+}
+
+// startNumber is random, and not 0.
+func startNumber() uint64 {
+	var b [8]byte
+	rand.Read(b[:]) // never fails
+	return binary.LittleEndian.Uint64(b[:]) | 1
+}
+
+// keptStarts is how many starts an identity may name though they needn't be kept any more: it isn't
+// written only for that.
+const keptStarts = 16
+
+// startConfirmed forgets the starts before this one: the metadata servers have recorded it.
+func (s *server) startConfirmed() {
+	n := len(s.id.Starts)
+	s.id.Starts = s.id.Starts[n-1:]
+	if n <= keptStarts {
+		return
+	}
+	if err := s.id.write(s.o.Dir); err != nil {
+		s.log.Warn("the starts before this one stay on record", "dir", s.o.Dir, "err", err)
+	}
 }
 
 // markRolledBack keeps durably that the metadata servers refused this directory, with err: each

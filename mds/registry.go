@@ -49,8 +49,9 @@ func (c *cmdInit) apply(s *State, r *Result) {
 // cmdRegisterCS registers a chunk server process.
 type cmdRegisterCS struct {
 	origin
-	Instance uint64 // peer id of the process
-	CS       CS     // as it announces itself
+	Instance uint64   // peer id of the process
+	CS       CS       // as it announces itself
+	Starts   []uint64 // of RegisterCSReq, but for the last, which is CS.Start
 }
 
 func (c *cmdRegisterCS) op() uint8 { return opRegisterCS }
@@ -58,11 +59,23 @@ func (c *cmdRegisterCS) op() uint8 { return opRegisterCS }
 func (c *cmdRegisterCS) put(e *encoder) {
 	e.u64(c.Instance)
 	putCS(e, &c.CS)
+	if c.CS.Start != 0 {
+		e.u32(uint32(len(c.Starts)))
+		for _, n := range c.Starts {
+			e.u64(n)
+		}
+	}
 }
 
 func (c *cmdRegisterCS) get(d *decoder) {
 	c.Instance = d.u64()
 	c.CS = getCS(d)
+	if c.CS.Start != 0 {
+		c.Starts = make([]uint64, d.count(8))
+		for i := range c.Starts {
+			c.Starts[i] = d.u64()
+		}
+	}
 }
 
 func putCS(e *encoder, c *CS) {
@@ -87,13 +100,20 @@ func putCS(e *encoder, c *CS) {
 	if c.Releasing {
 		flags |= csReleasing
 	}
+	if c.Start != 0 {
+		flags |= csStart
+	}
 	e.u8(flags)
+	if c.Start != 0 {
+		e.u64(c.Start)
+	}
 }
 
-// Flags of a chunk server, the last byte of what putCS writes.
+// Flags of a chunk server, the byte that ends what putCS writes, but for what they say follows.
 const (
 	csFenced    uint8 = 1 << 0
 	csReleasing uint8 = 1 << 1
+	csStart     uint8 = 1 << 2 // Start follows
 )
 
 func getCS(d *decoder) CS {
@@ -112,6 +132,9 @@ func getCS(d *decoder) CS {
 	c.Failed = d.str()
 	flags := d.u8()
 	c.Fenced, c.Releasing = flags&csFenced != 0, flags&csReleasing != 0
+	if flags&csStart != 0 {
+		c.Start = d.u64()
+	}
 	return c
 }
 
@@ -124,13 +147,18 @@ const (
 	regAgain                       // known, the same process again
 	regDropped                     // removed from the cluster
 	regUnknown                     // names an id that this cluster never gave, or of another disk
-	regBehind                      // boot counter behind or equal: a clone, or rolled back
+	regBehind                      // not a later start on the same directory: a clone, or rolled back
 	regFailed                      // its disk failed under this very process
 )
 
 // registrationCase decides what a registration is (invariants I7 and I8). known is the entry of
 // the disk's identity, or nil; named is the entry of the id that the process says it has, or nil.
-func registrationCase(c *CS, instance uint64, known, named *CS) registration {
+//
+// A later start on the same directory has the higher counter, and remembers the start that is
+// recorded: an older copy of the directory may have been started as often, but not that time. A
+// record without one is an older program's.
+func registrationCase(r *cmdRegisterCS, known, named *CS) registration {
+	c := &r.CS
 	switch {
 	case known == nil && c.ID == 0:
 		return regNew
@@ -138,11 +166,12 @@ func registrationCase(c *CS, instance uint64, known, named *CS) registration {
 		return regUnknown
 	case known.Dropped:
 		return regDropped
-	case c.Boot > known.Boot:
+	case c.Boot > known.Boot && (known.Start == 0 || c.Start == known.Start ||
+		slices.Contains(r.Starts, known.Start)):
 		return regRestart
-	case c.Boot == known.Boot && instance == known.Instance && known.Failed != "":
+	case c.Boot == known.Boot && r.Instance == known.Instance && known.Failed != "":
 		return regFailed
-	case c.Boot == known.Boot && instance == known.Instance:
+	case c.Boot == known.Boot && r.Instance == known.Instance:
 		return regAgain
 	}
 	return regBehind
@@ -154,7 +183,7 @@ func (c *cmdRegisterCS) apply(s *State, r *Result) {
 	if id, ok := s.byDisk[n.Disk]; ok {
 		known = s.server(id)
 	}
-	switch registrationCase(&n, c.Instance, known, s.server(n.ID)) {
+	switch registrationCase(c, known, s.server(n.ID)) {
 	case regUnknown:
 		r.fail(dataplane.Denied, "CS %d with disk identity %x isn't of this cluster", n.ID, n.Disk)
 		return
@@ -162,9 +191,13 @@ func (c *cmdRegisterCS) apply(s *State, r *Result) {
 		r.fail(dataplane.Denied, "CS %d was removed from the cluster: make a new one", known.ID)
 		return
 	case regBehind:
-		r.fail(dataplane.Conflict, "CS %d at %s: its start counter %d isn't above the recorded %d: "+
-			"the directory %s is a copy or was rolled back and must not serve; drop this CS and "+
-			"make a new one", known.ID, n.Addr, n.Boot, known.Boot, n.Path)
+		why := "it never had start %d, which is the last one recorded"
+		if n.Boot <= known.Boot {
+			why = "its start counter isn't above the recorded %d"
+		}
+		r.fail(dataplane.Conflict, "CS %d at %s, start %d: "+why+": the directory %s is a copy or "+
+			"was rolled back and must not serve; drop this CS and make a new one", known.ID, n.Addr,
+			n.Boot, known.Boot, n.Path)
 		return
 	case regFailed:
 		r.fail(dataplane.Denied, "the disk of CS %d failed (%s): mend it and start it again, or "+

@@ -61,5 +61,14 @@ func TestRelay(t *testing.T) {
 		if _, err := nc.ReadFrame(&h, nil); err != nil || h.ReqID != 9 {
 			t.Errorf("ping through server %d: %v, %v", i, &h, err)
 		}
+		// Any number of them can't be had.
+		c.nodes[i].relays.Add(maxRelays)
+		if nc, err := through(i); err == nil {
+			t.Errorf("server %d passed one connection too many on to %v", i, nc.Peer())
+		}
+		c.nodes[i].relays.Add(-maxRelays)
+		if _, err := through(i); err != nil {
+			t.Errorf("server %d, with room again: %v", i, err)
+		}
 	}
 }

@@ -45,6 +45,9 @@ func (c *call) registerCS(req *control.RegisterCSReq) (any, error) {
 	cmd := &cmdRegisterCS{Instance: instance, CS: CS{ID: req.CS, Disk: req.Disk, Boot: req.Boot,
 		Addr: req.Addr, Host: req.Host, Path: req.Path, Location: req.Location, Tier: req.Tier,
 		Capacity: req.Capacity, Used: req.Used}}
+	if n := len(req.Starts); n > 0 {
+		cmd.CS.Start, cmd.Starts = req.Starts[n-1], req.Starts[:n-1]
+	}
 	// It must not be left half done when the connection is lost: see reconfigure.
 	res, err := c.r.propose(c.l.ctx, cmd)
 	if err != nil {
@@ -77,6 +80,9 @@ func (c *call) checkRegistration(req *control.RegisterCSReq) error {
 		return c.fail(dataplane.Invalid, "address, start counter and disk identity are needed")
 	case req.Tier > 3:
 		return c.fail(dataplane.Invalid, "tier %d: 0 to 3", req.Tier)
+	case len(req.Starts) > control.MaxStarts || slices.Contains(req.Starts, 0):
+		return c.fail(dataplane.Invalid, "%d starts: at most %d, and none of them 0",
+			len(req.Starts), control.MaxStarts)
 	}
 	return nil
 }

@@ -20,7 +20,7 @@ func richState(t testing.TB) *State {
 	do(t, s, 1, &cmdInit{ClusterID: dataplane.ClusterID{1, 2}, ClusterName: "rich"})
 	for i := range byte(4) {
 		do(t, s, 1, &cmdRegisterCS{Instance: 5, CS: CS{Disk: [16]byte{i + 1}, Boot: 1, Addr: "a",
-			Host: "h", Path: "/p", Location: "x/y/z", Capacity: 7}})
+			Host: "h", Path: "/p", Location: "x/y/z", Capacity: 7, Start: uint64(i)}})
 	}
 	fill(t, s, "small", 3)
 	fill(t, s, "big", freeStep+10)
@@ -290,6 +290,7 @@ func FuzzEntry(f *testing.F) {
 		&cmdReconfigure{Chunk: dataplane.NewChunkID(1, 0), Epoch: 1,
 			Members: []dataplane.CSID{4}, Moved: true, Handover: true},
 		&cmdRegisterCS{Instance: 1, CS: CS{Disk: [16]byte{9}, Boot: 1}},
+		&cmdRegisterCS{CS: CS{Disk: [16]byte{9}, Boot: 2, Start: 2}, Starts: []uint64{1}},
 		&cmdMarkCS{CS: 1, Dropped: true}, &cmdAddEvent{Code: "c"}, &cmdSetConfig{Key: "a", Value: "b"},
 		&cmdReap{},
 	} {

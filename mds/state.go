@@ -132,6 +132,7 @@ type CS struct {
 	ID           dataplane.CSID
 	Disk         [16]byte // identity of its directory
 	Boot         uint64   // counter of starts at the last registration
+	Start        uint64   // random number of the start that registered last; 0: it had none
 	Instance     uint64   // peer id of the process that registered last
 	Addr         string   // "ip:port" of the data port
 	Host         string

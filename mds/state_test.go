@@ -276,34 +276,49 @@ func TestRegistrationCase(t *testing.T) {
 	known := &CS{ID: 3, Boot: 5, Instance: 77}
 	dropped := &CS{ID: 3, Boot: 5, Instance: 77, Dropped: true}
 	failed := &CS{ID: 3, Boot: 5, Instance: 77, Failed: "EIO"}
+	started := &CS{ID: 3, Boot: 5, Instance: 77, Start: 50}
 	other := &CS{ID: 4, Boot: 1}
 	for i, tc := range []struct {
 		id           dataplane.CSID
 		boot, inst   uint64
+		starts       []uint64
 		known, named *CS
 		want         registration
 	}{
-		{0, 1, 1, nil, nil, regNew},
-		{3, 1, 1, nil, nil, regUnknown},     // an id, and a disk that nobody knows
-		{4, 6, 1, nil, other, regUnknown},   // another's id
-		{4, 6, 1, known, other, regUnknown}, // a known disk with another's id
-		{9, 6, 1, known, nil, regUnknown},
-		{3, 6, 1, known, known, regRestart},
-		{0, 6, 1, known, known, regRestart}, // never learned its id
-		{3, 5, 77, known, known, regAgain},
-		{3, 5, 78, known, known, regBehind}, // a copy of the directory
-		{3, 4, 77, known, known, regBehind}, // rolled back
-		{0, 5, 78, known, known, regBehind},
-		{3, 6, 77, dropped, dropped, regDropped},
-		{3, 5, 77, failed, failed, regFailed},
-		{3, 6, 78, failed, failed, regRestart},
+		{0, 1, 1, nil, nil, nil, regNew},
+		{0, 1, 1, []uint64{9}, nil, nil, regNew},
+		{3, 1, 1, nil, nil, nil, regUnknown},     // an id, and a disk that nobody knows
+		{4, 6, 1, nil, nil, other, regUnknown},   // another's id
+		{4, 6, 1, nil, known, other, regUnknown}, // a known disk with another's id
+		{9, 6, 1, nil, known, nil, regUnknown},
+		{3, 6, 1, nil, known, known, regRestart},
+		{3, 6, 1, []uint64{9}, known, known, regRestart}, // the first with a program that says it
+		{0, 6, 1, nil, known, known, regRestart},         // never learned its id
+		{3, 5, 77, nil, known, known, regAgain},
+		{3, 5, 78, nil, known, known, regBehind}, // a copy of the directory
+		{3, 4, 77, nil, known, known, regBehind}, // rolled back
+		{0, 5, 78, nil, known, known, regBehind},
+		{3, 6, 77, nil, dropped, dropped, regDropped},
+		{3, 5, 77, nil, failed, failed, regFailed},
+		{3, 6, 78, nil, failed, failed, regRestart},
+		{3, 6, 1, []uint64{50, 60}, started, started, regRestart},
+		{3, 9, 1, []uint64{40, 50, 60, 70}, started, started, regRestart},
+		{3, 99, 1, []uint64{50}, started, started, regRestart}, // too many starts to number them
+		{3, 5, 77, []uint64{50}, started, started, regAgain},
+		{3, 5, 78, []uint64{50}, started, started, regBehind},
+		{3, 9, 1, []uint64{40, 41, 42, 43}, started, started, regBehind}, // rolled back, started often
+		{3, 4, 1, []uint64{40, 50}, started, started, regBehind},
+		{3, 9, 1, nil, started, started, regBehind}, // rolled back to an older program's
 	} {
-		c := &CS{ID: tc.id, Boot: tc.boot}
+		r := &cmdRegisterCS{Instance: tc.inst, CS: CS{ID: tc.id, Boot: tc.boot}}
+		if n := len(tc.starts); n > 0 {
+			r.CS.Start, r.Starts = tc.starts[n-1], tc.starts[:n-1]
+		}
 		named := tc.named
 		if tc.id == 0 {
 			named = nil
 		}
-		if got := registrationCase(c, tc.inst, tc.known, named); got != tc.want {
+		if got := registrationCase(r, tc.known, named); got != tc.want {
 			t.Errorf("case %d: %d, want %d", i, got, tc.want)
 		}
 	}

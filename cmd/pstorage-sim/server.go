@@ -23,6 +23,7 @@ type csNode struct {
 	cache  *simloop.Disk
 	drift  int64
 	boot   uint64
+	starts []uint64 // in the identity: since the last that registered for certain
 	owner  uint64
 	budget int
 
@@ -83,6 +84,7 @@ func newCS(w *world, index int) *csNode {
 
 func (n *csNode) newProcess() {
 	n.boot++
+	n.starts = append(n.starts, uint64(n.index+1)<<32|n.boot)
 	n.env = n.w.sim.NewEnvOptions(fmt.Sprintf("cs%d.%d", n.index+1, n.boot),
 		simloop.EnvOptions{DriftPPM: n.drift})
 	n.freeDead()
@@ -179,7 +181,7 @@ func (n *csNode) register(sent int64) {
 	capacity, used := n.shard.Capacity()
 	req := &control.RegisterCSReq{CS: n.id, Disk: [16]byte{byte(n.index + 1)}, Boot: n.boot,
 		Addr: n.ip + ":2600", Host: n.ip, Path: "/cs", Capacity: capacity, Used: used,
-		Chunks: n.shard.Inventory(), FenceSeq: n.shard.FenceSeq()}
+		Chunks: n.shard.Inventory(), FenceSeq: n.shard.FenceSeq(), Starts: n.starts}
 	n.ask(dataplane.RoleCS, control.OpRegisterCS, req, mdsTimeout, false,
 		func(p []byte, err error) {
 			n.asking = false
@@ -190,6 +192,7 @@ func (n *csNode) register(sent int64) {
 			switch k := dataplane.KindOf(err); {
 			case err == nil:
 				n.id = reply.CS
+				n.starts = n.starts[len(n.starts)-1:]
 				if int(n.id) != n.index+1 {
 					panic(fmt.Sprintf("cs %d got id %d", n.index+1, n.id))
 				}

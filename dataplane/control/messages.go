@@ -290,7 +290,14 @@ type RegisterCSReq struct {
 	// part of the inventory, too.
 	Parts    uint32
 	FenceSeq uint64 // as in HeartbeatReq
+	// Starts are random numbers, not 0, of starts on the directory: the last is this one's, the
+	// others are of those before it, at least back to the last one that registered for certain. So
+	// an older copy of the directory is known however often it was started. None: an older program.
+	Starts []uint64
 }
+
+// MaxStarts is the most Starts of a registration.
+const MaxStarts = 256
 
 // InventoryReq is a part of an inventory that is too long for one message: Part counts from 0.
 type InventoryReq struct {
