@@ -6,7 +6,7 @@ import (
 	"testing"
 )
 
-// TestMakeCSAgain: the disk of a chunk server is gone, a new one is mounted in its place. As long as
+// TestMakeCSAgain: the disk of a chunk server is gone, a new one is mounted in its place. While
 // cs.list has the old line the new chunk server is refused before anything is made, and the
 // message says what to do; that done, it is made. So are more, with journals in one directory.
 func TestMakeCSAgain(t *testing.T) {
