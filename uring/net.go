@@ -336,8 +336,13 @@ func listenUnix(path string) (int, error) {
 // abstract says whether the name of a local socket is none in the file system.
 func abstract(path string) bool { return strings.HasPrefix(path, "@") }
 
-// abandoned says whether there is a socket at sa that refuses connections.
+// abandoned says whether there is a socket at sa that refuses connections. Connecting to a file of
+// another kind is refused in the same way, and such a file must stay.
 func abandoned(sa *unix.SockaddrUnix) bool {
+	var st unix.Stat_t
+	if unix.Lstat(sa.Name, &st) != nil || st.Mode&unix.S_IFMT != unix.S_IFSOCK {
+		return false
+	}
 	fd, err := unix.Socket(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, 0)
 	if err != nil {
 		return false

@@ -20,8 +20,9 @@ cluster.`,
 		Example: `  pstorage file-info /images/web1.img`,
 		Args:    onePath,
 		RunE: func(cmd *cobra.Command, args []string) error {
-			return show(cmd, a, "file-info "+args[0], control.AdminFileInfo,
+			err := show(cmd, a, "file-info "+args[0], control.AdminFileInfo,
 				control.PathArgs{Path: args[0]}, showFileInfo)
+			return insideAdvice(err, args[0])
 		},
 	}
 	a.addOutput(cmd)

@@ -1,12 +1,14 @@
 package main
 
 import (
+	"errors"
 	"path/filepath"
 	"strings"
 
 	"github.com/spf13/cobra"
 
 	"pstorage/cmd/cli"
+	"pstorage/dataplane"
 )
 
 // attrPathHelp is what the help of commands with an attrPath says.
@@ -35,16 +37,40 @@ func (p *attrPath) find(a *app, path string) (string, error) {
 	return clusterPath(mounts, &a.cluster, path)
 }
 
-// clusterPath is find with these mounts. A mount of another cluster than the named one is refused.
-func clusterPath(mounts []mountDoc, cluster *string, path string) (string, error) {
-	path = filepath.Clean(path)
-	var on *mountDoc
+// onMount returns the innermost of the mounts that path is on, nil if there is none.
+func onMount(mounts []mountDoc, path string) (on *mountDoc) {
 	for i := range mounts {
 		m := &mounts[i]
 		if under(m.Mountpoint, path) && (on == nil || len(m.Mountpoint) > len(on.Mountpoint)) {
 			on = m
 		}
 	}
+	return on
+}
+
+// insideAdvice adds to err, of a command that takes paths inside the cluster only, what was meant
+// by a path that isn't there and looks like one on a mount.
+func insideAdvice(err error, path string) error {
+	var e *cli.Error
+	if dataplane.KindOf(err) != dataplane.NotFound || !errors.As(err, &e) {
+		return err
+	}
+	mounts, mountsErr := readMounts()
+	if mountsErr != nil {
+		return err // without the advice
+	}
+	path = filepath.Clean(path)
+	if on := onMount(mounts, path); on != nil {
+		e.Advice = "give the path inside the cluster: /" +
+			strings.TrimPrefix(strings.TrimPrefix(path, on.Mountpoint), "/")
+	}
+	return err
+}
+
+// clusterPath is find with these mounts. A mount of another cluster than the named one is refused.
+func clusterPath(mounts []mountDoc, cluster *string, path string) (string, error) {
+	path = filepath.Clean(path)
+	on := onMount(mounts, path)
 	if on == nil {
 		return path, nil
 	}

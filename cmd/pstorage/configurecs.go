@@ -93,6 +93,9 @@ func configureCS(ctx context.Context, a *app, o configureCSOptions, out, message
 	if err != nil {
 		return cli.Fail(what, err, "")
 	}
+	if o.drop && o.size == 0 && !journal.Device && filepath.Dir(journal.Path) == dir {
+		o.drop = false // it is there: nothing is worth stopping the chunk server for
+	}
 	changes := o.drop || o.journal != "" || o.size != 0
 	if changes {
 		if o.journal != "" && o.journal != journal.Path {

@@ -52,6 +52,12 @@ func TestConfigureCS(t *testing.T) {
 		}
 	}
 	n.ok("", "mount", at)
+	n.says(1, "is mounted there already", "mount", at) // the command run twice
+	n.says(1, "path inside the cluster: /nothing", "file-info", at+"/nothing")
+	n.says(1, "path inside the cluster: /nothing", "revoke", at+"/nothing")
+	n.says(1, "in the cluster itself", "-c", "c1", "make-cs", "-r", at+"/deep/cs", "-s", "64M")
+	n.says(2, "--cs 0", "scrub", "start", "--cs", "0")
+	n.says(2, "--cs 0", "scrub", "status", "--cs", "0")
 	defer n.run("", "pstorage", "umount", "--lazy", at)
 	data := make([]byte, 8<<20)
 	rand.Read(data)
@@ -104,8 +110,13 @@ func TestConfigureCS(t *testing.T) {
 		t.Error("the command was never killed")
 	}
 	n.ok("", "configure-cs", "-r", dir, "-d")
-	if j := n.journal(dir); filepath.Dir(j.Path) != dir {
-		t.Errorf("%+v", j)
+	back := n.journal(dir)
+	if filepath.Dir(back.Path) != dir {
+		t.Errorf("%+v", back)
+	}
+	n.ok("", "configure-cs", "-r", dir, "-d") // it is there: the server goes on
+	if j := n.journal(dir); j != back {
+		t.Errorf("-d made %+v of %+v", j, back)
 	}
 	same("at the end")
 	if left, _ := os.ReadDir(ssd); len(left) > 0 {

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"net"
+	"net/url"
 	"os"
 	"path"
 	"strings"
@@ -233,8 +234,15 @@ func openExport(ctx context.Context, c *client.Client, name string, o *nbdOption
 
 // exportURI is how clients name an export.
 func exportURI(addr, name string) string {
+	name = escaped(name)
 	if sock, ok := strings.CutPrefix(addr, "unix:"); ok {
-		return "nbd+unix:///" + name + "?socket=" + sock
+		return "nbd+unix:///" + name + "?socket=" + escaped(sock)
 	}
 	return "nbd://" + addr + "/" + name
+}
+
+// escaped returns a path as it is written in a URI, also in its query.
+func escaped(path string) string {
+	path = strings.TrimPrefix((&url.URL{Path: "/" + path}).EscapedPath(), "/")
+	return strings.NewReplacer("&", "%26", "+", "%2B", ";", "%3B").Replace(path)
 }

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"net/url"
 	"os"
 	"os/exec"
 	"strings"
@@ -102,4 +103,27 @@ func TestExportNBD(t *testing.T) {
 	ro.stop()
 	csd.stop()
 	mdsd.stop()
+}
+
+// TestExportURI: what the service says it serves can be given to a client as it is.
+func TestExportURI(t *testing.T) {
+	for _, c := range []struct{ addr, name, want string }{
+		{"unix:/run/a.sock", "vm/disk1", "nbd+unix:///vm/disk1?socket=/run/a.sock"},
+		{"127.0.0.1:10809", "vm/disk1", "nbd://127.0.0.1:10809/vm/disk1"},
+		{"unix:/run/my sock", "größe #1?",
+			"nbd+unix:///gr%C3%B6%C3%9Fe%20%231%3F?socket=/run/my%20sock"},
+		{"unix:/run/a&b+c;d%20", "a:b", "nbd+unix:///a:b?socket=/run/a%26b%2Bc%3Bd%2520"},
+	} {
+		got := exportURI(c.addr, c.name)
+		if got != c.want {
+			t.Errorf("%s, %q: %s, want %s", c.addr, c.name, got, c.want)
+		}
+		u, err := url.Parse(got)
+		if err != nil || u.Path != "/"+c.name {
+			t.Errorf("%s: path %q, %v", got, u.Path, err)
+		}
+		if sock, ok := strings.CutPrefix(c.addr, "unix:"); ok && u.Query().Get("socket") != sock {
+			t.Errorf("%s: socket %q", got, u.Query().Get("socket"))
+		}
+	}
 }

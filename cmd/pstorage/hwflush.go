@@ -45,7 +45,8 @@ of and the disk hasn't got was lost, and the exit status is 1.
 
 Do it several times, and with other load on the disk. The client also says how many
 records a second became durable: a number that no such disk can reach means that flushes
-aren't carried out, unless a cache with a battery explains it.`,
+aren't carried out, unless a cache with a battery explains it. What it writes in DIR, the file
+hwflush-check.data, stays there: delete it when you are done.`,
 		Example: `  pstorage hwflush-check -l 10.30.100.9                       # on another machine
   pstorage hwflush-check -s 10.30.100.9 -d /pstorage/disk1   # on the machine under test
   # pull its plug while that runs; switch it on again; then:
@@ -66,8 +67,8 @@ aren't carried out, unless a cache with a battery explains it.`,
 	flags.StringVar(&o.client.Name, "name", "",
 		"`NAME` by which the server knows this disk (default: this host's name and -d)")
 	flags.Var(&o.size, "size", "of the area that is written, round and round")
-	flags.StringVar(&o.sync, "sync", o.sync, "how a record is made durable: fdatasync or dsync")
-	flags.Float64Var(&o.seconds, "time", 0, "stop after so many seconds; 0: when interrupted")
+	flags.StringVar(&o.sync, "sync", o.sync, "`HOW` a record is made durable: fdatasync or dsync")
+	flags.Float64Var(&o.seconds, "time", 0, "stop after so many `SECONDS`; 0: when interrupted")
 	cmd.PreRun = func(*cobra.Command, []string) {
 		if o.client.Name == "" {
 			o.client.Name = defaultName(host, o.client.Path)
@@ -96,6 +97,9 @@ func hwflushCheck(ctx context.Context, o hwflushOptions, out io.Writer) error {
 		return cli.Usage("give -l ADDR for the server, or -s ADDR and -d DIR for the client")
 	case o.seconds < 0:
 		return cli.Usage("--time %g: must not be negative", o.seconds)
+	}
+	if o.sync != string(hwflush.Fdatasync) && o.sync != string(hwflush.Dsync) {
+		return cli.Usage("--sync %s: it is fdatasync or dsync", o.sync)
 	}
 	o.client.Server = withPort(o.client.Server)
 	o.client.Size, o.client.Sync = int64(o.size), hwflush.Sync(o.sync)
@@ -138,7 +142,7 @@ func hwflushWrite(ctx context.Context, o hwflush.Options, out io.Writer) error {
 		o.Name)
 	stats, err := hwflush.Run(ctx, o)
 	if err != nil {
-		return cli.Fail("check "+o.Path, err, "")
+		return cli.Fail("check "+o.Path, err, hwflushAdvice(err))
 	}
 	fmt.Fprintf(out, "%d records in %.1f s, %.0f/s, %d confirmed by the server\n",
 		stats.Acknowledged, stats.Seconds, stats.Rate, stats.Reported)
@@ -156,7 +160,7 @@ func hwflushWrite(ctx context.Context, o hwflush.Options, out io.Writer) error {
 func hwflushVerify(ctx context.Context, o hwflush.Options, out io.Writer) error {
 	v, err := hwflush.Verify(ctx, o)
 	if err != nil {
-		return cli.Fail("verify "+o.Path, err, "")
+		return cli.Fail("verify "+o.Path, err, hwflushAdvice(err))
 	}
 	fmt.Fprintf(out, "acknowledged up to record %d; newest on the disk: %d; compared: %d\n", v.Last,
 		v.Newest, v.Compared)
@@ -167,6 +171,15 @@ func hwflushVerify(ctx context.Context, o hwflush.Options, out io.Writer) error 
 	return cli.Fail("verify "+o.Path, errors.New(lossText(v)),
 		"don't keep data on this disk as it is: turn its write cache off (hdparm -W 0, or the "+
 			"controller's or hypervisor's setting) and check again")
+}
+
+// hwflushAdvice says what to do when the client can't work.
+func hwflushAdvice(err error) string {
+	var op *net.OpError
+	if errors.As(err, &op) && op.Op == "dial" {
+		return "start it on a machine that keeps its power: pstorage hwflush-check -l ADDR"
+	}
+	return advice(err)
 }
 
 // lossText describes a loss for people.

@@ -65,11 +65,13 @@ func TestHWFlushCheck(t *testing.T) {
 func TestHWFlushUsage(t *testing.T) {
 	n := newNode(t)
 	for _, args := range [][]string{{}, {"-s", "127.0.0.1"}, {"-d", n.dir},
-		{"-l", "127.0.0.1", "-d", n.dir}, {"-s", "127.0.0.1", "-d", n.dir, "--time", "-1"}, {"x"}} {
+		{"-l", "127.0.0.1", "-d", n.dir}, {"-s", "127.0.0.1", "-d", n.dir, "--time", "-1"}, {"x"},
+		{"-s", "127.0.0.1", "-d", n.dir, "--sync", "never"}} {
 		if r := n.run("", "pstorage", append([]string{"hwflush-check"}, args...)...); r.status != 2 {
 			t.Errorf("%v: %+v", args, r)
 		}
 	}
+	n.says(1, "pstorage hwflush-check -l ADDR", "hwflush-check", "-s", "127.0.0.1:1", "-d", n.dir)
 	if withPort("10.0.0.1") != "10.0.0.1:2530" || withPort("10.0.0.1:7") != "10.0.0.1:7" ||
 		withPort("::1") != "[::1]:2530" {
 		t.Error("withPort is wrong")

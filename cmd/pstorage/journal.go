@@ -28,7 +28,10 @@ func journalPath(conf *cluster.Conf, dir, given string) (string, error) {
 	info, err := os.Stat(path)
 	if err == nil && info.IsDir() {
 		path = filepath.Join(path, conf.Name()+"-"+filepath.Base(dir)+".journal")
-		info, err = os.Stat(path)
+		if info, err = os.Stat(path); err == nil { // /disk1/cs and /disk2/cs share an SSD
+			path = besides(path)
+			info, err = os.Stat(path)
+		}
 	}
 	what := "make the journal " + path
 	switch {

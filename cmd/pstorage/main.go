@@ -30,7 +30,8 @@ func newRoot() *cobra.Command {
 
 A node's configuration is in /etc/pstorage, or where the environment variable
 PSTORAGE_ETC points to. Errors are one line on stderr; the exit status is 0 for success,
-1 for a failure after which nothing was changed, 2 for wrong usage.`,
+1 for a failure, 2 for wrong usage. After a failure nothing was changed, unless the message
+says so.`,
 		Example: `  pstorage dev                                       # a whole cluster to play with
   pstorage -c prod make-mds -I -a 10.30.100.1 -r /pstorage/prod-mds -p
   pstorage -c prod auth-node -b 10.30.100.1          # on each further node

@@ -97,6 +97,9 @@ func makeCS(a *app, o makeCSOptions, out, warnings io.Writer) error {
 	if err != nil {
 		return err
 	}
+	if err := refuseListed(conf, dir.path); err != nil {
+		return err
+	}
 	journal, err := journalPath(conf, dir.path, o.journal)
 	if err != nil {
 		return err
@@ -146,6 +149,25 @@ func refuseUsedDir(conf *cluster.Conf, key session.NodeKey, dir string) error {
 	}
 	return cli.Failf(what, fmt.Sprintf("it holds a chunk server of another cluster, %q (id %s)",
 		clean(id.ClusterName), id.Cluster), "choose another directory with -r")
+}
+
+// refuseListed says that cs.list has a line for dir, in which there is no chunk server: that of a
+// disk that isn't mounted, or of one that is gone for good. Which of both only a person knows.
+func refuseListed(conf *cluster.Conf, dir string) error {
+	daemons, err := conf.Daemons(cluster.CS)
+	if err != nil {
+		return cli.Fail("", err, "")
+	}
+	for _, d := range daemons {
+		if d.Dir != dir {
+			continue
+		}
+		return cli.Failf("make a chunk server in "+dir,
+			conf.ListPath(cluster.CS)+" has a line for one there, which isn't to be found",
+			"mount its disk if that isn't mounted; if it was removed from the cluster (rm-cs), "+
+				"delete its line, and try again")
+	}
+	return nil
 }
 
 // csAddr returns the address for a new chunk server.

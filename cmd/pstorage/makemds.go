@@ -110,7 +110,7 @@ func makeMDS(ctx context.Context, a *app, o makeMDSOptions, in passwordInput, ou
 	})
 }
 
-const modeHelp = "of the data's connections: `crc` or secure (encrypted); set-config changes it"
+const modeHelp = "`MODE` of the data's connections: crc or secure (encrypted); see set-config"
 
 func parseMode(mode string) (secure bool, err error) {
 	switch mode {

@@ -79,6 +79,9 @@ func mountOn(ctx context.Context, a *app, mountpoint string, options []string) e
 	if err != nil {
 		return err
 	}
+	if err := refuseMounted(mountpoint); err != nil {
+		return err
+	}
 	args := []string{"-c", conf.Name()}
 	if len(options) > 0 {
 		args = append(args, "-o", strings.Join(options, ","))
@@ -93,6 +96,25 @@ func mountOn(ctx context.Context, a *app, mountpoint string, options []string) e
 		return &cli.Error{Why: errors.New(text), Status: exit.ExitCode()}
 	}
 	return cli.Fail("run "+program, err, "")
+}
+
+// refuseMounted says that something of pstorage is mounted there already: a second mount would hide
+// the first, and need a second umount.
+func refuseMounted(mountpoint string) error {
+	if _, err := os.Stat(mountpoint); errors.Is(err, syscall.ENOTCONN) {
+		return nil // its process is gone; pstorage-mount says so
+	}
+	mounts, err := readMounts()
+	if err != nil {
+		return err
+	}
+	for _, m := range mounts {
+		if samePath(m.Mountpoint, mountpoint) {
+			return cli.Failf("mount on "+m.Mountpoint, m.Source+" is mounted there already",
+				"choose another directory, or first: pstorage umount "+m.Mountpoint)
+		}
+	}
+	return nil
 }
 
 // sibling finds a program of this installation.

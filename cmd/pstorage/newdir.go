@@ -7,6 +7,8 @@ import (
 	"os"
 	"path/filepath"
 
+	"golang.org/x/sys/unix"
+
 	"pstorage/cmd/cli"
 	"pstorage/dataplane/cluster"
 )
@@ -30,6 +32,9 @@ func checkNewDir(dir, flag string) (*newDir, error) {
 	if err := cluster.CheckDir(path); err != nil {
 		return nil, cli.Fail("", err, "choose another one with "+flag)
 	}
+	if err := refuseOwnMount(path, flag); err != nil {
+		return nil, err
+	}
 	entries, err := os.ReadDir(path)
 	switch {
 	case errors.Is(err, fs.ErrNotExist):
@@ -45,6 +50,30 @@ func checkNewDir(dir, flag string) (*newDir, error) {
 		}
 	}
 	return &newDir{path: path}, nil
+}
+
+// refuseOwnMount says that path is on a mount of pstorage: a daemon there would wait for itself.
+func refuseOwnMount(path, flag string) error {
+	mounts, err := readMounts()
+	if err != nil {
+		return err
+	}
+	on := onMount(mounts, path)
+	if on == nil {
+		return nil
+	}
+	var of, at unix.Statfs_t // another file system may be mounted below the mount
+	for dir := path; ; dir = filepath.Dir(dir) {
+		err := unix.Statfs(dir, &at)
+		if err == nil || dir == on.Mountpoint || !errors.Is(err, unix.ENOENT) {
+			break
+		}
+	}
+	if unix.Statfs(on.Mountpoint, &of) == nil && at.Fsid != of.Fsid {
+		return nil
+	}
+	return cli.Failf("use directory "+path, "it is in the cluster itself, mounted on "+on.Mountpoint,
+		"choose one on a disk of this node with "+flag)
 }
 
 // make creates the directory and its parents, mode 0700 for itself.

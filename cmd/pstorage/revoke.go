@@ -101,7 +101,7 @@ func revoke(ctx context.Context, a *app, args control.RevokeArgs, patience time.
 	for {
 		var doc control.RevokeDoc
 		if err := conn.get(ctx, what, control.AdminRevoke, args, &doc); err != nil {
-			return err
+			return insideAdvice(err, args.Path)
 		}
 		all.Revoked = append(all.Revoked, doc.Revoked...)
 		all.Free, all.Seq = all.Free+doc.Free, max(all.Seq, doc.Seq)
@@ -138,7 +138,7 @@ func revoke(ctx context.Context, a *app, args control.RevokeArgs, patience time.
 				l.Mount)
 		}
 		if len(all.Revoked) == 0 {
-			t.line("Nothing to revoke: no such client has the right to write there.")
+			t.line("Nothing to revoke: nobody has the right to write there, or not the client named.")
 		}
 	})
 }

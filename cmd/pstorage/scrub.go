@@ -35,6 +35,13 @@ reads its whole store, and fetches damaged blocks from another copy. See also: p
 
 func addCS(cmd *cobra.Command, cs *uint32) {
 	cmd.Flags().Uint32Var(cs, "cs", 0, "only chunk server number `N`")
+	cmd.PreRunE = func(cmd *cobra.Command, _ []string) error {
+		if cmd.Flags().Changed("cs") && *cs == 0 { // 0 would stand for all
+			return cli.Usage("--cs 0: it isn't the number of a chunk server; " +
+				"pstorage list-services has them")
+		}
+		return nil
+	}
 }
 
 func newScrubStart(a *app) *cobra.Command {
