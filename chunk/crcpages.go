@@ -95,10 +95,10 @@ func (c *crcCache) want(w *pageWait) {
 		w.ready(p)
 		return
 	}
-	if i := c.index[w.page]; i >= 0 && c.frames[i].loading {
+	if i := c.index[w.page]; i >= 0 && c.frames[i].loading && c.starved == nil {
 		c.frames[i].wait(w)
 		return
-	}
+	} // otherwise: not before those who came earlier for the same page, and wait for a frame
 	w.next = nil
 	if c.starved == nil {
 		c.starved = w

@@ -206,3 +206,46 @@ func TestTortureGaps(t *testing.T) {
 	}
 	t.Logf("%d blocks in gaps written by the last processes", filled)
 }
+
+// Who waits for a CRC page gets it in the order of asking, also if some of them wait for the page to
+// be loaded and some for a frame: a ZERO that passed an older write-back would be undone by it.
+func TestPageWaitersStayInOrder(t *testing.T) {
+	g := newGapWorld(t, 99)
+	c := g.st.cache
+	page := g.slot*pagesPerSlot + 3
+	var order []string
+	wait := func(who string, page uint32) {
+		c.want(&pageWait{page: page, ready: func(*crcPage) { order = append(order, who) }})
+	}
+	var pinned []*crcPage
+	g.nd.env.Do(func() {
+		g.st.onDamaged = nil
+		g.st.entries[g.slot].pages[3] = word(12345, false) // it isn't zeros, so it is loaded
+		c.max = len(c.frames)
+		for _, p := range c.frames {
+			p.pins++
+			pinned = append(pinned, p)
+		}
+		wait("first", page)
+		wait("another page's", page+1)
+		wait("write-back", page)
+		pinned[0].pins--
+		pinned[0].id, pinned[0].dirty = noPage, false
+		c.feed()
+		if c.starved == nil || c.index[page] < 0 {
+			t.Error("the first doesn't load, or the others don't wait for a frame: nothing is shown")
+		}
+		wait("zero", page)
+	})
+	g.must(func() bool { return len(order) > 0 }, sec, "the page")
+	g.nd.env.Do(func() {
+		for _, p := range pinned[1:] {
+			p.pins--
+		}
+		c.feed()
+	})
+	g.must(func() bool { return len(order) == 4 }, sec, "all of them")
+	if slices.Index(order, "write-back") > slices.Index(order, "zero") {
+		t.Errorf("served in the order %q", order)
+	}
+}

@@ -336,7 +336,9 @@ func (r *run) good(i int) bool {
 	if r.isDirty(i) || dataplane.CRC(r.block(i)) == idx.crc(p) {
 		return true
 	}
-	idx.evict(p) // damaged in the log; the store has it
+	if !r.d.l.dirty(p) { // otherwise the place was used again since, for a newer write
+		idx.evict(p) // damaged in the log; the store has it
+	}
 	return false
 }
 
