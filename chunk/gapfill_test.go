@@ -207,8 +207,8 @@ func TestTortureGaps(t *testing.T) {
 	t.Logf("%d blocks in gaps written by the last processes", filled)
 }
 
-// Who waits for a CRC page gets it in the order of asking, also if some of them wait for the page to
-// be loaded and some for a frame: a ZERO that passed an older write-back would be undone by it.
+// Who waits for a CRC page gets it in the order of asking, also if some of them wait for the page
+// to be loaded and some for a frame: a ZERO that passed an older write-back would be undone by it.
 func TestPageWaitersStayInOrder(t *testing.T) {
 	g := newGapWorld(t, 99)
 	c := g.st.cache
