@@ -211,9 +211,9 @@ func (c *call) checkRmCS(args *control.RmCSArgs, ids []uint32) error {
 		case cs == nil:
 			return c.fail(dataplane.NotFound, "there is no CS %d", id)
 		case cs.Dropped && !args.Query:
-			return c.fail(dataplane.Conflict, "CS %d was removed from the cluster already", id)
+			return c.fail(dataplane.Invalid, "CS %d was removed from the cluster already", id)
 		case args.Cancel && !cs.Releasing:
-			return c.fail(dataplane.Conflict, "CS %d is not being removed", id)
+			return c.fail(dataplane.Invalid, "CS %d is not being removed", id)
 		}
 	}
 	if args.Force && !args.LoseData && !args.Query {
@@ -221,7 +221,7 @@ func (c *call) checkRmCS(args *control.RmCSArgs, ids []uint32) error {
 		n := c.onlyOn(ids)
 		f.mu.RLock()
 		if n > 0 {
-			return c.fail(dataplane.NotEmpty, "%d chunks have no other copy that is available: their "+
+			return c.fail(dataplane.Invalid, "%d chunks have no other copy that is available: their "+
 				"data would be lost; let them be moved first (without force), or bring the servers "+
 				"with the other copies back", n)
 		}

@@ -118,6 +118,14 @@ func TestRefusedDirectory(t *testing.T) {
 	if d := find(); d.Status != control.CSActive || d.Failed != "" {
 		t.Errorf("status %q, %q after it registered", d.Status, d.Failed)
 	}
+	// One that said nothing of its id and gets one now.
+	sup.must(control.OpRefused, &control.RefusedReq{Host: "host2", Path: "/cs2", Reason: "empty"}, nil)
+	c.newCS(2)
+	doc = control.ServicesDoc{}
+	admin.admin(control.AdminListServices, nil, &doc)
+	if len(doc.Refused) != 1 || doc.Refused[0].Path != "/cs9" {
+		t.Errorf("refused directories %+v after the server of one registered", doc.Refused)
+	}
 }
 
 // A new leader lets a server keep copies that the one before may have ordered: the request to make

@@ -280,6 +280,7 @@ func (c *call) grantLease(cs dataplane.CSID, req *control.RegisterCSReq, instanc
 			len(missing), req.Path))
 	}
 	delete(l.refusals, refusedKey{cs: cs})
+	delete(l.refusals, refusedKey{host: req.Host, path: req.Path})
 	l.viewNs = 0
 	l.recover.nextNs = 0
 	reply := &control.RegisterCSReply{CS: cs, LeaseNs: int64(dataplane.LeaseTime), Forget: forget,

@@ -60,7 +60,7 @@ func (d *drains) cancel(list []*csNode) {
 			case err == nil:
 				n.drained = false
 				d.w.trace("cs %d isn't drained after all", n.id)
-			case k != dataplane.Conflict: // it is gone, or it wasn't being drained
+			case k != dataplane.Invalid: // it is gone, or it wasn't being drained
 				d.w.sim.After(100*ms, func() { d.cancel([]*csNode{n}) })
 			}
 		})

@@ -210,6 +210,7 @@ func (c *Client) openAs(a *control.Attr, name string) (*File, error) {
 		c.loop.Post(f.reopened)
 	}
 	f.opens++
+	f.opened++
 	return f, nil
 }
 

@@ -57,6 +57,7 @@ type File struct {
 	lease  lease
 	client *Client // nil in a bare engine
 	opens  int     // guarded by client.mu
+	opened uint64  // how often; guarded by client.mu
 }
 
 // OpenFile makes a File of what the metadata servers told of it. It may be called on any thread;

@@ -196,16 +196,18 @@ func firstIn(have []control.ChunkMap, first, count uint32, hole bool) (uint32, b
 // is something to flush.
 func (f *File) Close() error {
 	c := f.client
+	flushed := uint64(0) // after which open
 	c.mu.Lock()
-	last := f.opens == 1
-	c.mu.Unlock()
-	if last {
+	defer c.mu.Unlock()
+	// Others may close, or open, write and close, during a flush.
+	for f.opens == 1 && flushed != f.opened {
+		flushed = f.opened
+		c.mu.Unlock()
 		if err := f.Flush(); err != nil && dataplane.KindOf(err) != dataplane.Closed {
 			c.log.Error("flush of a file that is closed", "file", f.id, "err", err)
 		}
+		c.mu.Lock()
 	}
-	c.mu.Lock()
-	defer c.mu.Unlock()
 	if f.opens <= 0 {
 		return dataplane.E("close", dataplane.Closed, errors.New("file closed twice"))
 	}
