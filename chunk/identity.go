@@ -45,6 +45,8 @@ type Identity struct {
 	RolledBack string `json:",omitempty"`
 	// Starts are random numbers of starts, as RegisterCSReq has them: the last one's is the last.
 	Starts []uint64 `json:",omitempty"`
+	// Confirmed is Boot of the last start that the metadata servers confirmed before this was written.
+	Confirmed uint64 `json:",omitempty"`
 }
 
 const identityVersion = 1

@@ -450,7 +450,7 @@ const registerSoon = 30 * time.Millisecond
 func (s *server) register(ctx context.Context) error {
 	req := &control.RegisterCSReq{CS: s.id.CS, Disk: s.id.diskUUID(), Boot: s.id.Boot, Addr: s.addr,
 		Path: s.o.Dir, Tier: s.id.Tier, Location: cmp.Or(s.id.Location, s.o.Location),
-		Starts: s.id.Starts}
+		Starts: s.id.Starts, Confirmed: s.id.Confirmed}
 	req.Host, _ = os.Hostname()
 	if err := s.onLoop(func(done func(error)) {
 		req.FenceSeq = s.shard.FenceSeq()

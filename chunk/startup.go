@@ -137,7 +137,7 @@ const keptStarts = 16
 // startConfirmed forgets the starts before this one: the metadata servers have recorded it.
 func (s *server) startConfirmed() {
 	n := len(s.id.Starts)
-	s.id.Starts = s.id.Starts[n-1:]
+	s.id.Starts, s.id.Confirmed = s.id.Starts[n-1:], s.id.Boot
 	if n <= keptStarts {
 		return
 	}

@@ -38,7 +38,7 @@ func recordedCommands() []command {
 			Members: []dataplane.CSID{1, 2}, SetCreated: true},
 		&cmdRegisterCS{Instance: 1, CS: CS{Disk: [16]byte{9}, Boot: 1}},
 		&cmdRegisterCS{Instance: 1, CS: CS{Disk: [16]byte{10}, Boot: 3, Start: 7},
-			Starts: []uint64{5, 6}},
+			Starts: []uint64{5, 6}, Confirmed: 1},
 		&cmdMarkCS{CS: 1, Failed: "EIO"},
 		&cmdAddEvent{Code: "c"},
 		&cmdSetConfig{Key: "a", Value: "b"},

@@ -52,6 +52,8 @@ type cmdRegisterCS struct {
 	Instance uint64   // peer id of the process
 	CS       CS       // as it announces itself
 	Starts   []uint64 // of RegisterCSReq, but for the last, which is CS.Start
+	// Confirmed is that of RegisterCSReq; not kept without CS.Start.
+	Confirmed uint64
 }
 
 func (c *cmdRegisterCS) op() uint8 { return opRegisterCS }
@@ -60,6 +62,7 @@ func (c *cmdRegisterCS) put(e *encoder) {
 	e.u64(c.Instance)
 	putCS(e, &c.CS)
 	if c.CS.Start != 0 {
+		e.u64(c.Confirmed)
 		e.u32(uint32(len(c.Starts)))
 		for _, n := range c.Starts {
 			e.u64(n)
@@ -71,6 +74,7 @@ func (c *cmdRegisterCS) get(d *decoder) {
 	c.Instance = d.u64()
 	c.CS = getCS(d)
 	if c.CS.Start != 0 {
+		c.Confirmed = d.u64()
 		c.Starts = make([]uint64, d.count(8))
 		for i := range c.Starts {
 			c.Starts[i] = d.u64()
@@ -149,6 +153,7 @@ const (
 	regUnknown                     // names an id that this cluster never gave, or of another disk
 	regBehind                      // not a later start on the same directory: a clone, or rolled back
 	regFailed                      // its disk failed under this very process
+	regAhead                       // it was registered since what is recorded, which is an older copy
 )
 
 // registrationCase decides what a registration is (invariants I7 and I8). known is the entry of
@@ -166,6 +171,8 @@ func registrationCase(r *cmdRegisterCS, known, named *CS) registration {
 		return regUnknown
 	case known.Dropped:
 		return regDropped
+	case c.Boot > known.Boot && r.Confirmed > known.Boot:
+		return regAhead
 	case c.Boot > known.Boot && (known.Start == 0 || c.Start == known.Start ||
 		slices.Contains(r.Starts, known.Start)):
 		return regRestart
@@ -198,6 +205,13 @@ func (c *cmdRegisterCS) apply(s *State, r *Result) {
 		r.fail(dataplane.Conflict, "CS %d at %s, start %d: "+why+": the directory %s is a copy or "+
 			"was rolled back and must not serve; drop this CS and make a new one", known.ID, n.Addr,
 			n.Boot, known.Boot, n.Path)
+		return
+	case regAhead:
+		r.fail(dataplane.Internal, "CS %d at %s was registered as start %d, and what the metadata "+
+			"servers have on record is start %d: an older copy of their data was put back, or their "+
+			"disks lost what they had confirmed. Nothing was changed, and this server serves nothing, "+
+			"as chunks that are newer would be deleted. Put the right data back", known.ID, n.Addr,
+			c.Confirmed, known.Boot)
 		return
 	case regFailed:
 		r.fail(dataplane.Denied, "the disk of CS %d failed (%s): mend it and start it again, or "+

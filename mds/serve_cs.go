@@ -46,7 +46,7 @@ func (c *call) registerCS(req *control.RegisterCSReq) (any, error) {
 		Addr: req.Addr, Host: req.Host, Path: req.Path, Location: req.Location, Tier: req.Tier,
 		Capacity: req.Capacity, Used: req.Used}}
 	if n := len(req.Starts); n > 0 {
-		cmd.CS.Start, cmd.Starts = req.Starts[n-1], req.Starts[:n-1]
+		cmd.CS.Start, cmd.Starts, cmd.Confirmed = req.Starts[n-1], req.Starts[:n-1], req.Confirmed
 	}
 	// It must not be left half done when the connection is lost: see reconfigure.
 	res, err := c.r.propose(c.l.ctx, cmd)
@@ -121,16 +121,23 @@ func (c *call) beginRegistration(req *control.RegisterCSReq, instance uint64) (
 	return id, known, nil
 }
 
-// registrationRefused tells of a copied or rolled-back directory, once per process.
+// registrationRefused tells of a copied or rolled-back directory, or that this very record is one,
+// once per process.
 func (c *call) registrationRefused(id dataplane.CSID, instance uint64, res Result) {
-	if id == 0 || res.Kind != dataplane.Conflict {
+	source, code := fmt.Sprintf("cs %d", id), "cs-rolled-back"
+	switch {
+	case id == 0:
+		return
+	case res.Kind == dataplane.Internal:
+		source, code = "mds", "mds-rolled-back"
+	case res.Kind != dataplane.Conflict:
 		return
 	}
 	c.l.mu.Lock()
 	defer c.l.mu.Unlock()
 	if k := c.l.link(id); k.refused != instance {
 		k.refused = instance
-		c.l.event(control.Fault, fmt.Sprintf("cs %d", id), "cs-rolled-back", res.Msg)
+		c.l.event(control.Fault, source, code, res.Msg)
 	}
 }
 

@@ -309,6 +309,7 @@ func TestRegistrationCase(t *testing.T) {
 		{3, 9, 1, []uint64{40, 41, 42, 43}, started, started, regBehind}, // rolled back, started often
 		{3, 4, 1, []uint64{40, 50}, started, started, regBehind},
 		{3, 9, 1, nil, started, started, regBehind}, // rolled back to an older program's
+		{3, 9, 1, []uint64{50, 60}, started, started, regRestart},
 	} {
 		r := &cmdRegisterCS{Instance: tc.inst, CS: CS{ID: tc.id, Boot: tc.boot}}
 		if n := len(tc.starts); n > 0 {
@@ -318,8 +319,15 @@ func TestRegistrationCase(t *testing.T) {
 		if tc.id == 0 {
 			named = nil
 		}
-		if got := registrationCase(r, tc.known, named); got != tc.want {
-			t.Errorf("case %d: %d, want %d", i, got, tc.want)
+		for r.Confirmed = range tc.boot + 1 {
+			want := tc.want
+			if want != regDropped && tc.known != nil && r.Confirmed > tc.known.Boot &&
+				(tc.id == 0 || named != nil && named.ID == tc.known.ID) {
+				want = regAhead // not the server is older than what is recorded
+			}
+			if got := registrationCase(r, tc.known, named); got != want {
+				t.Errorf("case %d, confirmed %d: %d, want %d", i, r.Confirmed, got, want)
+			}
 		}
 	}
 }

@@ -24,8 +24,10 @@ type csNode struct {
 	drift  int64
 	boot   uint64
 	starts []uint64 // in the identity: since the last that registered for certain
-	owner  uint64
-	budget int
+	// confirmed is that one.
+	confirmed uint64
+	owner     uint64
+	budget    int
 
 	// Of the process.
 	env        *simloop.Env
@@ -181,7 +183,8 @@ func (n *csNode) register(sent int64) {
 	capacity, used := n.shard.Capacity()
 	req := &control.RegisterCSReq{CS: n.id, Disk: [16]byte{byte(n.index + 1)}, Boot: n.boot,
 		Addr: n.ip + ":2600", Host: n.ip, Path: "/cs", Capacity: capacity, Used: used,
-		Chunks: n.shard.Inventory(), FenceSeq: n.shard.FenceSeq(), Starts: n.starts}
+		Chunks: n.shard.Inventory(), FenceSeq: n.shard.FenceSeq(), Starts: n.starts,
+		Confirmed: n.confirmed}
 	n.ask(dataplane.RoleCS, control.OpRegisterCS, req, mdsTimeout, false,
 		func(p []byte, err error) {
 			n.asking = false
@@ -192,7 +195,7 @@ func (n *csNode) register(sent int64) {
 			switch k := dataplane.KindOf(err); {
 			case err == nil:
 				n.id = reply.CS
-				n.starts = n.starts[len(n.starts)-1:]
+				n.starts, n.confirmed = n.starts[len(n.starts)-1:], n.boot
 				if int(n.id) != n.index+1 {
 					panic(fmt.Sprintf("cs %d got id %d", n.index+1, n.id))
 				}

@@ -297,6 +297,9 @@ type RegisterCSReq struct {
 	// others are of those before it, at least back to the last one that registered for certain. So
 	// an older copy of the directory is known however often it was started. None: an older program.
 	Starts []uint64
+	// Confirmed is Boot of the last start that registered for certain, as far as the directory
+	// tells; 0: none. Metadata servers that never had it are an older copy of themselves.
+	Confirmed uint64
 }
 
 // MaxStarts is the most Starts of a registration.
