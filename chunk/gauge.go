@@ -104,9 +104,7 @@ func (sh *Shard) eachWait(f func(q *request, p *peer, direct bool)) {
 				}
 			}
 		case phaseMember:
-			if next := q.r.self + 1; next < len(q.r.members) && q.r.members[next].peer != nil {
-				f(q, q.r.members[next].peer, q.direct != 0)
-			}
+			f(q, q.behind, q.direct != 0)
 		}
 	}
 }

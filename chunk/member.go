@@ -122,7 +122,7 @@ func (sh *Shard) take(q *request, buf *uring.Buf) {
 		h.ReqID = q.id()
 		if next := r.members[r.self+1].peer; next.open {
 			if !sh.canary.AckChain {
-				q.waiting = 1
+				q.waiting, q.behind = 1, next
 			}
 			if r.self+2 == len(r.members) {
 				q.direct = 1
@@ -199,10 +199,8 @@ func (sh *Shard) abandonHeld(r *replica) {
 // linkLost ends the waits for a peer that is gone: whoever sent us the write learns of it.
 func (sh *Shard) linkLost(p *peer) {
 	for _, q := range sh.reqs {
-		if q.phase == phaseMember && q.waiting != 0 {
-			if m := q.r.members[min(q.r.self+1, len(q.r.members)-1)]; m.peer == p {
-				sh.chainAnswered(q, p, dataplane.Unreachable)
-			}
+		if q.phase == phaseMember && q.behind == p {
+			sh.chainAnswered(q, p, dataplane.Unreachable)
 		}
 	}
 }

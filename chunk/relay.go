@@ -49,7 +49,8 @@ func (l *link) Relay(c *session.Conn, h *dataplane.Header, _ []byte, rest int) {
 		sh.free(q)
 		return
 	}
-	q.seq, q.phase, q.local, q.waiting, q.relayed = h.Seq, phaseMember, 1, 1, true
+	q.seq, q.phase, q.local, q.relayed = h.Seq, phaseMember, 1, true
+	q.waiting, q.behind = 1, next
 	sh.relayed++
 	l.arriving = q
 }

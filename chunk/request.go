@@ -33,7 +33,8 @@ type request struct {
 	merging bool   // sub-block write: being read to be merged
 	merged  bool   // it has been
 	local   int    // what has to happen here: log append, then clearing of words
-	waiting uint32 // head: bit per member that hasn't answered; member: bit 0: the next in the chain
+	waiting uint32 // head: bit per member that hasn't answered; member: bit 0: behind
+	behind  *peer  // member: who it was passed on to, also when the chain is another by now
 	status  dataplane.Kind
 	relayed bool // member: passed on while it arrived
 
@@ -99,7 +100,7 @@ func (sh *Shard) free(q *request) {
 	r := q.r
 	q.data, q.r = nil, nil
 	q.gen++
-	q.seq, q.crcLen, q.local, q.waiting = 0, 0, 0, 0
+	q.seq, q.crcLen, q.local, q.waiting, q.behind = 0, 0, 0, 0, nil
 	q.phase, q.merging, q.merged, q.relayed = phaseNone, false, false, false
 	q.status, q.due = dataplane.OK, 0
 	q.app.Data, q.app.CRCs, q.app.Buf, q.app.Err = nil, nil, nil, nil

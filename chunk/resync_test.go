@@ -387,3 +387,32 @@ func TestCopyCutOffLeavesFreeSlotAlone(t *testing.T) {
 		x.finish()
 	}
 }
+
+// A middle link of a chain waits for the server behind it. The chunk is settled, and that server
+// moves out of the chain, while the connection to it hangs: when that ends, so does the wait. It
+// isn't one for the server that took the place, which would be blamed for ever.
+func TestChainChangesBehindWait(t *testing.T) {
+	w := newWorld(t, 8200, 4)
+	w.md.add(chunkA, 2, 1, 2, 3)
+	w.mustWrite(chunkA, 0, pattern(1, 4096))
+	w.net.Cut(w.nodes[1].ip, w.nodes[2].ip, true)
+	done := false
+	w.write(chunkA, 65536, pattern(2, 65536), &done)
+	middle := w.nodes[1].sh
+	waits := func() (n int) {
+		middle.eachWait(func(_ *request, p *peer, _ bool) {
+			if p.cs != 3 {
+				t.Errorf("it waits for cs %d", p.cs)
+			}
+			n++
+		})
+		return n
+	}
+	w.must(func() bool { return waits() > 0 }, sec, "a part in the chain")
+	w.moveUntil(chunkA, 3, 4)
+	if w.must(func() bool { return done }, 10*sec, "the write"); waits() == 0 {
+		t.Fatal("it waits no more, the test shows nothing")
+	}
+	w.net.Reset(w.nodes[1].ip, w.nodes[2].ip)
+	w.must(func() bool { return waits() == 0 }, 10*sec, "the end of the wait")
+}
