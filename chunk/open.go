@@ -114,7 +114,14 @@ func (o *opener) gotSuper() {
 func (o *opener) gotStage() {
 	st := o.sh.store
 	st.flushing.round, o.pages, o.imgs = restage(o.buf.Bytes(), &st.sb)
-	o.placeNext()
+	if len(o.pages) == 0 {
+		o.placeNext()
+		return
+	}
+	// A process that ended before its sync leaves the staging area in the disk's cache: a power cut
+	// could take it, and some of what is put in place from it.
+	o.op.Kind, o.op.Bufs, o.then = uring.DiskSync, nil, o.placeNext
+	st.disk.Submit(&o.op)
 }
 
 // placeNext writes the next page of the staging area in place, and syncs after the last.

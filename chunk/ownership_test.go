@@ -361,3 +361,32 @@ func TestZeroDuringWriteBackOverTwoPages(t *testing.T) {
 		t.Error("what was zeroed is back")
 	}
 }
+
+// A process that ends between writing the staging area and its sync leaves it in the disk's cache.
+// The next one syncs it before it writes anything in place: else a power cut could take the staging
+// area, and some of what was in place.
+func TestStagingAreaIsDurableBeforeUse(t *testing.T) {
+	w := settledInStore(t, 87)
+	w.read(chunkA, 0, 4096, 1)
+	nd := w.nodes[1]
+	st := nd.sh.store
+	was := nd.store.Ops
+	nd.env.Do(func() {
+		st.touch(nd.sh.chunks[chunkA].slot)
+		st.flush(nil)
+	})
+	w.must(func() bool { return nd.store.Ops[uring.DiskSync] > was[uring.DiskSync] }, sec, "the sync")
+	if nd.kill(); nd.store.Ops[uring.DiskWrite] != was[uring.DiskWrite]+1 {
+		t.Fatal("not the sync of the staging area")
+	}
+	nd.newEnv()
+	nd.store.Attach(nd.env)
+	nd.cache.Attach(nd.env)
+	was = nd.store.Ops
+	nd.open()
+	w.must(func() bool { return nd.store.Ops[uring.DiskWrite] > was[uring.DiskWrite] }, sec,
+		"a page in place")
+	if nd.store.Ops[uring.DiskSync] == was[uring.DiskSync] {
+		t.Error("written in place from a staging area that wasn't synced")
+	}
+}
