@@ -16,8 +16,8 @@ run_badinput() {
     local before tries=0
     before=$(crc_events)
     until [[ $(crc_events) -gt $before ]]; do
-        tries=$((tries + 1))
-        [[ $tries -le 20 ]] || die "20 reads of the file and no event of a checksum mismatch"
+        tries=$((tries + 1)) # a server that was slow in its last moments gets one read in 64 at first
+        [[ $tries -le 200 ]] || die "200 reads of the file and no event of a checksum mismatch"
         dd if="$file" bs=1M iflag=direct status=none | cmp - "$work/marked" ||
             die "wrong bytes were read"
     done
