@@ -442,6 +442,9 @@ func (f *faults) damage(kind int) {
 	if !w.sc.rot || n.shard == nil || n.env.Dead() {
 		return
 	}
+	if kind != faultReadError && !f.whole() {
+		return
+	}
 	if kind == faultReadError {
 		if n.store.Fault != nil {
 			return
@@ -479,6 +482,22 @@ func (f *faults) damage(kind int) {
 			return
 		}
 	}
+}
+
+// whole says that no chunk lacks a copy. Where one does, because a server was told to give its lease
+// up, the rotten one may be all that is left when a victim's disk fails.
+func (f *faults) whole() bool {
+	for _, c := range f.w.mds.sim.Chunks() {
+		if len(c.Members) < int(f.w.sc.replicas) {
+			return false
+		}
+		for _, m := range c.Members {
+			if f.w.cs[m.CS-1].gone {
+				return false
+			}
+		}
+	}
+	return true
 }
 
 // lostWrites has writes to the slots of a store do nothing, or land elsewhere.

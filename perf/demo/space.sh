@@ -16,7 +16,7 @@ run_space() {
             -s 256M --capacity 256M >/dev/null
     done
     start small-cs small "$bin/pstorage-csd"
-    small_live() { [[ $(small_cs | jq '[.cs[] | select(.status == "active")] | length') -ge $1 ]]; }
+    small_live() { [[ $(small_cs | jq '[.cs[] | select(.status | IN("active", "ill"))] | length') -ge $1 ]]; }
     wait_for 30 "the small chunk servers are active" small_live 3
     mkdir -p "$work/small/mnt"
     start small-mount small "$bin/pstorage-mount" -c small -f "$work/small/mnt"
