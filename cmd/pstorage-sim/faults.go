@@ -484,8 +484,8 @@ func (f *faults) damage(kind int) {
 	}
 }
 
-// whole says that no chunk lacks a copy. Where one does, because a server was told to give its lease
-// up, the rotten one may be all that is left when a victim's disk fails.
+// whole says that no chunk lacks a copy. Where one does, because a server was told to give its
+// lease up, the rotten one may be all that is left when a victim's disk fails.
 func (f *faults) whole() bool {
 	for _, c := range f.w.mds.sim.Chunks() {
 		if len(c.Members) < int(f.w.sc.replicas) {
