@@ -10,56 +10,6 @@ import (
 	"pstorage/uring/simloop"
 )
 
-// An activation record in the log doesn't bring a replica back whose slot entry is damaged: what it
-// held before the log begins would read as zeros.
-func TestDamagedSlotEntryOfActiveReplica(t *testing.T) {
-	w := settledInStore(t, 79)
-	w.read(chunkA, 0, 4096, 0) // activates it: the record is in the log
-	nd := w.nodes[2]
-	slot := nd.sh.chunks[chunkA].slot
-	for _, n := range w.nodes {
-		n.kill()
-	}
-	nd.store.FlipBit(nd.sh.store.sb.tablePage(slot)+int64(slot%entriesInPage)*entrySize+9, 1)
-	nd.store.FlipBit(nd.sh.store.sb.stage, 1) // it may have an intact copy
-	for _, n := range w.nodes {
-		n.restart(false)
-	}
-	w.read(chunkA, 0, 4096, 0)
-	if cfg := w.md.chunks[chunkA]; cfg.Epoch != 2 || len(cfg.Members) != 2 {
-		t.Errorf("epoch %d, %d members", cfg.Epoch, len(cfg.Members))
-	}
-	for i := range 9 {
-		got := w.read(chunkA, uint32(i%8)*65536, 65536, i)
-		if !bytes.Equal(got, pattern(uint64(i%8+1), 65536)) {
-			t.Fatalf("part %d: other content", i%8)
-		}
-	}
-}
-
-// Nor does it at the start after that one, when the slot table says that the slot is empty.
-func TestDamagedSlotEntryTwice(t *testing.T) {
-	w := settledInStore(t, 80)
-	w.read(chunkA, 0, 4096, 0)
-	nd := w.nodes[2]
-	slot := nd.sh.chunks[chunkA].slot
-	nd.kill()
-	nd.store.FlipBit(nd.sh.store.sb.tablePage(slot)+int64(slot%entriesInPage)*entrySize+9, 1)
-	nd.store.FlipBit(nd.sh.store.sb.stage, 1)
-	for start := range 3 {
-		nd.restart(start > 0)
-		if r := nd.sh.chunks[chunkA]; r != nil && r.slot != noSlot {
-			t.Fatalf("start %d: the chunk is back at epoch %d, seq %d", start, r.epoch, r.last)
-		}
-		flushed := false
-		nd.env.Do(func() {
-			nd.sh.store.touch(slot)
-			nd.sh.store.flush(func(err error) { flushed = err == nil })
-		})
-		w.must(func() bool { return flushed }, 10*sec, "checkpoint")
-	}
-}
-
 // The slot table says that a chunk is gone when its Drop is durable, not before: after a power cut
 // in between its activation record would bring it back without what had left the log.
 func TestForgetCutOff(t *testing.T) {

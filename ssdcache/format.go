@@ -116,7 +116,7 @@ const (
 	Data RecordKind = 1 // blocks of a chunk
 	Zero RecordKind = 2 // a range of a chunk reads as zeros from now on
 	Meta RecordKind = 3 // bytes of the owner's own
-	Drop RecordKind = 4 // the slot's chunk is gone: all its blocks leave the index
+	Drop RecordKind = 4 // the slot's chunk (0: whichever) is gone: all its blocks leave the index
 	// Clean is a copy of blocks of the store, for reading. The log makes it itself, replay skips it.
 	Clean RecordKind = 5
 	// Moved are blocks of a segment that is to be used again, as they were. The log makes it itself,
