@@ -124,7 +124,9 @@ type cmdReconfigure struct {
 	Moved bool
 	// Handover: the only member leaves; the one that is added has its copy on record (held).
 	Handover bool
-	space    [dataplane.MaxReplicas]dataplane.CSID
+	// Fresh: the chunk was never written to and all of its members are gone: others begin it anew.
+	Fresh bool
+	space [dataplane.MaxReplicas]dataplane.CSID
 }
 
 func (c *cmdReconfigure) op() uint8 { return opReconfigure }
@@ -135,7 +137,11 @@ func (c *cmdReconfigure) put(e *encoder) {
 	e.cs(c.Members)
 	e.bool(c.SetCreated)
 	e.bool(c.Moved)
-	if c.Handover { // a server that doesn't know of it must not go on as if it were refused
+	// A server that doesn't know of these must not go on as if the command were refused.
+	if c.Handover || c.Fresh {
+		e.bool(c.Handover)
+	}
+	if c.Fresh {
 		e.bool(true)
 	}
 }
@@ -150,6 +156,9 @@ func (c *cmdReconfigure) get(d *decoder) {
 	}
 	if len(d.b) > 0 { // since only copies are moved
 		c.Handover = d.bool()
+	}
+	if len(d.b) > 0 { // since chunks that were never written to are begun anew
+		c.Fresh = d.bool()
 	}
 }
 
@@ -207,8 +216,9 @@ func (c *cmdReconfigure) apply(s *State, r *Result) {
 }
 
 // checkMembers says what is wrong with a new list of members, or "". At least one member of the
-// current epoch stays (invariant I7), unless the only one hands its copy over; and those that stay
-// keep their order, but for one that becomes the head.
+// current epoch stays (invariant I7), unless the only one hands its copy over, or there is nothing
+// that it could hold: a head serves only once its chunk is marked as created. Those that stay keep
+// their order, but for one that becomes the head.
 func (s *State) checkMembers(rec *Record, c *cmdReconfigure) string {
 	members, last, stay := c.Members, -1, 0
 	if len(members) > max(int(rec.Wanted), int(rec.Present)) {
@@ -232,7 +242,9 @@ func (s *State) checkMembers(rec *Record, c *cmdReconfigure) string {
 			last, stay = i, stay+1
 		}
 	}
-	if handover := c.Handover && rec.Present == 1 && len(members) == 1; stay == 0 && !handover {
+	handover := c.Handover && rec.Present == 1 && len(members) == 1
+	fresh := c.Fresh && rec.Flags&flagCreated == 0
+	if stay == 0 && !handover && !fresh {
 		return fmt.Sprintf("chunk %v must keep a member of epoch %d, one of %s", rec.ID, rec.Epoch,
 			memberList(rec))
 	}

@@ -23,7 +23,7 @@ type fuzzSim struct {
 }
 
 func newFuzzSim() *fuzzSim {
-	now := int64(1e9)
+	now := int64(1e12)
 	f := &fuzzSim{peers: map[dataplane.Role]*control.Peer{}}
 	f.Sim = NewSim(SimOptions{Now: func() int64 { now += 1e6; return now },
 		Wall:   func() int64 { return 1e18 + now },

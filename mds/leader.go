@@ -61,6 +61,7 @@ type leader struct {
 	view     placer
 	viewNs   int64                     // when the view was made; 0: make it anew
 	placing  map[dataplane.CSID]uint64 // chunks for it in allocations that are proposed
+	anew     bool                      // chunks are being placed anew: see anew.go
 	coming   uint64                    // chunks in allocations that are proposed
 
 	parts    map[*control.Peer]*parts // inventories that are on their way
@@ -335,7 +336,12 @@ func (l *leader) pushSettles() {
 		lead bool
 	}
 	groups := make(map[group]*control.SettlePush)
+	var anew []dataplane.ChunkID
 	for _, t := range l.plan.step(now, planFacts{l, f.s, now}, nil) {
+		if t.anew {
+			anew = append(anew, t.chunk)
+			continue
+		}
 		rec := f.s.table.Lookup(t.chunk)
 		g := group{to: t.to, lead: t.lead}
 		var lost []dataplane.CSID
@@ -358,6 +364,10 @@ func (l *leader) pushSettles() {
 	}
 	for g, p := range groups {
 		l.push(g.to, control.OpSettle, p)
+	}
+	if len(anew) > 0 && !l.anew { // what is found meanwhile is found again
+		l.anew = true
+		l.background(func() { l.placeAnew(anew) })
 	}
 }
 

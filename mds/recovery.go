@@ -50,8 +50,9 @@ const (
 
 // recoverCase decides whether a chunk is to be copied, and to which of its lost members (an index),
 // or to another server. A server that is only silent has offline as long to come back. Nothing is
-// copied while a member is away: either it is waited for, or it is excluded first.
-func recoverCase(wanted int, members, lost []lostFacts, offline time.Duration) (
+// copied while a member is away: either it is waited for, or it is excluded first. So are all of
+// them if nothing was ever written to the chunk (not created).
+func recoverCase(wanted int, created bool, members, lost []lostFacts, offline time.Duration) (
 	v recoverVerdict, i int) {
 	live, waits := 0, 0
 	for _, m := range members {
@@ -64,6 +65,8 @@ func recoverCase(wanted int, members, lost []lostFacts, offline time.Duration) (
 	}
 	gone := len(members) - live - waits
 	switch {
+	case live == 0 && waits == 0 && !created:
+		return recoverExclude, -1
 	case live == 0:
 		return recoverOffline, -1
 	case live >= wanted && gone > 0:
@@ -364,7 +367,8 @@ func (r *recoverer) judge(rec *Record, w recoverView) (v recoverVerdict, lost da
 	for i, m := range former {
 		facts[i] = w.former(m.CS)
 	}
-	v, i := recoverCase(int(rec.Wanted), members[:rec.Present], facts[:len(former)], r.offline)
+	v, i := recoverCase(int(rec.Wanted), rec.Flags&flagCreated != 0, members[:rec.Present],
+		facts[:len(former)], r.offline)
 	if i >= 0 {
 		lost = former[i].CS
 	}

@@ -47,7 +47,7 @@ func TestRecoverCase(t *testing.T) {
 		{3, l{dead}, l{there}, recoverOffline, -1},
 		{1, l{offl}, nil, recoverOffline, -1},
 	} {
-		v, at := recoverCase(c.wanted, c.members, c.lost, offline)
+		v, at := recoverCase(c.wanted, true, c.members, c.lost, offline)
 		if v != c.want || at != c.index {
 			t.Errorf("case %d: %v, %d; want %v, %d", i, v, at, c.want, c.index)
 		}
@@ -69,26 +69,32 @@ func TestRecoverCaseRules(t *testing.T) {
 			}
 		}
 	}
-	for wanted := range 4 {
+	for wanted := range 8 {
+		wanted, created := wanted&3, wanted > 3
 		try(3, nil, func(members []lostFacts) {
 			try(2, nil, func(lost []lostFacts) {
-				live := 0
+				live, away := 0, 0
 				for _, m := range members {
 					if m.live {
 						live++
+					} else if m.away(offline) {
+						away++
 					}
 				}
-				v, i := recoverCase(wanted, members, lost, offline)
-				whole := live == len(members)
+				v, i := recoverCase(wanted, created, members, lost, offline)
+				whole := live == len(members) && live > 0
+				// A chunk without data begins anew elsewhere when all of its members are gone.
+				anew := !created && live+away == 0
 				switch {
-				case live == 0 != (v == recoverOffline),
+				case live == 0 && !anew != (v == recoverOffline), anew && v != recoverExclude,
 					live < wanted && v == recoverNothing,
 					live >= wanted && whole && live > 0 && v != recoverNothing,
 					(v == recoverReturned || v == recoverElsewhere) && (!whole || live >= wanted),
 					(v == recoverReturned) != (i >= 0),
 					i >= 0 && (!lost[i].live || lost[i].dead),
 					v == recoverExclude && whole:
-					t.Errorf("%d wanted, %+v, %+v: %v, %d", wanted, members, lost, v, i)
+					t.Errorf("%d wanted, created %v, %+v, %+v: %v, %d", wanted, created, members, lost,
+						v, i)
 				}
 			})
 		})

@@ -44,12 +44,14 @@ const (
 	settleNoLeader                      // members remain, none of them can coordinate now
 	settleGrace                         // too few to write would remain: lost members get time
 	settleNow
+	settleAnew // no member remains, and nothing was ever written: others begin it
 )
 
 // settleCase decides whether a chunk is brought to a new configuration without its lost members,
 // and who coordinates: the first member, in the chain's order, that is there. minimum is of members
-// that writes need.
-func settleCase(members []memberFacts, minimum int) (v settleVerdict, coordinator int) {
+// that writes need; created says that the chunk may have been written to.
+func settleCase(members []memberFacts, minimum int, created bool) (v settleVerdict,
+	coordinator int) {
 	lost, returns, coordinator := 0, false, -1
 	for i, m := range members {
 		returns = returns || m.returns()
@@ -63,6 +65,8 @@ func settleCase(members []memberFacts, minimum int) (v settleVerdict, coordinato
 	switch {
 	case lost == 0:
 		return settleNothing, -1
+	case lost == len(members) && !created && !returns:
+		return settleAnew, -1
 	case lost == len(members):
 		return settleHold, -1
 	case coordinator < 0:
@@ -89,6 +93,7 @@ type settle struct {
 	chunk dataplane.ChunkID
 	lost  uint8 // bit per member, in the chain's order
 	lead  bool  // it becomes the head
+	anew  bool  // there is nobody to ask: the chunk is placed anew
 }
 
 // planner keeps the chunks in trouble until they are out of it. It is soft state of a leader, and
@@ -209,11 +214,11 @@ func (p *planner) step(nowNs int64, w planView, out []settle) []settle {
 // look handles one chunk; false: it is out of trouble.
 func (p *planner) look(t *trouble, rec *Record, nowNs int64, w planView, out *[]settle) bool {
 	var facts [dataplane.MaxReplicas]memberFacts
-	members := rec.members()
+	members, created := rec.members(), rec.Flags&flagCreated != 0
 	lost, lacking := uint8(0), false
 	for i, m := range members {
 		f := memberFacts{live: w.live(m.CS), gone: w.gone(m.CS)}
-		if rec.Flags&flagCreated != 0 && p.isMissing(t.chunk, m.CS) {
+		if created && p.isMissing(t.chunk, m.CS) {
 			f.missing, lacking = true, true
 		}
 		if f.lost() {
@@ -222,7 +227,7 @@ func (p *planner) look(t *trouble, rec *Record, nowNs int64, w planView, out *[]
 		facts[i] = f
 	}
 	tooLong(nowNs, members, facts[:len(members)], w)
-	verdict, coordinator := settleCase(facts[:len(members)], int(rec.Minimum))
+	verdict, coordinator := settleCase(facts[:len(members)], int(rec.Minimum), created)
 	lead := false
 	switch verdict {
 	case settleNow:
@@ -233,6 +238,10 @@ func (p *planner) look(t *trouble, rec *Record, nowNs int64, w planView, out *[]
 		if k := t.newHead(nowNs, members, facts[:len(members)], w); k > 0 {
 			verdict, coordinator, lead = settleNow, k, true
 		}
+	}
+	if verdict == settleAnew && (t.pushNs == 0 || nowNs-t.pushNs >= int64(settleAgain)) {
+		t.pushTo, t.pushNs = 0, nowNs
+		*out = append(*out, settle{chunk: t.chunk, anew: true})
 	}
 	if verdict != settleNow {
 		// What a member lacks is remembered; a report that isn't repeated is forgotten.

@@ -18,9 +18,9 @@ func TestSettleCase(t *testing.T) {
 		states = append(states, memberFacts{live: b(0), gone: b(1), missing: b(2), certain: b(3)})
 	}
 	seen := map[settleVerdict]int{}
-	for n := range 16 * 16 * 16 * 4 {
+	for n := range 16 * 16 * 16 * 4 * 2 {
 		ms := []memberFacts{states[n&15], states[n>>4&15], states[n>>8&15]}
-		minimum := n >> 12
+		minimum, created := n>>12&3, n>>14 != 0
 		lost, hope, first := 0, 0, -1
 		for i, m := range ms {
 			if m.gone || m.missing {
@@ -36,20 +36,23 @@ func TestSettleCase(t *testing.T) {
 		switch {
 		case lost == 0:
 			want = settleNothing
-		case lost == 3:
+		case lost == 3 && (created || hope > 0):
 			want = settleHold
+		case lost == 3:
+			want = settleAnew
 		case first < 0:
 			want = settleNoLeader
 		case 3-lost < minimum && hope > 0:
 			want = settleGrace
 		}
-		got, who := settleCase(ms, minimum)
+		got, who := settleCase(ms, minimum, created)
 		if got != want || got == settleNow && who != first {
-			t.Errorf("%+v, minimum %d: %d by %d, want %d by %d", ms, minimum, got, who, want, first)
+			t.Errorf("%+v, minimum %d, created %v: %d by %d, want %d by %d", ms, minimum, created, got,
+				who, want, first)
 		}
 		seen[got]++
 	}
-	if len(seen) != 5 {
+	if len(seen) != 6 {
 		t.Errorf("verdicts: %v", seen)
 	}
 }

@@ -190,6 +190,7 @@ func (s *Sim) Tick() {
 	l.pushRecoveries()
 	l.pushForgets()
 	l.pushMaps()
+	s.startSpawned()
 	if len(s.srv.r.fsm.s.orphans) > 0 {
 		s.start(l.reap)
 	}
@@ -258,6 +259,11 @@ func (s *Sim) resume(t *simTask) {
 		s.waiting = append(s.waiting, t)
 		s.o.Commit(func() { s.committed(t, cmd) })
 	}
+	s.startSpawned()
+}
+
+// startSpawned starts what runs beside the leader's other work, unless a handler is being run.
+func (s *Sim) startSpawned() {
 	for len(s.spawned) > 0 && s.cur == nil {
 		f := s.spawned[0]
 		s.spawned = s.spawned[1:]
