@@ -129,7 +129,13 @@ type cmdReconfigure struct {
 	space [dataplane.MaxReplicas]dataplane.CSID
 }
 
-func (c *cmdReconfigure) op() uint8 { return opReconfigure }
+// op: a server that doesn't know of changes of all members must not refuse them, but stop.
+func (c *cmdReconfigure) op() uint8 {
+	if c.Handover || c.Fresh {
+		return opReplace
+	}
+	return opReconfigure
+}
 
 func (c *cmdReconfigure) put(e *encoder) {
 	e.u64(uint64(c.Chunk))
@@ -137,12 +143,9 @@ func (c *cmdReconfigure) put(e *encoder) {
 	e.cs(c.Members)
 	e.bool(c.SetCreated)
 	e.bool(c.Moved)
-	// A server that doesn't know of these must not go on as if the command were refused.
 	if c.Handover || c.Fresh {
 		e.bool(c.Handover)
-	}
-	if c.Fresh {
-		e.bool(true)
+		e.bool(c.Fresh)
 	}
 }
 

@@ -19,7 +19,9 @@ import (
 //	    20      commands: op u8, length u32, body (fields in the order of its put method)
 //
 // A server that meets a version or an op it doesn't know must stop: to go on would mean to
-// disagree with the others. New fields go to the end of a body and are optional when read.
+// disagree with the others. New fields go to the end of a body and are optional when read; a server
+// that doesn't know of them skips them, so one that decides what the command does needs an op of
+// its own.
 const (
 	entryVersion = 1
 	entryHeader  = 20
@@ -43,6 +45,7 @@ const (
 	opAddEvent    = 12
 	opSetConfig   = 13
 	opReap        = 14
+	opReplace     = 15
 	opLease       = 20
 )
 
@@ -117,7 +120,7 @@ func newCommand(op uint8) command {
 		return &cmdSetXattr{}
 	case opAllocate:
 		return &cmdAllocate{}
-	case opReconfigure:
+	case opReconfigure, opReplace:
 		return &cmdReconfigure{}
 	case opRegisterCS:
 		return &cmdRegisterCS{}

@@ -48,6 +48,8 @@ func recordedCommands() []command {
 		&cmdLease{Action: leaseRelease, File: 2, Client: 7, Token: 3, Unclean: true},
 		&cmdReconfigure{Chunk: dataplane.NewChunkID(1, 1), Epoch: 1,
 			Members: []dataplane.CSID{2, 3, 4}, Moved: true},
+		&cmdReconfigure{Chunk: dataplane.NewChunkID(1, 2), Epoch: 1,
+			Members: []dataplane.CSID{4, 5}, Fresh: true},
 		&cmdMarkCS{CS: 2, Drain: drainCancel},
 		&cmdMarkCS{CS: 3, Dropped: true},
 	}

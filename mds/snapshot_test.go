@@ -289,6 +289,8 @@ func FuzzEntry(f *testing.F) {
 			Members: []dataplane.CSID{1, 2}, SetCreated: true},
 		&cmdReconfigure{Chunk: dataplane.NewChunkID(1, 0), Epoch: 1,
 			Members: []dataplane.CSID{4}, Moved: true, Handover: true},
+		&cmdReconfigure{Chunk: dataplane.NewChunkID(1, 0), Epoch: 1,
+			Members: []dataplane.CSID{4}, Fresh: true},
 		&cmdRegisterCS{Instance: 1, CS: CS{Disk: [16]byte{9}, Boot: 1}},
 		&cmdRegisterCS{CS: CS{Disk: [16]byte{9}, Boot: 2, Start: 2}, Starts: []uint64{1}},
 		&cmdMarkCS{CS: 1, Dropped: true}, &cmdAddEvent{Code: "c"}, &cmdSetConfig{Key: "a", Value: "b"},
