@@ -201,22 +201,20 @@ func (r *engineRun) fast(ctx context.Context) error {
 				map[*Figure]func(Result) float64{q128: iops}, cpuWrite},
 			{r.random("randread", 128, r.o.Each/2), false, nil, cpuRead},
 		} {
-			var own Result
-			if c.ratio != nil {
-				var more []string
-				if c.sync {
-					more = []string{"--fsync=1"}
-				}
-				if own, err = r.fio(ctx, c.w, raw, more...); err != nil {
-					return err
-				}
+			var more []string
+			if c.sync {
+				more = []string{"--fsync=1"}
+			}
+			own, err := r.fio(ctx, c.w, raw, more...)
+			if err != nil {
+				return err
 			}
 			ours, cpu, err := r.ours(ctx, c.w)
 			if err != nil {
 				return err
 			}
 			if c.cpu != nil {
-				c.cpu.Ours = append(c.cpu.Ours, cpu)
+				c.cpu.Ours, c.cpu.Raw = append(c.cpu.Ours, cpu), append(c.cpu.Raw, own.CPUPerOp)
 			}
 			for f, value := range c.ratio {
 				f.Ours, f.Raw = append(f.Ours, value(ours)), append(f.Raw, value(own))
@@ -229,6 +227,7 @@ func (r *engineRun) fast(ctx context.Context) error {
 	}
 	for _, f := range []*Figure{cpuWrite, cpuRead} {
 		f.Value = Median(f.Ours)
+		f.Note += fmt.Sprintf("; fio's own, without a network and checksums: %.3g µs", Median(f.Raw))
 		r.add(*f)
 	}
 	return nil
