@@ -72,6 +72,7 @@ type server struct {
 	ready  bool
 	full   bool          // no room for new chunks; of keepLease
 	beat   chan struct{} // a heartbeat is wanted now
+	seen   uint64        // the metadata servers' record, in entries; of keepLease
 }
 
 // Run serves the chunk server in o.Dir until ctx ends, then stops in an orderly way and returns
@@ -450,7 +451,7 @@ const registerSoon = 30 * time.Millisecond
 func (s *server) register(ctx context.Context) error {
 	req := &control.RegisterCSReq{CS: s.id.CS, Disk: s.id.diskUUID(), Boot: s.id.Boot, Addr: s.addr,
 		Path: s.o.Dir, Tier: s.id.Tier, Location: cmp.Or(s.id.Location, s.o.Location),
-		Starts: s.id.Starts, Confirmed: s.id.Confirmed}
+		Starts: s.id.Starts, Confirmed: s.id.Confirmed, Seen: s.seen}
 	req.Host, _ = os.Hostname()
 	if err := s.onLoop(func(done func(error)) {
 		req.FenceSeq = s.shard.FenceSeq()
@@ -484,6 +485,7 @@ func (s *server) register(ctx context.Context) error {
 		return dataplane.E("register", dataplane.Conflict,
 			fmt.Errorf("this is chunk server %d, the metadata servers say %d", s.id.CS, reply.CS))
 	}
+	s.seen = max(s.seen, reply.Index)
 	s.startConfirmed()
 	s.md.setSource(fmt.Sprintf("cs %d", s.id.CS))
 	if err := s.onLoop(func(done func(error)) {
@@ -513,7 +515,7 @@ func (s *server) register(ctx context.Context) error {
 }
 
 func (s *server) heartbeat(ctx context.Context) error {
-	req := &control.HeartbeatReq{CS: s.id.CS, Boot: s.id.Boot}
+	req := &control.HeartbeatReq{CS: s.id.CS, Boot: s.id.Boot, Seen: s.seen}
 	if err := s.onLoop(func(done func(error)) {
 		req.FenceSeq = s.shard.FenceSeq()
 		req.Stats = s.shard.Stats()
@@ -536,6 +538,7 @@ func (s *server) heartbeat(ctx context.Context) error {
 	if err := s.client.CallOnce(ctx, control.OpHeartbeat, req, reply); err != nil {
 		return err
 	}
+	s.seen = max(s.seen, reply.Index)
 	if reply.Yield {
 		return s.yield(ctx, req.Yielded)
 	}

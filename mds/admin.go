@@ -200,7 +200,7 @@ func (l *leader) stat() *control.StatDoc {
 	d.Space, d.Files = l.space(f.s), f.s.fileCount()
 	slots := f.s.table.Slots()
 	census := l.census(f.s)
-	full := l.fullReason()
+	full, behind := l.fullReason(), l.behind
 	offline, failed := l.recover.offline, l.recover.stats.failed
 	l.movesDoc(d)
 	f.mu.RUnlock()
@@ -211,6 +211,9 @@ func (l *leader) stat() *control.StatDoc {
 	moveReasons(d)
 	if full != "" {
 		d.Health, d.Reasons = "critical", append([]string{full}, d.Reasons...)
+	}
+	if behind != "" {
+		d.Health, d.Reasons = "critical", append([]string{behind}, d.Reasons...)
 	}
 	return d
 }

@@ -60,6 +60,7 @@ type leader struct {
 	byPeer   map[*control.Peer]dataplane.CSID
 	view     placer
 	viewNs   int64                     // when the view was made; 0: make it anew
+	behind   string                    // why the record is an older copy of itself: see behind.go
 	placing  map[dataplane.CSID]uint64 // chunks for it in allocations that are proposed
 	anew     bool                      // chunks are being placed anew: see anew.go
 	coming   uint64                    // chunks in allocations that are proposed
@@ -213,6 +214,9 @@ func (l *leader) run() {
 		case <-l.ctx.Done():
 			return
 		case <-tick.C:
+		}
+		if l.isBehind() {
+			continue
 		}
 		l.pushSettles()
 		l.pushRecoveries()
@@ -558,6 +562,8 @@ func (l *leader) placeMissing(req control.MapReq, op string) (*cmdAllocate, erro
 	defer f.mu.RUnlock()
 	file := f.s.live(req.File)
 	switch {
+	case l.behind != "":
+		return nil, dataplane.E(op, dataplane.NotReady, errors.New(l.behind))
 	case file == nil:
 		return nil, dataplane.E(op, dataplane.NotFound, nil)
 	case file.typ != control.TypeFile:

@@ -42,6 +42,11 @@ func (c *call) registerCS(req *control.RegisterCSReq) (any, error) {
 		return nil, err
 	}
 	defer c.endRegistration(id)
+	if id != 0 {
+		if err := c.checkRecord(id, req); err != nil {
+			return nil, err
+		}
+	}
 	cmd := &cmdRegisterCS{Instance: instance, CS: CS{ID: req.CS, Disk: req.Disk, Boot: req.Boot,
 		Addr: req.Addr, Host: req.Host, Path: req.Path, Location: req.Location, Tier: req.Tier,
 		Capacity: req.Capacity, Used: req.Used}}
@@ -291,7 +296,7 @@ func (c *call) grantLease(cs dataplane.CSID, req *control.RegisterCSReq, instanc
 	l.viewNs = 0
 	l.recover.nextNs = 0
 	reply := &control.RegisterCSReply{CS: cs, LeaseNs: int64(dataplane.LeaseTime), Forget: forget,
-		Retired: found.retired}
+		Retired: found.retired, Index: c.r.index()}
 	l.fenceAck(cs, req.FenceSeq)
 	f := c.r.fsm
 	f.mu.RLock()
@@ -374,6 +379,9 @@ func (c *call) heartbeat(req *control.HeartbeatReq) (any, error) {
 	case !mine: // a registration says why, or makes it so
 		return nil, c.fail(dataplane.NotFound, "CS %d isn't registered by this node's key", req.CS)
 	}
+	if err := c.checkSeen(req.CS, req.Seen); err != nil {
+		return nil, err
+	}
 	e := l.leases.at(req.CS)
 	if req.Failed != "" && known.Failed == "" && known.Boot == req.Boot && !e.failed {
 		l.diskFailed(req.CS, req.Failed)
@@ -419,7 +427,7 @@ func (c *call) heartbeat(req *control.HeartbeatReq) (any, error) {
 	f.mu.RLock()
 	defer f.mu.RUnlock()
 	return &control.HeartbeatReply{LeaseNs: int64(dataplane.LeaseTime),
-		Fences: f.s.fencesAfter(req.FenceSeq)}, nil
+		Fences: f.s.fencesAfter(req.FenceSeq), Index: c.r.index()}, nil
 }
 
 // diskFailed notes a failed disk, for good. mu is held.

@@ -53,6 +53,7 @@ type Sim struct {
 	srv     *server
 	l       *leader // nil: no leader now
 	term    uint64
+	applied uint64 // commands
 	cur     *simTask
 	waiting []*simTask // for their commands to be committed
 	spawned []func()
@@ -186,6 +187,9 @@ func (s *Sim) Tick() {
 	if l == nil {
 		return
 	}
+	if l.isBehind() {
+		return
+	}
 	l.pushSettles()
 	l.pushRecoveries()
 	l.pushForgets()
@@ -290,6 +294,7 @@ func (s *Sim) apply(t *simTask) {
 		panic(err)
 	}
 	t.res, s.chunks = res[0], nil
+	s.applied++
 	s.o.Applied()
 }
 

@@ -82,6 +82,12 @@ func (t *Table) Lookup(id dataplane.ChunkID) *Record {
 	return r
 }
 
+// NeverWas says that no chunk has had the id so far.
+func (t *Table) NeverWas(id dataplane.ChunkID) bool {
+	slot := id.Slot()
+	return slot >= t.slots || id.Generation() > t.at(slot).ID.Generation()
+}
+
 // At returns the record in a slot below Slots, or nil if it is free.
 func (t *Table) At(slot uint64) *Record {
 	if slot >= t.slots { // rounds over the table come here: values for the message cost an allocation

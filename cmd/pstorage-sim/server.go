@@ -41,6 +41,7 @@ type csNode struct {
 	failed     string
 	beat       uring.Timer
 	report     uring.Timer
+	seen       uint64 // the record of the metadata servers, in entries
 	reports    []control.UnreachableReq
 	dead       []deadProcess
 
@@ -95,7 +96,7 @@ func (n *csNode) newProcess() {
 	if n.pool, err = n.mem.pool(64 << 20); err != nil {
 		panic(err)
 	}
-	n.shard, n.registered, n.asking, n.failed = nil, false, false, ""
+	n.shard, n.registered, n.asking, n.failed, n.seen = nil, false, false, "", 0
 	n.reports = nil
 	n.instance = n.env.Rand() | 1
 	n.beat = uring.Timer{Fire: n.heartbeat}
@@ -149,7 +150,7 @@ func (n *csNode) heartbeat() {
 	}
 	capacity, used := n.shard.Capacity()
 	req := &control.HeartbeatReq{CS: n.id, Boot: n.boot, Failed: n.failed, Capacity: capacity,
-		Used: used, Stats: n.shard.Stats(), FenceSeq: n.shard.FenceSeq()}
+		Used: used, Stats: n.shard.Stats(), FenceSeq: n.shard.FenceSeq(), Seen: n.seen}
 	n.shard.Gauge(req)
 	n.ask(dataplane.RoleCS, control.OpHeartbeat, req, dataplane.LeaseTime, true, func(p []byte,
 		err error) {
@@ -158,9 +159,12 @@ func (n *csNode) heartbeat() {
 		if err == nil {
 			err = control.Unmarshal(p, &reply)
 		}
+		n.seen = max(n.seen, reply.Index)
 		switch k := dataplane.KindOf(err); {
 		case k == dataplane.Fenced && n.drained:
 			n.removed()
+		case k == dataplane.Internal:
+			n.w.violate("cs %d: %v", n.id, err)
 		case err == nil && reply.Yield:
 			n.w.trace("cs %d gives its lease up", n.id)
 			n.shard.Yield()
@@ -184,7 +188,7 @@ func (n *csNode) register(sent int64) {
 	req := &control.RegisterCSReq{CS: n.id, Disk: [16]byte{byte(n.index + 1)}, Boot: n.boot,
 		Addr: n.ip + ":2600", Host: n.ip, Path: "/cs", Capacity: capacity, Used: used,
 		Chunks: n.shard.Inventory(), FenceSeq: n.shard.FenceSeq(), Starts: n.starts,
-		Confirmed: n.confirmed}
+		Confirmed: n.confirmed, Seen: n.seen}
 	n.ask(dataplane.RoleCS, control.OpRegisterCS, req, mdsTimeout, false,
 		func(p []byte, err error) {
 			n.asking = false
@@ -192,6 +196,7 @@ func (n *csNode) register(sent int64) {
 			if err == nil {
 				err = control.Unmarshal(p, &reply)
 			}
+			n.seen = max(n.seen, reply.Index)
 			switch k := dataplane.KindOf(err); {
 			case err == nil:
 				n.id = reply.CS
@@ -210,6 +215,8 @@ func (n *csNode) register(sent int64) {
 				}
 				n.w.trace("cs %d registered, boot %d, forgets %v, retires %v", n.id, n.boot,
 					reply.Forget, reply.Retired)
+			case k == dataplane.Internal:
+				n.w.violate("cs %d may not register: %v", n.index+1, err)
 			case k == dataplane.Denied || k == dataplane.Conflict || k == dataplane.WrongCluster:
 				n.shard.SetLease(0)
 				if k == dataplane.Denied && n.drained {

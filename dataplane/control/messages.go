@@ -300,6 +300,9 @@ type RegisterCSReq struct {
 	// Confirmed is Boot of the last start that registered for certain, as far as the directory
 	// tells; 0: none. Metadata servers that never had it are an older copy of themselves.
 	Confirmed uint64
+	// Seen is the highest Index in a reply to this process; 0: none. Metadata servers whose record
+	// isn't that long have an older copy of it: no server gets a lease from them.
+	Seen uint64
 }
 
 // MaxStarts is the most Starts of a registration.
@@ -334,6 +337,8 @@ type RegisterCSReply struct {
 	// served to nobody, and saves most of a copy.
 	Retired []dataplane.ChunkID
 	Fences  FencePush // to be taken over before serving; More: the lease isn't given yet
+	// Index is how many entries the metadata servers' record had at the time, at least.
+	Index uint64
 }
 
 // HeartbeatReq renews the lease of a registered process.
@@ -351,6 +356,7 @@ type HeartbeatReq struct {
 	// Yielded: the process has given its lease up, as a reply had asked for: it serves nothing.
 	Yielded  bool
 	FenceSeq uint64 // fences up to this number are in force; 0: none is
+	Seen     uint64 // as in RegisterCSReq
 }
 
 // PeerWait is how long a chunk server waits for the acknowledgements of another one.
@@ -400,6 +406,7 @@ type HeartbeatReply struct {
 	// sends at once.
 	Yield  bool
 	Fences FencePush // as in RegisterCSReply
+	Index  uint64    // as in RegisterCSReply
 }
 
 // UnreachableReq reports that CS doesn't answer for these chunks. The server starts a
