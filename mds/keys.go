@@ -2,6 +2,8 @@ package mds
 
 import (
 	"context"
+	"crypto/sha256"
+	"encoding/binary"
 	"encoding/hex"
 	"encoding/json"
 	"errors"
@@ -78,8 +80,17 @@ func NewClusterKeys(cluster dataplane.ClusterID, host string, secure bool) (*Clu
 	return c, k
 }
 
-func newNodeID() uint64 {
-	s := session.NewSecret()
+func newNodeID() uint64 { return nodeIDFrom(session.NewSecret()) }
+
+// newNodeID gives a number to the node that asks for its first key. A request that is repeated gets
+// the one that it was given before: only that is recorded.
+func (c *call) newNodeID(public [32]byte) uint64 {
+	le := binary.LittleEndian
+	b := le.AppendUint64(le.AppendUint64(public[:], c.from.Peer), c.from.Req)
+	return nodeIDFrom(sha256.Sum256(b))
+}
+
+func nodeIDFrom(s [32]byte) uint64 {
 	return uint64(s[0]) | uint64(s[1])<<8 | uint64(s[2])<<16 | uint64(s[3])<<24 |
 		uint64(s[4])<<32 | uint64(s[5])<<40 | uint64(s[6])<<48 | 1<<56
 }
@@ -362,7 +373,7 @@ func (c *call) renewKey(req *control.RenewKeyReq) (any, error) {
 	record, known := k.nodes[node]
 	switch {
 	case node == 0:
-		node = newNodeID()
+		node = c.newNodeID(req.Public)
 		record = nodeRecord{Host: c.peer.Name, Roles: session.AllRoles, TimeNs: time.Now().UnixNano()}
 	case !known || record.Revoked:
 		return nil, c.fail(dataplane.Denied, "node %016x was revoked", node)
@@ -405,7 +416,7 @@ func (c *call) grantNode(req *control.GrantNodeReq) (any, error) {
 		host := strings.ToValidUTF8(req.Host[:min(len(req.Host), session.MaxHostName)], "?")
 		record := nodeRecord{Host: host, Roles: req.Roles & session.AllRoles,
 			TimeNs: time.Now().UnixNano()}
-		node := newNodeID()
+		node := c.newNodeID(req.Public)
 		reply, err := c.certify(k, node, record, false, req.Public)
 		if err != nil {
 			return nil, err
