@@ -116,8 +116,9 @@ func (t *Table) Edit(id dataplane.ChunkID) *Record {
 }
 
 // Alloc takes a free slot and returns its record, used, with a new id and the rest zero. The
-// order in which slots are taken depends only on the history of Alloc and Free. It returns nil
-// when the table is full, and an error when the system gives no memory.
+// order in which slots are taken depends only on the history of Alloc and Free. It returns an error
+// when the table is full. When the system gives no memory the process ends: the other servers have
+// some, so to go on without the record would mean to disagree with them.
 func (t *Table) Alloc() (*Record, error) {
 	if t.freeHead != 0 {
 		slot := t.freeHead - 1
@@ -135,9 +136,8 @@ func (t *Table) Alloc() (*Record, error) {
 	}
 	slot := t.slots
 	if slot%recordsPerPage == 0 {
-		if err := t.addPage(); err != nil {
-			return nil, err
-		}
+		err := t.addPage()
+		assert(err == nil, "a page of chunk records", err)
 	}
 	t.slots++
 	t.used++
@@ -191,10 +191,13 @@ func (t *Table) addPage() error {
 	return nil
 }
 
+// mmap is replaced by tests.
+var mmap = unix.Mmap
+
 // takePage returns a physical page with any content.
 func (t *Table) takePage() (uint32, error) {
 	if len(t.spare) == 0 {
-		b, err := unix.Mmap(-1, 0, pagesPerArena*pageSize, unix.PROT_READ|unix.PROT_WRITE,
+		b, err := mmap(-1, 0, pagesPerArena*pageSize, unix.PROT_READ|unix.PROT_WRITE,
 			unix.MAP_PRIVATE|unix.MAP_ANONYMOUS)
 		if err != nil {
 			return 0, dataplane.E("map memory for chunk records", dataplane.NoSpace, err)

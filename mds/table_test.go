@@ -9,7 +9,10 @@ import (
 	"testing"
 	"unsafe"
 
+	"golang.org/x/sys/unix"
+
 	"pstorage/dataplane"
+	"pstorage/dataplane/control"
 )
 
 // TestRecordLayout compares the memory of a record with the byte table.
@@ -257,4 +260,24 @@ func TestBytesPerChunk(t *testing.T) {
 func members(cs ...dataplane.CSID) (m [dataplane.MaxReplicas]dataplane.CSID) {
 	copy(m[:], cs)
 	return m
+}
+
+// TestNoMemory: a server that gets no memory for a chunk record doesn't go on without it, as those
+// that had some would have a chunk that it hasn't got.
+func TestNoMemory(t *testing.T) {
+	s := NewState()
+	defer s.Close()
+	cs := do(t, s, 1, &cmdRegisterCS{CS: CS{Disk: [16]byte{1}, Boot: 1, Addr: "a:1"}}).CS
+	f := do(t, s, 1, &cmdCreate{CreateReq: control.CreateReq{Parent: dataplane.RootID, Name: "f",
+		Type: control.TypeFile}}).Attr.File
+	mmap = func(int, int64, int, int, int) ([]byte, error) { return nil, unix.ENOMEM }
+	defer func() {
+		mmap = unix.Mmap
+		if recover() == nil {
+			t.Error("it went on")
+		}
+	}()
+	p := placed{n: 1}
+	p.members[0] = cs
+	_, _ = s.Apply(encodeEntry(1, &cmdAllocate{File: f, Chunks: []placed{p}}))
 }
