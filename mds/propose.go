@@ -22,6 +22,7 @@ const (
 
 // proposal is one command on its way through the log.
 type proposal struct {
+	ctx    context.Context
 	cmd    command
 	result Result
 	err    error
@@ -42,7 +43,10 @@ func (r *replica) propose(ctx context.Context, c command) (Result, error) {
 	if r.sim != nil {
 		return r.sim.propose(c)
 	}
-	p := &proposal{cmd: c, done: make(chan struct{})}
+	if ctx.Err() != nil { // else it could be queued all the same: a select chooses at random
+		return Result{}, r.gaveUp(ctx, "metadata change")
+	}
+	p := &proposal{ctx: ctx, cmd: c, done: make(chan struct{})}
 	select {
 	case r.proposals <- p:
 	case <-ctx.Done():
@@ -80,6 +84,9 @@ func (r *replica) runProposals() {
 		var batch []*proposal
 		select {
 		case p := <-r.proposals:
+			if r.late(p) {
+				continue
+			}
 			batch = append(batch, p)
 		case <-r.stopped:
 			r.refuseProposals()
@@ -89,6 +96,9 @@ func (r *replica) runProposals() {
 		for more := true; more && len(entry) < entryBytes && len(batch) < entryCommands; {
 			select {
 			case p := <-r.proposals:
+				if r.late(p) {
+					continue
+				}
 				batch = append(batch, p)
 				entry = appendCommand(entry, p.cmd)
 			default:
@@ -99,6 +109,18 @@ func (r *replica) runProposals() {
 		assert(len(entry) <= MaxEntry, "log entry too long", len(entry))
 		r.entries <- &entryInFlight{r.raft.Apply(entry, raftTimeout), batch}
 	}
+}
+
+// late answers a proposal that nobody waits for any more, and that wasn't packed yet. If its
+// leadership has ended it mustn't be proposed: what it was decided on, as that a lease has run out,
+// may not hold in the next one, which may be this server's, too.
+func (r *replica) late(p *proposal) bool {
+	if p.ctx.Err() == nil {
+		return false
+	}
+	p.err = r.gaveUp(p.ctx, "metadata change")
+	close(p.done)
+	return true
 }
 
 // refuseProposals answers what is queued when the replica stops.

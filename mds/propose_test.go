@@ -3,10 +3,13 @@ package mds
 import (
 	"context"
 	"errors"
+	"fmt"
+	"strings"
 	"testing"
 	"time"
 
 	"pstorage/dataplane"
+	"pstorage/dataplane/control"
 )
 
 // TestGaveUp: one that waits for a change when the leadership ends is sent to the next leader, and
@@ -36,4 +39,39 @@ func TestGaveUp(t *testing.T) {
 			t.Errorf("%s: %v", c.why, err)
 		}
 	}
+}
+
+// TestProposeTooLate: what a leadership decided isn't proposed after its end. The next one may be
+// this server's, too, and have given leases that the decision doesn't know of.
+func TestProposeTooLate(t *testing.T) {
+	c := newTestCluster(t, 1)
+	r := c.nodes[0].r
+	eventually(t, "a leader", func() bool { return c.nodes[0].lead.Load() != nil })
+	l := &leader{}
+	l.begin()
+	l.stop()
+	for i := range 64 {
+		_, err := r.propose(l.ctx, &cmdAddEvent{Code: fmt.Sprint("late", i)})
+		if moved := new(*notLeader); !errors.As(err, moved) {
+			t.Fatal(err)
+		}
+	}
+	// One that waits for its turn when the leadership ends.
+	l.begin()
+	p := &proposal{ctx: l.ctx, cmd: &cmdAddEvent{Code: "late, queued"}, done: make(chan struct{})}
+	l.stop()
+	r.proposals <- p
+	if _, err := r.propose(t.Context(), &cmdAddEvent{Code: "last"}); err != nil {
+		t.Fatal(err)
+	}
+	<-p.done
+	r.fsm.mu.RLock()
+	defer r.fsm.mu.RUnlock()
+	r.fsm.s.events.each(func(e *control.Event) bool {
+		if strings.HasPrefix(e.Code, "late") {
+			t.Errorf("%q was proposed after the end of its leadership", e.Code)
+			return false
+		}
+		return true
+	})
 }
