@@ -451,7 +451,7 @@ const registerSoon = 30 * time.Millisecond
 func (s *server) register(ctx context.Context) error {
 	req := &control.RegisterCSReq{CS: s.id.CS, Disk: s.id.diskUUID(), Boot: s.id.Boot, Addr: s.addr,
 		Path: s.o.Dir, Tier: s.id.Tier, Location: cmp.Or(s.id.Location, s.o.Location),
-		Starts: s.id.Starts, Confirmed: s.id.Confirmed, Seen: s.seen}
+		Starts: s.id.Starts, Confirmed: s.id.Confirmed, Seen: s.seen, Marks: true}
 	req.Host, _ = os.Hostname()
 	if err := s.onLoop(func(done func(error)) {
 		req.FenceSeq = s.shard.FenceSeq()
@@ -488,10 +488,11 @@ func (s *server) register(ctx context.Context) error {
 	s.seen = max(s.seen, reply.Index)
 	s.startConfirmed()
 	s.md.setSource(fmt.Sprintf("cs %d", s.id.CS))
+	retired := reply.RetiredOf(held)
 	if err := s.onLoop(func(done func(error)) {
 		s.shard.SetID(s.id.CS)
 		s.shard.ForgetHeld(reply.Forget, held)
-		s.shard.RetireHeld(reply.Retired, held)
+		s.shard.RetireHeld(retired, held)
 		done(nil)
 	}); err != nil {
 		return err
@@ -504,7 +505,7 @@ func (s *server) register(ctx context.Context) error {
 		s.shard.SetLease(sent + reply.LeaseNs)
 	} // else: heartbeats bring the rest
 	s.log.Info("registered", "cs", s.id.CS, "addr", s.addr, "lease", time.Duration(reply.LeaseNs),
-		"forget", len(reply.Forget), "retired", len(reply.Retired))
+		"forget", len(reply.Forget), "retired", len(retired))
 	if !s.ready {
 		s.ready = true
 		if s.o.OnReady != nil {

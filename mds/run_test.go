@@ -245,7 +245,7 @@ func (c *testCluster) newCS(n byte) *testCS {
 	s := &testCS{settle: make(chan control.SettlePush, 100),
 		forget:  make(chan control.ForgetPush, 100),
 		recover: make(chan control.RecoverPush, 100), scrub: make(chan struct{}, 100)}
-	s.reg = control.RegisterCSReq{Disk: [16]byte{n}, Boot: 1,
+	s.reg = control.RegisterCSReq{Disk: [16]byte{n}, Boot: 1, Marks: true,
 		Addr: fmt.Sprintf("127.0.0.1:%d", 3000+int(n)), Host: fmt.Sprintf("host%d", n),
 		Path: fmt.Sprintf("/cs%d", n), Capacity: 100 * dataplane.ChunkSize,
 		Instance: uint64(n)<<8 + 1}

@@ -72,7 +72,14 @@ func (c *call) registerCS(req *control.RegisterCSReq) (any, error) {
 		c.targetRestarted(res.CS)
 	}
 	c.l.listing(res.CS)
-	return c.grantLease(res.CS, req, instance, c.inventory(res.CS, req.Chunks, sameProcess))
+	reply, err := c.grantLease(res.CS, req, instance, c.inventory(res.CS, req.Chunks, sameProcess))
+	if err != nil {
+		return nil, err
+	}
+	if req.Marks {
+		markRetired(reply, req.Chunks)
+	}
+	return reply, nil
 }
 
 func (c *call) checkRegistration(req *control.RegisterCSReq) error {
@@ -248,12 +255,33 @@ func (l *leader) scan(slots uint64, f func(s *State, rec *Record)) {
 	}
 }
 
-// maxForgetReply bounds the list in a RegisterCSReply; the rest is for the next one.
-const maxForgetReply = 64 << 10
+const (
+	// maxForgetReply bounds the list in a RegisterCSReply; the rest is for the next one.
+	maxForgetReply = 64 << 10
+	// maxRetiredReply likewise; if there are more they are marked.
+	maxRetiredReply = 16 << 10
+)
+
+// markRetired puts marks in the place of a long list. held is the inventory.
+func markRetired(reply *control.RegisterCSReply, held []control.HeldChunk) {
+	if len(reply.Retired) <= maxRetiredReply {
+		return
+	}
+	retired := make(map[dataplane.ChunkID]struct{}, len(reply.Retired))
+	for _, id := range reply.Retired {
+		retired[id] = struct{}{}
+	}
+	reply.Retired, reply.RetiredMarks = nil, make([]byte, (len(held)+7)/8)
+	for i, h := range held {
+		if _, ok := retired[h.Chunk]; ok {
+			reply.RetiredMarks[i/8] |= 1 << (i % 8)
+		}
+	}
+}
 
 // grantLease ends a registration.
 func (c *call) grantLease(cs dataplane.CSID, req *control.RegisterCSReq, instance uint64,
-	found findings) (any, error) {
+	found findings) (*control.RegisterCSReply, error) {
 	l, missing := c.l, found.missing
 	if l.ctx.Err() != nil {
 		return nil, c.r.notLeader()
@@ -274,8 +302,15 @@ func (c *call) grantLease(cs dataplane.CSID, req *control.RegisterCSReq, instanc
 	forget := slices.DeleteFunc(found.forget, func(id dataplane.ChunkID) bool {
 		return l.recover.keeps(id, cs)
 	})
+	lease := dataplane.LeaseTime
 	if len(forget) > maxForgetReply {
-		// A push may come when it has become a member again: it is asked for its inventory anew.
+		// A push may come when it has become a member again: it is asked for its inventory anew. Until
+		// then it serves nothing of the rest, which may have other members by now.
+		if rest := forget[maxForgetReply:]; req.Marks {
+			found.retired = append(found.retired, rest...)
+		} else {
+			lease = 0
+		}
 		forget = forget[:maxForgetReply]
 		l.leases.at(cs).relist = true
 	}
@@ -295,7 +330,7 @@ func (c *call) grantLease(cs dataplane.CSID, req *control.RegisterCSReq, instanc
 	delete(l.refusals, refusedKey{host: req.Host, path: req.Path})
 	l.viewNs = 0
 	l.recover.nextNs = 0
-	reply := &control.RegisterCSReply{CS: cs, LeaseNs: int64(dataplane.LeaseTime), Forget: forget,
+	reply := &control.RegisterCSReply{CS: cs, LeaseNs: int64(lease), Forget: forget,
 		Retired: found.retired, Index: c.r.index()}
 	l.fenceAck(cs, req.FenceSeq)
 	f := c.r.fsm

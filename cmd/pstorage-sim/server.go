@@ -188,7 +188,7 @@ func (n *csNode) register(sent int64) {
 	req := &control.RegisterCSReq{CS: n.id, Disk: [16]byte{byte(n.index + 1)}, Boot: n.boot,
 		Addr: n.ip + ":2600", Host: n.ip, Path: "/cs", Capacity: capacity, Used: used,
 		Chunks: n.shard.Inventory(), FenceSeq: n.shard.FenceSeq(), Starts: n.starts,
-		Confirmed: n.confirmed, Seen: n.seen}
+		Confirmed: n.confirmed, Seen: n.seen, Marks: true}
 	n.ask(dataplane.RoleCS, control.OpRegisterCS, req, mdsTimeout, false,
 		func(p []byte, err error) {
 			n.asking = false
@@ -206,7 +206,7 @@ func (n *csNode) register(sent int64) {
 				}
 				n.shard.SetID(n.id)
 				n.shard.ForgetHeld(reply.Forget, req.Chunks)
-				n.shard.RetireHeld(reply.Retired, req.Chunks)
+				n.shard.RetireHeld(reply.RetiredOf(req.Chunks), req.Chunks)
 				n.registered = true
 				if n.fenced(&reply.Fences) {
 					n.shard.SetLease(sent + reply.LeaseNs)
@@ -214,7 +214,7 @@ func (n *csNode) register(sent int64) {
 					n.heartbeat()
 				}
 				n.w.trace("cs %d registered, boot %d, forgets %v, retires %v", n.id, n.boot,
-					reply.Forget, reply.Retired)
+					reply.Forget, reply.RetiredOf(req.Chunks))
 			case k == dataplane.Internal:
 				n.w.violate("cs %d may not register: %v", n.index+1, err)
 			case k == dataplane.Denied || k == dataplane.Conflict || k == dataplane.WrongCluster:

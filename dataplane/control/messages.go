@@ -303,6 +303,8 @@ type RegisterCSReq struct {
 	// Seen is the highest Index in a reply to this process; 0: none. Metadata servers whose record
 	// isn't that long have an older copy of it: no server gets a lease from them.
 	Seen uint64
+	// Marks: the process understands RegisterCSReply.RetiredMarks.
+	Marks bool
 }
 
 // MaxStarts is the most Starts of a registration.
@@ -339,6 +341,20 @@ type RegisterCSReply struct {
 	Fences  FencePush // to be taken over before serving; More: the lease isn't given yet
 	// Index is how many entries the metadata servers' record had at the time, at least.
 	Index uint64
+	// RetiredMarks stands for Retired if that is long: bit i%8 of byte i/8 is set for chunk i of the
+	// inventory, its parts first.
+	RetiredMarks []byte
+}
+
+// RetiredOf lists the chunks of the inventory that are retired.
+func (r *RegisterCSReply) RetiredOf(held []HeldChunk) []dataplane.ChunkID {
+	list := r.Retired
+	for i := range held {
+		if i/8 < len(r.RetiredMarks) && r.RetiredMarks[i/8]&(1<<(i%8)) != 0 {
+			list = append(list, held[i].Chunk)
+		}
+	}
+	return list
 }
 
 // HeartbeatReq renews the lease of a registered process.
