@@ -431,3 +431,37 @@ func usedSegment(f *testing.F) []byte {
 	}
 	return b[:l.segs[0].end()]
 }
+
+// TestMarkTorn: a process may be killed, and the kernel write the page back, between any two fields
+// of a watermark that is being raised or lowered.
+func TestMarkTorn(t *testing.T) {
+	dir := t.TempDir()
+	l := mustOpen(t, dir)
+	if err := l.StoreLogs(entries(1, 10, 1)); err != nil {
+		t.Fatal(err)
+	}
+	l.close()
+	path := filepath.Join(dir, markFile)
+	good, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, step := range [][2]uint64{{0, 10}, {2, 9}, {9, 10}, {10, 3}} {
+		m, after := mark{make([]byte, markSize)}, mark{bytes.Clone(good)}
+		m.set(step[0])
+		after.set(step[1])
+		for slot := markSize - 24; slot >= 0; slot -= 24 { // in the order of the stores
+			for _, field := range [][2]int{{0, 8}, {8, 16}, {16, 20}, {20, 24}} {
+				copy(m.b[slot+field[0]:slot+field[1]], after.b[slot+field[0]:])
+				if err := os.WriteFile(path, m.b, 0o600); err != nil {
+					t.Fatal(err)
+				}
+				l, err := openRaftLog(dir, testSegment, func(error) {})
+				if err != nil {
+					t.Fatalf("from %d to %d, up to byte %d: %v", step[0], step[1], slot+field[1], err)
+				}
+				l.close()
+			}
+		}
+	}
+}
