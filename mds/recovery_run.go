@@ -81,8 +81,8 @@ func (l *leader) pushRecoveries() {
 	w := recoverFacts{planFacts{l, f.s, now}}
 	l.watchServers(w)
 	orders := l.recover.step(now, w, nil)
-	for _, n := range l.recover.excludeSome(maxExclusions - len(l.plan.queue)) {
-		l.plan.report(n.chunk, now)
+	for _, n := range l.recover.excludeSome(maxExclusions - l.plan.found) {
+		l.plan.exclude(n.chunk, now)
 	}
 	if l.recover.changed {
 		l.recover.changed, l.viewNs = false, 0

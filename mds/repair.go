@@ -85,6 +85,7 @@ type trouble struct {
 	pushTo    dataplane.CSID   // of whom
 	missingOn []dataplane.CSID // members that registered without it
 	cut       []cutOff         // members that a client can't reach: see lead.go
+	found     bool             // by recovery, and nobody complained
 }
 
 // settle asks a chunk server to bring a chunk to one history without the lost members.
@@ -102,6 +103,7 @@ type planner struct {
 	queue   []*trouble // looked at in turn
 	byChunk map[dataplane.ChunkID]*trouble
 	missing int
+	found   int
 	cursor  int
 	leads   map[dataplane.CSID]int // exclusions that a server was asked for while there are any
 }
@@ -120,7 +122,27 @@ func (p *planner) report(chunk dataplane.ChunkID, nowNs int64) {
 		}
 		t = p.add(chunk)
 	}
+	p.complained(t)
 	t.reportNs = nowNs
+}
+
+// exclude notes that recovery has found a member of the chunk that is to be excluded.
+func (p *planner) exclude(chunk dataplane.ChunkID, nowNs int64) {
+	t := p.byChunk[chunk]
+	if t == nil {
+		t = p.add(chunk)
+		t.found = true
+		p.found++
+	}
+	t.reportNs = nowNs
+}
+
+// complained notes that a chunk isn't on the list for recovery's sake alone.
+func (p *planner) complained(t *trouble) {
+	if t.found {
+		t.found = false
+		p.found--
+	}
 }
 
 // lacks notes that cs registered without the chunk. False: there are too many.
@@ -140,6 +162,7 @@ func (p *planner) lacks(chunk dataplane.ChunkID, cs dataplane.CSID, nowNs int64)
 			return true
 		}
 	}
+	p.complained(t)
 	t.missingOn = append(t.missingOn, cs)
 	t.reportNs = nowNs
 	return true
@@ -277,6 +300,7 @@ func (p *planner) drop(t *trouble) {
 	if len(t.missingOn) > 0 {
 		p.missing--
 	}
+	p.complained(t)
 	delete(p.byChunk, t.chunk)
 	if len(p.byChunk) == 0 {
 		clear(p.leads)
