@@ -150,6 +150,9 @@ type recoverer struct {
 	limits  recoverLimits
 	cursor  uint64
 	end     uint64 // of the round's slots; 0: between two rounds
+	left    uint64 // slots that are still to be looked at in the round
+	first   uint64 // slot that the next round begins with
+	full    bool   // in the round something was found for which there was no room
 	beganNs int64  // the round
 	nextNs  int64  // no round before this
 	// hurry: servers came, went or were given up since the round began. The next round begins at
@@ -267,11 +270,17 @@ func (r *recoverer) scan(nowNs int64, w recoverView) {
 		if nowNs < r.nextNs {
 			return
 		}
-		r.cursor, r.end, r.beganNs = 0, w.slots(), nowNs
+		r.end, r.beganNs = w.slots(), nowNs
+		r.cursor, r.left, r.full = r.first, r.end, false
 		r.found, r.exclude = r.found[:0], r.exclude[:0]
 	}
-	for last := min(r.cursor+scanPerStep, r.end); r.cursor < last; r.cursor++ {
+	for range min(scanPerStep, r.left) {
+		if r.cursor >= r.end {
+			r.cursor = 0
+		}
 		rec := w.at(r.cursor)
+		r.cursor++
+		r.left--
 		if rec == nil {
 			continue
 		}
@@ -279,17 +288,28 @@ func (r *recoverer) scan(nowNs int64, w recoverView) {
 		if left == rec.Present && left >= rec.Wanted {
 			continue
 		}
-		switch v, _ := r.judge(rec, w); {
-		case v == recoverExclude && len(r.exclude) < maxNeeds:
-			r.exclude = append(r.exclude, need{rec.ID, left})
-		case (v == recoverReturned || v == recoverElsewhere) && len(r.found) < maxNeeds:
-			r.found = append(r.found, need{rec.ID, left})
+		switch v, _ := r.judge(rec, w); v {
+		case recoverExclude:
+			r.note(&r.exclude, need{rec.ID, left})
+		case recoverReturned, recoverElsewhere:
+			r.note(&r.found, need{rec.ID, left})
 		}
 	}
-	if r.cursor < r.end {
+	if r.left > 0 {
 		return
 	}
 	r.endRound(nowNs)
+}
+
+// note adds to what the round has found. If there is no room the next round begins there: nothing
+// may come of all that was found before, round after round.
+func (r *recoverer) note(list *[]need, n need) {
+	switch {
+	case len(*list) < maxNeeds:
+		*list = append(*list, n)
+	case !r.full:
+		r.full, r.first = true, n.chunk.Slot()
+	}
 }
 
 // endRound makes what the round has found the queue.

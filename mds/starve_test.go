@@ -84,3 +84,35 @@ func TestExclusionsDontStarve(t *testing.T) {
 	}
 	t.Error("a chunk keeps the member that is gone, and isn't copied")
 }
+
+// placeWorld has no place for chunks of three copies.
+type placeWorld struct{ *recoverWorld }
+
+func (w placeWorld) place(rec *Record) dataplane.CSID {
+	if rec.Wanted == 3 {
+		return 0
+	}
+	return w.room
+}
+
+// TestRecoveryDoesntStarve: more chunks than a round remembers have no place; one that has comes
+// behind them in the table.
+func TestRecoveryDoesntStarve(t *testing.T) {
+	w, r := placeWorld{newRecoverWorld(maxNeeds + 100)}, newRecoverer(time.Minute)
+	w.room = 2
+	for _, rec := range w.list {
+		rec.setMembers([]dataplane.CSID{1, 2})
+	}
+	last := w.list[len(w.list)-1]
+	last.Wanted = 2
+	last.setMembers([]dataplane.CSID{1})
+	for now := int64(1); now < int64(time.Minute); now += int64(leaderTick) {
+		if got := r.step(now, w, nil); len(got) > 0 {
+			if got[0] != (recoverOrder{last.ID, 1, 2, 0}) {
+				t.Errorf("%+v", got)
+			}
+			return
+		}
+	}
+	t.Error("the chunk isn't copied")
+}
