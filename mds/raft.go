@@ -244,7 +244,24 @@ func openStore(dir string, log *hcLog, onFail func(error)) (*store, error) {
 		st.close()
 		return nil, dataplane.E("open the snapshots in "+dir, dataplane.IOError, err)
 	}
+	if err := st.checkStable(dir); err != nil {
+		st.close()
+		return nil, err
+	}
 	return st, nil
+}
+
+// checkStable says whether the term is lost: it was durable before the first entry or snapshot.
+func (s *store) checkStable(dir string) error {
+	list, err := s.snaps.List()
+	if err != nil {
+		return dataplane.E("list the snapshots in "+dir, dataplane.IOError, err)
+	}
+	last, err := s.log.LastIndex()
+	if err == nil && len(s.stable.values) == 0 && (last > 0 || len(list) > 0) {
+		err = errCorrupt("%s is lost; this server could vote twice", filepath.Join(dir, stableFile))
+	}
+	return err
 }
 
 func (s *store) close() error { return s.log.close() }

@@ -50,6 +50,11 @@ var damages = map[string]func(t *testing.T, dir, text string){
 	"term and vote": func(t *testing.T, dir, _ string) {
 		damage(t, filepath.Join(dir, raftDir, stableFile), -1)
 	},
+	"term and vote, lost": func(t *testing.T, dir, _ string) {
+		if err := os.Remove(filepath.Join(dir, raftDir, stableFile)); err != nil {
+			t.Fatal(err)
+		}
+	},
 	"watermark": func(t *testing.T, dir, _ string) {
 		damage(t, filepath.Join(dir, raftDir, logDir, markFile), 10)
 	},
