@@ -163,7 +163,7 @@ var errNoHeader = errors.New("the segment has no header")
 func scanSegment(b []byte, path string) (s *segment, torn bool, err error) {
 	le := binary.LittleEndian
 	switch {
-	case len(b) < segHeader || allZero(b[:segHeader]):
+	case len(b) < segHeader || allZero(b): // there is no entry before the header is durable
 		return nil, false, errNoHeader
 	case string(b[:8]) != segMagic || le.Uint32(b[20:]) != dataplane.CRC(b[:20]):
 		return nil, false, errCorrupt("header of %s", path)
