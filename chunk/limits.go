@@ -62,6 +62,7 @@ const (
 	pingAfter     = 500 * time.Millisecond  // of silence of another chunk server
 	peerSilence   = 1500 * time.Millisecond // after it the connection is given up
 	pumpEvery     = time.Millisecond        // look again at what waits for space
+	dropEvery     = 2 * time.Millisecond    // between two chunks that are forgotten
 	// repairPatience is for how long servers are asked for a damaged block, each at least once;
 	// salvagePause, before those that may have it are asked again; salvageRest, the same when all
 	// have said that they haven't.

@@ -227,6 +227,7 @@ func (sh *Shard) makeSlot(r *replica) bool {
 		}
 		return false
 	}
+	sh.dropBefore(r.id)
 	r.slot = slot
 	if !sh.canary.ForgetSealed {
 		delete(sh.strangers, r.id)

@@ -113,7 +113,9 @@ type Shard struct {
 	stalled             []*replica // whose writes wait for space
 	watched             []*replica // whose reads wait for a commit mark
 	claims              uint64     // marks that clients moved, see acked.go
-	leaving             []*replica // forgotten, their slots still in use
+	toDrop              []*replica // forgotten, their Drops still to be appended
+	dropTimer           uring.Timer
+	leaving             []*replica // dropped, their slots still in use
 	pumping             bool       // pumpTimer is armed for the next millisecond
 
 	gauges   gauges
@@ -150,6 +152,7 @@ func Open(o ShardOptions, done func(*Shard, error)) {
 	sh.pumpTimer.Fire = sh.pump
 	sh.secondTimer.Fire = sh.everySecond
 	sh.laterTimer.Fire = sh.runLater
+	sh.dropTimer.Fire = sh.dropNext
 	sh.scrub.init(sh, &o)
 	sh.pace.init(sh)
 	sh.store = newStore(o.Store, o.Env, o.Pool, o.Log)
@@ -390,59 +393,6 @@ func (sh *Shard) SettlePush(p *control.SettlePush) {
 	}
 }
 
-// Forget deletes chunks that no longer exist.
-func (sh *Shard) Forget(ids []dataplane.ChunkID) {
-	for _, id := range ids {
-		sh.forget(id, nil)
-	}
-}
-
-// forget deletes a chunk; then (may be nil) is called when that is durable, and not if nothing was
-// kept of it.
-func (sh *Shard) forget(id dataplane.ChunkID, then func(error)) {
-	r := sh.chunks[id]
-	if r == nil || r.gone {
-		return
-	}
-	sh.unserve(r)
-	r.gone = true
-	delete(sh.chunks, id)
-	delete(sh.strangers, id)
-	if r.slot == noSlot {
-		return
-	}
-	r.refs++
-	rec := ssdcache.Record{Kind: ssdcache.Drop, Slot: r.slot, Chunk: r.id, Epoch: r.epoch,
-		Seq: r.last}
-	sh.appendRecord(rec, func(err error) {
-		sh.release(r)
-		if err == nil {
-			r.dropped = true
-			sh.store.touch(r.slot) // the slot may be in use for longer than the log has the record
-			sh.leaving = append(sh.leaving, r)
-			sh.pumpSoon()
-		}
-		if then != nil {
-			then(err)
-		}
-	})
-}
-
-// freeLeaving gives the slots of forgotten chunks back, once nobody uses them.
-func (sh *Shard) freeLeaving() {
-	keep := sh.leaving[:0]
-	for _, r := range sh.leaving {
-		if r.refs > 0 || sh.store.busy(r.slot) ||
-			sh.log.InWriteBack(r.slot, 0, dataplane.BlocksPerChunk) {
-			keep = append(keep, r)
-			continue
-		}
-		sh.log.StoreChanged(r.slot, 0, dataplane.BlocksPerChunk)
-		sh.store.punch(r.slot)
-	}
-	sh.leaving = keep
-}
-
 // Inventory lists the chunks that are here.
 func (sh *Shard) Inventory() []control.HeldChunk {
 	var list []control.HeldChunk
@@ -556,7 +506,7 @@ func (sh *Shard) closeAll(done func(error)) {
 		}
 	}
 	timers := []*uring.Timer{&sh.tellTimer, &sh.pumpTimer, &sh.secondTimer, &sh.laterTimer,
-		&sh.pace.timer, &sh.fences.timer}
+		&sh.dropTimer, &sh.pace.timer, &sh.fences.timer}
 	for _, t := range timers {
 		sh.env.Disarm(t)
 	}

@@ -68,7 +68,11 @@ func newWorld(t testing.TB, seed uint64, n int) *world {
 }
 
 func newWorldWith(t testing.TB, seed uint64, n int, cache int64, crcs int) *world {
-	w := &world{t: t, sim: simloop.New(seed), slots: 8, cache: cache, crcs: crcs}
+	return newWorldSlots(t, seed, n, 8, cache, crcs)
+}
+
+func newWorldSlots(t testing.TB, seed uint64, n int, slots uint32, cache int64, crcs int) *world {
+	w := &world{t: t, sim: simloop.New(seed), slots: slots, cache: cache, crcs: crcs}
 	w.net = simloop.NewNet(w.sim, simloop.NetOptions{})
 	out := io.Discard
 	if os.Getenv("CHUNK_TEST_LOG") != "" {
