@@ -124,6 +124,7 @@ type Shard struct {
 	dead     error
 	onFail   func(error)
 	stopping bool
+	closing  bool // nothing is being worked on any more
 	stats    control.CSStats
 	canary   Canary
 	fences   fencing
@@ -297,6 +298,9 @@ func (sh *Shard) pumpNow() { sh.env.Arm(&sh.pumpTimer, 0) }
 
 // pump looks again at everything that waits for space or time.
 func (sh *Shard) pump() {
+	if sh.closing {
+		return // what is left doesn't get the disks any more
+	}
 	sh.pumping = false
 	stalled := sh.stalled
 	sh.stalled = nil
@@ -456,6 +460,10 @@ func (sh *Shard) Stop(done func(error)) {
 	}
 	sh.scrub.stop()
 	sh.store.holes.drain()
+	for _, r := range sh.toDrop { // it is said once more that they can go
+		sh.release(r)
+	}
+	sh.toDrop = nil
 	tries := 0
 	var t uring.Timer
 	t.Fire = func() {
@@ -472,6 +480,7 @@ func (sh *Shard) Stop(done func(error)) {
 				sh.linkLost(p)
 			}
 			sh.store.holes.stop()
+			sh.leaving = nil // only space is lost, until their slots are used again
 		}
 		if sh.idle() || sh.dead != nil {
 			sh.closeAll(done)
@@ -485,17 +494,25 @@ func (sh *Shard) Stop(done func(error)) {
 // stopPatience is how many rounds of a millisecond a stop waits for other members.
 const stopPatience = 500
 
-// idle says whether no request is being worked on.
+// idle says whether no request is being worked on, and nothing else uses the disks, but for what
+// the log itself waits for.
 func (sh *Shard) idle() bool {
 	for _, q := range sh.reqs {
 		if q.r != nil {
 			return false
 		}
 	}
-	return sh.scrub.idle() && sh.digests == 0 && sh.store.holes.idle() && !sh.bypass.loading
+	for _, r := range sh.store.owners {
+		if r != nil && r.refs > 0 {
+			return false // a part of a copy that is being read or written, for one
+		}
+	}
+	return sh.scrub.idle() && sh.digests == 0 && sh.store.holes.idle() && !sh.bypass.loading &&
+		len(sh.leaving) == 0 && sh.store.punching == 0
 }
 
 func (sh *Shard) closeAll(done func(error)) {
+	sh.closing = true
 	for _, l := range sh.links {
 		l.c.Close(errStopping)
 	}

@@ -39,6 +39,7 @@ type store struct {
 	residue   map[uint32]bool                    // see residue.go; true: its Drop is on its way
 	zeroing   zeroGate                           // words being cleared
 	holes     puncher                            // gives the space of zeroed blocks back
+	punching  int                                // slots whose space is being given back
 
 	stamp      stamp         // of the pass that is under way, or the last one
 	marked     uint64        // number of the last complete one
@@ -136,9 +137,11 @@ func (st *store) give(slot uint32) {
 func (st *store) punch(slot uint32) {
 	st.cache.dropSlot(slot)
 	st.holes.unmark(slot, 0, dataplane.BlocksPerChunk)
+	st.punching++
 	op := &uring.DiskOp{Kind: uring.DiskDiscard, Offset: st.sb.block(slot, 0),
 		Length: dataplane.ChunkSize, Low: true}
 	op.Done = func(op *uring.DiskOp) {
+		st.punching--
 		if op.Err != nil {
 			// Only space is lost: the slot reads as zeros all the same.
 			st.log.Warn("discard a slot", "slot", slot, "err", op.Err)

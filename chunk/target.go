@@ -192,6 +192,9 @@ func (sh *Shard) ForgetHeld(ids []dataplane.ChunkID, held []control.HeldChunk) {
 // since the epochs given: then what is newer, or a copy that is coming, stays. A head that gave its
 // place up activates the others first.
 func (sh *Shard) ForgetPush(p *control.ForgetPush) {
+	if sh.stopping {
+		return // the next start is told
+	}
 	for i, id := range p.Chunks {
 		r := sh.chunks[id]
 		switch {

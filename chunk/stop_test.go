@@ -1,0 +1,89 @@
+package chunk
+
+import (
+	"bytes"
+	"testing"
+
+	"pstorage/dataplane/control"
+	"pstorage/uring"
+	"pstorage/uring/simloop"
+)
+
+// stop stops the server in an orderly way.
+func (nd *node) stop() {
+	nd.w.t.Helper()
+	done := false
+	nd.env.Do(func() {
+		nd.sh.Stop(func(err error) {
+			if done = true; err != nil {
+				nd.w.t.Error(err)
+			}
+		})
+	})
+	nd.w.must(func() bool { return done }, 10*sec, "stop")
+	nd.kill()
+}
+
+// slow has the disk take d longer for operations of one kind.
+func slow(d *simloop.Disk, kind uring.OpKind, by int64) {
+	d.Fault = func(op *uring.DiskOp) (f simloop.Fault) {
+		if op.Kind == kind {
+			f.Delay = by
+		}
+		return f
+	}
+}
+
+// TestStopInACopy: source and target of a copy are stopped while parts of it are being read and
+// written, on disks that take long.
+func TestStopInACopy(t *testing.T) {
+	for _, source := range []bool{true, false} {
+		w := newWorld(t, 5, 3)
+		w.md.add(chunkA, 1, 1, 2)
+		w.md.chunks[chunkA].Wanted = 3
+		for i := range uint32(300) { // more than the log keeps from being written back
+			w.mustWrite(chunkA, i*65536, pattern(uint64(i+1), 65536))
+		}
+		w.run(20 * sec)
+		w.nodes[0].restart(false) // with nothing in the read cache
+		nd, kind := w.nodes[0], uring.DiskRead
+		if !source {
+			nd, kind = w.nodes[2], uring.DiskWrite
+		}
+		slow(nd.store, kind, 300*ms)
+		w.nodes[0].env.Do(func() {
+			cfg, _ := w.md.get(chunkA)
+			w.nodes[0].sh.RecoverPush(&control.RecoverPush{Chunks: []control.ChunkConfig{*cfg},
+				Targets: []control.CSAddr{{CS: 3, Addr: w.nodes[2].addr()}}})
+		})
+		w.must(func() bool { return nd.store.InFlight() > 0 }, 10*sec, "a part under way")
+		nd.stop()
+	}
+}
+
+// TestStopWhileForgetting: the space of forgotten chunks is being given back, and the word that
+// more of them can go comes at every moment of the stop.
+func TestStopWhileForgetting(t *testing.T) {
+	for moment := range 40 {
+		w := newWorldSlots(t, 6, 1, 64, 32<<20, 1<<20)
+		nd := w.nodes[0]
+		w.md.add(chunkA, 1, 1)
+		w.mustWrite(chunkA, 0, pattern(1, 4096))
+		ids := nd.give(20)
+		slow(nd.store, uring.DiskDiscard, 20*ms)
+		nd.env.Do(func() { nd.sh.Forget(ids[:10]) })
+		w.must(func() bool { return nd.store.InFlight() > 0 }, sec, "a slot being given back")
+		w.sim.After(int64(moment)*ms, func() {
+			nd.env.Post(func() {
+				if !nd.env.Dead() {
+					nd.sh.ForgetPush(&control.ForgetPush{Chunks: ids[10:]})
+				}
+			})
+		})
+		nd.stop()
+		nd.restart(false)
+		if got := w.read(chunkA, 0, 4096, 0); !bytes.Equal(got, pattern(1, 4096)) {
+			t.Errorf("%d ms: other content", moment)
+		}
+	}
+}
