@@ -107,6 +107,9 @@ func (sh *Shard) repair(r *replica, block uint32) {
 }
 
 func (x *repairing) end(result string) {
+	if x.closed {
+		return // by a stop, with the block on its way to the log
+	}
 	sh := x.sh
 	x.closed = true
 	sh.env.Disarm(&x.timer)

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"testing"
 
+	"pstorage/dataplane"
 	"pstorage/dataplane/control"
 	"pstorage/uring"
 	"pstorage/uring/simloop"
@@ -86,4 +87,23 @@ func TestStopWhileForgetting(t *testing.T) {
 			t.Errorf("%d ms: other content", moment)
 		}
 	}
+}
+
+// TestStopInARepair: the block from another member is on its way to the log.
+func TestStopInARepair(t *testing.T) {
+	w := settledInStore(t, 80)
+	nd := w.nodes[1]
+	nd.store.FlipBit(nd.sh.store.sb.block(nd.sh.chunks[chunkA].slot, 3)+100, 3)
+	w.read(chunkA, 0, 4096, 0) // settles
+	slow(nd.cache, uring.DiskWriteSync, 20*ms)
+	w.cl.env.Do(func() {
+		w.cl.ask(2, dataplane.Header{Op: dataplane.OpRead, Chunk: chunkA, Epoch: 1, Offset: 3 * 4096,
+			Length: 4096}, nil, func(*dataplane.Header, []byte) {})
+	})
+	appended := nd.sh.log.Stats().Appends
+	w.must(func() bool { return len(nd.sh.repairs) == 1 && nd.cache.InFlight() > 0 }, sec, "a repair")
+	if nd.sh.log.Stats().Appends != appended {
+		t.Fatal("the block was repaired too soon")
+	}
+	nd.stop()
 }
