@@ -223,6 +223,15 @@ func (l *requestList) cut() *request {
 	return q
 }
 
+// take takes q out of the list, wherever it is.
+func (l *requestList) take(q *request) {
+	var before *request
+	for o := l.first; o != q; o = o.next {
+		before = o
+	}
+	l.remove(before, q)
+}
+
 // remove takes q, which follows before (nil: it is the first), out of the list.
 func (l *requestList) remove(before, q *request) {
 	if before == nil {

@@ -107,3 +107,24 @@ func TestStopInARepair(t *testing.T) {
 	}
 	nd.stop()
 }
+
+// TestStopInAMerge: a write of part of a block waits for the rest to be read, at a head that has
+// lost a member.
+func TestStopInAMerge(t *testing.T) {
+	w := newWorld(t, 7, 2)
+	w.md.add(chunkA, 1, 1, 2)
+	for i := range uint32(300) {
+		w.mustWrite(chunkA, i*65536, pattern(uint64(i+1), 65536))
+	}
+	w.run(20 * sec)
+	nd := w.nodes[0]
+	nd.restart(false)
+	w.mustWrite(chunkA, 40<<20, pattern(1, 4096))
+	slow(nd.store, uring.DiskRead, 400*ms)
+	done := false
+	w.write(chunkA, 512, pattern(2, 512), &done)
+	w.must(func() bool { return nd.store.InFlight() > 0 }, sec, "a read")
+	w.nodes[1].kill()
+	w.must(func() bool { return nd.sh.chunks[chunkA].broken }, sec, "the loss of the member")
+	nd.stop()
+}

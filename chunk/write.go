@@ -229,6 +229,13 @@ func (sh *Shard) mergeDone(q *request) {
 	r, buf := q.r, q.app.Buf
 	q.merging = false
 	q.app.Buf = nil
+	if q.status != dataplane.OK { // refused meanwhile: refuseWaiting
+		buf.Release()
+		r.queue.take(q)
+		sh.free(q)
+		sh.pumpWrites(r)
+		return
+	}
 	off, length := blockRange(q.off, q.length)
 	bad := q.rd.bad
 	for i := range int(length / dataplane.BlockSize) {
