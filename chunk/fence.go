@@ -86,6 +86,9 @@ func (sh *Shard) drainFences() {
 		// remains, before anybody reads or writes.
 		if d.r.state == active && d.r.term == d.term && d.r.commit < d.upTo && !d.r.gone {
 			keep = append(keep, d)
+			if d.r.broken && d.r.settler == nil {
+				sh.settle(d.r, nil) // given up for want of a lease; nobody else may ever need it
+			}
 		}
 	}
 	clear(f.drains[len(keep):])

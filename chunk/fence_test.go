@@ -173,3 +173,32 @@ func TestFenceGap(t *testing.T) {
 		}
 	})
 }
+
+// TestFenceAfterLapse: a head with a write in flight loses the connection to a member, and its own
+// lease until after that is back. The write's client has gone, and its file goes to another one,
+// which waits for the fence: nobody asks for the chunk.
+func TestFenceAfterLapse(t *testing.T) {
+	w := fenceWorld(t)
+	head, member := w.nodes[0], w.nodes[2]
+	r := head.sh.chunks[chunkA]
+	w.net.Isolate(member.ip, true)
+	st := w.askWrite(5, 8192, pattern(2, 4096))
+	w.must(func() bool { return r.flight.n == 1 }, sec, "a write in flight")
+	head.lapsed = true
+	head.sh.SetLease(0)
+	w.must(func() bool { return *st != dataplane.Internal }, 10*sec, "an answer")
+	w.net.Isolate(member.ip, false)
+	w.run(3 * sec)
+	head.lapsed = false
+	w.run(sec)
+	if *st != dataplane.NoLease || r.last == r.commit {
+		t.Fatalf("answered %v, seq %d of %d is committed", *st, r.commit, r.last)
+	}
+	for n := range w.nodes {
+		w.fence(n, 1, 6)
+	}
+	w.must(func() bool { return head.sh.FenceSeq() == 1 }, 10*sec, "the fence in force")
+	if got := w.read(chunkA, 8192, 4096, 1); !bytes.Equal(got, pattern(2, 4096)) {
+		t.Error("other content")
+	}
+}

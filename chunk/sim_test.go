@@ -55,6 +55,7 @@ type node struct {
 	failed error
 	diedAt int64
 	boots  int
+	lapsed bool // gets no lease
 }
 
 var simKey = [32]byte{1, 2, 3}
@@ -139,7 +140,7 @@ func (w *world) run(d int64) { w.sim.Run(func() bool { return false }, w.sim.Now
 // beat renews the leases of the living, as heartbeats do.
 func (w *world) beat() {
 	for _, nd := range w.nodes {
-		if nd.sh != nil && !nd.env.Dead() {
+		if nd.sh != nil && !nd.env.Dead() && !nd.lapsed {
 			nd.sh.SetLease(nd.env.Now() + int64(dataplane.LeaseTime))
 		}
 	}
