@@ -50,6 +50,8 @@ type settler struct {
 	sure     bool            // the attempt before found members that lost data, too
 	owes     bool            // sealed others for an exclusion: somebody must activate them again
 	running  bool            // counts for maxSettling
+	queued   bool            // somebody waits for it, and it waits for its turn
+	tried    bool            // in vain, since the metadata servers told news
 	tries    int
 }
 
@@ -66,25 +68,17 @@ func (sh *Shard) settle(r *replica, lost []dataplane.CSID) {
 			return
 		}
 		s = &settler{sh: sh, r: r}
-		s.retry.Fire = s.begin
+		s.retry.Fire = s.turn
 		r.settler = s
 		if lost != nil {
 			s.lost, s.lostAt = slices.Clone(lost), sh.env.Now()
 		}
-		if lost != nil || r.queue.n > 0 || r.reads.n > 0 || r.flight.n > 0 {
-			sh.settleQueue = append(sh.settleQueue, s)
-		} else {
-			sh.settleIdle = append(sh.settleIdle, s)
-		}
-		sh.nextSettler()
+		s.wait(lost != nil || s.wanted())
 		return
 	}
 	s.soft = false
-	if !s.running {
-		sh.settleQueue = append(sh.settleQueue, s) // now somebody waits for it
-		sh.nextSettler()
-	}
 	if len(lost) > 0 {
+		s.tried = s.tried && len(s.lost) > 0
 		s.lostAt = sh.env.Now()
 	}
 	for _, cs := range lost {
@@ -92,38 +86,103 @@ func (sh *Shard) settle(r *replica, lost []dataplane.CSID) {
 			s.lost = append(s.lost, cs)
 		}
 	}
-	if len(lost) > 0 && s.running && s.retry.Armed() {
-		sh.env.Arm(&s.retry, 0) // what it waits for has come
+	switch {
+	case s.retry.Armed():
+		if len(lost) > 0 {
+			sh.env.Arm(&s.retry, 0) // what it waits for has come
+		}
+	case !s.running && (!s.queued || len(lost) > 0):
+		s.wait(true) // now somebody waits for it, or for more than before
 	}
 }
 
-// nextSettler starts settlers that wait for their turn: first those that somebody waits for.
+// wanted says whether a request waits for the chunk.
+func (s *settler) wanted() bool {
+	return s.r.queue.n > 0 || s.r.reads.n > 0 || s.r.flight.n > 0
+}
+
+// wait has the settler wait for its turn.
+func (s *settler) wait(wanted bool) {
+	sh := s.sh
+	switch {
+	case wanted && !s.tried:
+		sh.settleQueue = append(sh.settleQueue, s)
+	case wanted:
+		sh.settleAgain = append(sh.settleAgain, s)
+	default:
+		sh.settleIdle = append(sh.settleIdle, s)
+	}
+	s.queued = wanted
+	sh.nextSettler()
+}
+
+// nextSettler starts settlers that wait for their turn.
 func (sh *Shard) nextSettler() {
-	for sh.settling < maxSettling && len(sh.settleQueue)+len(sh.settleIdle) > 0 {
-		from := &sh.settleQueue
-		if len(*from) == 0 {
-			from = &sh.settleIdle
+	for sh.settling < maxSettling {
+		s := sh.waitingSettler()
+		if s == nil {
+			return
 		}
-		s := (*from)[0]
-		*from = (*from)[1:]
-		if s.running || s.r.settler != s {
-			continue // promoted, or ended meanwhile
-		}
-		s.running = true
+		s.running, s.queued = true, false
 		sh.settling++
 		sh.env.Arm(&s.retry, 0)
 	}
 }
+
+// waitingSettler returns whose turn it is: first one that somebody waits for. Those that were tried
+// in vain don't keep out others, as they may need somebody who isn't there: they come when there is
+// none of the first kind, and take turns with those that nobody waits for.
+func (sh *Shard) waitingSettler() *settler {
+	sh.idleFirst = !sh.idleFirst
+	lists := [...]*[]*settler{&sh.settleQueue, &sh.settleAgain, &sh.settleIdle}
+	if sh.idleFirst {
+		lists[1], lists[2] = lists[2], lists[1]
+	}
+	for _, l := range lists {
+		for len(*l) > 0 {
+			s := (*l)[0]
+			*l = (*l)[1:]
+			if !s.running && !s.retry.Armed() && s.r.settler == s {
+				return s
+			} // else: it was in another list, too, or has ended
+		}
+	}
+	return nil
+}
+
+// turn is reached when the settler may begin an attempt, or when its pause is over.
+func (s *settler) turn() {
+	if s.running {
+		s.begin()
+		return
+	}
+	s.wait(s.wanted() || len(s.lost) > 0 || s.alone())
+}
+
+// pause ends the settler's turn; it wants the next one after d.
+func (s *settler) pause(d int64) {
+	s.leave()
+	s.sh.env.Arm(&s.retry, d)
+	s.sh.nextSettler()
+}
+
+// leave gives its place among those at work to others.
+func (s *settler) leave() {
+	if s.running {
+		s.running = false
+		s.sh.settling--
+	}
+}
+
+// begun says whether something was, or is about to be, asked of other members.
+func (s *settler) begun() bool { return s.running || s.attempt > 0 }
 
 // end is the end of the settler.
 func (s *settler) end() {
 	sh, r := s.sh, s.r
 	s.attempt++
 	sh.env.Disarm(&s.retry)
-	if s.running {
-		s.running = false
-		sh.settling--
-	}
+	s.leave()
 	s.dropJoin("settle", errors.New("ended"))
 	r.settler = nil
 	r.broken = true // unless it ended with success
@@ -143,6 +202,7 @@ func (s *settler) again(why string, err error) {
 	sh := s.sh
 	s.attempt++
 	s.tries++
+	s.tried = true
 	s.dropJoin(why, err)
 	if s.tries == 1 || s.tries%50 == 0 {
 		sh.slog.Info("chunk can't be settled yet", "chunk", s.r.id, "step", why, "tries", s.tries,
@@ -164,7 +224,7 @@ func (s *settler) again(why string, err error) {
 		// after the same time would stop each other again.
 		wait += int64(sh.env.Rand() % uint64(settleRetry))
 	}
-	sh.env.Arm(&s.retry, wait)
+	s.pause(wait)
 }
 
 // alone says whether this server has had the members changed, and they aren't activated: others may
@@ -219,13 +279,13 @@ func (s *settler) begin() {
 			return
 		}
 		s.sh.refuseAll(s.r, dataplane.NoLease)
-		s.sh.env.Arm(&s.retry, int64(settleRetry))
+		s.pause(int64(settleRetry))
 		return
 	}
 	s.attempt++
 	if s.yields() {
 		s.sh.impatient(s.r)
-		s.sh.env.Arm(&s.retry, int64(settleRetry))
+		s.pause(int64(settleRetry))
 		return
 	}
 	if s.sh.env.Now()-s.lostAt > int64(lostStale) {
@@ -460,6 +520,7 @@ func (s *settler) tellLost() {
 // in one of its own. It is for the one that the metadata servers named; s may be nil.
 func (s *settler) toLead() {
 	if s != nil {
+		s.tried = s.tried && s.lead
 		s.lead, s.lostAt = true, s.sh.env.Now()
 	}
 }

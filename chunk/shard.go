@@ -95,7 +95,9 @@ type Shard struct {
 	pieces   *readPiece
 
 	settleQueue []*settler // requests wait for them
+	settleAgain []*settler // the same, and were tried in vain
 	settleIdle  []*settler // nobody waits yet
+	idleFirst   bool       // of the last two
 	settling    int
 	repairs     []*repairing
 	copiers     []*copier

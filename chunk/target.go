@@ -202,7 +202,7 @@ func (sh *Shard) ForgetPush(p *control.ForgetPush) {
 		case i >= len(p.Epochs) || p.Epochs[i] == 0:
 			sh.forget(id, nil)
 		case r.epoch >= p.Epochs[i] || r.copying():
-		case r.settler != nil && r.settler.running:
+		case r.settler != nil && r.settler.begun():
 			r.settler.forget = p.Epochs[i]
 		default:
 			sh.forget(id, nil)
