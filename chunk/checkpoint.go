@@ -42,7 +42,7 @@ type flusher struct {
 	staged    []stagedPage
 	round     uint64
 	buf       *uring.Buf
-	one       [][]byte
+	one       [1][]byte
 	op        uring.DiskOp
 	inPlace   [stageRound]uring.DiskOp
 	order     [stageRound]placement // of the staged pages, by target
@@ -77,6 +77,10 @@ func (f *flusher) init(st *store) {
 		f.inPlace[i].Done = f.placed
 	}
 }
+
+// reserve gives the flusher its memory, for good: a checkpoint mustn't depend on what is left of
+// the pool when it is due. It takes over the reference.
+func (f *flusher) reserve(buf *uring.Buf) { f.buf = buf }
 
 func (f *flusher) close() {
 	if f.buf != nil {
@@ -123,14 +127,6 @@ func (f *flusher) begin() {
 		}
 	}
 	slices.Sort(f.todo)
-	if f.buf == nil {
-		f.buf = f.st.pool.Get(1 << 20)
-		if f.buf == nil {
-			f.fail(fmt.Errorf("checkpoint: no memory for the staging area"))
-			return
-		}
-		f.one = [][]byte{nil}
-	}
 	f.stage()
 }
 
@@ -154,7 +150,7 @@ func (f *flusher) stage() {
 	b := f.buf.Bytes()
 	putStage(b, f.round, f.staged)
 	f.one[0] = b[:stageHeadSize+len(f.staged)*dataplane.BlockSize]
-	f.op.Kind, f.op.Offset, f.op.Bufs = uring.DiskWrite, f.st.sb.stage, f.one
+	f.op.Kind, f.op.Offset, f.op.Bufs = uring.DiskWrite, f.st.sb.stage, f.one[:]
 	f.next = f.steps.synced
 	f.st.disk.Submit(&f.op)
 }

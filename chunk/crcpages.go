@@ -63,7 +63,19 @@ func newCRCCache(st *store, budget int) *crcCache {
 	for i := range c.index {
 		c.index[i] = -1
 	}
+	c.more() // so that there are some pages even if others then use up the pool
 	return c
+}
+
+// more takes memory for frames from the pool. False: there is none.
+func (c *crcCache) more() bool {
+	b := c.st.pool.Get(256 << 10)
+	if b == nil {
+		return false
+	}
+	c.blocks = append(c.blocks, b)
+	c.spare = b.Bytes()
+	return true
 }
 
 // close gives the memory back. No page may be in use.
@@ -221,13 +233,8 @@ func (c *crcCache) busy(slot uint32) bool {
 }
 
 func (c *crcCache) newFrame() *crcPage {
-	if len(c.spare) == 0 {
-		b := c.st.pool.Get(256 << 10)
-		if b == nil {
-			return nil
-		}
-		c.blocks = append(c.blocks, b)
-		c.spare = b.Bytes()
+	if len(c.spare) == 0 && !c.more() {
+		return nil
 	}
 	p := &crcPage{id: noPage, mem: c.spare[:dataplane.BlockSize:dataplane.BlockSize]}
 	c.spare = c.spare[dataplane.BlockSize:]

@@ -63,6 +63,7 @@ func (o *opener) fail(err error) {
 	}
 	if st := o.sh.store; st.cache != nil {
 		st.cache.close()
+		st.flushing.close()
 	}
 	o.done(nil, err)
 }
@@ -207,7 +208,7 @@ func (o *opener) newer(e *slotEntry, slot uint32, other *replica) bool {
 
 func (o *opener) openLog() {
 	sh := o.sh
-	o.buf.Release()
+	sh.store.flushing.reserve(o.buf)
 	o.buf = nil
 	ssdcache.Open(ssdcache.Options{Disk: o.o.Cache, Env: sh.env, Pool: sh.pool, NewPool: o.o.NewPool,
 		Owner: ownerOf(sh.store.sb.log), MaxSlots: sh.store.sb.slots, Backing: sh.store,
