@@ -183,6 +183,7 @@ type comparison struct {
 	pending int
 	bad     bool // some answer didn't come
 	own     []byte
+	asked   [dataplane.MaxReplicas]dataplane.CSID // they may not be members any more
 	theirs  [dataplane.MaxReplicas][]byte
 }
 
@@ -239,6 +240,7 @@ func (c *comparison) attempt() {
 	h := dataplane.Header{Op: dataplane.OpDigest, Chunk: r.id, Epoch: c.id.epoch, Seq: c.id.seq,
 		Aux: uint32(c.id.term)}
 	for i, m := range r.members[1:] {
+		c.asked[i+1] = m.cs
 		m.peer.call(h, nil, nil,
 			func(a *dataplane.Header, crcs, payload []byte, _ *uring.Buf, err error) {
 				ok := err == nil && a.Status == dataplane.OK && len(payload) == digestSize &&
@@ -270,7 +272,7 @@ func (c *comparison) answered(ok bool) {
 		s.sh.event(control.Fault, "replica-mismatch", fmt.Sprintf(
 			"cs %d: %d parts of 64 KiB of chunk %v differ from what cs %d has, the first at byte %d; "+
 				"their checksums are right on both, so nothing was changed", s.sh.id, n, r.id,
-			r.members[i].cs, first*dataplane.PartSize))
+			c.asked[i], first*dataplane.PartSize))
 	}
 	c.end()
 }

@@ -2,10 +2,12 @@ package chunk
 
 import (
 	"errors"
+	"strings"
 	"testing"
 	"time"
 
 	"pstorage/dataplane"
+	"pstorage/dataplane/control"
 	"pstorage/uring"
 	"pstorage/uring/simloop"
 )
@@ -330,5 +332,30 @@ func TestDigestWords(t *testing.T) {
 				t.Errorf("checksum %x: %x in the log, %x in the store", x, a, b)
 			}
 		}
+	}
+}
+
+// A member whose answer says that it differs is excluded before the answer comes.
+func TestScrubComparesWithFormerMember(t *testing.T) {
+	w := settledInStore(t, 322)
+	w.scrubAll()
+	head, nd := w.nodes[0], w.nodes[2]
+	nd.env.Do(func() {
+		p := nd.sh.store.cache.get(nd.sh.chunks[chunkA].slot * pagesPerSlot)
+		p.setWord(5, p.word(6))
+	})
+	w.net.Cut(nd.ip, head.ip, true)
+	head.env.Do(func() { head.sh.scrub.chunkDone(head.sh.chunks[chunkA]) })
+	w.run(50 * ms)
+	cfg, _ := w.md.get(chunkA)
+	head.env.Do(func() {
+		head.sh.SettlePush(&control.SettlePush{Chunks: []control.ChunkConfig{*cfg},
+			Lost: []dataplane.CSID{nd.cs}})
+	})
+	w.must(func() bool { return len(head.sh.chunks[chunkA].members) == 2 }, sec, "exclusion")
+	w.net.Cut(nd.ip, head.ip, false)
+	w.must(func() bool { return w.md.event("replica-mismatch") == 1 }, sec, "the report")
+	if e := w.md.events[len(w.md.events)-1]; !strings.Contains(e.Message, "what cs 3 has") {
+		t.Errorf("%s", e.Message)
 	}
 }
