@@ -50,6 +50,7 @@ const (
 	// repeat it every second as long as it is so. One that came back is a coordinator again.
 	lostStale     = 5 * time.Second
 	settleYield   = time.Second            // to another coordinator that is at work
+	strangerRest  = 10 * time.Second       // after a seal of a chunk that this server has nothing of
 	reachTimeout  = time.Second            // for a member to answer before a settling begins
 	meetTimeout   = 500 * time.Millisecond // for the next member of a chain to be reached
 	commitSilence = time.Millisecond       // after it the commit mark travels by itself

@@ -76,8 +76,9 @@ type Shard struct {
 	noReadCache bool
 	cache       uring.Disk
 
-	chunks    map[dataplane.ChunkID]*replica
-	strangers map[dataplane.ChunkID]*replica // those without a slot
+	chunks     map[dataplane.ChunkID]*replica
+	strangers  map[dataplane.ChunkID]*replica // those without a slot
+	nextForget int64                          // no look for strangers that can go before
 
 	links       map[linkKey]*link
 	linkCount   int
@@ -217,6 +218,9 @@ func (sh *Shard) find(id dataplane.ChunkID) *replica {
 	if r != nil {
 		return r
 	}
+	if len(sh.strangers) >= maxStrangers {
+		sh.forgetStrangers()
+	}
 	if len(sh.strangers) >= maxStrangers || id == 0 {
 		return nil
 	}
@@ -234,11 +238,31 @@ func (sh *Shard) all() []*replica {
 
 // forgetStranger drops a replica that has nothing and that nobody waits for.
 func (sh *Shard) forgetStranger(r *replica) {
-	if r.slot == noSlot && r.settler == nil && r.queue.n == 0 && r.reads.n == 0 && r.refs == 0 &&
-		r.copier == nil && r.state != sealed {
+	if r.unused() && r.state != sealed {
 		delete(sh.strangers, r.id)
 		delete(sh.chunks, r.id)
 	}
+}
+
+// forgetStrangers drops those whose settling was given up, here or by a coordinator that has been
+// silent about them for long: if it goes on after all it is refused, and seals them again.
+func (sh *Shard) forgetStrangers() {
+	if sh.env.Now() < sh.nextForget {
+		return
+	}
+	sh.nextForget = sh.env.Now() + int64(strangerRest)/10
+	for id, r := range sh.strangers {
+		if r.unused() && sh.env.Now()-r.sealedAt > int64(strangerRest) {
+			delete(sh.strangers, id)
+			delete(sh.chunks, id)
+		}
+	}
+}
+
+// unused says that a replica has nothing, and that nobody waits for it.
+func (r *replica) unused() bool {
+	return r.slot == noSlot && r.settler == nil && r.queue.n == 0 && r.reads.n == 0 && r.refs == 0 &&
+		r.copier == nil
 }
 
 // release drops a use of the replica's slot.

@@ -23,3 +23,32 @@ func TestStrangersBecomeChunks(t *testing.T) {
 		}
 	}
 }
+
+// TestStrangersGo: chunks that never came to be, and whose end nobody tells of, as the metadata
+// servers don't know that this server was asked for them. They don't keep new ones out.
+func TestStrangersGo(t *testing.T) {
+	w := newWorld(t, 1, 2)
+	w.nodes[1].sh.SetFull(true) // no chunk comes to be there
+	id := chunkA
+	for range maxStrangers + 8 {
+		id++
+		w.md.add(id, 1, 1, 2)
+		st := dataplane.Internal
+		w.cl.env.Do(func() {
+			h := dataplane.Header{Op: dataplane.OpWrite, Chunk: id, Epoch: 1}
+			w.cl.ask(1, h, pattern(1, 4096), func(h *dataplane.Header, _ []byte) { st = h.Status })
+		})
+		r := func() *replica { return w.nodes[0].sh.chunks[id] }
+		w.must(func() bool { return st != dataplane.Internal || r() != nil && r().state == sealed },
+			sec, "seal")
+		delete(w.md.chunks, id) // the file was removed
+		w.must(func() bool { return st != dataplane.Internal }, 5*sec, "an answer")
+		if st != dataplane.UnknownChunk {
+			t.Fatalf("chunk %d: %v", id-chunkA, st)
+		}
+	}
+	w.nodes[1].sh.SetFull(false)
+	w.run(20 * sec)
+	w.md.add(chunkA, 1, 1, 2)
+	w.mustWrite(chunkA, 0, pattern(1, 4096))
+}
