@@ -19,12 +19,16 @@ type dirHandle struct {
 
 	mu      sync.Mutex // guards what follows
 	entries []control.DirEntry
+	told    int    // of entries: the kernel knows their positions
 	last    string // name of the last entry that was fetched, hidden ones too
 	all     bool   // nothing is behind it
 }
 
 // dirBatch is how many entries are asked for at once.
 const dirBatch = 512
+
+// minEntryPlus is the least that an entry takes in a reply to READDIRPLUS, in bytes.
+const minEntryPlus = 160
 
 // OpenDir implements fuse.RawFileSystem.
 func (fs *fileSystem) OpenDir(cancel <-chan struct{}, in *fuse.OpenIn,
@@ -50,15 +54,17 @@ func (fs *fileSystem) FsyncDir(<-chan struct{}, *fuse.FsyncIn) fuse.Status { ret
 // ReadDir implements fuse.RawFileSystem.
 func (fs *fileSystem) ReadDir(cancel <-chan struct{}, in *fuse.ReadIn,
 	out *fuse.DirEntryList) fuse.Status {
-	return fs.list(cancel, in, func(e fuse.DirEntry, _ *control.Attr) bool {
+	return fs.list(cancel, in, false, func(e fuse.DirEntry, _ *control.Attr) bool {
 		return out.AddDirEntry(e)
 	})
 }
 
-// ReadDirPlus implements fuse.RawFileSystem.
+// ReadDirPlus implements fuse.RawFileSystem. The kernel takes over the attributes as those of the
+// moment; the size is where it puts an O_APPEND. So they are fetched by the same request, or left
+// out: then the kernel asks for them when it needs them.
 func (fs *fileSystem) ReadDirPlus(cancel <-chan struct{}, in *fuse.ReadIn,
 	out *fuse.DirEntryList) fuse.Status {
-	return fs.list(cancel, in, func(e fuse.DirEntry, a *control.Attr) bool {
+	return fs.list(cancel, in, true, func(e fuse.DirEntry, a *control.Attr) bool {
 		entry := out.AddDirLookupEntry(e)
 		if entry != nil && a != nil {
 			fs.fillEntry(a, entry)
@@ -67,8 +73,9 @@ func (fs *fileSystem) ReadDirPlus(cancel <-chan struct{}, in *fuse.ReadIn,
 	})
 }
 
-// list gives add the entries from in.Offset on, until it says false. Position 0 is ".", 1 is "..".
-func (fs *fileSystem) list(cancel <-chan struct{}, in *fuse.ReadIn,
+// list gives add the entries from in.Offset on, until it says false; with plus also attributes,
+// which are new, or nil. Position 0 is ".", 1 is "..".
+func (fs *fileSystem) list(cancel <-chan struct{}, in *fuse.ReadIn, plus bool,
 	add func(fuse.DirEntry, *control.Attr) bool) fuse.Status {
 	fs.mu.RLock()
 	d := fs.dirs[in.Fh]
@@ -81,7 +88,12 @@ func (fs *fileSystem) list(cancel <-chan struct{}, in *fuse.ReadIn,
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	if in.Offset == 0 { // also rewinddir(3)
-		d.entries, d.last, d.all = nil, "", false
+		d.entries, d.told, d.last, d.all = nil, 0, "", false
+	}
+	old, batch := d.told, dirBatch
+	if plus {
+		d.forgetUntold()
+		batch = min(dirBatch, 1+int(in.Size)/minEntryPlus)
 	}
 	for at := in.Offset; ; at++ {
 		e := fuse.DirEntry{Off: at + 1, Mode: fileTypes[control.TypeDir]}
@@ -92,26 +104,42 @@ func (fs *fileSystem) list(cancel <-chan struct{}, in *fuse.ReadIn,
 		case at == 1:
 			e.Name = ".."
 		default:
-			if err := fs.fetch(ctx, d, int(at-2)); err != nil {
+			i := int(at - 2)
+			if err := fs.fetch(ctx, d, i, batch); err != nil {
 				return fs.status("readdir", err)
 			}
-			if at-2 >= uint64(len(d.entries)) {
+			if i >= len(d.entries) {
 				return fuse.OK
 			}
-			entry := &d.entries[at-2]
-			a = &entry.Attr
-			e.Name, e.Ino, e.Mode = entry.Name, uint64(a.File), fileTypes[a.Type]
+			entry := &d.entries[i]
+			e.Name, e.Ino = entry.Name, uint64(entry.Attr.File)
+			e.Mode = fileTypes[entry.Attr.Type]
+			if i >= old {
+				a = &entry.Attr
+			}
 		}
 		if !add(e, a) {
 			return fuse.OK
 		}
+		d.told = max(d.told, int(at)-1)
 	}
 }
 
-// fetch makes sure that entry i is there, if it exists.
-func (fs *fileSystem) fetch(ctx context.Context, d *dirHandle, i int) error {
+// forgetUntold drops the entries whose positions the kernel doesn't know.
+func (d *dirHandle) forgetUntold() {
+	if d.told == len(d.entries) {
+		return
+	}
+	d.entries, d.last, d.all = d.entries[:d.told], "", false
+	if d.told > 0 {
+		d.last = d.entries[d.told-1].Name
+	}
+}
+
+// fetch makes sure that entry i is there, if it exists. It asks for batch entries at a time.
+func (fs *fileSystem) fetch(ctx context.Context, d *dirHandle, i, batch int) error {
 	for i >= len(d.entries) && !d.all {
-		r, err := fs.b.ReadDir(ctx, d.id, d.last, dirBatch)
+		r, err := fs.b.ReadDir(ctx, d.id, d.last, batch)
 		if err != nil {
 			return err
 		}
