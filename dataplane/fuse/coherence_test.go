@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"strconv"
 	"testing"
 
 	"golang.org/x/sys/unix"
@@ -37,5 +38,40 @@ func testListingWhileAppending(t *testing.T, dir string) {
 	must(t, err)
 	if got, err := os.ReadFile(name); string(got) != "old,one,two," || err != nil {
 		t.Errorf("%q, %v", got, err)
+	}
+}
+
+// A write that has to be durable when it ends (O_SYNC, O_DSYNC, RWF_DSYNC) is so with
+// write-ack=memory, too: nobody calls fsync for it.
+func TestSynchronousWrites(t *testing.T) { overBoth(t, "", testSynchronousWrites) }
+
+func testSynchronousWrites(t *testing.T, dir string) {
+	name := filepath.Join(dir, "f")
+	must(t, os.WriteFile(name, nil, 0600))
+	durable := func() int {
+		text := make([]byte, 16)
+		n, err := unix.Getxattr(name, durableAttribute, text)
+		must(t, err)
+		count, err := strconv.Atoi(string(text[:n]))
+		must(t, err)
+		return count
+	}
+	before := durable()
+	for i, flag := range []int{unix.O_SYNC, unix.O_DSYNC, unix.O_DSYNC | unix.O_DIRECT, 0} {
+		fd, err := unix.Open(name, unix.O_WRONLY|flag, 0)
+		must(t, err)
+		_, err = unix.Pwrite(fd, aligned(4096), 0)
+		must(t, err)
+		if flag == 0 {
+			if got := durable() - before; got != i {
+				t.Errorf("an ordinary write: %d durable writes of %d", got, i)
+			}
+			_, err = unix.Pwritev2(fd, [][]byte{aligned(4096)}, 0, unix.RWF_DSYNC)
+			must(t, err)
+		}
+		must(t, unix.Close(fd))
+		if got := durable() - before; got != i+1 {
+			t.Errorf("flags %#x: %d durable writes of %d", flag, got, i+1)
+		}
 	}
 }

@@ -26,6 +26,7 @@ type memory struct {
 	loop   *uring.Loop
 
 	looking int // lookups of "hang" so far
+	durable int // writes that had to be durable, and flushes
 }
 
 type memNode struct {
@@ -261,6 +262,7 @@ const (
 	hungAttribute    = "user.hung"    // how many operations hang, and lookups did
 	mallocsAttribute = "user.mallocs" // how much was allocated so far
 	stopAttribute    = "user.stop"    // end the loop
+	durableAttribute = "user.durable" // how many writes had to be durable, and flushes there were
 )
 
 func (m *memory) GetXattr(_ context.Context, id dataplane.FileID, name string) ([]byte, error) {
@@ -273,6 +275,8 @@ func (m *memory) GetXattr(_ context.Context, id dataplane.FileID, name string) (
 		var s runtime.MemStats
 		runtime.ReadMemStats(&s)
 		return []byte(strconv.FormatUint(s.Mallocs, 10)), nil
+	case durableAttribute:
+		return []byte(strconv.Itoa(m.durable)), nil
 	case stopAttribute:
 		m.loop.Stop()
 	}
@@ -436,6 +440,9 @@ func (m *memory) do(op *client.Op) bool {
 			op.Err = fail(kind)
 			return true
 		}
+	}
+	if op.FUA || op.Kind == client.Flush {
+		m.durable++
 	}
 	switch op.Kind {
 	case client.Read:
