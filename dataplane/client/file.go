@@ -50,6 +50,7 @@ type File struct {
 	ackMemory bool     // some write may be acknowledged before it is durable
 	dirty     []uint32 // chunks with such writes
 	flushList []uint32 // those that are being flushed
+	losses    []uint32 // those of them that turned out to have lost something
 	flushOp   Op
 	flushNow  opQueue // done when flushOp is
 	flushNext opQueue // came later: wait for another one

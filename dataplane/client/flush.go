@@ -19,27 +19,33 @@ func (f *File) markDirty(index uint32) {
 	}
 }
 
-// wrote notes a write that was acknowledged and may not be durable, in the given life of the chunk.
-func (f *File) wrote(index uint32, life uint16) {
+// wrote notes a write to the given chunk that was acknowledged and may not be durable.
+func (f *File) wrote(index uint32, now written) {
 	ent, _ := f.entry(index)
-	if ent.dirty && ent.life != life {
+	switch {
+	case ent.wrote.chunk != now.chunk:
+		ent.lost = false // what was written to the other one was cut off
+	case ent.dirty && ent.wrote.life != now.life:
 		ent.lost = true
 	}
-	ent.life = life
+	ent.wrote = now
 	f.markDirty(index)
 }
 
 // wasFlushed takes the answer of a flush. In another life than that of the writes before it those
 // may be gone: the processes of all members ended before they were durable. That is said once.
-func (f *File) wasFlushed(index uint32, life uint16) error {
+func (f *File) wasFlushed(index uint32, now written) error {
 	ent, _ := f.entry(index)
-	lost := ent.lost || ent.flushed != life
-	ent.lost, ent.flushed = false, life
+	lost := ent.lost && ent.wrote.chunk == now.chunk ||
+		ent.flushed.chunk == now.chunk && ent.flushed.life != now.life
+	ent.flushed = now
 	if !lost {
 		return nil
 	}
+	ent.lost = false
+	f.losses = append(f.losses, index)
 	if !ent.dirty {
-		ent.life = life
+		ent.wrote = now
 	}
 	return dataplane.E("flush", dataplane.IOError, fmt.Errorf("chunk %d of the file %v: all its "+
 		"servers ended at once before what was written had been flushed (write-ack=memory): some of "+
@@ -68,7 +74,7 @@ func (f *File) flushRound() {
 	f.flushList, f.dirty = f.dirty, f.flushList[:0]
 	for _, index := range f.flushList {
 		ent, _ := f.entry(index)
-		ent.dirty, ent.flushed = false, ent.life
+		ent.dirty, ent.flushed = false, ent.wrote
 	}
 	f.flushOp.Kind, f.flushOp.File = Flush, f
 	if f.flushOp.Done == nil {
@@ -85,6 +91,13 @@ func (f *File) flushed(round *Op) {
 			f.markDirty(index)
 		}
 	}
+	if f.flushNow.head == nil { // they were called off: the next one is told
+		for _, index := range f.losses {
+			ent, _ := f.entry(index)
+			ent.lost = true
+		}
+	}
+	f.losses = f.losses[:0]
 	for op := f.flushNow.pop(); op != nil; op = f.flushNow.pop() {
 		op.state = opRunning
 		op.Err = round.Err

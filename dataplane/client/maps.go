@@ -31,11 +31,18 @@ type entry struct {
 	state   entryState
 	dirty   bool          // in f.dirty
 	lost    bool          // some of what was written since the last flush is gone
-	life    uint16        // of the chunk, at the last write: see OpFlush
-	flushed uint16        // the same, when the flush under way began
+	wrote   written       // last, and may not be durable; see OpFlush
+	flushed written       // the same, when the flush under way began
 	acked   dataplane.Seq // highest acknowledged one of epoch, see acked.go
 	n       uint8
 	members [dataplane.MaxReplicas]dataplane.CSID
+}
+
+// written is which chunk was written to in which life: the file may have been cut since, and have
+// another one there.
+type written struct {
+	chunk dataplane.ChunkID
+	life  uint16
 }
 
 // pageChunks entries (4 GiB of file) make a page, so that a sparse file costs little.

@@ -23,11 +23,11 @@ func (e *Engine) answer(p *part, pr *peer, h *dataplane.Header, crcs, payload []
 	}
 	if p.code != dataplane.OpRead {
 		var err error
-		switch life := uint16(h.Aux); {
+		switch now := (written{p.chunk, uint16(h.Aux)}); {
 		case p.code == dataplane.OpFlush:
-			err = p.file.wasFlushed(p.index, life)
-		case (p.file.ackMemory || life != 0) && !p.op.FUA:
-			p.file.wrote(p.index, life)
+			err = p.file.wasFlushed(p.index, now)
+		case (p.file.ackMemory || now.life != 0) && !p.op.FUA:
+			p.file.wrote(p.index, now)
 		default:
 			p.acknowledged(pr, h)
 		}

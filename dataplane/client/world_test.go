@@ -190,7 +190,7 @@ type fakeCS struct {
 	lastRead int64                  // when it was asked to read
 	claim    dataplane.Seq          // of the last read: what the client says was acknowledged to it
 	told     []dataplane.Header     // what clients said by themselves
-	life     uint32                 // Aux of its answers to writes
+	life     uint32                 // Aux of its answers to writes and flushes
 	conns    int
 	served   map[dataplane.Opcode]int
 	largest  uint32
@@ -284,6 +284,8 @@ func (cs *fakeCS) serve(c *session.Conn, h, reply *dataplane.Header, payload []b
 		clear(ch.data[h.Offset : h.Offset+h.Length])
 		ch.writes++
 		reply.Seq, reply.Aux = dataplane.Seq(ch.writes), cs.life
+	case dataplane.OpFlush:
+		reply.Aux = cs.life
 	}
 	c.Send(reply, nil, nil)
 }

@@ -1,0 +1,100 @@
+package client
+
+import (
+	"testing"
+
+	"pstorage/dataplane"
+)
+
+// withLife is with, of a file with write-ack=memory; live changes the life of all chunks, as when
+// all their servers end at once.
+func withLife(t *testing.T) (w *world, f *File, live func(uint32)) {
+	w, f, _, _ = with(t)
+	f.ackMemory = true
+	live = func(life uint32) {
+		for _, cs := range w.cs {
+			cs.life = life
+		}
+	}
+	live(1)
+	return w, f, live
+}
+
+// A flush that was called off, because a signal came while it waited for the servers to come back,
+// told nobody of what was lost: the next one does.
+func TestCanceledFlushLeavesLossToNext(t *testing.T) {
+	w, f, live := withLife(t)
+	w.write(f, 0, w.random(100))
+	back := false
+	for _, cs := range w.cs {
+		cs.refuse = func(h *dataplane.Header) dataplane.Kind {
+			if h.Op == dataplane.OpFlush && !back {
+				return dataplane.NotReady
+			}
+			return dataplane.OK
+		}
+	}
+	first := &Op{Kind: Flush, File: f}
+	done := w.start(first)
+	w.sim.Run(func() bool { return false }, w.sim.Now()+1e9)
+	w.env.Do(func() { w.eng.Cancel(first) })
+	back = true
+	live(2)
+	w.sim.Run(func() bool { return w.eng.Pending() == 0 }, w.sim.Now()+10e9)
+	if *done != 1 || dataplane.KindOf(first.Err) != dataplane.Closed {
+		t.Fatalf("the first flush: %v", first.Err)
+	}
+	flush := &Op{Kind: Flush, File: f}
+	w.run(flush)
+	if dataplane.KindOf(flush.Err) != dataplane.IOError {
+		t.Errorf("the first flush that is told anything after a loss: %v", flush.Err)
+	}
+	w.run(flush) // it is said once
+	w.ok(flush)
+}
+
+// What was cut off isn't lost: the chunk that takes its place has another life.
+func TestCutIsNoLoss(t *testing.T) {
+	w, f, live := withLife(t)
+	ff := w.meta.files[f.id]
+	cut := func(life uint32) {
+		w.env.Do(func() {
+			delete(w.chunks, ff.chunks[0])
+			delete(ff.chunks, 0)
+			ff.size = 0
+			f.setSize(0)
+		})
+		live(life)
+	}
+	flush := &Op{Kind: Flush, File: f}
+	w.write(f, 0, w.random(100))
+	cut(2)
+	w.write(f, 0, w.random(100))
+	w.run(flush)
+	w.ok(flush)
+	// The same while a flush is under way.
+	w.write(f, 0, w.random(100))
+	held := true
+	for _, cs := range w.cs {
+		cs.refuse = func(h *dataplane.Header) dataplane.Kind {
+			if h.Op == dataplane.OpFlush && held {
+				return dataplane.NotReady
+			}
+			return dataplane.OK
+		}
+	}
+	w.start(flush)
+	w.sim.Run(func() bool { return false }, w.sim.Now()+100e6)
+	cut(3)
+	w.write(f, 0, w.random(100))
+	held = false
+	w.sim.Run(func() bool { return w.eng.Pending() == 0 }, w.sim.Now()+10e9)
+	w.ok(flush)
+	// And what was lost since is said.
+	w.write(f, 0, w.random(100))
+	live(4)
+	w.run(flush)
+	if dataplane.KindOf(flush.Err) != dataplane.IOError {
+		t.Errorf("after a loss: %v", flush.Err)
+	}
+}
