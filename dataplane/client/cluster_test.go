@@ -34,6 +34,7 @@ type cluster struct {
 	mu     sync.Mutex // guards what follows
 	chunks map[dataplane.ChunkID][]byte
 	flips  map[dataplane.CSID]bool // these damage what they read
+	life   uint32                  // of all chunks; 0: no writes are acknowledged from memory
 }
 
 func newCluster(t testing.TB, servers int) *cluster {
@@ -164,6 +165,7 @@ func (cs *toy) Frame(c *session.Conn, h *dataplane.Header, crcs, payload []byte,
 	defer cs.c.mu.Unlock()
 	r := &cs.reply
 	*r = h.Reply(dataplane.OK)
+	r.Aux = cs.c.life
 	data := cs.c.chunks[h.Chunk]
 	if data == nil {
 		data = make([]byte, dataplane.ChunkSize)

@@ -192,11 +192,12 @@ func firstIn(have []control.ChunkMap, first, count uint32, hole bool) (uint32, b
 	return first + uint32(len(have)), uint32(len(have)) < count
 }
 
-// Close ends one open of the file. The last one flushes, because nobody would know later that there
-// is something to flush.
+// Close ends one open of the file, also if it returns an error. The last one flushes, because
+// nobody would know later that there is something to flush.
 func (f *File) Close() error {
 	c := f.client
 	flushed := uint64(0) // after which open
+	var lost error
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	// Others may close, or open, write and close, during a flush.
@@ -205,6 +206,7 @@ func (f *File) Close() error {
 		c.mu.Unlock()
 		if err := f.Flush(); err != nil && dataplane.KindOf(err) != dataplane.Closed {
 			c.log.Error("flush of a file that is closed", "file", f.id, "err", err)
+			lost = err
 		}
 		c.mu.Lock()
 	}
@@ -216,7 +218,7 @@ func (f *File) Close() error {
 		delete(c.files, f.id)
 		c.loop.Post(f.dropLease)
 	}
-	return nil
+	return lost
 }
 
 // onLoop runs fn on the loop's thread and waits for it.

@@ -1,6 +1,7 @@
 package client
 
 import (
+	"context"
 	"testing"
 
 	"pstorage/dataplane"
@@ -96,5 +97,29 @@ func TestCutIsNoLoss(t *testing.T) {
 	w.run(flush)
 	if dataplane.KindOf(flush.Err) != dataplane.IOError {
 		t.Errorf("after a loss: %v", flush.Err)
+	}
+}
+
+// Who closes a file last learns of what was lost: nobody else could be told later.
+func TestCloseTellsOfLoss(t *testing.T) {
+	c := newCluster(t, 3)
+	live := func(life uint32) {
+		c.mu.Lock()
+		defer c.mu.Unlock()
+		c.life = life
+	}
+	live(1)
+	f := c.create("f")
+	again, err := c.client.OpenFile(context.Background(), f.ID())
+	check(t, err)
+	_, err = f.WriteAt(make([]byte, 100), 0)
+	check(t, err)
+	live(2)
+	check(t, again.Close())
+	if err := f.Close(); dataplane.KindOf(err) != dataplane.IOError {
+		t.Errorf("close after a loss: %v", err)
+	}
+	if err := f.Close(); dataplane.KindOf(err) != dataplane.Closed {
+		t.Errorf("second close: %v", err)
 	}
 }
