@@ -206,8 +206,11 @@ func (c *Client) openAs(a *control.Attr, name string) (*File, error) {
 		}
 		f.client = c
 		c.files[a.File] = f
-	} else if c.eng.leases.meta != nil {
-		c.loop.Post(f.reopened)
+	} else {
+		c.seen(f, a.Size)
+		if c.eng.leases.meta != nil {
+			c.loop.Post(f.reopened)
+		}
 	}
 	f.opens++
 	f.opened++

@@ -1,7 +1,11 @@
 package client
 
 import (
+	"bytes"
+	"context"
+	"io"
 	"testing"
+	"time"
 
 	"pstorage/dataplane"
 )
@@ -27,5 +31,37 @@ func TestCutByAnother(t *testing.T) {
 	if ff.size < dataplane.ChunkSize+4096 {
 		t.Errorf("an acknowledged write of 4096 bytes at %d, and the file has %d",
 			dataplane.ChunkSize, ff.size)
+	}
+}
+
+// TestCutSeen: another client cuts a file that is open here for reading. Who asks for its size, or
+// opens it again, reads no zeros behind its end after that.
+func TestCutSeen(t *testing.T) {
+	c := newCluster(t, 3)
+	ctx := context.Background()
+	f := c.create("f")
+	defer f.Close()
+	_, err := f.WriteAt(bytes.Repeat([]byte{7}, 1000), 0)
+	check(t, err)
+	other := c.second(time.Second)
+	defer other.Close()
+	theirs, err := other.OpenFile(ctx, f.ID())
+	check(t, err)
+	buf := make([]byte, 1000)
+	for size, look := range []func() error{
+		func() error { _, err := other.GetAttr(ctx, f.ID()); return err },
+		func() error { _, err := other.OpenPath(ctx, "/f"); return err },
+	} {
+		_, err := f.WriteAt(bytes.Repeat([]byte{7}, 1000), 0)
+		check(t, err)
+		if n, err := theirs.ReadAt(buf, 0); n != len(buf) {
+			t.Fatalf("read of the whole file: %d, %v", n, err)
+		}
+		_, err = f.Truncate(ctx, uint64(size))
+		check(t, err)
+		check(t, look())
+		if n, err := theirs.ReadAt(buf, 0); n != size || err != io.EOF {
+			t.Errorf("read of %d from a file that was cut to %d: %d bytes, %v", len(buf), size, n, err)
+		}
 	}
 }

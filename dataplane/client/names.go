@@ -22,7 +22,20 @@ func (c *Client) Lookup(ctx context.Context, parent dataplane.FileID, name strin
 
 // GetAttr returns the attributes of a file, directory or symlink.
 func (c *Client) GetAttr(ctx context.Context, id dataplane.FileID) (*control.Attr, error) {
-	return call[control.Attr](ctx, c, control.OpGetAttr, &control.FileReq{File: id})
+	a, err := call[control.Attr](ctx, c, control.OpGetAttr, &control.FileReq{File: id})
+	if err == nil {
+		c.mu.Lock()
+		defer c.mu.Unlock()
+		c.seen(c.files[id], a.Size)
+	}
+	return a, err
+}
+
+// seen is told, under c.mu, which size a file has at the metadata servers, if it is open.
+func (c *Client) seen(f *File, size uint64) {
+	if f != nil && size < f.Size() {
+		c.loop.Post(func() { f.shortened(size) })
+	}
 }
 
 // SetAttr changes attributes other than the size, for which there is Truncate.

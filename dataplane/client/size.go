@@ -225,6 +225,18 @@ func (f *File) setSize(size uint64) {
 	f.forgetFrom(first)
 }
 
+// shortened is told of a size that the metadata servers answered. While the right to write is
+// elsewhere another client may have cut the file; a read in front of the end that was wouldn't ask.
+// If the answer is an old one, reads behind it ask, and what is forgotten is fetched again.
+func (f *File) shortened(size uint64) {
+	if size >= f.Size() || f.lease.status == leaseHeld && f.doubtSeq == 0 {
+		return
+	}
+	f.size.Store(size)
+	f.gen++
+	f.forgetFrom(uint32((size + dataplane.ChunkSize - 1) / dataplane.ChunkSize))
+}
+
 // metaRetry says whether a failed question to the MDS is asked again, and notes it.
 func (e *Engine) metaRetry(err error, what string, f *File) bool {
 	if e.closed || !dataplane.KindOf(err).Retry() {
