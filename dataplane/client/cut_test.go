@@ -65,3 +65,26 @@ func TestCutSeen(t *testing.T) {
 		}
 	}
 }
+
+// TestCutOvertakesGrow: a file is cut here while the answer to an earlier Grow is on its way. It
+// says nothing of the size any more, or the next write would be behind an end that nobody knows.
+func TestCutOvertakesGrow(t *testing.T) {
+	w := newWorld(t, 1, 3)
+	f := w.file(0)
+	ff := w.meta.files[f.id]
+	op := &Op{Kind: Write, File: f, Buf: w.random(8192)}
+	w.start(op)
+	for ff.size == 0 { // until the MDS has agreed
+		w.sim.Run(func() bool { return ff.size > 0 }, w.sim.Now()+1e9)
+	}
+	w.env.Do(func() {
+		ff.size = 0
+		clear(ff.chunks)
+		f.setSize(0)
+	})
+	w.sim.Run(func() bool { return w.eng.Pending() == 0 }, w.sim.Now()+1e9)
+	w.write(f, 0, w.random(4096))
+	if ff.size < 4096 {
+		t.Errorf("an acknowledged write of 4096 bytes, and the file has %d", ff.size)
+	}
+}

@@ -160,6 +160,7 @@ func (f *File) onGrow(a *control.Attr, err error) {
 	f.growTries = 0
 	switch asked := f.growAsked; {
 	case err != nil:
+	case f.doubtSeq == 0 && asked < f.shrunkSeq: // answered, perhaps, before the truncation
 	case f.doubtSeq == 0:
 		f.grown(a)
 	case asked > f.doubtSeq && asked > f.shrunkSeq:
