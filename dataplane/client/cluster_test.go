@@ -35,6 +35,7 @@ type cluster struct {
 	chunks map[dataplane.ChunkID][]byte
 	flips  map[dataplane.CSID]bool // these damage what they read
 	life   uint32                  // of all chunks; 0: no writes are acknowledged from memory
+	asked  func(dataplane.Opcode)  // nil, or is told of each request
 }
 
 func newCluster(t testing.TB, servers int) *cluster {
@@ -163,6 +164,9 @@ func (cs *toy) Closed(*session.Conn, error) {}
 func (cs *toy) Frame(c *session.Conn, h *dataplane.Header, crcs, payload []byte, _ *uring.Buf) {
 	cs.c.mu.Lock()
 	defer cs.c.mu.Unlock()
+	if cs.c.asked != nil {
+		cs.c.asked(h.Op)
+	}
 	r := &cs.reply
 	*r = h.Reply(dataplane.OK)
 	r.Aux = cs.c.life

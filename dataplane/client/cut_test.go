@@ -4,10 +4,14 @@ import (
 	"bytes"
 	"context"
 	"io"
+	"log/slog"
+	"net"
+	"sync"
 	"testing"
 	"time"
 
 	"pstorage/dataplane"
+	"pstorage/dataplane/control"
 )
 
 // TestCutByAnother: another client cuts a file that is open here, and the right to write comes here
@@ -86,5 +90,113 @@ func TestCutOvertakesGrow(t *testing.T) {
 	w.write(f, 0, w.random(4096))
 	if ff.size < 4096 {
 		t.Errorf("an acknowledged write of 4096 bytes, and the file has %d", ff.size)
+	}
+}
+
+// gate passes connections on to an address, answers only as long as it is open.
+type gate struct {
+	mu   sync.Mutex
+	open *sync.Cond
+	shut bool
+}
+
+// newGate listens, and returns where.
+func newGate(t *testing.T, to string) (g *gate, addr string) {
+	g = &gate{}
+	g.open = sync.NewCond(&g.mu)
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	check(t, err)
+	t.Cleanup(func() { l.Close() })
+	go func() {
+		for {
+			near, err := l.Accept()
+			if err != nil {
+				return
+			}
+			far, err := net.Dial("tcp", to)
+			if err != nil {
+				near.Close()
+				continue
+			}
+			go func() { io.Copy(far, near); far.Close() }()
+			go g.answers(near, far)
+		}
+	}()
+	return g, l.Addr().String()
+}
+
+func (g *gate) answers(near, far net.Conn) {
+	defer near.Close()
+	buf := make([]byte, 64<<10)
+	for {
+		n, err := far.Read(buf)
+		g.mu.Lock()
+		for g.shut {
+			g.open.Wait()
+		}
+		g.mu.Unlock()
+		if _, e := near.Write(buf[:n]); e != nil || err != nil {
+			return
+		}
+	}
+}
+
+func (g *gate) set(shut bool) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	g.shut = shut
+	g.open.Broadcast()
+}
+
+// TestCutOfUnknownOutcome: a truncation is given up while its answer is on its way. What is written
+// after that is there for everybody.
+func TestCutOfUnknownOutcome(t *testing.T) {
+	c := newCluster(t, 3)
+	ctx := context.Background()
+	g, addr := newGate(t, c.addr)
+	other, err := Open(ctx, ClientOptions{Cred: c.as(dataplane.RoleClient, 0),
+		MDSAddrs: control.FixedAddrs(addr), Log: slog.New(slog.DiscardHandler)})
+	check(t, err)
+	defer other.Close()
+	a, err := other.Create(ctx, &control.CreateReq{Parent: dataplane.RootID, Name: "f",
+		Type: control.TypeFile, Mode: 0600})
+	check(t, err)
+	f, err := other.OpenAttr(a)
+	check(t, err)
+	data := bytes.Repeat([]byte{7}, 10000)
+	_, err = f.WriteAt(data, 0)
+	check(t, err)
+
+	c.mu.Lock()
+	c.asked = func(op dataplane.Opcode) { // the tail is cleared last before the MDS is asked
+		if op == dataplane.OpZero {
+			g.set(true)
+		}
+	}
+	c.mu.Unlock()
+	cut, giveUp := context.WithCancel(ctx)
+	ended := make(chan error, 1)
+	go func() {
+		_, err := f.Truncate(cut, 4096)
+		ended <- err
+	}()
+	for a.Size = 10000; a.Size > 4096; {
+		a, err = c.client.GetAttr(ctx, f.ID())
+		check(t, err)
+	}
+	giveUp()
+	if err := <-ended; err == nil {
+		t.Fatal("the truncation knows that it succeeded")
+	}
+	g.set(false)
+	_, err = f.WriteAt(data[:4096], 4096)
+	check(t, err)
+	theirs, err := c.client.OpenFile(ctx, f.ID())
+	check(t, err)
+	defer theirs.Close()
+	got := make([]byte, 8192)
+	if n, err := theirs.ReadAt(got, 0); n != 8192 || !bytes.Equal(got[4096:], data[:4096]) {
+		t.Errorf("an acknowledged write of 4096 bytes at 4096, of which another client reads %d, %v",
+			max(0, n-4096), err)
 	}
 }

@@ -108,6 +108,7 @@ func (f *File) Truncate(ctx context.Context, size uint64) (*control.Attr, error)
 	a, err := call[control.Attr](ctx, c, control.OpSetAttr,
 		&control.SetAttrReq{File: f.id, Mask: control.SetSize, Size: size, Token: token})
 	if err != nil {
+		c.loop.Post(f.maybeCut)
 		return nil, err
 	}
 	return a, c.onLoop(func() { f.setSize(size) })

@@ -112,12 +112,30 @@ func (f *File) askLease() {
 	case asker != f && asker != nil || e.leases.pending(f.id):
 		f.rearm(&l.timer, f.askLease, &l.tries) // first it must be given back
 		return
-	case e.leases.open == nil:
+	}
+	f.askAnyway()
+}
+
+func (f *File) askAnyway() {
+	l, e := &f.lease, f.eng
+	if e.leases.open == nil {
 		e.leases.open = make(map[dataplane.FileID]*File)
 	}
 	l.asking = true
 	e.leases.open[f.id] = f
 	e.leases.meta.AcquireLease(f.id, l.fencing, f.onLease)
+}
+
+// renewGrant asks for a lease that is held once more. To the metadata servers it remains this
+// client's meanwhile; writes wait.
+func (f *File) renewGrant() {
+	l, e := &f.lease, f.eng
+	if l.status != leaseHeld || e.closed {
+		return
+	}
+	e.leases.forget(f)
+	l.status, l.token = leaseNone, 0
+	f.askAnyway()
 }
 
 // unwanted says that nobody waits for the lease or has the file open for writing.

@@ -226,6 +226,16 @@ func (f *File) setSize(size uint64) {
 	f.forgetFrom(first)
 }
 
+// maybeCut: whether the file was cut here isn't known, and it may happen yet. With a new grant of
+// the right to write a request of before comes too late, and size and chunks are asked for.
+func (f *File) maybeCut() {
+	if f.eng.leases.meta == nil {
+		f.doubt()
+		return
+	}
+	f.renewGrant()
+}
+
 // shortened is told of a size that the metadata servers answered. While the right to write is
 // elsewhere another client may have cut the file; a read in front of the end that was wouldn't ask.
 // If the answer is an old one, reads behind it ask, and what is forgotten is fetched again.
