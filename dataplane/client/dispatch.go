@@ -59,6 +59,9 @@ func (e *Engine) hole(p *part) {
 	if p.code == dataplane.OpRead {
 		clear(p.payload())
 	}
+	if f, i := p.file, p.index; p.op.Kind == Zero && i%pageChunks == pageChunks-1 {
+		f.passed = append(f.passed, i/pageChunks)
+	}
 	e.partDone(p, nil)
 }
 

@@ -19,10 +19,11 @@ type File struct {
 	size atomic.Uint64 // as the MDS told last
 
 	// Map of chunks, see maps.go.
-	pages []*page
-	gen   uint32 // counts truncations: answers to older questions are void
-	span  uint32 // chunks that the next cold fetch asks for
-	alloc struct {
+	pages  []*page
+	passed []uint32 // pages to the end of which something was zeroed, see dropHoles
+	gen    uint32   // counts truncations: answers to older questions are void
+	span   uint32   // chunks that the next cold fetch asks for
+	alloc  struct {
 		next  uint32 // behind the last allocation
 		ahead uint32 // chunks that the next one makes, if it starts there
 	}

@@ -194,6 +194,10 @@ func (f *File) onMap(c *mapCall, r *control.MapReply, err error) {
 			}
 		}
 	}
+	for _, i := range f.passed {
+		f.dropHoles(i)
+	}
+	f.passed = f.passed[:0]
 }
 
 // checkMap refuses an answer that isn't in the order and bounds it must have.
@@ -241,6 +245,21 @@ func (f *File) forgetFrom(first uint32) {
 		}
 	}
 	f.alloc.next, f.alloc.ahead, f.span = 0, 0, pageChunks
+}
+
+// dropHoles forgets page number i if there is nothing in it: an operation that zeroes a sparse file
+// of petabytes passes millions of chunks that don't exist.
+func (f *File) dropHoles(i uint32) {
+	pg := f.pages[i]
+	if pg == nil || pg.wait.head != nil {
+		return
+	}
+	for j := range pg.entries {
+		if ent := &pg.entries[j]; ent.state != absent || ent.call != 0 || ent.dirty {
+			return
+		}
+	}
+	f.pages[i] = nil
 }
 
 // learnServers takes over where chunk servers are.

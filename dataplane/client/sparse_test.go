@@ -1,6 +1,7 @@
 package client
 
 import (
+	"bytes"
 	"math/rand/v2"
 	"testing"
 
@@ -55,5 +56,27 @@ func TestLargeFileOpensQuickly(t *testing.T) {
 		t.Errorf("%d questions for the map of 100 GiB", got)
 	} else {
 		t.Logf("%d questions for %d chunks", got, chunks)
+	}
+}
+
+// TestZeroOfHoles: who zeroes what isn't there, of a file of petabytes, leaves nothing in memory.
+func TestZeroOfHoles(t *testing.T) {
+	w := newWorld(t, 1, 3)
+	f := w.file(1 << 50)
+	w.write(f, 500*dataplane.ChunkSize, w.random(8192))
+	op := &Op{Kind: Zero, File: f, Offset: 4096, Length: 10000*dataplane.ChunkSize - 4096}
+	w.run(op)
+	w.ok(op)
+	kept := 0
+	for _, pg := range f.pages {
+		if pg != nil {
+			kept++
+		}
+	}
+	if kept > 40 {
+		t.Errorf("%d pages of %d chunks are kept of one chunk", kept, pageChunks)
+	}
+	if got := w.read(f, 500*dataplane.ChunkSize, 8192); !bytes.Equal(got, make([]byte, 8192)) {
+		t.Error("the chunk wasn't zeroed")
 	}
 }
