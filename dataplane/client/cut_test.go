@@ -38,6 +38,51 @@ func TestCutByAnother(t *testing.T) {
 	}
 }
 
+// TestAppendBehindAnother: another client has written behind the end that is known here when the
+// right to write comes. Appends go behind that.
+func TestAppendBehindAnother(t *testing.T) {
+	w := newWorld(t, 1, 3)
+	f := w.file(4096)
+	ff := w.meta.files[f.id]
+	theirs := w.random(8192)
+	copy(w.meta.make(ff, 0).data, theirs)
+	w.eng.leases.meta = &leaser{w: w, fenced: true}
+	ff.size = 8192
+	ours := w.random(3000)
+	first := &Op{Kind: Write, File: f, Append: true, Offset: 4096, Buf: ours[:1000]}
+	second := &Op{Kind: Write, File: f, Append: true, Offset: 5096, Buf: ours[1000:2000]}
+	w.run(first, second)
+	w.ok(first, second)
+	third := &Op{Kind: Write, File: f, Append: true, Offset: 6096, Buf: ours[2000:]}
+	w.run(third)
+	w.ok(third)
+	if got := w.read(f, 0, 20000); !bytes.Equal(got, append(theirs, ours...)) {
+		t.Errorf("%d bytes, or other ones; want %d", len(got), len(theirs)+len(ours))
+	}
+	// After one that failed the next goes to where the file ends.
+	failing := true
+	for _, cs := range w.cs {
+		cs.refuse = func(h *dataplane.Header) dataplane.Kind {
+			if failing && h.Op == dataplane.OpWrite {
+				return dataplane.Denied
+			}
+			return dataplane.OK
+		}
+	}
+	bad := &Op{Kind: Write, File: f, Append: true, Offset: 7096, Buf: w.random(100)}
+	w.run(bad)
+	if dataplane.KindOf(bad.Err) != dataplane.Denied {
+		t.Fatal(bad.Err)
+	}
+	failing = false
+	last := &Op{Kind: Write, File: f, Append: true, Buf: w.random(100)}
+	w.run(last)
+	w.ok(last)
+	if last.Offset != int64(f.Size())-100 || f.Size() != ff.size {
+		t.Errorf("the next one is at %d of %d", last.Offset, f.Size())
+	}
+}
+
 // TestCutSeen: another client cuts a file that is open here for reading. Who asks for its size, or
 // opens it again, reads no zeros behind its end after that.
 func TestCutSeen(t *testing.T) {

@@ -46,6 +46,7 @@ type File struct {
 	grownSeq   uint64
 	shrunkSeq  uint64
 	doubtSeq   uint64 // when the right to write came; 0: the size was learned since
+	appendTo   uint64 // end of the appends that are under way
 
 	// Flush, see flush.go.
 	ackMemory bool     // some write may be acknowledged before it is durable

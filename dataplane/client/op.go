@@ -34,6 +34,7 @@ var opNames = [...]string{Read: "read", Write: "write", Zero: "zero", Flush: "fl
 type Op struct {
 	Kind   OpKind
 	FUA    bool // Write: durable before Done also with write-ack=memory
+	Append bool // Write: at the end of the file if Offset is in front of it; Offset is changed
 	File   *File
 	Offset int64  // bytes in the file
 	Buf    []byte // Read, Write
@@ -222,6 +223,9 @@ func (e *Engine) start(op *Op) {
 	if (op.Kind == Write || op.Kind == Zero) && !f.mayWrite(op) {
 		return
 	}
+	if op.Kind == Write && op.Append && !f.atEnd(op) {
+		return
+	}
 	switch op.Kind {
 	case Read:
 		op.total = int64(len(op.Buf))
@@ -353,6 +357,9 @@ func (e *Engine) finish(op *Op) {
 	}
 	if op.Err != nil {
 		op.N = 0
+		if op.Append && op.File != nil {
+			op.File.appendTo = 0
+		}
 	}
 	op.state = opDone
 	e.finished.push(op)

@@ -107,7 +107,26 @@ func (f *File) doubt() {
 	f.eng.seq++
 	f.doubtSeq = f.eng.seq
 	f.gen++
+	f.appendTo = 0
 	f.forgetFrom(0)
+}
+
+// atEnd moves an append to the end of the file if its Offset is in front of it: another client may
+// have written there since its user looked. It says false if op has to wait for the size, or fails.
+func (f *File) atEnd(op *Op) bool {
+	if f.doubtSeq != 0 {
+		op.state = opSizing
+		f.sizeWait.push(op)
+		f.askSize()
+		return false
+	}
+	op.Offset = max(op.Offset, int64(max(f.Size(), f.appendTo)))
+	if int64(len(op.Buf)) > MaxFileSize-op.Offset {
+		f.eng.fail(op, dataplane.E(f.what(op.Kind), dataplane.TooLarge, errRange))
+		return false
+	}
+	f.appendTo = uint64(op.Offset) + uint64(len(op.Buf))
+	return true
 }
 
 // growFor makes a write that ends behind the end of the file, or perhaps does, wait for a Grow.
@@ -215,6 +234,7 @@ func (f *File) setSize(size uint64) {
 	e := f.eng
 	old := f.Size()
 	f.size.Store(size)
+	f.appendTo = 0
 	f.sizeAt = e.env.Now()
 	e.seq++
 	f.shrunkSeq = e.seq
@@ -244,6 +264,7 @@ func (f *File) shortened(size uint64) {
 		return
 	}
 	f.size.Store(size)
+	f.appendTo = 0
 	f.gen++
 	f.forgetFrom(uint32((size + dataplane.ChunkSize - 1) / dataplane.ChunkSize))
 }

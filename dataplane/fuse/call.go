@@ -153,6 +153,8 @@ func (k *call) write(n int) {
 		k.op.Right = h.right
 		// For O_SYNC, O_DSYNC and RWF_DSYNC the kernel sends this flag, and no FSYNC.
 		k.op.FUA = k.arg.OpenFlags&unix.O_DSYNC != 0
+		// The kernel's offset is the end as it was told last, and another host may have appended since.
+		k.op.Append = k.arg.OpenFlags&unix.O_APPEND != 0
 		k.node = h.node
 		k.start(client.Write, h, k.arg.Offset, k.payload[:n])
 	}
@@ -220,7 +222,7 @@ func (k *call) answer(status fuse.Status, n int) {
 	k.c.busy--
 	k.state, k.canceled, k.told = callFree, false, false
 	k.op.File, k.op.Buf, k.op.Right, k.op.Err, k.node = nil, nil, 0, nil, nil
-	k.op.FUA = false
+	k.op.FUA, k.op.Append = false, false
 	*k.reply = fuse.OutHeader{Length: uint32(outHeaderSize + n), Status: -int32(status),
 		Unique: unique}
 	if k.headers != nil {

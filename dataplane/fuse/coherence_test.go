@@ -1,6 +1,7 @@
 package fuse
 
 import (
+	"bytes"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -38,6 +39,28 @@ func testListingWhileAppending(t *testing.T, dir string) {
 	must(t, err)
 	if got, err := os.ReadFile(name); string(got) != "old,one,two," || err != nil {
 		t.Errorf("%q, %v", got, err)
+	}
+}
+
+// An append overwrites nothing that another host has appended since the kernel was told the size.
+func TestAppendBehindAnother(t *testing.T) { overBoth(t, "", testAppendBehindAnother) }
+
+func testAppendBehindAnother(t *testing.T, dir string) {
+	name := filepath.Join(dir, "f")
+	want := []byte("old,theirs,")
+	must(t, os.WriteFile(name, want[:4], 0600))
+	must(t, unix.Setxattr(name, appendAttribute, want[4:], 0))
+	f, err := os.OpenFile(name, os.O_APPEND|os.O_WRONLY, 0)
+	must(t, err)
+	defer f.Close()
+	ours := bytes.Repeat([]byte("ours,"), maxWrite/2) // several requests of the kernel
+	for _, p := range [][]byte{ours, []byte("end")} {
+		_, err = f.Write(p)
+		must(t, err)
+		want = append(want, p...)
+	}
+	if got, err := os.ReadFile(name); !bytes.Equal(got, want) || err != nil {
+		t.Errorf("%d bytes beginning with %.30q, want %d; %v", len(got), got, len(want), err)
 	}
 }
 

@@ -20,5 +20,6 @@
 //   - The time of modification is sent at close, and once a while; not with every write. The time
 //     of access changes only when it is set.
 //   - fallocate doesn't reserve space.
+//   - A write to a file that is open with O_APPEND never overwrites, so RWF_NOAPPEND has no effect.
 //   - A new entry in a directory with the set-group-ID bit doesn't inherit the group.
 package fuse

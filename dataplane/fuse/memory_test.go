@@ -262,6 +262,7 @@ const (
 	hungAttribute    = "user.hung"    // how many operations hang, and lookups did
 	mallocsAttribute = "user.mallocs" // how much was allocated so far
 	stopAttribute    = "user.stop"    // end the loop
+	appendAttribute  = "user.append"  // set: append the value, as another host does
 	durableAttribute = "user.durable" // how many writes had to be durable, and flushes there were
 )
 
@@ -293,6 +294,10 @@ func (m *memory) SetXattr(_ context.Context, id dataplane.FileID, name string, v
 	defer m.mu.Unlock()
 	n := m.nodes[id]
 	_, ok := n.xattrs[name]
+	if name == appendAttribute {
+		n.write(int64(n.attr.Size), value)
+		return nil
+	}
 	switch {
 	case flags == 1 && ok:
 		return fail(dataplane.Exists)
@@ -400,6 +405,16 @@ func (n *memNode) zero(off, length int64) {
 	}
 }
 
+func (n *memNode) write(off int64, p []byte) {
+	n.attr.Size = max(n.attr.Size, uint64(off)+uint64(len(p)))
+	n.each(off, p, func(mem *[]byte, from int64, p []byte) {
+		if *mem == nil {
+			*mem = make([]byte, memBlock)
+		}
+		copy((*mem)[from:], p)
+	})
+}
+
 // each calls fn with the pieces of memory behind [off, off+len(p)) and of p.
 func (n *memNode) each(off int64, p []byte, fn func(mem *[]byte, from int64, piece []byte)) {
 	if n.blocks == nil {
@@ -455,14 +470,11 @@ func (m *memory) do(op *client.Op) bool {
 			}
 		})
 	case client.Write:
+		if op.Append {
+			op.Offset = max(op.Offset, int64(n.attr.Size))
+		}
 		op.N = len(op.Buf)
-		n.attr.Size = max(n.attr.Size, uint64(op.Offset)+uint64(op.N))
-		n.each(op.Offset, op.Buf, func(mem *[]byte, from int64, p []byte) {
-			if *mem == nil {
-				*mem = make([]byte, memBlock)
-			}
-			copy((*mem)[from:], p)
-		})
+		n.write(op.Offset, op.Buf)
 	case client.Zero:
 		n.zero(op.Offset, op.Length)
 	}
