@@ -59,6 +59,16 @@ func TestAppendBehindAnother(t *testing.T) {
 	if got := w.read(f, 0, 20000); !bytes.Equal(got, append(theirs, ours...)) {
 		t.Errorf("%d bytes, or other ones; want %d", len(got), len(theirs)+len(ours))
 	}
+	// Who knows all that may send the parts of an append in any order.
+	parts := w.random(2000)
+	p2 := &Op{Kind: Write, File: f, Append: true, Offset: 12192, Buf: parts[1000:]}
+	w.run(p2)
+	p1 := &Op{Kind: Write, File: f, Append: true, Offset: 11192, Buf: parts[:1000]}
+	w.run(p1)
+	w.ok(p1, p2)
+	if got := w.read(f, 11192, 20000); !bytes.Equal(got, parts) {
+		t.Error("the parts of an append were moved")
+	}
 	// After one that failed the next goes to where the file ends.
 	failing := true
 	for _, cs := range w.cs {

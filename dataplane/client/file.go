@@ -46,7 +46,8 @@ type File struct {
 	grownSeq   uint64
 	shrunkSeq  uint64
 	doubtSeq   uint64 // when the right to write came; 0: the size was learned since
-	appendTo   uint64 // end of the appends that are under way
+	theirs     uint64 // an append in front of this goes to the end, see atEnd
+	appendTo   uint64 // end of the appends under way that were moved there
 
 	// Flush, see flush.go.
 	ackMemory bool     // some write may be acknowledged before it is durable

@@ -34,7 +34,7 @@ var opNames = [...]string{Read: "read", Write: "write", Zero: "zero", Flush: "fl
 type Op struct {
 	Kind   OpKind
 	FUA    bool // Write: durable before Done also with write-ack=memory
-	Append bool // Write: at the end of the file if Offset is in front of it; Offset is changed
+	Append bool // Write: to the end, if Offset is before what another client wrote; changes Offset
 	File   *File
 	Offset int64  // bytes in the file
 	Buf    []byte // Read, Write

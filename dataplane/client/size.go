@@ -94,8 +94,8 @@ func (f *File) learn(a *control.Attr, asked uint64) {
 	}
 	f.size.Store(size)
 	f.sizeAt = f.eng.env.Now()
-	if asked > f.doubtSeq {
-		f.doubtSeq = 0
+	if asked > f.doubtSeq && f.doubtSeq != 0 {
+		f.doubtSeq, f.theirs = 0, size
 	}
 	f.ackMemory = f.ackMemory || a.Policy.AckMemory
 }
@@ -107,12 +107,14 @@ func (f *File) doubt() {
 	f.eng.seq++
 	f.doubtSeq = f.eng.seq
 	f.gen++
-	f.appendTo = 0
+	f.appendTo, f.theirs = 0, 0
 	f.forgetFrom(0)
 }
 
-// atEnd moves an append to the end of the file if its Offset is in front of it: another client may
-// have written there since its user looked. It says false if op has to wait for the size, or fails.
+// atEnd moves an append to the end of the file if its Offset shows that its user doesn't know how
+// far another client had written when the right to write came. The user's own appends stay where
+// they are: the kernel may send the parts of a large one in any order. It says false if op has to
+// wait for the size, or fails.
 func (f *File) atEnd(op *Op) bool {
 	if f.doubtSeq != 0 {
 		op.state = opSizing
@@ -120,12 +122,16 @@ func (f *File) atEnd(op *Op) bool {
 		f.askSize()
 		return false
 	}
-	op.Offset = max(op.Offset, int64(max(f.Size(), f.appendTo)))
+	if op.Offset >= int64(f.theirs) {
+		return true
+	}
+	op.Offset = int64(max(f.Size(), f.appendTo))
 	if int64(len(op.Buf)) > MaxFileSize-op.Offset {
 		f.eng.fail(op, dataplane.E(f.what(op.Kind), dataplane.TooLarge, errRange))
 		return false
 	}
 	f.appendTo = uint64(op.Offset) + uint64(len(op.Buf))
+	f.theirs = f.appendTo // its user is still behind by as much
 	return true
 }
 
@@ -234,7 +240,7 @@ func (f *File) setSize(size uint64) {
 	e := f.eng
 	old := f.Size()
 	f.size.Store(size)
-	f.appendTo = 0
+	f.appendTo, f.theirs = 0, 0
 	f.sizeAt = e.env.Now()
 	e.seq++
 	f.shrunkSeq = e.seq
@@ -264,7 +270,7 @@ func (f *File) shortened(size uint64) {
 		return
 	}
 	f.size.Store(size)
-	f.appendTo = 0
+	f.appendTo, f.theirs = 0, 0
 	f.gen++
 	f.forgetFrom(uint32((size + dataplane.ChunkSize - 1) / dataplane.ChunkSize))
 }
