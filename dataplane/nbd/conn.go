@@ -45,6 +45,7 @@ type conn struct {
 	size       uint64
 
 	live   int    // ops under way
+	busy   *op    // those of them that the device has
 	bytes  uint64 // of their payload
 	recv   *op    // a WRITE whose payload is being received
 	paused bool   // the socket isn't read: too much is under way
@@ -62,7 +63,8 @@ type op struct {
 	buf  *uring.Buf // of the pool; or
 	big  []byte     // of its own
 	have int        // bytes of a WRITE's payload that have come
-	next *op        // free list
+	next *op        // in c.busy, or the free list
+	prev *op        // in c.busy
 }
 
 var (
@@ -139,6 +141,9 @@ func (c *conn) Closed(err error) {
 		c.recv = nil
 		c.finish(o)
 	}
+	if !c.ending {
+		c.callOff()
+	}
 	if c.export != nil {
 		if err == io.EOF || c.ending {
 			err = nil
@@ -148,6 +153,39 @@ func (c *conn) Closed(err error) {
 	if c.live == 0 {
 		c.s.left(c)
 	}
+}
+
+// callOff cancels what is under way for a client that has gone without a good-bye. It may be back
+// with another connection and send again what wasn't answered, then other data for the same place:
+// a write of before must not be done after that.
+func (c *conn) callOff() {
+	for o := c.busy; o != nil; o = o.next {
+		c.export.dev.Cancel(&o.Op)
+	}
+}
+
+// start gives an op to the device.
+func (c *conn) start(o *op) {
+	o.next, o.prev = c.busy, nil
+	if c.busy != nil {
+		c.busy.prev = o
+	}
+	c.busy = o
+	c.export.dev.Submit(&o.Op)
+}
+
+// ended is told of an op that the device has done.
+func (c *conn) ended(o *op) {
+	if o.next != nil {
+		o.next.prev = o.prev
+	}
+	if o.prev != nil {
+		o.prev.next = o.next
+	} else {
+		c.busy = o.next
+	}
+	o.next, o.prev = nil, nil
+	c.done(o)
 }
 
 // send queues a copy of p.
@@ -371,7 +409,7 @@ func (c *conn) newOp(r request, n int) (*op, error) {
 	o := c.s.free
 	if o == nil {
 		o = &op{}
-		o.Done = func(*client.Op) { o.c.done(o) }
+		o.Done = func(*client.Op) { o.c.ended(o) }
 	} else {
 		c.s.free = o.next
 	}
@@ -436,7 +474,7 @@ func (c *conn) submit(o *op) {
 		c.done(o)
 		return
 	}
-	c.export.dev.Submit(&o.Op)
+	c.start(o)
 }
 
 // done answers a request.
@@ -444,7 +482,7 @@ func (c *conn) done(o *op) {
 	if o.Err == nil && o.Kind == client.Zero && o.FUA && !c.closed &&
 		(o.r.cmd == cmdTrim || o.r.cmd == cmdWriteZeroes) {
 		o.Kind, o.FUA = client.Flush, false
-		c.export.dev.Submit(&o.Op)
+		c.start(o)
 		return
 	}
 	if !c.closed {

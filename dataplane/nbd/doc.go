@@ -14,7 +14,8 @@
 // them.
 //
 // What waits in the cluster waits here: there are no errors for a full cluster or a chunk below its
-// minimum of copies, and a client that goes away drops its answers. A connection may have
+// minimum of copies. What is under way for a client that goes away without DISC is called off, so
+// that no write of it is done after newer ones over its next connection. A connection may have
 // maxRequests requests and maxBytes of payload under way; beyond that its socket isn't read. All
 // connections of a server together, maxConns at most, leave half of the client's buffers to the
 // client, and one that doesn't choose an export within handshakeTime is closed.

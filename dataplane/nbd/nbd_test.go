@@ -7,6 +7,7 @@ import (
 	"io"
 	"log/slog"
 	"math/rand/v2"
+	"slices"
 	"testing"
 
 	"pstorage/dataplane"
@@ -33,7 +34,15 @@ func (w *world) Arm(t *uring.Timer, d int64)  { w.timers.Arm(t, w.now+d) }
 func (w *world) Disarm(t *uring.Timer)        { w.timers.Disarm(t) }
 func (w *world) AtTurnEnd(e *uring.TurnEnder) { panic("not used") }
 
-func (w *world) Submit(op *client.Op)          { w.ops = append(w.ops, op) }
+func (w *world) Submit(op *client.Op) { w.ops = append(w.ops, op) }
+func (w *world) Cancel(op *client.Op) {
+	i := slices.Index(w.ops, op)
+	w.ops = slices.Delete(w.ops, i, i+1)
+	w.posted <- func() {
+		op.Err = dataplane.E("operation", dataplane.Closed, nil)
+		op.Done(op)
+	}
+}
 func (w *world) Size() uint64                  { return uint64(len(w.mem)) }
 func (w *world) Refresh(context.Context) error { return nil }
 func (w *world) Resize(_ context.Context, n uint64) error {
@@ -300,10 +309,50 @@ func TestGoneInTheMiddle(t *testing.T) {
 	out := len(f.out)
 	f.closed = true
 	f.h.Closed(io.ErrUnexpectedEOF)
-	w.step(0)
+	(<-w.posted)() // the end of the READ, which was canceled
 	if len(f.out) != out || len(w.s.conns) != 0 {
 		t.Errorf("%d bytes were sent to a connection that has gone; %d connections", len(f.out)-out,
 			len(w.s.conns))
+	}
+}
+
+// TestBackWithAnotherConnection: a client that gave a connection up sends its write again over
+// another one, then a newer one. The first one isn't done after that; the good-bye of a client
+// waits for what was sent before it.
+func TestBackWithAnotherConnection(t *testing.T) {
+	for _, bye := range []bool{false, true} {
+		w := newWorld(t, 1<<20)
+		open := func(requests ...[]byte) *fakeConn {
+			f := w.connect(1 << 20)
+			f.in = append(append(f.in, hello...), goOpt("disk")...)
+			for _, r := range requests {
+				f.in = append(f.in, r...)
+			}
+			f.feed()
+			return f
+		}
+		old, newer := bytes.Repeat([]byte{1}, 4096), bytes.Repeat([]byte{2}, 4096)
+		write := cmd(cmdWrite, 0, 1, 0, 4096, old)
+		if bye {
+			f := open(write, cmd(cmdDisc, 0, 2, 0, 0, nil))
+			f.h.Closed(io.EOF)
+			w.settle(f)
+			if !bytes.Equal(w.mem[:4096], old) {
+				t.Error("what a client sent before its good-bye wasn't done")
+			}
+			continue
+		}
+		first := open(write)
+		first.h.Closed(io.EOF)
+		second := open(write)
+		w.step(len(w.ops) - 1)
+		second.in = cmd(cmdWrite, 0, 2, 0, 4096, newer)
+		second.feed()
+		w.step(len(w.ops) - 1)
+		w.settle(first)
+		if !bytes.Equal(w.mem[:4096], newer) {
+			t.Error("a write of a connection that is gone was done after a newer one")
+		}
 	}
 }
 

@@ -56,10 +56,11 @@ type Server struct {
 	served  uint64        // connections so far
 }
 
-// device is what an export needs of a file. Submit is called on the loop's thread, the others on
-// any; Size may be called on both.
+// device is what an export needs of a file. Submit and Cancel are called on the loop's thread, the
+// others on any; Size may be called on both. Neither Submit nor Cancel calls op.Done.
 type device interface {
 	Submit(op *client.Op)
+	Cancel(op *client.Op)
 	Size() uint64
 	Refresh(ctx context.Context) error
 	Resize(ctx context.Context, size uint64) error
@@ -96,6 +97,8 @@ func (d fileDevice) Submit(op *client.Op) {
 	op.File = d.file
 	d.eng.Submit(op)
 }
+
+func (d fileDevice) Cancel(op *client.Op) { d.eng.Cancel(op) }
 
 func (d fileDevice) Size() uint64 { return d.file.Size() }
 
