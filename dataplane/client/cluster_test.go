@@ -3,6 +3,7 @@ package client
 import (
 	"bytes"
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"log/slog"
@@ -36,6 +37,7 @@ type cluster struct {
 	flips  map[dataplane.CSID]bool // these damage what they read
 	life   uint32                  // of all chunks; 0: no writes are acknowledged from memory
 	asked  func(dataplane.Opcode)  // nil, or is told of each request
+	mute   bool                    // nobody answers
 }
 
 func newCluster(t testing.TB, servers int) *cluster {
@@ -166,6 +168,9 @@ func (cs *toy) Frame(c *session.Conn, h *dataplane.Header, crcs, payload []byte,
 	defer cs.c.mu.Unlock()
 	if cs.c.asked != nil {
 		cs.c.asked(h.Op)
+	}
+	if cs.c.mute {
+		return
 	}
 	r := &cs.reply
 	*r = h.Reply(dataplane.OK)
@@ -312,6 +317,41 @@ func TestClientTruncate(t *testing.T) {
 	if _, err := f.Truncate(ctx, MaxFileSize+1); dataplane.KindOf(err) != dataplane.TooLarge {
 		t.Errorf("too large: %v", err)
 	}
+}
+
+// TestTruncateIsCalledOff: a truncation whose chunk servers don't answer ends with its context.
+func TestTruncateIsCalledOff(t *testing.T) {
+	c := newCluster(t, 3)
+	f := c.create("f")
+	defer f.Close()
+	_, err := f.WriteAt(make([]byte, 10000), 0)
+	check(t, err)
+	answer := func(yes bool) {
+		c.mu.Lock()
+		defer c.mu.Unlock()
+		c.mute = !yes
+	}
+	answer(false)
+	ctx, stop := context.WithCancel(context.Background())
+	time.AfterFunc(100*time.Millisecond, stop)
+	ended := make(chan error, 1)
+	go func() {
+		_, err := f.Truncate(ctx, 100)
+		ended <- err
+	}()
+	select {
+	case err = <-ended:
+		if !errors.Is(err, context.Canceled) {
+			t.Errorf("truncate: %v", err)
+		}
+		answer(true)
+	case <-time.After(5 * time.Second):
+		t.Error("it waits on")
+		answer(true)
+		<-ended
+	}
+	_, err = f.Truncate(context.Background(), 100)
+	check(t, err)
 }
 
 func TestClientSeek(t *testing.T) {

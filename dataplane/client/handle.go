@@ -45,6 +45,28 @@ func (f *File) do(kind OpKind, off int64, buf []byte, length int64, fua bool) (i
 	return n, err
 }
 
+// zero is Zero that is called off when ctx ends.
+func (f *File) zero(ctx context.Context, off, length int64) error {
+	c, done := f.client, make(chan struct{})
+	op := &Op{Kind: Zero, File: f, Offset: off, Length: length, Done: func(*Op) { close(done) }}
+	c.Do(op)
+	ended := ctx.Done()
+	for {
+		select {
+		case <-done:
+			if dataplane.KindOf(op.Err) == dataplane.Closed && ctx.Err() != nil {
+				return dataplane.E(f.what(Zero), dataplane.Closed, ctx.Err())
+			}
+			return op.Err
+		case <-c.loop.Done():
+			return errEngineClosed
+		case <-ended:
+			c.Cancel(op)
+			ended = nil
+		}
+	}
+}
+
 // ReadAt reads len(p) bytes at off; fewer, with io.EOF, at the end of the file.
 func (f *File) ReadAt(p []byte, off int64) (int, error) {
 	n, err := f.do(Read, off, p, 0, false)
@@ -79,7 +101,7 @@ func (f *File) Truncate(ctx context.Context, size uint64) (*control.Attr, error)
 	if size > MaxFileSize {
 		return nil, dataplane.E("truncate", dataplane.TooLarge, errRange)
 	}
-	if err := f.Zero(0, 0); err != nil { // which waits for the right to write
+	if err := f.zero(ctx, 0, 0); err != nil { // which waits for the right to write
 		return nil, err
 	}
 	now, err := c.GetAttr(ctx, f.id)
@@ -90,7 +112,7 @@ func (f *File) Truncate(ctx context.Context, size uint64) (*control.Attr, error)
 	// happened, instead of old data coming back when the file grows.
 	chunkEnd := (size + dataplane.ChunkSize - 1) / dataplane.ChunkSize * dataplane.ChunkSize
 	if end := min(now.Size, chunkEnd); size < end {
-		if err := f.Zero(int64(size), int64(end-size)); err != nil {
+		if err := f.zero(ctx, int64(size), int64(end-size)); err != nil {
 			return nil, err
 		}
 	}
