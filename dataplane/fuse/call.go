@@ -133,9 +133,10 @@ func (k *call) read() {
 		k.answer(fuse.EBADF, 0)
 	case size > len(k.payload):
 		k.answer(fuse.EINVAL, 0)
-	case k.arg.Offset > client.MaxFileSize-maxWrite:
+	case k.arg.Offset >= client.MaxFileSize:
 		k.answer(fuse.OK, 0)
 	default:
+		size = min(size, int(client.MaxFileSize-k.arg.Offset))
 		k.start(client.Read, h, k.arg.Offset, k.payload[:size])
 	}
 }
@@ -147,7 +148,7 @@ func (k *call) write(n int) {
 		k.answer(fuse.EBADF, 0)
 	case int(k.arg.Size) != n:
 		k.answer(fuse.EINVAL, 0)
-	case k.arg.Offset > client.MaxFileSize-maxWrite:
+	case k.arg.Offset > client.MaxFileSize-uint64(n):
 		k.answer(fuse.Status(syscall.EFBIG), 0)
 	default:
 		k.op.Right = h.right

@@ -22,6 +22,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"pstorage/dataplane"
+	"pstorage/dataplane/client"
 )
 
 // The file system is served by another process (this binary again), because a Go process must not
@@ -349,6 +350,27 @@ func aligned(n int) []byte {
 	b := make([]byte, n+4096)
 	skip := -uintptr(unsafe.Pointer(&b[0])) & 4095
 	return b[skip : skip+uintptr(n)]
+}
+
+// The last bytes of the largest file can be read and written.
+func TestLargestFile(t *testing.T) { overBoth(t, "", testLargestFile) }
+
+func testLargestFile(t *testing.T, dir string) {
+	f, err := os.Create(filepath.Join(dir, "f"))
+	must(t, err)
+	defer f.Close()
+	const end = client.MaxFileSize
+	must(t, f.Truncate(end))
+	if n, err := f.WriteAt([]byte("last"), end-4); n != 4 || err != nil {
+		t.Errorf("write of the last bytes: %d, %v", n, err)
+	}
+	got := make([]byte, 8)
+	if n, err := f.ReadAt(got, end-4); n != 4 || string(got[:4]) != "last" {
+		t.Errorf("read over the end: %d, %v, %q", n, err, got)
+	}
+	if n, err := f.WriteAt(got, end-4); err == nil {
+		t.Errorf("write over the end: %d", n)
+	}
 }
 
 func TestDirectAndParallel(t *testing.T) { overBoth(t, "", testDirectAndParallel) }
