@@ -45,10 +45,11 @@ func (f *File) do(kind OpKind, off int64, buf []byte, length int64, fua bool) (i
 	return n, err
 }
 
-// zero is Zero that is called off when ctx ends.
-func (f *File) zero(ctx context.Context, off, length int64) error {
+// zero is Zero by the right of an open. It is called off when ctx ends.
+func (f *File) zero(ctx context.Context, right Right, off, length int64) error {
 	c, done := f.client, make(chan struct{})
-	op := &Op{Kind: Zero, File: f, Offset: off, Length: length, Done: func(*Op) { close(done) }}
+	op := &Op{Kind: Zero, File: f, Right: right, Offset: off, Length: length,
+		Done: func(*Op) { close(done) }}
 	c.Do(op)
 	ended := ctx.Done()
 	for {
@@ -97,11 +98,16 @@ func (f *File) Flush() error {
 // Truncate sets the size of the file. What lies behind the new end is gone, and reads as zeros if
 // the file grows again. Writes that are under way at the same time may end up before or after it.
 func (f *File) Truncate(ctx context.Context, size uint64) (*control.Attr, error) {
+	return f.TruncateBy(ctx, 0, size)
+}
+
+// TruncateBy is Truncate by the right of an open.
+func (f *File) TruncateBy(ctx context.Context, right Right, size uint64) (*control.Attr, error) {
 	c := f.client
 	if size > MaxFileSize {
 		return nil, dataplane.E("truncate", dataplane.TooLarge, errRange)
 	}
-	if err := f.zero(ctx, 0, 0); err != nil { // which waits for the right to write
+	if err := f.zero(ctx, right, 0, 0); err != nil { // which waits for the right to write
 		return nil, err
 	}
 	now, err := c.GetAttr(ctx, f.id)
@@ -112,7 +118,7 @@ func (f *File) Truncate(ctx context.Context, size uint64) (*control.Attr, error)
 	// happened, instead of old data coming back when the file grows.
 	chunkEnd := (size + dataplane.ChunkSize - 1) / dataplane.ChunkSize * dataplane.ChunkSize
 	if end := min(now.Size, chunkEnd); size < end {
-		if err := f.zero(ctx, int64(size), int64(end-size)); err != nil {
+		if err := f.zero(ctx, right, int64(size), int64(end-size)); err != nil {
 			return nil, err
 		}
 	}
@@ -120,7 +126,8 @@ func (f *File) Truncate(ctx context.Context, size uint64) (*control.Attr, error)
 	token, held := uint64(0), true
 	if err := c.onLoop(func() {
 		token = f.lease.token
-		held = f.eng.leases.meta == nil || f.lease.status == leaseHeld
+		held = f.eng.leases.meta == nil ||
+			f.lease.status == leaseHeld && (right == 0 || right == f.lease.right+1)
 	}); err != nil {
 		return nil, err
 	}

@@ -115,6 +115,12 @@ func TestRevoked(t *testing.T) {
 	if err := write(old); dataplane.KindOf(err) != dataplane.Fenced {
 		t.Fatalf("the old open after a new one: %v", err)
 	}
+	if _, err := f.TruncateBy(ctx, old, 0); dataplane.KindOf(err) != dataplane.Fenced {
+		t.Errorf("the old open cuts the file after a new one: %v", err)
+	}
+	if _, err := f.TruncateBy(ctx, fresh, 100); err != nil {
+		t.Errorf("the new open cuts the file: %v", err)
+	}
 }
 
 // heldBack is a Leaser whose releases are answered when the test says so.

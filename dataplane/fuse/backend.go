@@ -29,7 +29,8 @@ type backend interface {
 
 	OpenAttr(a *control.Attr) (*client.File, error)
 	CloseFile(f *client.File) error
-	Truncate(ctx context.Context, f *client.File, size uint64) (*control.Attr, error)
+	Truncate(ctx context.Context, f *client.File, right client.Right,
+		size uint64) (*control.Attr, error)
 	Grow(ctx context.Context, f *client.File, size uint64) error
 	Seek(ctx context.Context, f *client.File, off int64, hole bool) (int64, error)
 
@@ -54,8 +55,9 @@ var _ backend = cluster{}
 
 func (cluster) CloseFile(f *client.File) error { return f.Close() }
 
-func (cluster) Truncate(ctx context.Context, f *client.File, size uint64) (*control.Attr, error) {
-	return f.Truncate(ctx, size)
+func (cluster) Truncate(ctx context.Context, f *client.File, right client.Right,
+	size uint64) (*control.Attr, error) {
+	return f.TruncateBy(ctx, right, size)
 }
 
 func (cluster) Grow(ctx context.Context, f *client.File, size uint64) error {

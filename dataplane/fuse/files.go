@@ -34,7 +34,7 @@ func (fs *fileSystem) Open(cancel <-chan struct{}, in *fuse.OpenIn,
 	}
 	h, fh, err := fs.open(a, write)
 	if err == nil && in.Flags&syscall.O_TRUNC != 0 && write {
-		if _, err = fs.b.Truncate(ctx, h.file, 0); err != nil {
+		if _, err = fs.b.Truncate(ctx, h.file, h.right, 0); err != nil {
 			fs.release(fh)
 		}
 	}
@@ -91,7 +91,7 @@ func (fs *fileSystem) Create(cancel <-chan struct{}, in *fuse.CreateIn, name str
 	h, fh, err := fs.open(a, in.Flags&syscall.O_ACCMODE != syscall.O_RDONLY)
 	if err == nil && a.Size > 0 && in.Flags&syscall.O_TRUNC != 0 {
 		// Another client made it at the same time.
-		if a, err = fs.b.Truncate(ctx, h.file, 0); err != nil {
+		if a, err = fs.b.Truncate(ctx, h.file, h.right, 0); err != nil {
 			fs.release(fh)
 		}
 	}

@@ -358,7 +358,8 @@ func (m *memory) CloseFile(f *client.File) error {
 	return nil
 }
 
-func (m *memory) Truncate(_ context.Context, f *client.File, size uint64) (*control.Attr, error) {
+func (m *memory) Truncate(_ context.Context, f *client.File, _ client.Right,
+	size uint64) (*control.Attr, error) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	n := m.opened[f]

@@ -102,7 +102,7 @@ func (fs *fileSystem) truncate(ctx context.Context, id dataplane.FileID, in *fus
 	}
 	if fh, ok := in.GetFh(); ok {
 		if h := fs.handle(fh); h != nil {
-			return fs.b.Truncate(ctx, h.file, size)
+			return fs.b.Truncate(ctx, h.file, h.right, size)
 		}
 	}
 	a, err := fs.b.GetAttr(ctx, id)
@@ -114,9 +114,9 @@ func (fs *fileSystem) truncate(ctx context.Context, id dataplane.FileID, in *fus
 		return nil, err
 	}
 	defer fs.b.CloseFile(f)
-	f.OpenForWrite() // for so long: others may have it open here, for reading
+	right := f.OpenForWrite() // for so long: others may have it open here, for reading
 	defer f.CloseForWrite()
-	return fs.b.Truncate(ctx, f, size)
+	return fs.b.Truncate(ctx, f, right, size)
 }
 
 // setAttrReq translates all but the size.
