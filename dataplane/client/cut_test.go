@@ -255,3 +255,36 @@ func TestCutOfUnknownOutcome(t *testing.T) {
 			max(0, n-4096), err)
 	}
 }
+
+// takenAway is a leaser that says that somebody else had the lease.
+type takenAway struct{ *leaser }
+
+// RenewLeases implements Leaser.
+func (m takenAway) RenewLeases(list []control.FileLease,
+	cb func(*control.RenewLeasesReply, error)) {
+	r := &control.RenewLeasesReply{Lost: []control.LostLease{{File: list[0].File,
+		Token: list[0].Token, By: "somebody"}}}
+	m.answer(func() { cb(r, nil) })
+}
+
+// TestCutWithoutRight: the right to write was somebody else's since a truncation whose outcome
+// isn't known. It is lost, as it would be without the truncation: the file has to be opened anew.
+func TestCutWithoutRight(t *testing.T) {
+	w := newWorld(t, 1, 3)
+	m := &leaser{w: w, fenced: true}
+	w.eng.leases.meta = takenAway{m}
+	f := w.file(0)
+	w.write(f, 0, w.random(4096))
+	w.env.Do(f.maybeCut)
+	waiting := &Op{Kind: Write, File: f, Buf: w.random(100)}
+	w.run(waiting)
+	later := &Op{Kind: Write, File: f, Buf: w.random(100)}
+	w.run(later)
+	for _, op := range []*Op{waiting, later} {
+		if dataplane.KindOf(op.Err) != dataplane.Fenced {
+			t.Errorf("a write after the right was somebody else's: %v", op.Err)
+		}
+	}
+	w.env.Do(f.reopened)
+	w.write(f, 0, w.random(4096))
+}

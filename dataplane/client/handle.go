@@ -137,7 +137,9 @@ func (f *File) TruncateBy(ctx context.Context, right Right, size uint64) (*contr
 	a, err := call[control.Attr](ctx, c, control.OpSetAttr,
 		&control.SetAttrReq{File: f.id, Mask: control.SetSize, Size: size, Token: token})
 	if err != nil {
-		c.loop.Post(f.maybeCut)
+		if dataplane.KindOf(err) != dataplane.Fenced {
+			c.loop.Post(f.maybeCut)
+		}
 		return nil, err
 	}
 	return a, c.onLoop(func() { f.setSize(size) })

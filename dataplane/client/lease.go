@@ -52,6 +52,9 @@ type lease struct {
 	wait    opQueue
 	timer   uring.Timer
 	tries   int
+
+	old      control.FileLease // that is given up for a new grant
+	oldTimer uring.Timer
 }
 
 // leases is what an Engine knows of all leases.
@@ -117,25 +120,56 @@ func (f *File) askLease() {
 }
 
 func (f *File) askAnyway() {
-	l, e := &f.lease, f.eng
-	if e.leases.open == nil {
-		e.leases.open = make(map[dataplane.FileID]*File)
+	f.lease.asking = true
+	f.eng.leases.asks(f)
+	f.eng.leases.meta.AcquireLease(f.id, f.lease.fencing, f.onLease)
+}
+
+// asks notes f in open.
+func (ls *leases) asks(f *File) {
+	if ls.open == nil {
+		ls.open = make(map[dataplane.FileID]*File)
 	}
-	l.asking = true
-	e.leases.open[f.id] = f
-	e.leases.meta.AcquireLease(f.id, l.fencing, f.onLease)
+	ls.open[f.id] = f
 }
 
 // renewGrant asks for a lease that is held once more. To the metadata servers it remains this
-// client's meanwhile; writes wait.
+// client's meanwhile; writes wait. It is lost if somebody else had it, though it is free now.
 func (f *File) renewGrant() {
 	l, e := &f.lease, f.eng
 	if l.status != leaseHeld || e.closed {
 		return
 	}
 	e.leases.forget(f)
-	l.status, l.token = leaseNone, 0
-	f.askAnyway()
+	l.old = control.FileLease{File: f.id, Token: l.token}
+	l.status, l.token, l.asking = leaseNone, 0, true
+	e.leases.asks(f)
+	f.renewOld()
+}
+
+// renewOld asks whether the lease is still this client's.
+func (f *File) renewOld() {
+	l, e := &f.lease, f.eng
+	e.leases.meta.RenewLeases([]control.FileLease{l.old}, func(r *control.RenewLeasesReply,
+		err error) {
+		switch {
+		case e.closed:
+		case err != nil && e.metaRetry(err, "the right to write a file", f):
+			f.rearm(&l.oldTimer, f.renewOld, &l.tries)
+		case err == nil && len(r.Lost) == 0:
+			l.tries = 0
+			f.askAnyway()
+		default:
+			delete(e.leases.open, f.id)
+			l.status, l.token, l.asking = leaseHeld, l.old.Token, false
+			by := ""
+			if err == nil {
+				by = r.Lost[0].By
+			}
+			f.loseLease(l.token, by)
+			f.refuseWrites(f.lostError(Write))
+		}
+	})
 }
 
 // unwanted says that nobody waits for the lease or has the file open for writing.
