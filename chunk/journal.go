@@ -1,6 +1,7 @@
 package chunk
 
 import (
+	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -268,7 +269,7 @@ func (c *changer) open(id *Identity, drain bool) (batch, mark uint64, err error)
 	}
 	ended := make(chan error, 1)
 	go func() { ended <- s.loop.Run() }()
-	if err = s.open(&session.Credentials{Cluster: id.cluster()}); err == nil {
+	if err = s.open(context.Background(), &session.Credentials{Cluster: id.cluster()}); err == nil {
 		if drain {
 			err = c.drain(s)
 		}

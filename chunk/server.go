@@ -201,7 +201,7 @@ func (s *server) serve(ctx context.Context) error {
 	defer s.client.Close()
 	s.md = newMDSClient(mctx, s.client, s.loop.Post, s.log)
 	defer func() { stopMDS(); s.md.ended.Wait() }()
-	if err := s.open(&cred); err != nil {
+	if err := s.open(ctx, &cred); err != nil {
 		return err
 	}
 	if err = s.countStart(); err == nil {
@@ -226,21 +226,26 @@ func (s *server) serve(ctx context.Context) error {
 }
 
 // open opens the disks and the shard. Nothing was written if it fails, unless a disk failed.
-func (s *server) open(cred *session.Credentials) error {
+func (s *server) open(ctx context.Context, cred *session.Credentials) error {
 	what := "serve chunk server " + s.o.Dir
 	storePath, logPath := filepath.Join(s.o.Dir, storeFile), s.id.logPath(s.o.Dir)
+	for _, path := range []string{storePath, logPath} {
+		if err := awaitWrites(ctx, path, s.log); err != nil {
+			return fmt.Errorf("%s: %w", what, err)
+		}
+	}
 	started := time.Now()
 	var md Metadata = s.md
 	if s.md == nil {
 		md = offlineMetadata{}
 	}
 	err := s.onLoop(func(done func(error)) {
-		store, err := s.loop.OpenDisk(storePath, uring.DiskOptions{LowDepth: 8})
+		store, err := s.loop.OpenDisk(storePath, uring.DiskOptions{LowDepth: 8, Lock: true})
 		if err != nil {
 			done(openError(what, "its store", storePath, err))
 			return
 		}
-		cache, err := s.loop.OpenDisk(logPath, uring.DiskOptions{LowDepth: 8})
+		cache, err := s.loop.OpenDisk(logPath, uring.DiskOptions{LowDepth: 8, Lock: true})
 		if err != nil {
 			store.Close()
 			done(openError(what, "its journal", logPath, err))

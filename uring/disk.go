@@ -391,6 +391,9 @@ func (d *ringDisk) Close() error {
 	}
 	l := d.l
 	d.l = nil
+	if d.o.Lock { // else it is there until the kernel has put the last reference to the file
+		_ = unix.Flock(int(d.file.fd), unix.LOCK_UN)
+	}
 	return l.closeFile(d.file)
 }
 

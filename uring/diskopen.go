@@ -19,6 +19,10 @@ type DiskOptions struct {
 	Size int64
 	// ReadOnly opens for reading.
 	ReadOnly bool
+	// Lock takes an exclusive lock (flock(2)) of the file, and fails if somebody else has one. It is
+	// the lock of the descriptor that the operations go through, so the kernel keeps it until the
+	// last of them has ended, also if the process is killed before.
+	Lock bool
 	// MinAlign, a power of two up to 4096, is the least Align in bytes.
 	MinAlign int
 	// LowDepth is the most Low operations in flight. 0: 4.
@@ -40,7 +44,15 @@ func (l *Loop) OpenDisk(path string, o DiskOptions) (Disk, error) {
 		return nil, fmt.Errorf("open %s: %w", path, err)
 	}
 	d := &ringDisk{l: l, path: path, o: o}
-	if err := d.probe(fd, direct); err != nil {
+	if o.Lock {
+		if err = unix.Flock(fd, unix.LOCK_EX|unix.LOCK_NB); err == unix.EWOULDBLOCK {
+			err = errors.New("another process uses it")
+		}
+	}
+	if err == nil {
+		err = d.probe(fd, direct)
+	}
+	if err != nil {
 		_ = unix.Close(fd)
 		return nil, fmt.Errorf("open %s: %w", path, err)
 	}

@@ -30,6 +30,9 @@ var bin string
 // TestMain builds the programs once: these tests run them as an operator would.
 func TestMain(m *testing.M) {
 	os.Exit(func() int {
+		if device := os.Getenv(writerEnv); device != "" {
+			return writeAndWait(device)
+		}
 		dir, err := os.MkdirTemp("", "pstorage-crashtest-")
 		if err != nil {
 			fmt.Fprintln(os.Stderr, err)
