@@ -45,7 +45,11 @@ func (c *call) admin(req *control.AdminReq) (any, error) {
 	if err != nil {
 		return nil, dataplane.E("admin command "+req.Command, dataplane.Internal, err)
 	}
-	return &control.AdminReply{Doc: b}, nil
+	reply := &control.AdminReply{Doc: b}
+	if req.Packs {
+		reply.Pack()
+	}
+	return reply, nil
 }
 
 func (c *call) adminDoc(req *control.AdminReq) (any, error) {

@@ -26,8 +26,21 @@ func TestAdmin(t *testing.T) {
 			}
 			doc, err := json.Marshal(AttrDoc{Path: args.Path, Type: "file"})
 			return AdminReply{Doc: doc}, err
+		case AdminListServices:
+			reply := &AdminReply{}
+			var err error
+			doc := ServicesDoc{}
+			for i := range uint32(10_000) {
+				doc.CS = append(doc.CS, CSDoc{ID: i, Host: "host", Stats: &CSStats{}})
+			}
+			if reply.Doc, err = json.Marshal(doc); req.Packs {
+				reply.Pack()
+			}
+			return reply, err
 		case AdminStat:
 			return AdminReply{Doc: []byte("nonsense")}, nil
+		case AdminListKeys:
+			return AdminReply{Doc: []byte("nonsense"), Packed: true}, nil
 		}
 		return nil, dataplane.E("do it", dataplane.Denied, nil)
 	})
@@ -38,7 +51,16 @@ func TestAdmin(t *testing.T) {
 	if err != nil || attr.Path != "/a" || attr.Type != "file" {
 		t.Errorf("%+v, %v", attr, err)
 	}
+	var long ServicesDoc
+	err = c.Admin(ctx, AdminListServices, nil, &long)
+	if err != nil || len(long.CS) != 10_000 || long.CS[9_999].ID != 9_999 {
+		t.Errorf("a long document: %d servers, %v", len(long.CS), err)
+	}
 	var unread *AnswerError
+	err = c.Admin(ctx, AdminListKeys, nil, new(KeysDoc))
+	if !errors.As(err, &unread) {
+		t.Errorf("a packed answer that can't be read: %v", err)
+	}
 	err = c.Admin(ctx, AdminStat, nil, new(StatDoc))
 	if !errors.As(err, &unread) || unread.Command != AdminStat {
 		t.Errorf("an answer that can't be read: %v", err)

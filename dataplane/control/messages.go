@@ -515,7 +515,11 @@ type Event struct {
 type AdminReq struct {
 	Command string
 	Args    []byte // JSON
+	Packs   bool   // the asker understands AdminReply.Packed
 }
 
 // AdminReply is a JSON document.
-type AdminReply struct{ Doc []byte }
+type AdminReply struct {
+	Doc    []byte
+	Packed bool // Doc is compressed (DEFLATE): it would be too long
+}
