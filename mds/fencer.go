@@ -183,6 +183,9 @@ func (c *call) releaseLeases(req *control.ReleaseLeasesReq) (any, error) {
 	return nil, nil
 }
 
+// lostBytes is what a LostLease takes in a message, besides By.
+const lostBytes = 24
+
 func (c *call) renewLeases(req *control.RenewLeasesReq) (any, error) {
 	if err := c.l.valid(c.ctx); err != nil {
 		return nil, err
@@ -191,9 +194,13 @@ func (c *call) renewLeases(req *control.RenewLeasesReq) (any, error) {
 		return nil, c.fail(dataplane.Invalid, "%d leases", len(req.Leases))
 	}
 	reply := &control.RenewLeasesReply{}
+	bytes := 0
 	c.locked(func(s *State) {
 		c.l.heard(c.from.Peer)
 		for _, f := range req.Leases {
+			if bytes > maxReadDirBytes {
+				break // it is told of the others when it asks again
+			}
 			l := s.leaseOf(f.File)
 			if l.holder == c.from.Peer {
 				continue
@@ -203,6 +210,7 @@ func (c *call) renewLeases(req *control.RenewLeasesReq) (any, error) {
 				by = "the removal of the file"
 			}
 			reply.Lost = append(reply.Lost, control.LostLease{File: f.File, Token: f.Token, By: by})
+			bytes += lostBytes + len(by)
 		}
 	})
 	return reply, nil

@@ -3,6 +3,7 @@ package mds
 import (
 	"bytes"
 	"encoding/json"
+	"fmt"
 	"log/slog"
 	"math/rand/v2"
 	"testing"
@@ -295,5 +296,38 @@ func (w *leaseWorld) admin(command string, args, doc any) {
 	w.ask(5, dataplane.RoleAdmin, control.OpAdmin, adminReq(w.t, command, args), &r)
 	if err := json.Unmarshal(r.Doc, doc); err != nil {
 		w.t.Fatal(err)
+	}
+}
+
+// TestManyLeasesLost: a client that lost more leases than fit an answer is told of some of them,
+// and of the others when it asks for those again.
+func TestManyLeasesLost(t *testing.T) {
+	s := newFuzzSim()
+	defer s.Close()
+	st := s.srv.r.fsm.s
+	client := uint64(dataplane.RoleClient) + 100 // whom fuzzSim asks as
+	var leases []control.FileLease
+	for i := range control.MaxRenew {
+		f := do(t, st, 1, &cmdCreate{CreateReq: control.CreateReq{Parent: dataplane.RootID,
+			Name: fmt.Sprint(i), Type: control.TypeFile}}).Attr.File
+		l := do(t, st, 1, &cmdLease{Action: leaseGrant, File: f, Client: client}).Lease
+		do(t, st, 1, &cmdLease{Action: leaseGrant, File: f, Client: 9, Token: l.token,
+			Host: "storage-0123.rack12.example.org"})
+		leases = append(leases, control.FileLease{File: f, Token: l.token})
+	}
+	for len(leases) > 0 {
+		answer, err := s.ask(dataplane.RoleClient, control.OpRenewLeases,
+			control.Marshal(&control.RenewLeasesReq{Leases: leases}))
+		if err != nil {
+			t.Fatal(err)
+		}
+		if n := len(control.Marshal(answer)); n > dataplane.MaxControlPayload {
+			t.Fatalf("an answer of %d bytes, a message has %d", n, dataplane.MaxControlPayload)
+		}
+		lost := answer.(*control.RenewLeasesReply).Lost
+		if len(lost) == 0 || lost[0].File != leases[0].File {
+			t.Fatalf("%d leases are lost, and %d are said to be", len(leases), len(lost))
+		}
+		leases = leases[len(lost):]
 	}
 }
