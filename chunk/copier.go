@@ -197,9 +197,12 @@ func (c *copier) sealed(a *dataplane.Header, crcs, payload []byte) {
 	c.pump()
 }
 
+// peer is the target, wherever it is by now: an older address would end the connection to it.
+func (c *copier) peer() *peer { return c.sh.peer(c.target.CS, "") }
+
 // connected says whether the connection over which the target was sealed is still there.
 func (c *copier) connected() bool {
-	p := c.sh.peer(c.target.CS, c.target.Addr)
+	p := c.peer()
 	return p.open && p.gen == c.gen
 }
 
@@ -235,7 +238,7 @@ func (c *copier) mirror(q *request) {
 	h := dataplane.Header{Op: dataplane.OpPatch, Flags: dataplane.FlagData, Chunk: c.r.id,
 		Epoch: c.epoch, Offset: off, Length: length}
 	// The connection is open: the frame is encoded in this call, so the write's memory may go.
-	c.sh.peer(c.target.CS, c.target.Addr).call(h, q.crcs[:q.crcLen], q.data,
+	c.peer().call(h, q.crcs[:q.crcLen], q.data,
 		func(a *dataplane.Header, _, _ []byte, _ *uring.Buf, err error) {
 			c.mirrors--
 			switch {
@@ -335,7 +338,7 @@ func (c *copier) sync() {
 	}
 	c.flying++
 	h := dataplane.Header{Op: dataplane.OpPatch, Chunk: c.r.id, Epoch: c.epoch}
-	c.sh.peer(c.target.CS, c.target.Addr).callWithin(copySyncTime, h, nil, nil,
+	c.peer().callWithin(copySyncTime, h, nil, nil,
 		func(a *dataplane.Header, _, _ []byte, _ *uring.Buf, err error) {
 			switch {
 			case c.ended:
@@ -400,7 +403,7 @@ func (c *copier) send(g int, crcs []byte, buf *uring.Buf) {
 	c.paid()
 	h := dataplane.Header{Op: dataplane.OpPatch, Flags: dataplane.FlagData, Chunk: c.r.id,
 		Epoch: c.epoch, Offset: uint32(g) * dataplane.PartSize, Length: dataplane.PartSize}
-	c.sh.peer(c.target.CS, c.target.Addr).callBuf(h, crcs, buf,
+	c.peer().callBuf(h, crcs, buf,
 		func(a *dataplane.Header, _, _ []byte, _ *uring.Buf, err error) {
 			switch {
 			case c.ended:

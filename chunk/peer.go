@@ -48,7 +48,7 @@ const (
 	callGenMask = 1<<31 - 1
 )
 
-// peer returns the peer cs, known to be at addr now.
+// peer returns the peer cs, known to be at addr now; empty: where it was.
 func (sh *Shard) peer(cs dataplane.CSID, addr string) *peer {
 	p := sh.peers[cs]
 	if p == nil {

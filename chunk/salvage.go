@@ -103,7 +103,7 @@ func (x *repairing) sources() {
 	x.until = sh.env.Now() + int64(repairPatience)
 	for _, m := range r.members {
 		if m.peer != nil {
-			x.list = append(x.list, control.CSAddr{CS: m.cs, Addr: m.peer.addr})
+			x.list = append(x.list, control.CSAddr{CS: m.cs}) // it may move meanwhile
 		}
 	}
 	x.others = len(x.list)
