@@ -1,6 +1,9 @@
 package chunk
 
 import (
+	"maps"
+	"slices"
+
 	"pstorage/dataplane"
 	"pstorage/dataplane/control"
 	"pstorage/uring"
@@ -53,8 +56,14 @@ func (sh *Shard) Fence(p *control.FencePush, onForce func()) bool {
 		}
 	}
 	if len(changed) > 0 {
-		for _, r := range sh.all() {
-			if changed[r.file] {
+		// There may be hundreds of thousands of chunks, and a fence for each disk of a host that died.
+		for _, r := range sh.store.owners {
+			if r != nil && r.file != 0 && changed[r.file] {
+				sh.fenceReplica(r)
+			}
+		}
+		for _, id := range slices.Sorted(maps.Keys(sh.strangers)) {
+			if r := sh.strangers[id]; changed[r.file] {
 				sh.fenceReplica(r)
 			}
 		}
