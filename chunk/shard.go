@@ -471,6 +471,9 @@ func (sh *Shard) Stop(done func(error)) {
 	}
 	for _, l := range sh.links {
 		l.c.PauseRecv(true)
+		if q := l.arrived(); q != nil {
+			sh.drop(q, dataplane.NotReady) // the rest of it isn't received any more
+		}
 	}
 	for _, r := range sh.all() {
 		if r.settler != nil {

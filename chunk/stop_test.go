@@ -128,3 +128,21 @@ func TestStopInAMerge(t *testing.T) {
 	w.must(func() bool { return nd.sh.chunks[chunkA].broken }, sec, "the loss of the member")
 	nd.stop()
 }
+
+// TestStopInARelay: the rest of a part that is being passed on isn't received any more.
+func TestStopInARelay(t *testing.T) {
+	w := newWorld(t, 8, 3)
+	w.md.add(chunkA, 2, 1, 2, 3)
+	w.mustWrite(chunkA, 0, pattern(1, dataplane.PartSize))
+	nd := w.nodes[1]
+	nd.env.Do(func() { // what Relay does: there are no pipes here
+		r := nd.sh.chunks[chunkA]
+		l := nd.sh.links[linkKey{dataplane.RoleCS, 1}]
+		q := nd.sh.newRequest(l, &dataplane.Header{Op: dataplane.OpReplicate, Chunk: chunkA,
+			Epoch: r.epoch, Length: dataplane.PartSize, Seq: r.last + 1}, r)
+		q.seq, q.phase, q.local, q.relayed = r.last+1, phaseMember, 1, true
+		q.waiting, q.behind = 1, r.members[r.self+1].peer
+		l.arriving = q
+	})
+	nd.stop()
+}
