@@ -12,9 +12,9 @@ import (
 
 // What the kernel has begun for a process goes on when that is killed: its direct writes reach the
 // disk after it is gone, on a slow disk seconds later, and nothing orders them with those of the
-// next process. A batch of the log that isn't there yet when the next start reads it, and lands when
-// its place has been written anew, destroys what was acknowledged since. The lock of the directory
-// says nothing of them, but those of the files do: see uring.DiskOptions.Lock.
+// next process. A batch of the log that isn't there yet when the next start reads it, and lands
+// when its place has been written anew, destroys what was acknowledged since. The lock of the
+// directory says nothing of them, but those of the files do: see uring.DiskOptions.Lock.
 
 const (
 	awaitEvery = 5 * time.Millisecond
