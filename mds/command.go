@@ -46,6 +46,7 @@ const (
 	opSetConfig   = 13
 	opReap        = 14
 	opReplace     = 15
+	opRenameKeep  = 16
 	opLease       = 20
 )
 
@@ -110,7 +111,7 @@ func newCommand(op uint8) command {
 		return &cmdCreate{}
 	case opUnlink:
 		return &cmdUnlink{}
-	case opRename:
+	case opRename, opRenameKeep:
 		return &cmdRename{}
 	case opSetAttr:
 		return &cmdSetAttr{}

@@ -50,6 +50,9 @@ func recordedCommands() []command {
 			Members: []dataplane.CSID{2, 3, 4}, Moved: true},
 		&cmdReconfigure{Chunk: dataplane.NewChunkID(1, 2), Epoch: 1,
 			Members: []dataplane.CSID{4, 5}, Fresh: true},
+		&cmdCreate{origin{1, 6}, createReq("b")},
+		&cmdRename{origin{1, 7}, control.RenameReq{FromParent: 1, FromName: "b", ToParent: 4,
+			ToName: "x", Keep: "kept", Kept: 2}},
 		&cmdMarkCS{CS: 2, Drain: drainCancel},
 		&cmdMarkCS{CS: 3, Dropped: true},
 	}

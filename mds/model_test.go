@@ -208,6 +208,14 @@ func (n *nsTest) rename() (command, dataplane.Kind) {
 		return c, k
 	}
 	m, old := from.children[a], to.children[b]
+	keep := n.rng.IntN(3) > 0
+	if keep {
+		c.Keep, c.Kept = n.name(), n.ids[n.pick()]
+		if old != nil && n.rng.IntN(4) > 0 {
+			c.Kept = n.ids[old]
+		}
+		keep = old != nil && old.typ != control.TypeDir && c.Kept == n.ids[old]
+	}
 	switch {
 	case m == nil:
 		return c, dataplane.NotFound
@@ -223,9 +231,14 @@ func (n *nsTest) rename() (command, dataplane.Kind) {
 		return c, dataplane.IsDir
 	case old != nil && len(old.children) > 0:
 		return c, dataplane.NotEmpty
+	case keep && n.root.children[c.Keep] != nil:
+		return c, dataplane.Exists
 	}
 	delete(from.children, a)
 	to.children[b] = m
+	if keep {
+		n.root.children[c.Keep] = old
+	}
 	return c, dataplane.OK
 }
 

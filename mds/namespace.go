@@ -294,7 +294,13 @@ type cmdRename struct {
 	control.RenameReq
 }
 
-func (c *cmdRename) op() uint8 { return opRename }
+// op: a server that doesn't know of files that are kept must not remove them, but stop.
+func (c *cmdRename) op() uint8 {
+	if c.Keep != "" {
+		return opRenameKeep
+	}
+	return opRename
+}
 
 func (c *cmdRename) put(e *encoder) {
 	c.origin.put(e)
@@ -303,6 +309,10 @@ func (c *cmdRename) put(e *encoder) {
 	e.u64(uint64(c.ToParent))
 	e.str(c.ToName)
 	e.bool(c.NoReplace)
+	if c.Keep != "" {
+		e.str(c.Keep)
+		e.u64(uint64(c.Kept))
+	}
 }
 
 func (c *cmdRename) get(d *decoder) {
@@ -312,6 +322,10 @@ func (c *cmdRename) get(d *decoder) {
 	c.ToParent = dataplane.FileID(d.u64())
 	c.ToName = d.str()
 	c.NoReplace = d.bool()
+	if len(d.b) > 0 { // since replaced files are kept
+		c.Keep = d.str()
+		c.Kept = dataplane.FileID(d.u64())
+	}
 }
 
 func (c *cmdRename) apply(s *State, r *Result) {
@@ -346,8 +360,24 @@ func (c *cmdRename) apply(s *State, r *Result) {
 	if old != 0 && !c.replaceable(f, s.files.get(old), r) {
 		return
 	}
+	keep := old != 0 && c.Keep != "" && old == c.Kept && s.files.get(old).typ != control.TypeDir
+	if keep {
+		if kind, msg := checkName(c.Keep); kind != dataplane.OK {
+			r.fail(kind, "%s", msg)
+			return
+		}
+		if s.files.get(dataplane.RootID).dir.find(c.Keep) != 0 {
+			r.fail(dataplane.Exists, "%q", c.Keep)
+			return
+		}
+	}
 	if old != 0 {
 		s.unlink(old)
+	}
+	switch {
+	case keep:
+		s.link(old, dataplane.RootID, c.Keep)
+	case old != 0:
 		s.destroy(old, r)
 	}
 	s.unlink(id)

@@ -281,6 +281,8 @@ func FuzzEntry(f *testing.F) {
 		&cmdUnlink{origin{1, 2}, control.UnlinkReq{Parent: 1, Name: "small"}},
 		&cmdRename{origin{1, 3}, control.RenameReq{FromParent: 1, FromName: "small", ToParent: 4,
 			ToName: "x"}},
+		&cmdRename{origin{1, 7}, control.RenameReq{FromParent: 1, FromName: "dir", ToParent: 1,
+			ToName: "small", Keep: "kept", Kept: 2}},
 		&cmdSetAttr{origin{1, 4}, control.SetAttrReq{File: 2, Mask: 127, Policy: DefaultPolicy}},
 		&cmdGrow{GrowReq: control.GrowReq{File: 2, Size: 1 << 40}},
 		&cmdSetXattr{origin{1, 5}, control.XattrReq{File: 4, Name: "n", Value: []byte("v")}},

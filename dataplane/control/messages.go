@@ -163,6 +163,10 @@ type RenameReq struct {
 	ToParent   dataplane.FileID
 	ToName     string
 	NoReplace  bool
+	// Keep is the name, in the root directory, that the file Kept gets if it is the one that is
+	// replaced: it isn't removed then. Empty: what is replaced is removed.
+	Keep string
+	Kept dataplane.FileID
 }
 
 // ReadDirReq lists a directory in the order of names, after the name After.

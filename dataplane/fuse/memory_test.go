@@ -223,7 +223,11 @@ func (m *memory) Rename(_ context.Context, r *control.RenameReq) error {
 		if len(m.nodes[old].entries) > 0 {
 			return fail(dataplane.NotEmpty)
 		}
-		if old != n.attr.File {
+		switch {
+		case old == n.attr.File:
+		case r.Keep != "" && old == r.Kept:
+			m.nodes[dataplane.RootID].entries[r.Keep] = old
+		default:
 			delete(m.nodes, old)
 		}
 	}

@@ -252,7 +252,7 @@ func (fs *fileSystem) Unlink(cancel <-chan struct{}, in *fuse.InHeader, name str
 }
 
 // hide moves a file that is open here to a hidden name, instead of losing it; see the package
-// comment. Then removed or unhide is to be called. It returns nil if the file isn't open.
+// comment. Then removed is to be called. It returns nil if the file isn't open.
 func (fs *fileSystem) hide(ctx context.Context, parent dataplane.FileID, name string) (*node,
 	error) {
 	fs.mu.RLock()
@@ -291,19 +291,46 @@ func (fs *fileSystem) removed(ctx context.Context, n *node) error {
 	return nil
 }
 
-// unhide gives a hidden file its name back, because what was to take its place didn't.
-func (fs *fileSystem) unhide(n *node, parent dataplane.FileID, name string) {
+// keepReplaced has a rename keep the file that it replaces, under a hidden name, if that is open here.
+// It returns nil if it isn't.
+func (fs *fileSystem) keepReplaced(ctx context.Context, req *control.RenameReq) (*node, error) {
+	fs.mu.RLock()
+	none := len(fs.nodes) == 0
+	fs.mu.RUnlock()
+	if none {
+		return nil, nil
+	}
+	a, err := fs.b.Lookup(ctx, req.ToParent, req.ToName)
+	if dataplane.KindOf(err) == dataplane.NotFound {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, err
+	}
+	n := fs.openNode(a.File)
+	if n != nil {
+		req.Keep, req.Kept = fs.hiddenName(n.id), n.id
+	}
+	return n, nil
+}
+
+// replaced has the file that a rename was to replace removed with its last close, if the rename was
+// done: failed says that it isn't known.
+func (fs *fileSystem) replaced(n *node, failed bool) {
 	ctx, stop := context.WithTimeout(fs.base, fs.o.Grace)
 	defer stop()
-	to := fs.hiddenName(n.id)
-	err := fs.b.Rename(ctx, &control.RenameReq{FromParent: dataplane.RootID, FromName: to,
-		ToParent: parent, ToName: name, NoReplace: true})
-	if dataplane.KindOf(err) == dataplane.Exists { // it did, and only the answer was lost
+	a, err := fs.b.Lookup(ctx, dataplane.RootID, fs.hiddenName(n.id))
+	switch {
+	case dataplane.KindOf(err) == dataplane.NotFound:
+		return // not done; or another host had replaced the file before
+	case err == nil && a.File == n.id:
+		err = fs.removed(ctx, n)
+	case err != nil && !failed:
 		err = fs.removed(ctx, n)
 	}
 	if err != nil {
-		fs.log.Error("a file that was to be replaced and wasn't has lost its name: rename it back",
-			"name", name, "is now", "/"+to, "err", err)
+		fs.log.Warn("remove a file that was replaced while it was open", "name", fs.hiddenName(n.id),
+			"err", err)
 	}
 }
 
@@ -326,24 +353,18 @@ func (fs *fileSystem) Rename(cancel <-chan struct{}, in *fuse.RenameIn, oldName 
 	ctx, stop := fs.context(cancel)
 	defer stop()
 	noReplace := in.Flags&unix.RENAME_NOREPLACE != 0
-	var replaced *node
+	req := &control.RenameReq{FromParent: from, FromName: oldName, ToParent: to, ToName: newName,
+		NoReplace: noReplace}
+	var open *node
 	if !noReplace && (from != to || oldName != newName) {
 		var err error
-		replaced, err = fs.hide(ctx, to, newName)
-		if err != nil && dataplane.KindOf(err) != dataplane.NotFound {
+		if open, err = fs.keepReplaced(ctx, req); err != nil {
 			return fs.status("rename to "+newName, err)
 		}
 	}
-	err := fs.b.Rename(ctx, &control.RenameReq{FromParent: from, FromName: oldName, ToParent: to,
-		ToName: newName, NoReplace: noReplace})
-	switch {
-	case replaced == nil:
-	case err != nil:
-		fs.unhide(replaced, to, newName)
-	default:
-		if err := fs.removed(ctx, replaced); err != nil {
-			fs.log.Warn("remove a file that was replaced while it was open", "name", newName, "err", err)
-		}
+	err := fs.b.Rename(ctx, req)
+	if open != nil {
+		fs.replaced(open, err != nil)
 	}
 	return fs.status("rename "+oldName, err)
 }

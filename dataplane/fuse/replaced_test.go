@@ -15,10 +15,12 @@ import (
 // lostAnswer is a backend that does the last rename and then loses its answer.
 type lostAnswer struct {
 	*memory
-	name string // what is renamed
+	name    string // what is renamed
+	renames *int
 }
 
 func (b lostAnswer) Rename(ctx context.Context, r *control.RenameReq) error {
+	*b.renames++
 	err := b.memory.Rename(ctx, r)
 	if err == nil && r.FromName == b.name {
 		return fail(dataplane.Closed)
@@ -28,17 +30,18 @@ func (b lostAnswer) Rename(ctx context.Context, r *control.RenameReq) error {
 
 // TestRenameFails: a rename that fails, because what it was to rename is gone, leaves alone the
 // open file that it was to replace. If it was done and only the answer is lost, the replaced file
-// stays hidden and goes with its last close.
+// stays hidden and goes with its last close. In no case is it renamed away first: nobody may meet
+// neither of them.
 func TestRenameFails(t *testing.T) {
 	for _, test := range []struct {
 		name string
 		done bool // the source is there; the answer is lost
 	}{{"source is gone", false}, {"answer is lost", true}} {
 		t.Run(test.name, func(t *testing.T) {
-			m := newMemory()
+			m, renames := newMemory(), 0
 			o := &Options{Log: slog.New(slog.DiscardHandler)}
 			o.setDefaults()
-			fs := newFileSystem(o, lostAnswer{m, "new"})
+			fs := newFileSystem(o, lostAnswer{m, "new", &renames})
 			defer fs.stop()
 			create := func(name string) (dataplane.FileID, uint64) {
 				in := &fuse.CreateIn{Flags: syscall.O_RDWR}
@@ -58,6 +61,9 @@ func TestRenameFails(t *testing.T) {
 			in.NodeId = uint64(dataplane.RootID)
 			if status := fs.Rename(nil, in, "new", "conf"); status == fuse.OK {
 				t.Fatal("the rename succeeded")
+			}
+			if renames != 1 {
+				t.Errorf("%d renames", renames)
 			}
 			fs.release(fh)
 			a, err := m.Lookup(t.Context(), dataplane.RootID, "conf")
