@@ -210,7 +210,7 @@ func (n *nsTest) rename() (command, dataplane.Kind) {
 	m, old := from.children[a], to.children[b]
 	keep := n.rng.IntN(3) > 0
 	if keep {
-		c.Keep, c.Kept = n.name(), n.ids[n.pick()]
+		c.Keep, c.Kept = n.name()+n.name(), n.ids[n.pick()]
 		if old != nil && n.rng.IntN(4) > 0 {
 			c.Kept = n.ids[old]
 		}

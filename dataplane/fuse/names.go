@@ -291,8 +291,8 @@ func (fs *fileSystem) removed(ctx context.Context, n *node) error {
 	return nil
 }
 
-// keepReplaced has a rename keep the file that it replaces, under a hidden name, if that is open here.
-// It returns nil if it isn't.
+// keepReplaced has a rename keep the file that it replaces, under a hidden name, if that is open
+// here. It returns nil if it isn't.
 func (fs *fileSystem) keepReplaced(ctx context.Context, req *control.RenameReq) (*node, error) {
 	fs.mu.RLock()
 	none := len(fs.nodes) == 0
