@@ -1,6 +1,7 @@
 package mds
 
 import (
+	"slices"
 	"strings"
 	"testing"
 
@@ -15,8 +16,8 @@ func TestLongInventory(t *testing.T) {
 	s := c.newCS(1)
 	const n = 200_000
 	var held []control.HeldChunk
-	for i := range n {
-		held = append(held, control.HeldChunk{Chunk: dataplane.NewChunkID(3, uint64(i)), Epoch: 1})
+	for _, id := range goneChunks(t, c.nodes[0].r.fsm.s, n) {
+		held = append(held, control.HeldChunk{Chunk: id, Epoch: 1})
 	}
 	send := func(parts ...int) uint32 {
 		for i, part := range parts {
@@ -54,6 +55,22 @@ func TestLongInventory(t *testing.T) {
 	if r := s.register(); len(r.Forget) != 0 {
 		t.Fatalf("%d chunks to forget of an empty inventory", len(r.Forget))
 	}
+}
+
+// goneChunks returns chunks that were freed.
+func goneChunks(t *testing.T, s *State, n int) (ids []dataplane.ChunkID) {
+	t.Helper()
+	for range n {
+		rec, err := s.table.Alloc()
+		if err != nil {
+			t.Fatal(err)
+		}
+		ids = append(ids, rec.ID)
+	}
+	for _, id := range slices.Backward(ids) {
+		s.table.Free(id)
+	}
+	return ids
 }
 
 // A directory that its process refuses is said to be refused, with the reason, until it serves.
@@ -133,13 +150,13 @@ func TestRefusedDirectory(t *testing.T) {
 // more.
 func TestCopiesOutliveTheirLeader(t *testing.T) {
 	c := newTestCluster(t, 1)
+	gone := goneChunks(t, c.nodes[0].r.fsm.s, 1)[0]
 	for n := range byte(3) {
 		defer c.newCS(n + 1).keepAlive()()
 	}
 	conf := oneChunk(t, c.client(dataplane.RoleClient, 7, nil))
 	s := c.newCS(4)
 	l := c.nodes[0].lead.Load()
-	gone := dataplane.NewChunkID(3, 1)
 	for _, epoch := range []dataplane.Epoch{0, conf.Epoch} { // one that isn't finished, and one held
 		s.reg.Chunks = []control.HeldChunk{{Chunk: conf.Chunk, Epoch: epoch}, {Chunk: gone, Epoch: 1}}
 		if r := s.register(); len(r.Forget) != 1 || r.Forget[0] != gone || len(r.Retired) != 0 {

@@ -44,8 +44,8 @@ func TestManyForgotten(t *testing.T) {
 	const n = 2*maxForgetReply + 11
 	s, _ := retiredSim(t)
 	var held []control.HeldChunk
-	for i := range uint64(n) {
-		held = append(held, control.HeldChunk{Chunk: dataplane.NewChunkID(3, i), Epoch: 1})
+	for _, id := range goneChunks(t, s.srv.r.fsm.s, n) {
+		held = append(held, control.HeldChunk{Chunk: id, Epoch: 1})
 	}
 	if r := registerWith(t, s, held, false); r.LeaseNs != 0 || len(r.Forget) != maxForgetReply {
 		t.Errorf("an older program: a lease of %d ns, and %d to be forgotten", r.LeaseNs,
