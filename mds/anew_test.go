@@ -1,7 +1,6 @@
 package mds
 
 import (
-	"fmt"
 	"testing"
 
 	"pstorage/dataplane"
@@ -26,25 +25,12 @@ func TestPlaceAnew(t *testing.T) {
 }
 
 func testPlaceAnew(t *testing.T, created, oneBack, asked, moved bool) {
-	s := newFuzzSim()
-	defer s.Close()
-	must := func(role dataplane.Role, op dataplane.Opcode, req any) any {
-		t.Helper()
-		answer, err := s.ask(role, op, control.Marshal(req))
-		if err != nil {
-			t.Fatal(err)
-		}
-		return answer
-	}
 	const servers = 6
-	for i := range servers {
-		must(dataplane.RoleCS, control.OpRegisterCS, &control.RegisterCSReq{Disk: [16]byte{byte(i + 1)},
-			Boot: 1, Addr: "10.0.0.1:1", Host: fmt.Sprint("h", i), Path: "/p", Instance: uint64(i + 1),
-			Capacity: 100 * dataplane.ChunkSize})
+	s, files := placingSim(t, servers, 100)
+	if _, err := s.ask(dataplane.RoleClient, control.OpAllocate, control.Marshal(
+		&control.MapReq{File: files[0], Count: 1})); err != nil {
+		t.Fatal(err)
 	}
-	file := must(dataplane.RoleClient, control.OpCreate, &control.CreateReq{Parent: dataplane.RootID,
-		Name: "f", Type: control.TypeFile, Mode: 0o600}).(*control.Attr).File
-	must(dataplane.RoleClient, control.OpAllocate, &control.MapReq{File: file, Count: 1})
 	table := s.srv.r.fsm.s.table
 	id := table.At(0).ID
 	if created {
