@@ -490,3 +490,28 @@ func TestMarkTorn(t *testing.T) {
 		}
 	}
 }
+
+// FuzzMark reads arbitrary watermarks: no panic, and one that passes says what it says after it was
+// raised, too.
+func FuzzMark(f *testing.F) {
+	m := mark{make([]byte, markSize)}
+	f.Add(bytes.Clone(m.b), uint64(0))
+	m.set(7)
+	f.Add(bytes.Clone(m.b), uint64(7))
+	m.b[8]++
+	f.Add(bytes.Clone(m.b), uint64(8))
+	f.Fuzz(func(t *testing.T, b []byte, last uint64) {
+		m := mark{make([]byte, markSize)}
+		copy(m.b, b)
+		if m.check(last) != nil {
+			return
+		}
+		if index := m.index(); index > last {
+			t.Fatalf("index %d of a log that ends at %d", index, last)
+		}
+		m.set(last)
+		if err := m.check(last); err != nil || m.index() != last {
+			t.Fatalf("raised to %d: %d, %v", last, m.index(), err)
+		}
+	})
+}
