@@ -18,7 +18,8 @@ import (
 // The supervisor, from top to bottom:
 //
 //  1. watch reads the cs.list of every chosen cluster, twice a second;
-//  2. for a new line it starts keep, for a line that is gone it stops that one;
+//  2. for a new line it starts keep; one whose line is gone it stops, once that has been so for
+//     goneAfter: a file that is just being written may be short, or empty, for a moment;
 //  3. keep runs one child after the other for its directory: a crashed one is replaced at once,
 //     one that crashes again soon after waits longer and longer, one that refuses its directory
 //     isn't replaced;
@@ -27,6 +28,7 @@ import (
 //     needn't wait for its lease to run out, only a moment in which it may be back.
 const (
 	watchEvery  = 500 * time.Millisecond
+	goneAfter   = 2 * time.Second
 	firstDelay  = 100 * time.Millisecond // before the second restart in a row; the first has none
 	maxDelay    = 5 * time.Second
 	stableAfter = time.Second      // a child that lived this long starts the delays anew
@@ -77,6 +79,7 @@ type keeper struct {
 	dir  string
 	stop context.CancelFunc
 	done chan struct{} // closed when its last child has exited
+	gone time.Time     // since when its line is no longer in the list; zero: it is
 	// again has the keeper of a directory that was refused, or that waits, try at once.
 	again chan struct{}
 }
@@ -143,7 +146,18 @@ func (k *keeper) ended() bool {
 func (s *supervisor) follow(ctx context.Context, running map[place]*keeper, places []place,
 	first bool) {
 	for p, k := range running {
-		if !slices.Contains(places, p) {
+		if slices.Contains(places, p) {
+			k.gone = time.Time{}
+			continue
+		}
+		if k.gone.IsZero() {
+			k.gone = time.Now()
+		}
+		// A new line for the same directory can't wait.
+		replaced := slices.ContainsFunc(places, func(o place) bool {
+			return o.daemon.Dir == p.daemon.Dir
+		})
+		if replaced || time.Since(k.gone) >= goneAfter {
 			s.log.Info("no longer in the list: stopping", "cluster", p.cluster, "dir", p.daemon.Dir)
 			k.stop()
 			delete(running, p)

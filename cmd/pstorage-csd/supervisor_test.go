@@ -244,6 +244,13 @@ func TestSupervisorFollowsTheList(t *testing.T) {
 	if !alive(pids(a)[0]) || !alive(pids(b)[0]) {
 		t.Error("a broken list stops children")
 	}
+	places.Store(&[]place{}) // nor does one that is just being written
+	time.Sleep(watchEvery + watchEvery/4)
+	places.Store(&[]place{a, b})
+	time.Sleep(goneAfter)
+	if !alive(pids(a)[0]) || !alive(pids(b)[0]) {
+		t.Error("a list that is empty for a moment stops children")
+	}
 	places.Store(&[]place{b})
 	eventually(t, "a is stopped", func() bool { return !alive(pids(a)[0]) })
 	if !alive(pids(b)[0]) {

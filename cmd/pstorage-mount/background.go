@@ -99,12 +99,12 @@ func checkMountpoint(path string) (string, error) {
 	if err != nil {
 		return "", cli.Fail("find mount point "+path, err, "")
 	}
+	if err := cli.RefuseMounted(abs); err != nil {
+		return "", err
+	}
 	info, err := os.Stat(abs)
 	what := "mount on " + abs
 	switch {
-	case errors.Is(err, syscall.ENOTCONN):
-		return "", cli.Failf(what, "a mount whose process is gone is still there",
-			"remove it with: umount -l "+abs)
 	case errors.Is(err, os.ErrNotExist):
 		return "", cli.Failf(what, "there is no such directory", "make it with: mkdir -p "+abs)
 	case err != nil:

@@ -50,7 +50,7 @@ func TestParseAttrs(t *testing.T) {
 
 // TestClusterPath says which path inside which cluster is meant.
 func TestClusterPath(t *testing.T) {
-	mounts := []mountDoc{{Mountpoint: "/pcs", Source: "pstorage://one"},
+	mounts := []cli.Mount{{Mountpoint: "/pcs", Source: "pstorage://one"},
 		{Mountpoint: "/pcs/two", Source: "pstorage://two"}, {Mountpoint: "/x", Source: "named"}}
 	for _, c := range []struct{ cluster, path, wantCluster, want string }{
 		{"", "/images/a", "", "/images/a"},

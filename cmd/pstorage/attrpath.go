@@ -30,7 +30,7 @@ func (p *attrPath) find(a *app, path string) (string, error) {
 	if p.inside {
 		return path, nil
 	}
-	mounts, err := readMounts()
+	mounts, err := cli.Mounts()
 	if err != nil {
 		return "", err
 	}
@@ -38,7 +38,7 @@ func (p *attrPath) find(a *app, path string) (string, error) {
 }
 
 // onMount returns the innermost of the mounts that path is on, nil if there is none.
-func onMount(mounts []mountDoc, path string) (on *mountDoc) {
+func onMount(mounts []cli.Mount, path string) (on *cli.Mount) {
 	for i := range mounts {
 		m := &mounts[i]
 		if under(m.Mountpoint, path) && (on == nil || len(m.Mountpoint) > len(on.Mountpoint)) {
@@ -55,7 +55,7 @@ func insideAdvice(err error, path string) error {
 	if dataplane.KindOf(err) != dataplane.NotFound || !errors.As(err, &e) {
 		return err
 	}
-	mounts, mountsErr := readMounts()
+	mounts, mountsErr := cli.Mounts()
 	if mountsErr != nil {
 		return err // without the advice
 	}
@@ -68,7 +68,7 @@ func insideAdvice(err error, path string) error {
 }
 
 // clusterPath is find with these mounts. A mount of another cluster than the named one is refused.
-func clusterPath(mounts []mountDoc, cluster *string, path string) (string, error) {
+func clusterPath(mounts []cli.Mount, cluster *string, path string) (string, error) {
 	path = filepath.Clean(path)
 	on := onMount(mounts, path)
 	if on == nil {

@@ -17,17 +17,9 @@ import (
 	"pstorage/cmd/cli"
 )
 
-const mountType = "fuse.pstorage" // of mount(8)
-
 // mountsDoc lists the mounts of this node.
 type mountsDoc struct {
-	Mounts []mountDoc `json:"mounts"`
-}
-
-type mountDoc struct {
-	Mountpoint string `json:"mountpoint"`
-	Source     string `json:"source"` // pstorage://CLUSTER, unless the mount was given another name
-	ReadOnly   bool   `json:"read_only"`
+	Mounts []cli.Mount `json:"mounts"`
 }
 
 func newMount(a *app) *cobra.Command {
@@ -79,9 +71,6 @@ func mountOn(ctx context.Context, a *app, mountpoint string, options []string) e
 	if err != nil {
 		return err
 	}
-	if err := refuseMounted(mountpoint); err != nil {
-		return err
-	}
 	args := []string{"-c", conf.Name()}
 	if len(options) > 0 {
 		args = append(args, "-o", strings.Join(options, ","))
@@ -98,25 +87,6 @@ func mountOn(ctx context.Context, a *app, mountpoint string, options []string) e
 	return cli.Fail("run "+program, err, "")
 }
 
-// refuseMounted says that something of pstorage is mounted there already: a second mount would hide
-// the first, and need a second umount.
-func refuseMounted(mountpoint string) error {
-	if _, err := os.Stat(mountpoint); errors.Is(err, syscall.ENOTCONN) {
-		return nil // its process is gone; pstorage-mount says so
-	}
-	mounts, err := readMounts()
-	if err != nil {
-		return err
-	}
-	for _, m := range mounts {
-		if samePath(m.Mountpoint, mountpoint) {
-			return cli.Failf("mount on "+m.Mountpoint, m.Source+" is mounted there already",
-				"choose another directory, or first: pstorage umount "+m.Mountpoint)
-		}
-	}
-	return nil
-}
-
 // sibling finds a program of this installation.
 func sibling(name string) (string, error) {
 	if self, err := os.Executable(); err == nil {
@@ -131,13 +101,13 @@ func sibling(name string) (string, error) {
 
 // listMounts prints this node's mounts, or only those on the mount points given.
 func listMounts(a *app, only []string, out io.Writer) error {
-	all, err := readMounts()
+	all, err := cli.Mounts()
 	if err != nil {
 		return err
 	}
-	doc := mountsDoc{Mounts: []mountDoc{}}
+	doc := mountsDoc{Mounts: []cli.Mount{}}
 	for _, m := range all {
-		if len(only) == 0 || samePath(m.Mountpoint, only[0]) {
+		if len(only) == 0 || m.On(only[0]) {
 			doc.Mounts = append(doc.Mounts, m)
 		}
 	}
@@ -155,34 +125,6 @@ func listMounts(a *app, only []string, out io.Writer) error {
 			t.row(m.Mountpoint, m.Source, mode)
 		}
 	})
-}
-
-func samePath(a, b string) bool {
-	b, err := filepath.Abs(b)
-	return err == nil && a == b
-}
-
-func readMounts() ([]mountDoc, error) {
-	text, err := os.ReadFile("/proc/self/mountinfo")
-	if err != nil {
-		return nil, cli.Fail("list the mounts", cli.Plain(err), "")
-	}
-	return parseMounts(string(text)), nil
-}
-
-// parseMounts finds the mounts of pstorage in the text of /proc/self/mountinfo, see proc(5).
-func parseMounts(text string) (list []mountDoc) {
-	unescape := strings.NewReplacer(`\040`, " ", `\011`, "\t", `\012`, "\n", `\134`, `\`)
-	for line := range strings.Lines(text) {
-		own, rest, ok := strings.Cut(line, " - ")
-		fields, more := strings.Fields(own), strings.Fields(rest)
-		if !ok || len(fields) < 6 || len(more) < 2 || more[0] != mountType {
-			continue
-		}
-		list = append(list, mountDoc{Mountpoint: unescape.Replace(fields[4]),
-			Source: unescape.Replace(more[1]), ReadOnly: strings.HasPrefix(fields[5]+",", "ro,")})
-	}
-	return list
 }
 
 func newUmount(a *app) *cobra.Command {
@@ -216,14 +158,14 @@ func umount(a *app, mountpoint string, lazy bool, out io.Writer) error {
 		return cli.Fail("find "+mountpoint, err, "")
 	}
 	what := "unmount " + path
-	mounts, err := readMounts()
+	mounts, err := cli.Mounts()
 	if err != nil {
 		return err
 	}
-	doc := mountsDoc{Mounts: []mountDoc{}}
+	doc := mountsDoc{Mounts: []cli.Mount{}}
 	for _, m := range mounts {
 		if m.Mountpoint == path {
-			doc.Mounts = []mountDoc{m} // the uppermost, if there are several
+			doc.Mounts = []cli.Mount{m} // the uppermost, if there are several
 		}
 	}
 	if len(doc.Mounts) == 0 {

@@ -54,7 +54,7 @@ func checkNewDir(dir, flag string) (*newDir, error) {
 
 // refuseOwnMount says that path is on a mount of pstorage: a daemon there would wait for itself.
 func refuseOwnMount(path, flag string) error {
-	mounts, err := readMounts()
+	mounts, err := cli.Mounts()
 	if err != nil {
 		return err
 	}

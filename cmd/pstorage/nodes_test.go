@@ -34,14 +34,3 @@ func TestNodesOf(t *testing.T) {
 		t.Errorf("%+v", a)
 	}
 }
-
-func TestParseMounts(t *testing.T) {
-	const info = "22 1 254:0 / / rw,noatime - ext4 /dev/vda rw\n" +
-		`50 22 0:40 / /mnt/my\040disk rw,nosuid - fuse.pstorage pstorage://dev rw` + "\n" +
-		"51 22 0:41 / /ro ro shared:3 - fuse.pstorage images rw\nnonsense\n- fuse.pstorage\n"
-	list := parseMounts(info)
-	if len(list) != 2 || list[0] != (mountDoc{"/mnt/my disk", "pstorage://dev", false}) ||
-		list[1] != (mountDoc{"/ro", "images", true}) {
-		t.Errorf("%+v", list)
-	}
-}

@@ -1,0 +1,88 @@
+package cli
+
+import (
+	"errors"
+	"os"
+	"path/filepath"
+	"strings"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// mountType is what mount(8) calls our mounts.
+const mountType = "fuse.pstorage"
+
+// Mount is a mount of pstorage on this node.
+type Mount struct {
+	Mountpoint string `json:"mountpoint"`
+	Source     string `json:"source"` // pstorage://CLUSTER, unless the mount was given another name
+	ReadOnly   bool   `json:"read_only"`
+}
+
+// Mounts lists the mounts of this node.
+func Mounts() ([]Mount, error) {
+	text, err := os.ReadFile("/proc/self/mountinfo")
+	if err != nil {
+		return nil, Fail("list the mounts", Plain(err), "")
+	}
+	return parseMounts(string(text)), nil
+}
+
+// parseMounts finds the mounts of pstorage in the text of /proc/self/mountinfo, see proc(5).
+func parseMounts(text string) (list []Mount) {
+	unescape := strings.NewReplacer(`\040`, " ", `\011`, "\t", `\012`, "\n", `\134`, `\`)
+	for line := range strings.Lines(text) {
+		own, rest, ok := strings.Cut(line, " - ")
+		fields, more := strings.Fields(own), strings.Fields(rest)
+		if !ok || len(fields) < 6 || len(more) < 2 || more[0] != mountType {
+			continue
+		}
+		list = append(list, Mount{Mountpoint: unescape.Replace(fields[4]),
+			Source: unescape.Replace(more[1]), ReadOnly: strings.HasPrefix(fields[5]+",", "ro,")})
+	}
+	return list
+}
+
+// On says whether the mount is on path.
+func (m *Mount) On(path string) bool {
+	abs, err := filepath.Abs(path)
+	return err == nil && m.Mountpoint == abs
+}
+
+// RefuseMounted says that something of pstorage is mounted on a directory already: a second mount
+// would hide the first, and need a second umount. It also says so if that one doesn't answer.
+func RefuseMounted(mountpoint string) error {
+	mounts, err := Mounts()
+	if err != nil {
+		return err
+	}
+	for _, m := range mounts {
+		if !m.On(mountpoint) {
+			continue
+		}
+		if orphaned(m.Mountpoint) {
+			return Failf("mount on "+m.Mountpoint, "a mount whose process is gone is still there",
+				"remove it with: umount -l "+m.Mountpoint)
+		}
+		return Failf("mount on "+m.Mountpoint, m.Source+" is mounted there already",
+			"choose another directory, or first: pstorage umount "+m.Mountpoint)
+	}
+	return nil
+}
+
+// orphaned says whether a mount's process is gone. Nobody waits for one that lives and doesn't get
+// an answer from its cluster.
+func orphaned(mountpoint string) bool {
+	result := make(chan error, 1)
+	go func() {
+		_, err := os.Stat(mountpoint)
+		result <- err
+	}()
+	select {
+	case err := <-result:
+		return errors.Is(err, unix.ENOTCONN)
+	case <-time.After(time.Second):
+		return false
+	}
+}
