@@ -229,7 +229,11 @@ func psFileClose(h C.uintptr_t) C.int {
 	}
 	dropHandle(h)
 	f.conn.files.Add(-1)
-	if err := f.file.Close(); err != nil {
+	err := f.file.Flush() // Close does so for the last handle of the file only
+	if closeErr := f.file.Close(); err == nil {
+		err = closeErr
+	}
+	if err != nil {
 		return fail("close a file", err)
 	}
 	return 0
