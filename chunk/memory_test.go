@@ -243,3 +243,32 @@ func TestLife(t *testing.T) {
 		}
 	}
 }
+
+// A write that is answered while its head is being settled tells the life in which all hold it:
+// without one its client's next flush would say that something was lost.
+func TestAnswerWhileSealedHasLife(t *testing.T) {
+	w := newWorld(t, 97, 3)
+	w.md.add(chunkA, 2, 1, 2, 3)
+	w.md.chunks[chunkA].Ack = 1
+	w.mustWrite(chunkA, 0, pattern(1, 4096))
+	life, head := w.cl.aux, w.nodes[0]
+	for _, nd := range w.nodes[1:] {
+		w.net.Slow(head.ip, nd.ip, 50*ms)
+	}
+	done, sealed := false, false
+	w.cl.env.Do(func() {
+		w.cl.do(chunkA, dataplane.Header{Op: dataplane.OpWrite}, pattern(2, 4096), 0, func([]byte) {
+			done, sealed = true, head.sh.chunks[chunkA].state != active
+		})
+	})
+	w.sim.Run(func() bool { return false }, w.sim.Now()+10*ms)
+	head.env.Do(func() {
+		r := head.sh.chunks[chunkA]
+		head.sh.settle(r, []dataplane.CSID{})
+		head.sh.seal(r, r.epoch, r.settler, func() {})
+	})
+	w.must(func() bool { return done }, 10*sec, "write")
+	if !sealed || w.cl.aux != life {
+		t.Errorf("sealed: %v; life %d, before %d", sealed, w.cl.aux, life)
+	}
+}

@@ -121,8 +121,8 @@ func (sh *Shard) answer(q *request, status dataplane.Kind) {
 	if r := q.r; r != nil {
 		if r.state == active {
 			h.Epoch = r.epoch
-			h.Aux = uint32(r.life)
 		}
+		h.Aux = uint32(r.life) // in which all members hold it, also if the head has been sealed since
 		if r.memory && q.hdr.Op != dataplane.OpReplicate {
 			h.Seq = 0 // its writer must not claim it: acked.go
 		}

@@ -35,6 +35,8 @@ type Canary struct {
 	NoHoldAdded      bool // the same for additions, not for moves
 	NoSalvage        bool // a damaged block isn't looked for at former members
 	SalvageAny       bool // whatever a former member has is taken for a damaged block
+	FlushEarly       bool // a member answers a flush before the writes are durable
+	KeepLife         bool // clients aren't told that all members have ended
 	NoHistory        bool // a dirty map misses what was written since the exclusion
 }
 

@@ -53,6 +53,8 @@ var canaries = map[string]canary{
 	"record-first":      {cs: chunk.Canary{RecordFirst: true}},
 	"no-salvage":        {cs: chunk.Canary{NoSalvage: true}},
 	"salvage-any":       {cs: chunk.Canary{SalvageAny: true}},
+	"flush-early":       {cs: chunk.Canary{FlushEarly: true}},
+	"keep-life":         {cs: chunk.Canary{KeepLife: true}},
 	"no-term-wait":      {mds: mds.SimCanary{NoTermWait: true}},
 }
 

@@ -60,7 +60,8 @@ func (c *client) newProcess() {
 		Log: w.log.With("client", c.index+1)})
 	c.handles = nil
 	for _, f := range w.files {
-		h, err := c.eng.OpenFile(&control.Attr{File: f.id, Type: control.TypeFile, Size: fileSize},
+		h, err := c.eng.OpenFile(&control.Attr{File: f.id, Type: control.TypeFile, Size: fileSize,
+			Policy: control.Policy{AckMemory: w.sc.memory}},
 			fmt.Sprint("f", f.id))
 		if err != nil {
 			panic(err)
@@ -128,7 +129,7 @@ func (c *client) pick(f *file) (off int64, n int) {
 		a = areas[1]
 	}
 	unit := 4096
-	if !f.whole {
+	if !f.whole && !sc.memory {
 		unit = 512
 	}
 	most := min(size, int(a.length))
@@ -175,23 +176,25 @@ func (c *client) write(f *file, off int64, n int, zero bool) {
 		}
 		op = &dpclient.Op{Kind: dpclient.Write, File: c.handles[f.index], Offset: off, Buf: buf}
 	}
+	if c.w.sc.memory && !zero {
+		op.FUA = c.rng.IntN(8) == 0
+	}
 	c.w.trace("client %d writes %x at %d +%d", c.index+1, tag, off, n)
 	f.invoke(off, n, tag)
 	c.submit(op, func() {
 		c.w.sim.Note(tag)
 		c.w.trace("client %d has written %x", c.index+1, tag)
 		f.acked(off, n)
-		if c.rng.IntN(16) == 0 {
+		if op.FUA {
+			f.wroteDurably(off, n)
+		}
+		if c.rng.IntN(c.w.sc.flushes) == 0 {
 			c.flush(f)
 		}
 		if c.rng.IntN(4) == 0 && !c.w.stopLoad {
 			c.read(f, off, n) // while only this client and the head know that it is committed
 		}
 	})
-}
-
-func (c *client) flush(f *file) {
-	c.submit(&dpclient.Op{Kind: dpclient.Flush, File: c.handles[f.index]}, func() {})
 }
 
 // read reads a range and has every block checked.
@@ -290,7 +293,7 @@ func (w *world) makeFile(i int) {
 		Type: control.TypeFile, Mode: 0o644}, func(a *control.Attr) {
 		f.id = a.File
 		pol := a.Policy
-		pol.Replicas, pol.Minimum = w.sc.replicas, w.sc.minimum
+		pol.Replicas, pol.Minimum, pol.AckMemory = w.sc.replicas, w.sc.minimum, w.sc.memory
 		ask(control.OpSetAttr, &control.SetAttrReq{File: f.id, Mask: control.SetPolicy, Policy: pol},
 			func(*control.Attr) {
 				ask(control.OpGrow, &control.GrowReq{File: f.id, Size: fileSize},

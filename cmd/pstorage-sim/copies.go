@@ -6,13 +6,19 @@ import (
 	"pstorage/chunk"
 )
 
-// copyCounts says what copies of chunks there were: a run without any proves nothing about them.
-type copyCounts struct {
+// counts says what there was of copies of chunks and of losses: a run without any proves nothing
+// about them.
+type counts struct {
 	runs           int // with copies
 	copies, deltas uint64
 	moves          uint64 // ordered by the simulation
 	bypassed       uint64 // writes that went around the log
 	claims         uint64 // marks moved by what clients said was acknowledged
+
+	// write-ack=memory.
+	memory      int // runs
+	fellBack    int // blocks that lost what was only acknowledged
+	lostFlushes int // flushes that said so
 }
 
 // count adds what a process did that ends now.
@@ -21,28 +27,32 @@ func (w *world) count(sh *chunk.Shard) {
 		return
 	}
 	s := sh.Stats()
-	w.copies.copies += s.Copies
-	w.copies.deltas += s.Deltas
-	w.copies.bypassed += sh.SimBypassed()
-	w.copies.claims += sh.SimClaims()
-	if w.copies.copies > 0 {
-		w.copies.runs = 1
+	w.counts.copies += s.Copies
+	w.counts.deltas += s.Deltas
+	w.counts.bypassed += sh.SimBypassed()
+	w.counts.claims += sh.SimClaims()
+	if w.counts.copies > 0 {
+		w.counts.runs = 1
 	}
 }
 
-func (c *copyCounts) add(o copyCounts) {
+func (c *counts) add(o counts) {
 	c.runs += o.runs
 	c.copies += o.copies
 	c.deltas += o.deltas
 	c.moves += o.moves
 	c.bypassed += o.bypassed
 	c.claims += o.claims
+	c.memory += o.memory
+	c.fellBack += o.fellBack
+	c.lostFlushes += o.lostFlushes
 }
 
-func (c copyCounts) String() string {
+func (c counts) String() string {
 	return fmt.Sprintf("%d runs with %d copies, %d of them of what changed, %d moves ordered; "+
-		"%d writes around the log; %d marks moved by clients", c.runs, c.copies, c.deltas, c.moves,
-		c.bypassed, c.claims)
+		"%d writes around the log; %d marks moved by clients\n%d runs with write-ack=memory: %d blocks "+
+		"lost what wasn't flushed, %d flushes said so", c.runs, c.copies, c.deltas, c.moves, c.bypassed,
+		c.claims, c.memory, c.fellBack, c.lostFlushes)
 }
 
 // away has a victim excluded from its chunks, in one of several ways, and come back.
@@ -91,7 +101,7 @@ func (f *faults) nextMove() {
 			target := w.cs[f.rng.IntN(len(w.cs))].id
 			if w.mds.sim.Move(c.Chunk, leaving, target) {
 				w.trace("chunk %v moves from cs %d to cs %d", c.Chunk, leaving, target)
-				w.copies.moves++
+				w.counts.moves++
 			}
 		}
 		f.nextMove()

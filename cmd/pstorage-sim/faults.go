@@ -89,6 +89,9 @@ func (f *faults) others() {
 	if f.w.sc.moves > 0 {
 		f.nextMove()
 	}
+	if f.w.sc.memory {
+		f.nextDarkness()
+	}
 	if f.w.sc.away {
 		f.w.sim.After(f.between(sec/4, 2*sec), f.away)
 	}

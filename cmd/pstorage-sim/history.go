@@ -40,6 +40,7 @@ type content [sectors]uint64
 type version struct {
 	inv, ret int64 // ret: never until it is acknowledged
 	content  content
+	lost     int64 // write-ack=memory: since when it is known to be gone; 0: it isn't
 }
 
 // block is one register.
@@ -47,18 +48,21 @@ type block struct {
 	off      int64
 	versions []version
 	floor    int          // index of the newest version that is known to be visible
+	durable  int          // write-ack=memory: index of the newest that may not be lost
+	doubtful int          // of the newest that a flush said may be lost
 	writing  bool         // a write of the living writer is in flight
 	history  []history.Op // of files whose writer crashes
 }
 
 type file struct {
-	w      *world
-	index  int
-	id     dataplane.FileID
-	whole  bool // the writer crashes
-	writer int  // the client to which it was handed over; 0: it wasn't
-	blocks map[int64]*block
-	tags   uint64
+	w       *world
+	index   int
+	id      dataplane.FileID
+	whole   bool  // the writer crashes
+	flushed int64 // write-ack=memory: when the last flush that ended began
+	writer  int   // the client to which it was handed over; 0: it wasn't
+	blocks  map[int64]*block
+	tags    uint64
 }
 
 func newFile(w *world, index int) *file {
@@ -198,11 +202,17 @@ func (r *reading) block(b *block, floor, from, to int, c *content, who string) {
 		b.history = append(b.history, history.Op{Value: c[from], Inv: r.inv, Ret: f.w.sim.Now()})
 		return
 	}
-	for k := floor; k < len(b.versions); k++ {
-		if slices.Equal(b.versions[k].content[from:to], c[from:to]) {
-			b.floor = max(b.floor, k)
+	for k := min(floor, b.floor); k < len(b.versions); k++ {
+		v := &b.versions[k]
+		if slices.Equal(v.content[from:to], c[from:to]) && (v.lost == 0 || r.inv <= v.lost) {
+			if v.lost == 0 {
+				b.floor = max(b.floor, k)
+			}
 			return
 		}
+	}
+	if f.w.sc.memory && b.fellBack(f.w, floor, from, to, c) {
+		return
 	}
 	f.w.violate("%s: block at %d of file %d: %s", who, b.off, f.index+1,
 		b.explain(r.inv, floor, from, to, c))

@@ -104,7 +104,7 @@ func (o *options) seedsRun() (ran, bad int) {
 	start := time.Now()
 	var mu sync.Mutex
 	next, virtual, events, ops, hash := o.first, time.Duration(0), uint64(0), 0, uint64(0)
-	var copies copyCounts
+	var sums counts
 	var waits waitTimes
 	var wg sync.WaitGroup
 	for range o.jobs {
@@ -130,7 +130,7 @@ func (o *options) seedsRun() (ran, bad int) {
 				mu.Lock()
 				ran++
 				virtual += res.virtual
-				copies.add(res.copies)
+				sums.add(res.counts)
 				waits.add(seed, res.stuck)
 				events += res.events
 				hash ^= res.hash
@@ -153,7 +153,7 @@ func (o *options) seedsRun() (ran, bad int) {
 		"operations, %.1f s; event hash %016x\n", float64(ran)/took.Minutes(), virtual.Hours(),
 		took.Round(time.Millisecond), per(float64(events)), per(float64(ops)), per(virtual.Seconds()),
 		hash)
-	fmt.Println(copies)
+	fmt.Println(sums)
 	fmt.Println(waits.String())
 	fmt.Printf("seeds=%d violations=%d simulated=%v\n", ran, bad, virtual.Round(time.Millisecond))
 	return ran, bad

@@ -25,13 +25,15 @@ type scenario struct {
 	away              bool  // a victim is away for long enough to be excluded, and comes back
 	leases            bool  // clients take write leases
 	ghost             bool  // a head is excluded while what it sent is held back
+	memory            bool  // files have write-ack=memory
+	flushes           int   // one of so many writes is followed by a flush
 	moves             int64 // mean time between moves of replicas, ns; 0: none
 	bypass            int   // from so many bytes on writes go around the log; negative: none
 	weights           [faultKinds]int
 }
 
 func newScenario(rng *rand.Rand) scenario {
-	s := scenario{servers: 3 + rng.IntN(3), clients: 2 + rng.IntN(2), replicas: 3, minimum: 2}
+	s := scenario{flushes: 16, servers: 3 + rng.IntN(3), clients: 2 + rng.IntN(2), replicas: 3, minimum: 2}
 	switch rng.IntN(6) {
 	case 0:
 		s.minimum = 1
@@ -111,6 +113,9 @@ func (s *scenario) drift(rng *rand.Rand) int64 {
 func (s scenario) String() string {
 	t := fmt.Sprintf("%d cs, %d clients (%d crash), replicas %d:%d, %d victims, depth %d, faults",
 		s.servers, s.clients, s.mortal, s.replicas, s.minimum, s.victims, s.depth)
+	if s.memory {
+		t = "write-ack=memory, " + t
+	}
 	for k, w := range s.weights {
 		if w > 0 {
 			t += " " + faultNames[k]

@@ -46,9 +46,10 @@ type csNode struct {
 	dead       []deadProcess
 
 	// Of the faults.
-	gone     bool // for good
-	drained  bool // it was to be removed from the cluster
-	excluded bool // from some chunk
+	gone     bool  // for good
+	drained  bool  // it was to be removed from the cluster
+	excluded bool  // from some chunk
+	ended    int64 // when a process of it last ended; 0: never
 	// onExcluded, if set, is called when it is excluded from a chunk.
 	onExcluded func()
 }
@@ -278,6 +279,7 @@ func (n *csNode) kill(certified bool) {
 		return
 	}
 	n.env.Kill()
+	n.ended = n.w.sim.Now()
 	n.w.count(n.shard)
 	n.dead = append(n.dead, deadProcess{n.shard, n.mem})
 	w, boot := n.w, n.boot

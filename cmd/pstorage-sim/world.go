@@ -40,7 +40,7 @@ type result struct {
 	hash       uint64
 	virtual    time.Duration
 	ops        int
-	copies     copyCounts
+	counts     counts
 	events     uint64
 	stuck      time.Duration // how long operations took to end after the faults had
 }
@@ -69,7 +69,7 @@ type world struct {
 	lone       *lone                      // nil: none
 	recovered  map[dataplane.ChunkID]bool // a head was asked to add a member
 	ops        int
-	copies     copyCounts
+	counts     counts
 	bufs       *simloop.Buffers
 	unread     string // why a replica couldn't be read
 	stuck      int64  // how long the last operation waited after the faults had ended, ns
@@ -97,6 +97,7 @@ func runSeed(cfg config) (res result) {
 	w.chooseGhost()
 	w.chooseLeases()
 	w.chooseStrand()
+	w.chooseMemory()
 	if cfg.fix != nil {
 		cfg.fix(&w.sc)
 	}
@@ -122,7 +123,7 @@ func runSeed(cfg config) (res result) {
 		}
 		w.free()
 		res = result{violations: w.violations, scenario: w.sc.String(), hash: w.sim.Hash(),
-			virtual: time.Duration(w.sim.Now()), ops: w.ops, events: w.sim.Events(), copies: w.copies,
+			virtual: time.Duration(w.sim.Now()), ops: w.ops, events: w.sim.Events(), counts: w.counts,
 			stuck: time.Duration(w.stuck)}
 	}()
 	w.run()

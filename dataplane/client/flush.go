@@ -43,6 +43,7 @@ func (f *File) wasFlushed(index uint32, now written) error {
 		return nil
 	}
 	ent.lost = false
+	f.told++
 	f.losses = append(f.losses, index)
 	if !ent.dirty {
 		ent.wrote = now
@@ -50,6 +51,22 @@ func (f *File) wasFlushed(index uint32, now written) error {
 	return dataplane.E("flush", dataplane.IOError, fmt.Errorf("chunk %d of the file %v: all its "+
 		"servers ended at once before what was written had been flushed (write-ack=memory): some of "+
 		"it may be lost", index, f.id))
+}
+
+// lostUnder notes that a flush found something lost while op, a write that is done only now, was
+// under way: that may have been a part of it which was acknowledged before. Its user has been told
+// too early, and would take the next flush for the proof that all of the write is durable.
+func (f *File) lostUnder(op *Op) {
+	if op.Kind != Write && op.Kind != Zero || op.FUA || op.total == 0 {
+		return
+	}
+	last := uint32((op.Offset + op.total - 1) / dataplane.ChunkSize)
+	for index := uint32(op.Offset / dataplane.ChunkSize); index <= last; index++ {
+		if ent, _ := f.entry(index); ent.wrote.chunk == ent.chunk {
+			ent.lost = true
+			f.markDirty(index)
+		}
+	}
 }
 
 // flush starts a round for op, or makes it wait for the next.

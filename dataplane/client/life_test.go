@@ -54,6 +54,44 @@ func TestCanceledFlushLeavesLossToNext(t *testing.T) {
 	w.ok(flush)
 }
 
+// A part of a write may be lost, and a flush of somebody else say so, before the rest of the write is
+// done: then the flush after the write says it, too.
+func TestLossUnderAWrite(t *testing.T) {
+	w, f, live := withLife(t)
+	w.write(f, 0, w.random(100)) // both chunks are there
+	w.write(f, dataplane.ChunkSize, w.random(100))
+	flush := &Op{Kind: Flush, File: f}
+	w.run(flush)
+	w.ok(flush)
+	first, held := w.meta.files[f.id].chunks[0], true
+	for _, cs := range w.cs {
+		cs.refuse = func(h *dataplane.Header) dataplane.Kind {
+			if held && h.Op == dataplane.OpWrite && h.Chunk == first {
+				return dataplane.NotReady
+			}
+			return dataplane.OK
+		}
+	}
+	write := &Op{Kind: Write, File: f, Offset: dataplane.ChunkSize - 4096, Buf: w.random(8192)}
+	done := w.start(write)
+	w.sim.Run(func() bool { return false }, w.sim.Now()+100e6)
+	live(2)
+	flushed := w.start(flush)
+	w.sim.Run(func() bool { return *flushed == 1 }, w.sim.Now()+10e9)
+	if dataplane.KindOf(flush.Err) != dataplane.IOError || *done != 0 {
+		t.Fatalf("the second part was lost: %v; the write is done: %d", flush.Err, *done)
+	}
+	held = false
+	w.sim.Run(func() bool { return w.eng.Pending() == 0 }, w.sim.Now()+10e9)
+	w.ok(write)
+	w.run(flush)
+	if dataplane.KindOf(flush.Err) != dataplane.IOError {
+		t.Errorf("the write was acknowledged after that: %v", flush.Err)
+	}
+	w.run(flush) // it is said once
+	w.ok(flush)
+}
+
 // What was cut off isn't lost: the chunk that takes its place has another life.
 func TestCutIsNoLoss(t *testing.T) {
 	w, f, live := withLife(t)

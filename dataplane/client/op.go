@@ -65,6 +65,7 @@ type Op struct {
 	total  int64  // bytes (Flush: chunks) to do
 	live   int32  // parts not finished
 	cuts   bool   // issue is at work on this op
+	told   uint32 // File.told when submitted
 	growTo uint64 // write: the size the file must have before Done; 0: has it
 	sized  bool   // read: the file's size was asked for on behalf of this op
 	timer  uring.Timer
@@ -144,6 +145,9 @@ func (e *Engine) Submit(op *Op) {
 	op.pos, op.live, op.growTo, op.sized, op.token = 0, 0, 0, false, 0
 	e.seq++
 	op.begin = e.seq
+	if op.File != nil {
+		op.told = op.File.told
+	}
 	e.link(op)
 	e.ready.push(op)
 	op.state = opReady
@@ -354,6 +358,9 @@ func (e *Engine) finish(op *Op) {
 	}
 	if op.timer.Armed() {
 		e.env.Disarm(&op.timer)
+	}
+	if op.Err == nil && op.File != nil && op.File.told != op.told {
+		op.File.lostUnder(op)
 	}
 	if op.Err != nil {
 		op.N = 0
