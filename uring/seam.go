@@ -108,6 +108,14 @@ type Conn interface {
 	PauseRecv(pause bool)
 }
 
+// HangupSeer is a Conn that can tell that the peer has hung up while it is paused, when no receive
+// would notice.
+type HangupSeer interface {
+	// HungUp says whether the peer has closed the connection, or its sending side. It is a system
+	// call.
+	HungUp() bool
+}
+
 // ConnHandler is told what happens on a Conn. It is attached when the connection is made.
 type ConnHandler interface {
 	// Recv is given all unread bytes of the stream. It returns how many it consumed; the rest is

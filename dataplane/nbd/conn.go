@@ -1,6 +1,7 @@
 package nbd
 
 import (
+	"context"
 	"encoding/binary"
 	"errors"
 	"fmt"
@@ -51,6 +52,8 @@ type conn struct {
 	paused bool   // the socket isn't read: too much is under way
 	ending bool   // no more requests; closed when everything is answered
 	closed bool
+	ctx    context.Context // of what isn't done on the loop
+	gone   context.CancelFunc
 	timer  uring.Timer
 	shake  uring.Timer // the handshake takes too long
 }
@@ -71,6 +74,7 @@ var (
 	errBusyPool = errors.New("no buffer")
 	errTooLong  = errors.New("a WRITE is longer than 32 MiB")
 	errSlow     = errors.New("the handshake took too long")
+	errHungUp   = errors.New("the client hung up and left more requests than are taken at a time")
 	errTooMuch  = fmt.Errorf("there are %d connections already", maxConns)
 )
 
@@ -159,6 +163,7 @@ func (c *conn) Closed(err error) {
 // with another connection and send again what wasn't answered, then other data for the same place:
 // a write of before must not be done after that.
 func (c *conn) callOff() {
+	c.gone()
 	for o := c.busy; o != nil; o = o.next {
 		c.export.dev.Cancel(&o.Op)
 	}
@@ -246,6 +251,10 @@ func (c *conn) retry() {
 		c.paused = false
 		c.uc.PauseRecv(false)
 	case c.paused:
+		if seer, ok := c.uc.(uring.HangupSeer); ok && seer.HungUp() {
+			c.drop(errHungUp)
+			return
+		}
 		c.s.env.Arm(&c.timer, breath)
 	}
 }
@@ -600,7 +609,7 @@ func (c *conn) status(o *op) {
 
 // seek is the first offset from off on that has data (or has none), at most end.
 func (c *conn) seek(off int64, hole bool, end int64) (int64, error) {
-	at, err := c.export.dev.Seek(c.s.ctx, off, hole)
+	at, err := c.export.dev.Seek(c.ctx, off, hole)
 	if dataplane.KindOf(err) == dataplane.NotFound {
 		return end, nil
 	}
@@ -617,7 +626,7 @@ func (c *conn) seek(off int64, hole bool, end int64) (int64, error) {
 // resize changes the size of the file, and of the device for this connection; others get it when
 // they connect anew. It runs on a goroutine of its own.
 func (c *conn) resize(o *op) {
-	err := c.export.dev.Resize(c.s.ctx, o.r.offset)
+	err := c.export.dev.Resize(c.ctx, o.r.offset)
 	c.s.post(func() {
 		if o.Err = err; err == nil {
 			c.size = o.r.offset

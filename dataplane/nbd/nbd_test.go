@@ -131,6 +131,7 @@ type fakeConn struct {
 	out    []byte
 	paused bool
 	closed bool
+	hungUp bool
 	step   int // most bytes in one receive
 }
 
@@ -147,6 +148,7 @@ func (f *fakeConn) Queued() int                          { return 0 }
 func (f *fakeConn) Close(err error)                      { f.closed = true }
 func (f *fakeConn) RemoteAddr() string                   { return "test" }
 func (f *fakeConn) PauseRecv(p bool)                     { f.paused = p }
+func (f *fakeConn) HungUp() bool                         { return f.hungUp }
 
 // feed gives the handler what there is. It says whether anything happened.
 func (f *fakeConn) feed() (moved bool) {
@@ -404,6 +406,36 @@ func TestBackPressure(t *testing.T) {
 	}
 	f.closed = true
 	f.h.Closed(io.EOF)
+}
+
+// TestHangUpBehindManyRequests: a client that goes away while its connection isn't read is noticed,
+// and what it left isn't done any more.
+func TestHangUpBehindManyRequests(t *testing.T) {
+	w := newWorld(t, 1<<20)
+	f := w.connect(1 << 20)
+	f.in = append(append(f.in, hello...), goOpt("disk")...)
+	for i := range maxRequests + 10 {
+		f.in = append(f.in, cmd(cmdWrite, 0, uint64(i), 0, 512, make([]byte, 512))...)
+	}
+	f.feed()
+	w.now += breath
+	w.timers.Pop(w.now).Fire()
+	if !f.paused || f.closed || len(w.ops) != maxRequests {
+		t.Fatalf("paused %v, closed %v, %d requests", f.paused, f.closed, len(w.ops))
+	}
+	f.hungUp = true
+	w.now += breath
+	w.timers.Pop(w.now).Fire()
+	if !f.closed {
+		t.Fatal("nobody noticed")
+	}
+	f.h.Closed(io.EOF)
+	for range maxRequests {
+		(<-w.posted)() // their ends
+	}
+	if len(w.ops) != 0 || len(w.s.conns) != 0 {
+		t.Errorf("%d requests and %d connections are left", len(w.ops), len(w.s.conns))
+	}
 }
 
 // TestHandshake: option by option.

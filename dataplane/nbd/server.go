@@ -179,6 +179,7 @@ func (s *Server) Listen(addr string) (bound string, err error) {
 func (s *Server) attach(uc uring.Conn) uring.ConnHandler {
 	s.served++
 	c := &conn{s: s, uc: uc, id: s.served}
+	c.ctx, c.gone = context.WithCancel(s.ctx)
 	c.hand.exports = s.exports
 	c.timer.Fire = c.retry
 	c.shake.Fire = func() { c.drop(errSlow) }
@@ -246,6 +247,7 @@ func (s *Server) Close(ctx context.Context) error {
 func (s *Server) left(c *conn) {
 	if c != nil {
 		delete(s.conns, c)
+		c.gone()
 	}
 	if s.closing && len(s.conns) == 0 {
 		select {
