@@ -21,7 +21,8 @@ import (
 //     (of several chunks each says so). What was acknowledged until then is in doubt: no later
 //     flush makes it durable.
 //
-// A chunk never has less than the minimum of members, so that many distinct servers must have ended.
+// A chunk never has less than the minimum of members, so that many distinct servers must have
+// ended.
 
 // chooseMemory decides by a stream of its own. Who hands a file over flushes first; what rots, or
 // is in flight when a client crashes, is looked for in runs where less may be lost.

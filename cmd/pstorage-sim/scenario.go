@@ -33,7 +33,8 @@ type scenario struct {
 }
 
 func newScenario(rng *rand.Rand) scenario {
-	s := scenario{flushes: 16, servers: 3 + rng.IntN(3), clients: 2 + rng.IntN(2), replicas: 3, minimum: 2}
+	s := scenario{servers: 3 + rng.IntN(3), clients: 2 + rng.IntN(2), replicas: 3, minimum: 2,
+		flushes: 16}
 	switch rng.IntN(6) {
 	case 0:
 		s.minimum = 1

@@ -54,8 +54,8 @@ func TestCanceledFlushLeavesLossToNext(t *testing.T) {
 	w.ok(flush)
 }
 
-// A part of a write may be lost, and a flush of somebody else say so, before the rest of the write is
-// done: then the flush after the write says it, too.
+// A part of a write may be lost, and a flush of somebody else say so, before the rest of the write
+// is done: then the flush after the write says it, too.
 func TestLossUnderAWrite(t *testing.T) {
 	w, f, live := withLife(t)
 	w.write(f, 0, w.random(100)) // both chunks are there
