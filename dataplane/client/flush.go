@@ -55,16 +55,25 @@ func (f *File) wasFlushed(index uint32, now written) error {
 
 // lostUnder notes that a flush found something lost while op, a write that is done only now, was
 // under way: that may have been a part of it which was acknowledged before. Its user has been told
-// too early, and would take the next flush for the proof that all of the write is durable.
+// too early, and would take the next flush for the proof that all of the write is durable. Of zeros
+// it can only be the ends, which aren't whole blocks and are written: others are durable at once.
 func (f *File) lostUnder(op *Op) {
 	if op.Kind != Write && op.Kind != Zero || op.FUA || op.total == 0 {
 		return
 	}
+	first := uint32(op.Offset / dataplane.ChunkSize)
 	last := uint32((op.Offset + op.total - 1) / dataplane.ChunkSize)
-	for index := uint32(op.Offset / dataplane.ChunkSize); index <= last; index++ {
-		if ent, _ := f.entry(index); ent.wrote.chunk == ent.chunk {
+	step := uint32(1)
+	if op.Kind == Zero {
+		step = max(last-first, 1)
+	}
+	for index := first; ; index += step {
+		if ent, _ := f.entry(index); ent.wrote.chunk != 0 {
 			ent.lost = true
 			f.markDirty(index)
+		}
+		if index == last {
+			return
 		}
 	}
 }
