@@ -60,7 +60,8 @@ type conn struct {
 	receiving bool
 
 	out   sendQueue
-	relay *relay // into is passed on by it
+	peer  localPeer // of a local socket
+	relay *relay    // into is passed on by it
 
 	dirty    bool // in l.dirty
 	waiting  bool // in l.deferred
@@ -104,6 +105,13 @@ func (c *conn) PauseRecv(pause bool) {
 		}
 		c.touch()
 	}
+}
+
+// HungUp implements HangupSeer.
+func (c *conn) HungUp() bool {
+	p := [1]unix.PollFd{{Fd: c.file.fd, Events: unix.POLLRDHUP}}
+	n, err := unix.Poll(p[:], 0)
+	return err == nil && n == 1
 }
 
 func (c *conn) wakeLater() {
@@ -213,6 +221,10 @@ func (c *conn) complete(tag uint8, res int32, flags uint32) {
 		return
 	}
 	c.empty = flags&CQESockNonempty == 0
+	if c.peer.pid != 0 {
+		c.peer.recvs++
+		c.l.gatherer.recvs++
+	}
 	if c.into != nil {
 		c.got += int(res)
 		if c.relay != nil {

@@ -393,3 +393,32 @@ func testManyConnections(t *testing.T, server, client *Loop, conns, rounds int) 
 		}
 	}
 }
+
+// TestHungUp: the end of the peer is seen while nothing is received, also behind bytes that wait.
+func TestHungUp(t *testing.T) {
+	l := startLoop(t, LoopOptions{})
+	accepted := make(chan Conn, 1)
+	addr := listen(t, l, func(c Conn) ConnHandler {
+		c.PauseRecv(true)
+		accepted <- c
+		return &peer{c: c}
+	})
+	other, err := net.Dial("tcp", addr)
+	if err != nil {
+		t.Fatal(err)
+	}
+	c := (<-accepted).(HangupSeer)
+	hungUp := func() (is bool) {
+		on(t, l, func() { is = c.HungUp() })
+		return is
+	}
+	if _, err := other.Write([]byte("wait")); err != nil || hungUp() {
+		t.Fatalf("write: %v; hung up: %v", err, hungUp())
+	}
+	other.Close()
+	for end := time.Now().Add(5 * time.Second); !hungUp(); time.Sleep(time.Millisecond) {
+		if time.Now().After(end) {
+			t.Fatal("it isn't seen")
+		}
+	}
+}

@@ -46,12 +46,13 @@ func (q *opQueue) pop() *DiskOp {
 
 // ringDisk is a Disk over the ring.
 type ringDisk struct {
-	l     *Loop
-	path  string
-	file  File
-	size  int64
-	align int
-	o     DiskOptions
+	l      *Loop
+	path   string
+	file   File
+	device uint64 // that it is, or is on
+	size   int64
+	align  int
+	o      DiskOptions
 
 	queued, low, failed opQueue
 	inFlight, lowFlying int
@@ -156,6 +157,9 @@ func (d *ringDisk) issue(op *DiskOp) bool {
 			op.Offset, p.size)
 	case DiskAllocate:
 		d.prepZeros(s, op)
+	}
+	if op.Kind != DiskRead {
+		d.l.gatherer.writes++
 	}
 	d.l.start(s, op, 0)
 	d.l.diskOps++

@@ -97,6 +97,7 @@ func (d *ringDisk) probe(fd int, direct bool) error {
 	}
 	switch st.Mode & unix.S_IFMT {
 	case unix.S_IFREG:
+		d.device = st.Dev
 		if d.size = st.Size; d.size < d.o.Size {
 			if err := unix.Ftruncate(fd, d.o.Size); err != nil {
 				return fmt.Errorf("extend to %d bytes: %w", d.o.Size, err)
@@ -104,6 +105,7 @@ func (d *ringDisk) probe(fd int, direct bool) error {
 			d.size = d.o.Size
 		}
 	case unix.S_IFBLK:
+		d.device = st.Rdev
 		_, _, errno := unix.Syscall(unix.SYS_IOCTL, uintptr(fd), unix.BLKGETSIZE64,
 			uintptr(unsafe.Pointer(&d.size)))
 		if errno != 0 {

@@ -41,20 +41,20 @@ func (l *Loop) ListenLocal(addr string, attach func(Conn) ConnHandler) (func(), 
 	return n.close, nil
 }
 
-// dialLocal connects to the socket beside addr. ok is false if there is none for us, or if it
-// can't take one more at the moment.
-func (l *Loop) dialLocal(addr string) (fd int, ok bool) {
+// dialLocal connects to the socket beside addr, of the process pid. ok is false if there is none
+// for us, or if it can't take one more at the moment.
+func (l *Loop) dialLocal(addr string) (fd, pid int, ok bool) {
 	if l.o.NoLocal {
-		return -1, false
+		return -1, 0, false
 	}
 	// Connecting to a local socket is over at once, or would wait for room in its queue.
 	fd, err := unix.Socket(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, 0)
 	if err != nil {
-		return -1, false
+		return -1, 0, false
 	}
 	err = unix.Connect(fd, &unix.SockaddrUnix{Name: localPath(addr)})
 	if err == nil {
-		_, err = peerOf(fd)
+		pid, err = peerOf(fd)
 	}
 	if err == nil {
 		enlarge(fd)
@@ -62,34 +62,34 @@ func (l *Loop) dialLocal(addr string) (fd int, ok bool) {
 	}
 	if err != nil {
 		_ = unix.Close(fd)
-		return -1, false
+		return -1, 0, false
 	}
-	return fd, true
+	return fd, pid, true
 }
 
 // peerOf names the process at the other end of a local socket, which must be of our own user.
-func peerOf(fd int) (string, error) {
+func peerOf(fd int) (pid int, err error) {
 	cred, err := unix.GetsockoptUcred(fd, unix.SOL_SOCKET, unix.SO_PEERCRED)
 	if err != nil {
-		return "", fmt.Errorf("ask who is at the other end of a local socket: %w", err)
+		return 0, fmt.Errorf("ask who is at the other end of a local socket: %w", err)
 	}
 	if int(cred.Uid) != unix.Geteuid() {
-		return "", fmt.Errorf("a local socket of process %d of user %d: %w", cred.Pid, cred.Uid,
+		return 0, fmt.Errorf("a local socket of process %d of user %d: %w", cred.Pid, cred.Uid,
 			unix.EPERM)
 	}
-	return "local process " + strconv.Itoa(int(cred.Pid)), nil
+	return int(cred.Pid), nil
 }
 
 // acceptLocal makes a connection of a local socket, or closes it.
 func (n *listener) acceptLocal(fd int) {
-	name, err := peerOf(fd)
+	pid, err := peerOf(fd)
 	if err != nil {
 		n.l.log.Warn("connection refused", "address", n.bound, "error", err)
 		_ = unix.Close(fd)
 		return
 	}
 	enlarge(fd)
-	n.l.newConn(fd, name, n.attach)
+	n.l.newConn(fd, "local process "+strconv.Itoa(pid), n.attach).peer.pid = pid
 }
 
 // localBuffer is the size of what a local socket sends ahead, in bytes. The kernel doesn't adapt it

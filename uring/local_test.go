@@ -66,7 +66,7 @@ func TestLocal(t *testing.T) {
 	on(t, server, closeLocal)
 	on(t, server, func() {}) // the turn in which it is closed is over
 	for {
-		if fd, ok := client.dialLocal(addr); !ok {
+		if fd, _, ok := client.dialLocal(addr); !ok {
 			break
 		} else if unix.Close(fd) != nil {
 			t.Fatal("close")
@@ -96,7 +96,7 @@ func TestLocalOtherUser(t *testing.T) {
 			t.Error(errno)
 		}
 		var o outcome
-		_, o.ok = (&Loop{}).dialLocal(addr)
+		_, _, o.ok = (&Loop{}).dialLocal(addr)
 		fd, err := unix.Socket(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
 		if err != nil {
 			t.Error(err)

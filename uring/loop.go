@@ -31,6 +31,9 @@ type LoopOptions struct {
 	DialTimeout time.Duration
 	// NoLocal has Dial use TCP for processes of the same host, too, and nobody listen for it.
 	NoLocal bool
+	// NoGather leaves it to the scheduler where the loop runs; see gather.go. The environment
+	// variable PSTORAGE_NO_GATHER, if it isn't empty, does so, too.
+	NoGather bool
 	// WaitFor is how many completions a sleep waits for, if they come within WaitTime of each
 	// other. 0: 1. More needs Linux 6.12 and is ignored without.
 	WaitFor  uint32
@@ -102,9 +105,10 @@ type Loop struct {
 
 	wake wakeup
 
-	alarms alarms
-	state  loopState
-	done   chan struct{}
+	alarms   alarms
+	gatherer gatherer
+	state    loopState
+	done     chan struct{}
 
 	turns, sqes, completions uint64
 }
@@ -282,6 +286,8 @@ func (l *Loop) Run() error {
 	l.keeper = mayKeep(keepers.Add(1))
 	defer keepers.Add(-1)
 	l.wake.arm(l)
+	l.startGathering()
+	defer l.endGathering()
 	var err error
 	for err == nil && !l.wake.stop.Load() {
 		err = l.turn()
@@ -349,6 +355,7 @@ func (l *Loop) enter() error {
 	if l.state == loopStopping && l.inFlight == l.endless {
 		return l.ring.Submit()
 	}
+	l.gather()
 	timeout := Forever
 	if when, ok := l.timers.Next(); ok && l.state == loopRunning {
 		timeout = max(0, when-l.now)

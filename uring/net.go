@@ -86,7 +86,7 @@ type dial struct {
 	err      error // why it was given up
 
 	cancelled bool
-	local     bool // connected, to a process of this host
+	local     int // connected, to this process of this host; 0: not
 }
 
 // Dial implements Net.
@@ -110,8 +110,8 @@ func (d *dial) start() error {
 	if err != nil {
 		return fmt.Errorf("not an ip:port address: %w", err)
 	}
-	if fd, ok := d.l.dialLocal(d.addr); ok {
-		d.file, d.local = FD(fd), true
+	if fd, pid, ok := d.l.dialLocal(d.addr); ok {
+		d.file, d.local = FD(fd), pid
 		d.l.later(d)
 		return nil
 	}
@@ -132,7 +132,7 @@ func (d *dial) start() error {
 
 // runDeferred submits the connect, or reports an early error.
 func (d *dial) runDeferred() {
-	if d.err != nil || d.local {
+	if d.err != nil || d.local != 0 {
 		d.finish(d.err)
 		return
 	}
@@ -207,6 +207,7 @@ func (d *dial) finish(err error) {
 		return
 	}
 	c := l.newConn(int(d.file.fd), d.addr, d.attach)
+	c.peer.pid = d.local
 	d.done(c, nil)
 }
 
