@@ -88,8 +88,12 @@ func (w *world) mayLose(since int64) bool { return w.endings(since) >= int(w.sc.
 
 // fellBack says whether a read that returned these sectors, older than the newest that was visible
 // when it began, shows a loss that may be. It then takes note of it.
-func (b *block) fellBack(w *world, floor, from, to int, c *content) bool {
-	for k := floor - 1; k >= b.durable; k-- {
+func (b *block) fellBack(w *world, then marks, from, to int, c *content) bool {
+	floor, durable := then.floor, then.durable
+	if b.durable <= floor { // else that is about what was written since
+		durable = b.durable
+	}
+	for k := floor - 1; k >= durable; k-- {
 		if !slices.Equal(b.versions[k].content[from:to], c[from:to]) {
 			continue
 		}

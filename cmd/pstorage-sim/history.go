@@ -139,18 +139,21 @@ func (f *file) abandon() {
 	}
 }
 
+// marks of a block when a read begins.
+type marks struct{ floor, durable int }
+
 // reading is a read in flight.
 type reading struct {
-	f      *file
-	off    int64
-	n      int
-	inv    int64
-	floors []int
+	f     *file
+	off   int64
+	n     int
+	inv   int64
+	marks []marks
 }
 
 func (f *file) beginRead(off int64, n int) *reading {
 	r := &reading{f: f, off: off, n: n, inv: f.w.sim.Now()}
-	f.touched(off, n, func(b *block, _, _ int) { r.floors = append(r.floors, b.floor) })
+	f.touched(off, n, func(b *block, _, _ int) { r.marks = append(r.marks, marks{b.floor, b.durable}) })
 	return r
 }
 
@@ -174,7 +177,7 @@ func (r *reading) returned(p []byte, who string) {
 			at += sectorSize
 			f.w.sim.Note(c[s])
 		}
-		r.block(b, r.floors[i], from, to, &c, who)
+		r.block(b, r.marks[i], from, to, &c, who)
 		i++
 	})
 }
@@ -190,8 +193,8 @@ func sectorTag(p []byte) (uint64, bool) {
 	return tag, true
 }
 
-func (r *reading) block(b *block, floor, from, to int, c *content, who string) {
-	f := r.f
+func (r *reading) block(b *block, then marks, from, to int, c *content, who string) {
+	f, floor := r.f, then.floor
 	if f.whole {
 		for s := from + 1; s < to; s++ {
 			if c[s] != c[from] {
@@ -211,7 +214,7 @@ func (r *reading) block(b *block, floor, from, to int, c *content, who string) {
 			return
 		}
 	}
-	if f.w.sc.memory && b.fellBack(f.w, floor, from, to, c) {
+	if f.w.sc.memory && b.fellBack(f.w, then, from, to, c) {
 		return
 	}
 	f.w.violate("%s: block at %d of file %d: %s", who, b.off, f.index+1,

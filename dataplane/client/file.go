@@ -54,7 +54,6 @@ type File struct {
 	dirty     []uint32 // chunks with such writes
 	flushList []uint32 // those that are being flushed
 	losses    []uint32 // those of them that turned out to have lost something
-	told      uint32   // counts such findings
 	flushOp   Op
 	flushNow  opQueue // done when flushOp is
 	flushNext opQueue // came later: wait for another one

@@ -43,7 +43,6 @@ func (f *File) wasFlushed(index uint32, now written) error {
 		return nil
 	}
 	ent.lost = false
-	f.told++
 	f.losses = append(f.losses, index)
 	if !ent.dirty {
 		ent.wrote = now
@@ -53,29 +52,45 @@ func (f *File) wasFlushed(index uint32, now written) error {
 		"it may be lost", index, f.id))
 }
 
-// lostUnder notes that a flush found something lost while op, a write that is done only now, was
-// under way: that may have been a part of it which was acknowledged before. Its user has been told
-// too early, and would take the next flush for the proof that all of the write is durable. Of zeros
-// it can only be the ends, which aren't whole blocks and are written: others are durable at once.
-func (f *File) lostUnder(op *Op) {
-	if op.Kind != Write && op.Kind != Zero || op.FUA || op.total == 0 {
-		return
-	}
-	first := uint32(op.Offset / dataplane.ChunkSize)
-	last := uint32((op.Offset + op.total - 1) / dataplane.ChunkSize)
-	step := uint32(1)
-	if op.Kind == Zero {
-		step = max(last-first, 1)
-	}
-	for index := first; ; index += step {
-		if ent, _ := f.entry(index); ent.wrote.chunk != 0 {
-			ent.lost = true
-			f.markDirty(index)
-		}
-		if index == last {
+// wrotePart is wrote for a part of op, which may be done only much later. Of zeros that are
+// punched only the ends matter, which may be parts of blocks and are written; the rest is durable.
+func (f *File) wrotePart(op *Op, index uint32, now written) {
+	f.wrote(index, now)
+	first, last := op.chunks()
+	i := int(index - first)
+	if op.Kind == Zero && i > 0 {
+		if i = 1; index != last {
 			return
 		}
 	}
+	for len(op.acks) <= i {
+		op.acks = append(op.acks, written{})
+	}
+	if op.acks[i].chunk == 0 {
+		op.acks[i] = now
+	}
+}
+
+// wroteAll notes that all of op, a write, is acknowledged. A part of it may have been lost since,
+// and a flush may have said so before: to a user who hadn't been told of the write yet, and would
+// take the next flush for the proof that it is durable.
+func (f *File) wroteAll(op *Op) {
+	first, last := op.chunks()
+	for i, now := range op.acks {
+		index := first + uint32(i)
+		if op.Kind == Zero && i > 0 {
+			index = last
+		}
+		if ent, _ := f.entry(index); now.chunk != 0 && ent.wrote.chunk == now.chunk {
+			f.wrote(index, now)
+		}
+	}
+}
+
+// chunks are the first and the last that op, of at least one byte, touches.
+func (op *Op) chunks() (first, last uint32) {
+	return uint32(op.Offset / dataplane.ChunkSize),
+		uint32((op.Offset + op.total - 1) / dataplane.ChunkSize)
 }
 
 // flush starts a round for op, or makes it wait for the next.

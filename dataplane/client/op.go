@@ -60,14 +60,14 @@ type Op struct {
 	older  *Op    // in e.all
 	newer  *Op
 	state  opState
-	begin  uint64 // e.seq when submitted: what was fetched later is fresh for this op
-	pos    int64  // bytes (Flush: chunks) of [0, total) cut in parts so far
-	total  int64  // bytes (Flush: chunks) to do
-	live   int32  // parts not finished
-	cuts   bool   // issue is at work on this op
-	told   uint32 // File.told when submitted
-	growTo uint64 // write: the size the file must have before Done; 0: has it
-	sized  bool   // read: the file's size was asked for on behalf of this op
+	begin  uint64    // e.seq when submitted: what was fetched later is fresh for this op
+	pos    int64     // bytes (Flush: chunks) of [0, total) cut in parts so far
+	total  int64     // bytes (Flush: chunks) to do
+	live   int32     // parts not finished
+	cuts   bool      // issue is at work on this op
+	acks   []written // write: by chunk, where its first part was that is acknowledged from memory
+	growTo uint64    // write: the size the file must have before Done; 0: has it
+	sized  bool      // read: the file's size was asked for on behalf of this op
 	timer  uring.Timer
 	work   uring.Work // Client.Do
 }
@@ -145,9 +145,7 @@ func (e *Engine) Submit(op *Op) {
 	op.pos, op.live, op.growTo, op.sized, op.token = 0, 0, 0, false, 0
 	e.seq++
 	op.begin = e.seq
-	if op.File != nil {
-		op.told = op.File.told
-	}
+	op.acks = op.acks[:0]
 	e.link(op)
 	e.ready.push(op)
 	op.state = opReady
@@ -359,8 +357,8 @@ func (e *Engine) finish(op *Op) {
 	if op.timer.Armed() {
 		e.env.Disarm(&op.timer)
 	}
-	if op.Err == nil && op.File != nil && op.File.told != op.told {
-		op.File.lostUnder(op)
+	if op.Err == nil && len(op.acks) > 0 {
+		op.File.wroteAll(op)
 	}
 	if op.Err != nil {
 		op.N = 0

@@ -27,7 +27,7 @@ func (e *Engine) answer(p *part, pr *peer, h *dataplane.Header, crcs, payload []
 		case p.code == dataplane.OpFlush:
 			err = p.file.wasFlushed(p.index, now)
 		case (p.file.ackMemory || now.life != 0) && !p.op.FUA:
-			p.file.wrote(p.index, now)
+			p.file.wrotePart(p.op, p.index, now)
 		default:
 			p.acknowledged(pr, h)
 		}
