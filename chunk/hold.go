@@ -55,7 +55,7 @@ func (s *settler) beforeAsking(next func()) {
 	s.each("put on record what is asked for", list,
 		func(_ int, p *peer, done func(error)) {
 			h := dataplane.Header{Op: dataplane.OpActivate, Chunk: r.id, Epoch: s.cfg.Epoch,
-				Seq: s.verdict.last}
+				Seq: s.verdict.last, Aux: uint32(s.lifeFor()) << 16}
 			p.call(h, nil, nil, func(a *dataplane.Header, _, _ []byte, _ *uring.Buf, err error) {
 				// Malformed: a program that knows of no held copies. The only copy isn't given up to it.
 				if err == nil && a.Status != dataplane.OK &&
@@ -95,6 +95,9 @@ func (sh *Shard) holdTarget(l *link, h *dataplane.Header, r *replica) {
 	}
 	r.history.activate(h.Epoch, h.Seq, nil)
 	r.hold()
+	// Nothing that was acknowledged is lost if this is all that is left: the life goes on, as long
+	// as this process has it.
+	r.life = uint16(h.Aux >> 16)
 	sh.store.touch(r.slot)
 	rec := ssdcache.Record{Kind: ssdcache.Meta, Slot: r.slot, Chunk: r.id, Epoch: h.Epoch,
 		Seq: h.Seq, Commit: h.Seq, Meta: []byte{metaActivate, metaHeld}}

@@ -5,6 +5,7 @@ import (
 	"testing"
 
 	"pstorage/dataplane"
+	"pstorage/dataplane/control"
 	"pstorage/uring"
 	"pstorage/uring/simloop"
 )
@@ -270,5 +271,36 @@ func TestAnswerWhileSealedHasLife(t *testing.T) {
 	w.must(func() bool { return done }, 10*sec, "write")
 	if !sealed || w.cl.aux != life {
 		t.Errorf("sealed: %v; life %d, before %d", sealed, w.cl.aux, life)
+	}
+}
+
+// The only copy of a chunk moves, as when its server is drained, and the target gets on by itself:
+// nothing is lost, and so the life goes on; unless the target ended before it served the chunk.
+func TestLifeMovesWithTheOnlyCopy(t *testing.T) {
+	for _, ends := range []bool{false, true} {
+		w := newWorld(t, 98, 2)
+		w.md.add(chunkA, 1, 1)
+		w.md.chunks[chunkA].Ack = 1
+		w.mustWrite(chunkA, 0, pattern(1, 4096))
+		life := w.cl.aux
+		w.md.hold = func(req *control.ReconfigureReq, _ func(*control.ChunkConfig, error)) bool {
+			if _, err := w.md.reconfigure(req); err != nil {
+				t.Error(err)
+			}
+			w.net.Isolate(w.nodes[0].ip, true) // who left can't activate the target any more
+			return true
+		}
+		w.move(chunkA, 1, 2)
+		w.must(func() bool { return w.md.chunks[chunkA].Members[0].CS == 2 }, 60*sec, "move")
+		if ends {
+			w.nodes[1].restart(true)
+		}
+		w.mustWrite(chunkA, 4096, pattern(2, 4096))
+		if goesOn := w.cl.aux == life; goesOn == ends || life == 0 || w.cl.aux == 0 {
+			t.Errorf("the target ended: %v; life %d, before the move %d", ends, w.cl.aux, life)
+		}
+		if got := w.read(chunkA, 0, 4096, 0); !bytes.Equal(got, pattern(1, 4096)) {
+			t.Error("not what was written before the move")
+		}
 	}
 }

@@ -69,7 +69,7 @@ const (
 	// that was on its way since before the activation doesn't carry it; the high ones the life of a
 	// chunk with write-ack=memory. The reply means durable. Without payload and flags (head -> the
 	// server that a chunk is being moved to): the copy is complete up to Seq of Epoch, and must
-	// outlive the process; it isn't served yet.
+	// outlive the process; it isn't served yet. Aux has the life, or 0, without a term.
 	OpActivate Opcode = 20
 	// OpDigest (head -> member): Epoch, Seq and Aux (the term of the activation) say at which state.
 	// The reply's payload is 1024 checksums of 4 bytes, one per 64 KiB of the chunk: of the

@@ -131,10 +131,10 @@ func (f *file) unflushed() int64 {
 	return since
 }
 
-// newestAcked is the index of the newest version that was acknowledged and isn't known to be gone.
+// newestAcked is the index of the newest version that was acknowledged. It may be gone since.
 func (b *block) newestAcked() int {
 	k := len(b.versions) - 1
-	for k > 0 && (b.versions[k].ret == history.Never || b.versions[k].lost != 0) {
+	for k > 0 && b.versions[k].ret == history.Never {
 		k--
 	}
 	return k
