@@ -153,7 +153,9 @@ type reading struct {
 
 func (f *file) beginRead(off int64, n int) *reading {
 	r := &reading{f: f, off: off, n: n, inv: f.w.sim.Now()}
-	f.touched(off, n, func(b *block, _, _ int) { r.marks = append(r.marks, marks{b.floor, b.durable}) })
+	f.touched(off, n, func(b *block, _, _ int) {
+		r.marks = append(r.marks, marks{b.floor, b.durable})
+	})
 	return r
 }
 
