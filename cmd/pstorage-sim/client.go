@@ -57,7 +57,7 @@ func (c *client) newProcess() {
 	}
 	c.eng = dpclient.NewEngine(dpclient.Options{Env: c.env, Net: w.net.Node(c.env, c.ip),
 		Pool: pool, Cred: cred(dataplane.RoleClient, c.peer), Meta: meta, MaxParts: 128,
-		Log: w.log.With("client", c.index+1)})
+		PeerParts: w.sc.room, Log: w.log.With("client", c.index+1)})
 	c.handles = nil
 	for _, f := range w.files {
 		h, err := c.eng.OpenFile(&control.Attr{File: f.id, Type: control.TypeFile, Size: fileSize,

@@ -14,6 +14,7 @@ type scenario struct {
 	logSize           int64
 	align             int
 	depth             int   // operations of a client at the same time
+	room              int   // parts of them that a client has under way at one server; 0: enough
 	think             int64 // mean time between a client's operations, ns
 	reads, zeros      int   // percent
 	sizes             []int // largest sizes of operations, bytes

@@ -98,6 +98,7 @@ func runSeed(cfg config) (res result) {
 	w.chooseLeases()
 	w.chooseStrand()
 	w.chooseMemory()
+	w.sc.room = []int{0, 0, 1, 3}[w.sim.Rand("room").IntN(4)]
 	if cfg.fix != nil {
 		cfg.fix(&w.sc)
 	}

@@ -117,6 +117,7 @@ type Engine struct {
 	starved  opQueue // wait for a free part
 	finished opQueue // wait for Done
 	growing  []*File // have writes that wait for a Grow not yet asked for
+	pumps    []*peer // have room for what waits
 	newest   *Op     // of all ops between Submit and Done
 	ops      int
 

@@ -545,3 +545,26 @@ func TestTruncated(t *testing.T) {
 		t.Error("old data behind a truncation")
 	}
 }
+
+// TestRoomOfACanceledOp: what waits for room at a server is sent when the operation that took it is
+// called off, though that server answers nothing any more that anybody waits for.
+func TestRoomOfACanceledOp(t *testing.T) {
+	w, f, _, ch := with(t, func(o *Options) { o.PeerParts = 1 })
+	head := w.cs[ch.members[0]-1]
+	head.stuck = true // takes the first write and doesn't answer it
+	first := &Op{Kind: Write, File: f, Buf: w.random(4096)}
+	w.start(first)
+	w.sim.Run(func() bool { return false }, w.sim.Now()+10e6)
+	head.stuck = false
+	second := &Op{Kind: Write, File: f, Offset: 8192, Buf: w.random(4096)}
+	done := w.start(second)
+	w.sim.Run(func() bool { return false }, w.sim.Now()+10e6)
+	if *done != 0 {
+		t.Fatal("there was room for two")
+	}
+	w.env.Do(func() { w.eng.Cancel(first) })
+	if !w.sim.Run(func() bool { return *done == 1 }, w.sim.Now()+5e9) {
+		t.Fatal("the second write isn't done 5 s after the first one made room")
+	}
+	w.ok(second)
+}

@@ -177,6 +177,11 @@ func (e *Engine) turnEnd() {
 			f := e.growing[n-1]
 			e.growing = e.growing[:n-1]
 			f.grow()
+		} else if n := len(e.pumps); n > 0 {
+			pr := e.pumps[n-1]
+			e.pumps = e.pumps[:n-1]
+			pr.pumping = false
+			pr.pump()
 		} else {
 			return
 		}

@@ -57,6 +57,7 @@ type peer struct {
 
 	sent       partList // wait for answers, in the order of sending
 	wait       partList // wait for the connection, or for room in flight
+	pumping    bool     // in eng.pumps
 	bytes      int      // of sent
 	count      int      // of sent
 	lastRecv   int64
@@ -154,12 +155,18 @@ func (pr *peer) send(p *part) {
 	}
 }
 
-// forget takes p out of the account of what is in flight.
+// forget takes p out of the account of what is in flight. What waits for that is sent at the end of
+// the turn at the latest: p may have been called off, and nothing else may come of this peer.
 func (pr *peer) forget(p *part) {
 	pr.count--
 	pr.bytes -= p.cost()
 	if pr.count < 0 || pr.bytes < 0 {
 		panic(fmt.Sprintf("client: cs %d has %d parts, %d bytes in flight", pr.id, pr.count, pr.bytes))
+	}
+	if e := pr.eng; pr.wait.head != nil && !pr.pumping {
+		pr.pumping = true
+		e.pumps = append(e.pumps, pr)
+		e.env.AtTurnEnd(&e.turn)
 	}
 }
 
