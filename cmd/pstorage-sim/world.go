@@ -97,11 +97,11 @@ func runSeed(cfg config) (res result) {
 	w.chooseGhost()
 	w.chooseLeases()
 	w.chooseStrand()
-	w.chooseMemory()
 	w.sc.room = []int{0, 0, 1, 3}[w.sim.Rand("room").IntN(4)]
 	if cfg.fix != nil {
 		cfg.fix(&w.sc)
 	}
+	w.chooseMemory()
 	w.chooseLone()
 	w.stopLoad = cfg.scene != nil
 	w.net = simloop.NewNet(w.sim, simloop.NetOptions{})
