@@ -188,7 +188,8 @@ func (r *replica) servers() []control.MDSDoc {
 	_, leader := r.raft.LeaderWithID()
 	for _, s := range r.raft.GetConfiguration().Configuration().Servers {
 		list = append(list, control.MDSDoc{ID: string(s.ID), Addr: string(s.Address),
-			Leader: s.ID == leader, Voter: s.Suffrage == raft.Voter, Down: r.down.has(s.ID)})
+			Leader: s.ID == leader, Voter: s.Suffrage == raft.Voter,
+			Down: r.down.has(s.ID, time.Now())})
 	}
 	return list
 }

@@ -99,32 +99,39 @@ func removeCase(servers []serverFacts, node uint32, force bool) removeVerdict {
 
 // downServers are the members that don't answer the leader's heartbeats.
 type downServers struct {
-	mu   sync.Mutex
-	down map[raft.ServerID]bool
+	mu     sync.Mutex
+	failed map[raft.ServerID]time.Time // when the last heartbeat failed, if none went well since
 }
 
-func (d *downServers) has(id raft.ServerID) bool {
+// downFor is how long a failed heartbeat counts. While a server is down, its heartbeats fail again
+// and again, each after at most raftTimeout for connecting and as much for the answer. One of a
+// leadership that has ended can fail as late as that, too; if the server leads again by then,
+// Raft never says that it was the last one.
+const downFor = 3 * raftTimeout
+
+func (d *downServers) has(id raft.ServerID, now time.Time) bool {
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	return d.down[id]
+	at, failed := d.failed[id]
+	return failed && now.Sub(at) < downFor
 }
 
-func (d *downServers) note(o raft.Observation) {
+func (d *downServers) note(o raft.Observation, now time.Time) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	switch e := o.Data.(type) {
 	case raft.LeaderObservation:
-		clear(d.down) // a new leader finds out by itself
+		clear(d.failed) // a new leader finds out by itself
 	case raft.FailedHeartbeatObservation:
-		d.down[e.PeerID] = true
+		d.failed[e.PeerID] = now
 	case raft.ResumedHeartbeatObservation:
-		delete(d.down, e.PeerID)
+		delete(d.failed, e.PeerID)
 	}
 }
 
 // watchDown keeps r.down until the server stops.
 func (r *replica) watchDown() {
-	r.down.down = map[raft.ServerID]bool{}
+	r.down.failed = map[raft.ServerID]time.Time{}
 	events := make(chan raft.Observation, 64)
 	observer := raft.NewObserver(events, true, func(o *raft.Observation) bool {
 		switch o.Data.(type) {
@@ -139,7 +146,7 @@ func (r *replica) watchDown() {
 		for {
 			select {
 			case o := <-events:
-				r.down.note(o)
+				r.down.note(o, time.Now())
 			case <-r.stopped:
 				// Raft waits for those who listen.
 				go func() {
@@ -320,7 +327,7 @@ func (c *call) removeMDS(args *control.RemoveMDSArgs) (any, error) {
 func (r *replica) facts(conf raft.Configuration) (list []serverFacts) {
 	for _, s := range conf.Servers {
 		list = append(list, serverFacts{node: nodeOf(s.ID), voter: s.Suffrage == raft.Voter,
-			down: r.down.has(s.ID)})
+			down: r.down.has(s.ID, time.Now())})
 	}
 	return list
 }

@@ -8,6 +8,9 @@ import (
 	"strings"
 	"sync/atomic"
 	"testing"
+	"time"
+
+	"github.com/hashicorp/raft"
 
 	"pstorage/dataplane"
 	"pstorage/dataplane/control"
@@ -65,6 +68,42 @@ func checkRemove(servers []serverFacts, node uint32, force bool, got removeVerdi
 		return fmt.Errorf("nothing speaks against it")
 	}
 	return nil
+}
+
+// TestDownServers: a server whose heartbeats fail is down until one goes well, or until none has
+// failed for long: the last one of an ended leadership fails after the next has begun, and if no
+// other fails, Raft says nothing more.
+func TestDownServers(t *testing.T) {
+	const peer = "2"
+	type step struct {
+		at   time.Duration
+		data any // nil: nothing happens
+		down bool
+	}
+	failed, resumed := raft.FailedHeartbeatObservation{PeerID: peer},
+		raft.ResumedHeartbeatObservation{PeerID: peer}
+	cycle := 2*raftTimeout + electionTime // a slow failure and the pause after it
+	for name, steps := range map[string][]step{
+		"recovers": {{0, failed, true}, {1, resumed, false}},
+		"stays down": {{0, failed, true}, {cycle, nil, true}, {cycle, failed, true},
+			{2 * cycle, nil, true}},
+		"another leads": {{0, failed, true}, {1, raft.LeaderObservation{}, false}},
+		"of an older reign": {{0, raft.LeaderObservation{}, false}, {1, failed, true},
+			{1 + downFor, nil, false}},
+	} {
+		d := downServers{failed: map[raft.ServerID]time.Time{}}
+		start := time.Unix(1, 0)
+		for i, s := range steps {
+			now := start.Add(s.at)
+			d.note(raft.Observation{Data: s.data}, now)
+			if got := d.has(peer, now); got != s.down {
+				t.Errorf("%s, step %d: down %v, want %v", name, i, got, s.down)
+			}
+			if d.has("3", now) {
+				t.Errorf("%s, step %d: another server is down", name, i)
+			}
+		}
+	}
 }
 
 // join makes and starts another server by the cluster's own word, and returns its index.
