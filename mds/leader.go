@@ -124,7 +124,7 @@ var errDeposed = errors.New("the leadership ended")
 
 // begin makes the context in which the leadership's own work runs, until stop.
 func (l *leader) begin() {
-	ctx, cancel := context.WithCancelCause(context.Background())
+	ctx, cancel := context.WithCancelCause(withTerm(context.Background(), l.term))
 	l.ctx, l.stop = ctx, func() { cancel(errDeposed) }
 }
 

@@ -24,6 +24,7 @@ const (
 type proposal struct {
 	ctx    context.Context
 	cmd    command
+	term   uint64 // it was decided in; 0: it may go into the log in any
 	result Result
 	err    error
 	done   chan struct{}
@@ -46,7 +47,7 @@ func (r *replica) propose(ctx context.Context, c command) (Result, error) {
 	if ctx.Err() != nil { // else it could be queued all the same: a select chooses at random
 		return Result{}, r.gaveUp(ctx, "metadata change")
 	}
-	p := &proposal{ctx: ctx, cmd: c, done: make(chan struct{})}
+	p := &proposal{ctx: ctx, cmd: c, term: termOf(ctx), done: make(chan struct{})}
 	select {
 	case r.proposals <- p:
 	case <-ctx.Done():
@@ -81,34 +82,64 @@ func errStopped() error {
 func (r *replica) runProposals() {
 	defer close(r.entries)
 	for {
-		var batch []*proposal
+		var b entryBatch
 		select {
 		case p := <-r.proposals:
-			if r.late(p) {
-				continue
-			}
-			batch = append(batch, p)
+			b.add(r, p)
 		case <-r.stopped:
 			r.refuseProposals()
 			return
 		}
-		entry := appendCommand(beginEntry(nil), batch[0].cmd)
-		for more := true; more && len(entry) < entryBytes && len(batch) < entryCommands; {
+		for more := true; more && len(b.entry) < entryBytes && len(b.proposals) < entryCommands; {
 			select {
 			case p := <-r.proposals:
-				if r.late(p) {
-					continue
-				}
-				batch = append(batch, p)
-				entry = appendCommand(entry, p.cmd)
+				b.add(r, p)
 			default:
 				more = false
 			}
 		}
-		entry = finishEntry(entry, time.Now().UnixNano(), len(batch))
+		if len(b.proposals) == 0 {
+			continue
+		}
+		entry := finishEntry(b.entry, time.Now().UnixNano(), len(b.proposals))
 		assert(len(entry) <= MaxEntry, "log entry too long", len(entry))
-		r.entries <- &entryInFlight{r.raft.Apply(entry, raftTimeout), batch}
+		future := r.raft.ApplyLog(guarded(entry, b.term), raftTimeout)
+		r.entries <- &entryInFlight{future, b.proposals}
 	}
+}
+
+// entryBatch is a log entry that is being packed.
+type entryBatch struct {
+	entry     []byte
+	proposals []*proposal
+	term      uint64 // that its commands were decided in; 0: any will do
+}
+
+// add packs a command. All commands of an entry are of one term; those of an older one are refused.
+func (b *entryBatch) add(r *replica, p *proposal) {
+	if r.late(p) {
+		return
+	}
+	switch {
+	case p.term != 0 && p.term < b.term:
+		p.refuse(r.notLeader())
+		return
+	case p.term > b.term && b.term != 0:
+		for _, old := range b.proposals {
+			old.refuse(r.notLeader())
+		}
+		*b = entryBatch{}
+	}
+	if len(b.proposals) == 0 {
+		b.entry = beginEntry(nil)
+	}
+	b.proposals, b.term = append(b.proposals, p), max(b.term, p.term)
+	b.entry = appendCommand(b.entry, p.cmd)
+}
+
+func (p *proposal) refuse(err error) {
+	p.err = err
+	close(p.done)
 }
 
 // late answers a proposal that nobody waits for any more, and that wasn't packed yet. If its
@@ -118,8 +149,7 @@ func (r *replica) late(p *proposal) bool {
 	if p.ctx.Err() == nil {
 		return false
 	}
-	p.err = r.gaveUp(p.ctx, "metadata change")
-	close(p.done)
+	p.refuse(r.gaveUp(p.ctx, "metadata change"))
 	return true
 }
 
@@ -128,8 +158,7 @@ func (r *replica) refuseProposals() {
 	for {
 		select {
 		case p := <-r.proposals:
-			p.err = errStopped()
-			close(p.done)
+			p.refuse(errStopped())
 		default:
 			return
 		}

@@ -442,7 +442,7 @@ func startReplicaOn(trans groupTransport, stream *streamLayer, dir string, id ui
 	}
 	var logs *raft.LogCache
 	if logs, err = raft.NewLogCache(logCache, st.log); err == nil {
-		r.raft, err = raft.NewRaft(conf, r.fsm, logs, st.stable, st.snaps, r.trans)
+		r.raft, err = raft.NewRaft(conf, r.fsm, termGuard{logs}, st.stable, st.snaps, r.trans)
 	}
 	if err != nil {
 		r.trans.Close()
@@ -641,7 +641,7 @@ func (r *replica) raftError(err error) error {
 		return nil
 	case errors.Is(err, raft.ErrNotLeader), errors.Is(err, raft.ErrLeadershipLost),
 		errors.Is(err, raft.ErrLeadershipTransferInProgress),
-		errors.Is(err, raft.ErrAbortedByRestore):
+		errors.Is(err, raft.ErrAbortedByRestore), errors.Is(err, errOtherTerm):
 		return r.notLeader()
 	case errors.Is(err, raft.ErrRaftShutdown):
 		return dataplane.E("metadata server", dataplane.Closed, err)
