@@ -41,8 +41,8 @@ func (l *Loop) ListenLocal(addr string, attach func(Conn) ConnHandler) (func(), 
 	return n.close, nil
 }
 
-// dialLocal connects to the socket beside addr, of the process pid. ok is false if there is none
-// for us, or if it can't take one more at the moment.
+// dialLocal connects to the socket beside addr, of the process pid; 0: of one in another PID
+// namespace. ok is false if there is none for us, or if it can't take one more at the moment.
 func (l *Loop) dialLocal(addr string) (fd, pid int, ok bool) {
 	if l.o.NoLocal {
 		return -1, 0, false
@@ -67,7 +67,8 @@ func (l *Loop) dialLocal(addr string) (fd, pid int, ok bool) {
 	return fd, pid, true
 }
 
-// peerOf names the process at the other end of a local socket, which must be of our own user.
+// peerOf names the process at the other end of a local socket, which must be of our own user. It is
+// 0 if that is in another PID namespace, as a container with the host's network is.
 func peerOf(fd int) (pid int, err error) {
 	cred, err := unix.GetsockoptUcred(fd, unix.SOL_SOCKET, unix.SO_PEERCRED)
 	if err != nil {

@@ -1,6 +1,8 @@
 package uring
 
 import (
+	"os"
+	"os/exec"
 	"runtime"
 	"strings"
 	"syscall"
@@ -111,5 +113,42 @@ func TestLocalOtherUser(t *testing.T) {
 	}()
 	if o := <-result; o.ok || !o.refused {
 		t.Fatalf("used: %v, refused: %v", o.ok, o.refused)
+	}
+}
+
+const elsewhereEnv = "PSTORAGE_TEST_ELSEWHERE"
+
+// TestLocalOtherNamespace: a process in another PID namespace, where nobody here has a number, as
+// in a container with the host's network, uses the socket, too.
+func TestLocalOtherNamespace(t *testing.T) {
+	if addr := os.Getenv(elsewhereEnv); addr != "" {
+		client := startLoop(t, LoopOptions{})
+		if fd, pid, ok := client.dialLocal(addr); !ok || pid != 0 {
+			t.Fatalf("the server has the number %d here; found: %v", pid, ok)
+		} else if err := unix.Close(fd); err != nil {
+			t.Fatal(err)
+		}
+		answered := make(chan string, 1)
+		p := &peer{}
+		p.recv = func(b []byte) (int, []byte) {
+			answered <- string(b)
+			return len(b), nil
+		}
+		dialTo(t, client, addr, p)
+		on(t, client, func() { p.c.Append([]byte("hello")) })
+		if got := <-answered; got != "hello" {
+			t.Fatalf("answer %q", got)
+		}
+		return
+	}
+	if unix.Geteuid() != 0 {
+		t.Skip("needs root, to make a PID namespace")
+	}
+	addr, _ := listenBoth(t, startLoop(t, LoopOptions{}), make(chan string, 16))
+	cmd := exec.CommandContext(t.Context(), os.Args[0], "-test.run=^TestLocalOtherNamespace$")
+	cmd.Env = append(os.Environ(), elsewhereEnv+"="+addr)
+	cmd.SysProcAttr = &syscall.SysProcAttr{Cloneflags: unix.CLONE_NEWPID}
+	if out, err := cmd.CombinedOutput(); err != nil {
+		t.Fatalf("%v\n%s", err, out)
 	}
 }

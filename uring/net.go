@@ -86,7 +86,8 @@ type dial struct {
 	err      error // why it was given up
 
 	cancelled bool
-	local     int // connected, to this process of this host; 0: not
+	local     bool // connected to a process of this host
+	pid       int  // of that one; 0: it is in another PID namespace
 }
 
 // Dial implements Net.
@@ -111,7 +112,7 @@ func (d *dial) start() error {
 		return fmt.Errorf("not an ip:port address: %w", err)
 	}
 	if fd, pid, ok := d.l.dialLocal(d.addr); ok {
-		d.file, d.local = FD(fd), pid
+		d.file, d.local, d.pid = FD(fd), true, pid
 		d.l.later(d)
 		return nil
 	}
@@ -132,7 +133,7 @@ func (d *dial) start() error {
 
 // runDeferred submits the connect, or reports an early error.
 func (d *dial) runDeferred() {
-	if d.err != nil || d.local != 0 {
+	if d.err != nil || d.local {
 		d.finish(d.err)
 		return
 	}
@@ -207,7 +208,7 @@ func (d *dial) finish(err error) {
 		return
 	}
 	c := l.newConn(int(d.file.fd), d.addr, d.attach)
-	c.peer.pid = d.local
+	c.peer.pid = d.pid
 	d.done(c, nil)
 }
 
