@@ -244,6 +244,9 @@ func (s *server) keysNow() (*keysState, <-chan struct{}, error) {
 	return k, changed, err
 }
 
+// keysAgain is after how long keys that couldn't be replaced are tried again.
+const keysAgain = 5 * time.Second
+
 // watchKeys keeps this server's own ring as the state says, until ctx ends. It has the private
 // halves, so it certifies itself.
 func (s *server) watchKeys(ctx context.Context) {
@@ -261,11 +264,14 @@ func (s *server) watchKeys(ctx context.Context) {
 				return k.keys.certify(s.cred.Cluster, node, roles, public)
 			})
 		}
+		var again <-chan time.Time
 		if err != nil {
 			s.log.Error("this server's keys can't be replaced", "err", err)
+			again = time.After(keysAgain)
 		}
 		select {
 		case <-changed:
+		case <-again:
 		case <-ctx.Done():
 			return
 		}

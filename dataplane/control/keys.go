@@ -125,9 +125,15 @@ const (
 // keepKeys keeps the ring of the credentials up to date until the client is closed.
 func (c *Client) keepKeys() {
 	ring := c.o.Cred.Ring
+	var told time.Time // that the file lacks something
 	for c.ctx.Err() == nil {
 		pause := keysRetry
 		err := c.askKeys(ring)
+		if err != nil && ring.Unsaved() && time.Since(told) > keysRefused {
+			told = time.Now()
+			c.o.Log.Warn("the cluster's new keys aren't in this node's file; if they stay out of it, "+
+				"the node can't connect any more after its next start", "err", err)
+		}
 		switch dataplane.KindOf(err) {
 		case dataplane.OK:
 			continue
@@ -174,7 +180,7 @@ func (c *Client) askKeys(ring *session.Ring) error {
 			return dataplane.E("read the cluster's keys", dataplane.Malformed, err)
 		}
 	}
-	if keys == have && !have.Outdated() {
+	if keys == have && !have.Outdated() && !ring.Unsaved() {
 		return nil
 	}
 	err := ring.Update(keys, func(public [32]byte) ([]byte, error) {

@@ -149,9 +149,11 @@ func (k *KeySet) admits(p *Peer) error {
 // Ring is the KeySet of a process as it is now, shared by all its connections.
 type Ring struct {
 	now  atomic.Pointer[KeySet]
-	mu   sync.Mutex // one replacement at a time; guards seen
+	mu   sync.Mutex // one replacement at a time; guards what follows
 	file KeyFile
 	seen []byte // certificate that was in the file last
+
+	unsaved bool // the file lacks what the ring has
 }
 
 // KeyFile is where the processes of a node keep their keys together.
@@ -180,29 +182,40 @@ func (k *KeySet) newer(old *KeySet) bool {
 // Update takes over the cluster's part of newer keys, and has a new key pair certified by sign if
 // the node needs one; what isn't newer is ignored. Connections that the new keys don't admit are
 // closed when something comes over them. The file is replaced, too: what another process of the
-// node has done already isn't done again. A file that can't be read stays as it is, and the error
-// says so; the ring itself is updated all the same: that a node was revoked counts at once. After
-// an error the ring may still be outdated.
+// node has done already isn't done again. A file that can't be locked or read stays as it is, and
+// the error says so; the ring itself is updated all the same: that a node was revoked counts at
+// once. After an error the ring may still be outdated, or Unsaved.
 func (r *Ring) Update(common *KeySet, sign func(public [32]byte) ([]byte, error)) error {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	if r.file == nil {
 		return r.update(common, sign)
 	}
-	return r.file.Locked(func() error {
+	locked := false
+	err := r.file.Locked(func() error {
+		locked = true
 		err := r.reload()
-		before := r.now.Load()
 		uerr := r.update(common, sign)
-		if err != nil {
-			return err
-		}
-		if now := r.now.Load(); now != before {
+		if err == nil && r.unsaved {
+			now := r.now.Load()
 			if err = r.file.Save(now); err == nil {
-				r.seen = now.Cert
+				r.seen, r.unsaved = now.Cert, false
 			}
 		}
-		return cmp.Or(uerr, err)
+		return cmp.Or(err, uerr)
 	})
+	if !locked {
+		return errors.Join(err, r.update(common, sign))
+	}
+	return err
+}
+
+// Unsaved says whether the file lacks what an Update has put into the ring. Another Update, of the
+// same keys, tries again; a process that starts anew before has the old ones.
+func (r *Ring) Unsaved() bool {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.unsaved
 }
 
 func (r *Ring) update(common *KeySet, sign func(public [32]byte) ([]byte, error)) error {
@@ -219,6 +232,7 @@ func (r *Ring) update(common *KeySet, sign func(public [32]byte) ([]byte, error)
 	}
 	if k.newer(now) {
 		r.now.Store(&k)
+		r.unsaved = r.file != nil
 	}
 	return err
 }

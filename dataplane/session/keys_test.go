@@ -15,12 +15,27 @@ import (
 type memoryFile struct {
 	keys  *KeySet
 	err   error // of reading it
+	full  error // of writing it
+	busy  error // of locking it
 	saved int
 }
 
-func (f *memoryFile) Load() (*KeySet, error)      { return f.keys, f.err }
-func (f *memoryFile) Save(k *KeySet) error        { f.keys = k; f.saved++; return nil }
-func (f *memoryFile) Locked(g func() error) error { return g() }
+func (f *memoryFile) Load() (*KeySet, error) { return f.keys, f.err }
+
+func (f *memoryFile) Save(k *KeySet) error {
+	if f.full == nil {
+		f.keys = k
+		f.saved++
+	}
+	return f.full
+}
+
+func (f *memoryFile) Locked(g func() error) error {
+	if f.busy != nil {
+		return f.busy
+	}
+	return g()
+}
 
 // granted is what auth-node stores: a certificate, and nothing about which nodes are revoked.
 func (a *authority) granted(roles uint8) *KeySet {
@@ -100,6 +115,34 @@ func TestRingWithoutFile(t *testing.T) {
 	err := au.renew(t, r)
 	if !errors.Is(err, file.err) || len(r.Load().Revoked) != 1 || file.saved != 0 {
 		t.Errorf("%v, revoked %v, written %d times", err, r.Load().Revoked, file.saved)
+	}
+}
+
+// A revocation counts also if the file can't be locked or written; it is written when that works
+// again, though nothing is newer then.
+func TestRingUnsaved(t *testing.T) {
+	for name, what := range map[string]func(f *memoryFile, err error){
+		"locked":  func(f *memoryFile, err error) { f.busy = err },
+		"read":    func(f *memoryFile, err error) { f.err = err },
+		"written": func(f *memoryFile, err error) { f.full = err },
+	} {
+		au := newAuthority()
+		file := &memoryFile{keys: au.node(AllRoles)}
+		r := NewRing(file.keys, file)
+		au.set.Revoked = []uint64{7}
+		au.set.Version++
+		broken := errors.New("no")
+		what(file, broken)
+		for range 2 {
+			if err := au.renew(t, r); !errors.Is(err, broken) || len(r.Load().Revoked) != 1 ||
+				!r.Unsaved() {
+				t.Errorf("can't be %s: %v, revoked %v", name, err, r.Load().Revoked)
+			}
+		}
+		what(file, nil)
+		if err := au.renew(t, r); err != nil || r.Unsaved() || len(file.keys.Revoked) != 1 {
+			t.Errorf("was not %s: %v, the file has %+v", name, err, file.keys)
+		}
 	}
 }
 

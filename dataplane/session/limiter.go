@@ -17,6 +17,7 @@ const (
 	passEvery  = 10e9  // ns
 	maxSources = 4096  // addresses that are remembered; the least recent goes
 	logEvery   = 10e9  // ns between two lines about the same thing
+	logBurst   = 20    // lines about handshakes that broke off; then one every logEvery
 )
 
 var errTooMany = errors.New("too many failed attempts from this address")
@@ -29,6 +30,10 @@ type Failures struct {
 
 	mu      sync.Mutex // guards what follows
 	sources map[netip.Addr]*source
+	broken  struct { // handshakes that broke off, of all addresses: it needs no key to make them
+		lines float64 // that were written, less what time has forgiven
+		atNs  int64
+	}
 }
 
 // source is an address that has failed.
@@ -118,12 +123,20 @@ func (f *Failures) GiveBack(remote string) {
 
 // Failed counts a failed handshake if it is one of keys, and says whether to write about it.
 func (f *Failures) Failed(remote string, err error) (log bool) {
-	if k := dataplane.KindOf(err); k != dataplane.Denied && k != dataplane.WrongCluster {
-		return true
-	}
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	return f.count(addrOf(remote), f.now(), 1)
+	now := f.now()
+	if k := dataplane.KindOf(err); k != dataplane.Denied && k != dataplane.WrongCluster {
+		b := &f.broken
+		b.lines = max(b.lines-float64(now-b.atNs)/logEvery, 0)
+		b.atNs = now
+		if b.lines > logBurst-1 {
+			return false
+		}
+		b.lines++
+		return true
+	}
+	return f.count(addrOf(remote), now, 1)
 }
 
 // count counts n failures while mu is held.

@@ -2,6 +2,7 @@ package session
 
 import (
 	"context"
+	"errors"
 	"net"
 	"slices"
 	"sync"
@@ -35,7 +36,7 @@ func Serve(ctx context.Context, l net.Listener, o *ServerOptions, handle func(*N
 			return nil
 		}
 		if err != nil {
-			if !temporary(err) {
+			if errors.Is(err, net.ErrClosed) {
 				cancel()
 				return dataplane.E("accept connections on "+l.Addr().String(),
 					dataplane.Unreachable, err)
@@ -58,13 +59,6 @@ func Serve(ctx context.Context, l net.Listener, o *ServerOptions, handle func(*N
 			}
 		})
 	}
-}
-
-// temporary says whether accepting may work again: out of file descriptors, or a connection that
-// was gone before it was taken.
-func temporary(err error) bool {
-	t, ok := err.(interface{ Temporary() bool })
-	return ok && t.Temporary()
 }
 
 // waiting are the connections of one Serve in their handshake, MaxUnproven at most: another one

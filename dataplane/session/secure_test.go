@@ -407,6 +407,19 @@ func TestFailuresPerAddress(t *testing.T) {
 	if f.Failed("10.0.0.3:1", malformed("garbage")); len(f.sources) != 1 {
 		t.Error("garbage counts as a failure of keys")
 	}
+	lines = 0
+	for i := range 1000 {
+		if f.Failed(net.JoinHostPort(net.IPv4(12, 0, byte(i>>8), byte(i)).String(), "1"),
+			malformed("garbage")) {
+			lines++
+		}
+	}
+	if lines == 0 || lines > logBurst {
+		t.Errorf("%d lines about 1000 broken handshakes", lines)
+	}
+	if now += logEvery; !f.Failed("10.0.0.3:1", malformed("garbage")) {
+		t.Error("never written about again")
+	}
 	if now += 2 * failEvery; !f.Allow("10.0.0.1:5") {
 		t.Error("never allowed again")
 	}
