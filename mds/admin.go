@@ -3,6 +3,7 @@ package mds
 import (
 	"encoding/json"
 	"fmt"
+	"slices"
 	"strings"
 	"time"
 
@@ -284,6 +285,11 @@ func health(d *control.StatDoc) (string, []string) {
 // maxEventsReply bounds an EventsDoc.
 const maxEventsReply = 1000
 
+// eventBytes is about what an event takes in a reply.
+func eventBytes(e *control.Event) int {
+	return len(e.Message) + len(e.Source) + len(e.Code) + 200
+}
+
 func (c *call) events(args *control.EventsArgs) (any, error) {
 	limit := args.Limit
 	if limit <= 0 {
@@ -298,6 +304,19 @@ func (c *call) events(args *control.EventsArgs) (any, error) {
 	skip := 0
 	if args.Last {
 		skip = max(0, q.n-limit)
+		bytes := 0 // of all but the first skip ones
+		var sizes []int
+		i := 0
+		q.each(func(e *control.Event) bool {
+			if i++; i > skip {
+				sizes = append(sizes, eventBytes(e))
+				bytes += eventBytes(e)
+			}
+			return true
+		})
+		for ; bytes > maxReadDirBytes/2; skip++ { // the newest are what is asked for
+			bytes, sizes = bytes-sizes[0], sizes[1:]
+		}
 	}
 	bytes := 0
 	q.each(func(e *control.Event) bool {
@@ -308,7 +327,7 @@ func (c *call) events(args *control.EventsArgs) (any, error) {
 		if e.ID <= args.After {
 			return true
 		}
-		bytes += len(e.Message) + len(e.Source) + len(e.Code) + 200
+		bytes += eventBytes(e)
 		if len(doc.Events) == limit || bytes > maxReadDirBytes/2 {
 			return false
 		}
@@ -340,8 +359,11 @@ func (c *call) configDoc() *control.ConfigDoc {
 }
 
 func (c *call) setConfig(args *control.SetConfigArgs) (any, error) {
-	if err := checkConfig(args.Key, args.Value); err != nil {
+	if err := checkConfig(args.Key, args.Value, c.configured(args.Key)); err != nil {
 		return nil, c.fail(dataplane.Invalid, "%v", err)
+	}
+	if args.Key == control.ConfigMode && args.Value == "" {
+		args.Value = modeCRC // nodes only take over what has a newer version, so the entry stays
 	}
 	_, err := c.change(&cmdSetConfig{origin: c.from, Key: args.Key, Value: args.Value,
 		Version: args.Version, Any: args.Any})
@@ -349,6 +371,14 @@ func (c *call) setConfig(args *control.SetConfigArgs) (any, error) {
 		return nil, err
 	}
 	return c.configDoc(), nil
+}
+
+// configured says whether the configuration has that key.
+func (c *call) configured(key string) bool {
+	f := c.r.fsm
+	f.mu.RLock()
+	defer f.mu.RUnlock()
+	return slices.ContainsFunc(f.s.config, func(e configEntry) bool { return e.key == key })
 }
 
 // scrubStart has one chunk server, or all, begin a pass over its store.

@@ -247,6 +247,11 @@ func (c *call) revoke(args *control.RevokeArgs) (any, error) {
 			case uint64(id) <= args.After && args.After != 0:
 				continue
 			case d == nil && (f.lease == nil || !f.lease.unclean):
+				// Taken away already, as by a request that is being repeated; it may not be in
+				// force everywhere yet.
+				if f.lease != nil {
+					doc.Seq = max(doc.Seq, f.lease.fenceSeq)
+				}
 				doc.Free++
 				continue
 			case args.Client != 0 && (d == nil || d.Client != args.Client):

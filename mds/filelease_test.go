@@ -218,6 +218,13 @@ func TestRevoke(t *testing.T) {
 	if len(d.Revoked) != 1 || d.Revoked[0].Path != "/disk" || len(d.Waiting) != 1 {
 		t.Fatalf("revoked: %+v", d)
 	}
+	for _, args := range []control.RevokeArgs{{Path: "/disk"},
+		{Path: "/", Recursive: true}} {
+		again := revoke(args) // as by a client that didn't get the answer
+		if len(again.Revoked) != 0 || again.Seq != d.Seq || len(again.Waiting) != 1 {
+			t.Errorf("revoked already, and not in force: %+v", again)
+		}
+	}
 	if r := w.renew(7, a.Token); len(r.Lost) != 1 || r.Lost[0].By != "root@x" {
 		t.Fatalf("renewal: %+v", r)
 	}

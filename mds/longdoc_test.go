@@ -1,7 +1,9 @@
 package mds
 
 import (
+	"encoding/json"
 	"fmt"
+	"strings"
 	"testing"
 
 	"pstorage/dataplane"
@@ -33,5 +35,35 @@ func TestManyServers(t *testing.T) {
 					dataplane.MaxControlPayload)
 			}
 		})
+	}
+}
+
+// TestNewestEvents: if not all of the newest events that are asked for fit an answer, the oldest of
+// them are left out.
+func TestNewestEvents(t *testing.T) {
+	s := newFuzzSim()
+	defer s.Close()
+	for i := range 3 * maxEventsReply {
+		do(t, s.srv.r.fsm.s, 1e18, &cmdAddEvent{Source: "cs 1", Code: fmt.Sprint("e", i),
+			Message: strings.Repeat("x", i%800)})
+	}
+	newest := s.srv.r.fsm.s.nextEvent - 1
+	for _, args := range []control.EventsArgs{{Limit: 5, Last: true},
+		{Limit: maxEventsReply, Last: true}} {
+		answer, err := s.ask(dataplane.RoleAdmin, control.OpAdmin,
+			control.Marshal(adminReq(t, control.AdminEvents, args)))
+		if err != nil {
+			t.Fatal(err)
+		}
+		var doc control.EventsDoc
+		if err := json.Unmarshal(answer.(*control.AdminReply).Doc, &doc); err != nil {
+			t.Fatal(err)
+		}
+		list := doc.Events
+		if n := len(list); n == 0 || n > args.Limit || list[n-1].ID != newest ||
+			list[0].ID != newest-uint64(n)+1 || args.Limit < 10 && n != args.Limit {
+			t.Errorf("%d asked for: %d, from %d to %d; the newest is %d", args.Limit, n, list[0].ID,
+				list[n-1].ID, newest)
+		}
 	}
 }

@@ -73,9 +73,12 @@ func TestSettings(t *testing.T) {
 		"capacity.limit=-1": false, "capacity.limit=99999999999P": false, "user.note=x": true,
 		"recovery.per-server=4": true, "recovery.per-server=0": false, "recovery.total=5000": false,
 		"recovery.offline-timeout=10m": true, "recovery.offline-timeout=1ms": false,
-		"no.such=1": false, "no.such=": true} {
+		"no.such=1": false, "no.such=": false, "capacity.limit=": true, "user.note=": true,
+		"old.there=": true, "old.there=1": false, "security.keys=": false,
+		"security.node.1=": false, "mds.last-node=": false, "mds.last-node=7": false} {
 		key, value, _ := strings.Cut(entry, "=")
-		if err := checkConfig(key, value); (err == nil) != ok {
+		there := !strings.HasPrefix(key, "no.")
+		if err := checkConfig(key, value, there); (err == nil) != ok {
 			t.Errorf("%s: %v", entry, err)
 		}
 	}

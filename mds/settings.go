@@ -81,15 +81,20 @@ func parseSize(text string) (uint64, error) {
 	return n << shift, nil
 }
 
-// checkConfig says what is wrong with an entry of the configuration.
-func checkConfig(key, value string) error {
-	if strings.HasPrefix(key, userKeys) || value == "" {
-		return nil
+// checkConfig says what is wrong with an entry of the configuration that somebody wants to set, or
+// to remove, which an empty value means. there says whether the entry exists.
+func checkConfig(key, value string, there bool) error {
+	ours := strings.HasPrefix(key, keyPrefix) || key == lastNodeKey
+	if strings.HasPrefix(key, userKeys) || value == "" && there && !ours {
+		return nil // what another version set can be removed
 	}
 	set, ok := configKeys[key]
 	if !ok {
 		return fmt.Errorf("key %.80q is unknown; there are %s, and any that begins with %s", key,
 			strings.Join(control.ConfigKeys, ", "), userKeys)
+	}
+	if value == "" {
+		return nil
 	}
 	return set(new(settings), value)
 }

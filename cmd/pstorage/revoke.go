@@ -104,8 +104,10 @@ func revoke(ctx context.Context, a *app, args control.RevokeArgs, patience time.
 			return insideAdvice(err, args.Path)
 		}
 		all.Revoked = append(all.Revoked, doc.Revoked...)
-		all.Free, all.Seq = all.Free+doc.Free, max(all.Seq, doc.Seq)
-		all.Waiting = doc.Waiting
+		all.Free += doc.Free
+		if doc.Seq >= all.Seq { // who has that has all before
+			all.Seq, all.Waiting = doc.Seq, doc.Waiting
+		}
 		if args.After = doc.Next; doc.Next == 0 {
 			break
 		}
