@@ -69,9 +69,26 @@ type conn struct {
 	closeErr error
 }
 
+// A peer whose host has died says nothing any more, and neither need we: the kernel finds out, some
+// two minutes later. Who waits for an answer has shorter times of his own.
+const (
+	keepIdle  = 60 // s without anything from the peer, until it is asked whether it is there ...
+	keepEvery = 10 // ... and again, so many s later, ...
+	keepCount = 6  // ... so many times
+)
+
+// setTCP sets what our connections want of TCP; a unix socket has none of it.
+func setTCP(fd int) {
+	_ = unix.SetsockoptInt(fd, unix.IPPROTO_TCP, unix.TCP_NODELAY, 1)
+	_ = unix.SetsockoptInt(fd, unix.IPPROTO_TCP, unix.TCP_KEEPIDLE, keepIdle)
+	_ = unix.SetsockoptInt(fd, unix.IPPROTO_TCP, unix.TCP_KEEPINTVL, keepEvery)
+	_ = unix.SetsockoptInt(fd, unix.IPPROTO_TCP, unix.TCP_KEEPCNT, keepCount)
+	_ = unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_KEEPALIVE, 1)
+}
+
 // newConn takes over the connected socket fd.
 func (l *Loop) newConn(fd int, remote string, attach func(Conn) ConnHandler) *conn {
-	_ = unix.SetsockoptInt(fd, unix.IPPROTO_TCP, unix.TCP_NODELAY, 1) // a unix socket has none
+	setTCP(fd)
 	c := &conn{l: l, file: l.addFile(fd), remote: remote, want: recvFirst, empty: true}
 	c.index = len(l.conns)
 	l.conns = append(l.conns, c)
@@ -128,6 +145,7 @@ func (c *conn) runDeferred() {
 		c.finishClose()
 		return
 	}
+	c.touch() // when all is delivered there may be nothing else that has the next receive armed
 	c.deliver()
 }
 

@@ -10,6 +10,8 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"golang.org/x/sys/unix"
 )
 
 // peer is a ConnHandler made of functions.
@@ -419,6 +421,30 @@ func TestHungUp(t *testing.T) {
 	for end := time.Now().Add(5 * time.Second); !hungUp(); time.Sleep(time.Millisecond) {
 		if time.Now().After(end) {
 			t.Fatal("it isn't seen")
+		}
+	}
+}
+
+// TestKeepAlive: the kernel finds out that the host of a silent peer has died, whoever dialed.
+func TestKeepAlive(t *testing.T) {
+	l := startLoop(t, LoopOptions{NoLocal: true})
+	accepted := make(chan Conn, 1)
+	addr := listen(t, l, func(c Conn) ConnHandler {
+		accepted <- c
+		return &peer{c: c}
+	})
+	dialed := dialTo(t, l, addr, &peer{})
+	for _, c := range []Conn{dialed.c, <-accepted} {
+		for name, want := range map[[2]int]int{{unix.SOL_SOCKET, unix.SO_KEEPALIVE}: 1,
+			{unix.IPPROTO_TCP, unix.TCP_KEEPIDLE}: keepIdle} {
+			var got int
+			var err error
+			on(t, l, func() {
+				got, err = unix.GetsockoptInt(int(c.(*conn).file.fd), name[0], name[1])
+			})
+			if err != nil || got != want {
+				t.Errorf("option %d is %d, want %d (%v)", name, got, want, err)
+			}
 		}
 	}
 }

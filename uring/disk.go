@@ -149,7 +149,7 @@ func (d *ringDisk) issue(op *DiskOp) bool {
 	case DiskSync:
 		PrepFdatasync(s, d.file)
 	case DiskDiscard:
-		if d.noPunch {
+		if p.punch = !d.noPunch; !p.punch {
 			d.prepZeros(s, op)
 			break
 		}
@@ -275,7 +275,7 @@ func (op *DiskOp) complete(_ uint8, res int32, _ uint32) {
 		d.finish(op)
 		return
 	case DiskDiscard:
-		if !d.noPunch {
+		if p.punch {
 			d.finish(op)
 			return
 		}
@@ -308,6 +308,11 @@ func (d *ringDisk) goOn(op *DiskOp) {
 		d.finish(op)
 		return
 	}
+	d.again(op)
+}
+
+// again has an operation submitted once more, from where it is.
+func (d *ringDisk) again(op *DiskOp) {
 	if d.l.state == loopStopping {
 		d.fail(op, ErrStopped)
 		return
@@ -322,13 +327,15 @@ func (d *ringDisk) goOn(op *DiskOp) {
 func (d *ringDisk) completeError(op *DiskOp, errno unix.Errno) {
 	switch {
 	case errno == unix.EINTR || errno == unix.EAGAIN:
-		d.goOn(op)
+		d.again(op) // a sync has no bytes to go, and was not done all the same
 		return
-	case op.Kind == DiskDiscard && !d.noPunch &&
+	case op.Kind == DiskDiscard && op.priv.punch &&
 		(errno == unix.EOPNOTSUPP || errno == unix.ENOSYS || errno == unix.ENODEV):
-		d.l.log.Warn("holes can't be punched here; discarding writes zeros", "path", d.path)
+		if !d.noPunch {
+			d.l.log.Warn("holes can't be punched here; discarding writes zeros", "path", d.path)
+		}
 		d.noPunch = true
-		d.goOn(op)
+		d.again(op)
 		return
 	}
 	op.Err = fmt.Errorf("%s %s at %d, %d bytes: %w", op.Kind, d.path, op.Offset, op.priv.size, errno)

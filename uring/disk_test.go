@@ -284,6 +284,7 @@ func doResult(t testing.TB, l *Loop, d *ringDisk, op *DiskOp, res int32) error {
 	op.Done = func(*DiskOp) { close(done) }
 	on(t, l, func() {
 		op.Err, op.priv.d, op.priv.done, op.priv.busy = nil, d, 0, true
+		op.priv.punch = op.Kind == DiskDiscard
 		if err := d.check(op); err != nil {
 			t.Fatal(err)
 		}
@@ -347,6 +348,45 @@ func TestDiskDiscardWithoutHoles(t *testing.T) {
 	for i, v := range got {
 		if inside := i >= 4096 && i < 4096+3<<20; inside == (v == 1) {
 			t.Fatalf("byte %d is %d", i, v)
+		}
+	}
+}
+
+// TestDiskSyncInterrupted: a sync that was interrupted isn't done.
+func TestDiskSyncInterrupted(t *testing.T) {
+	l := startLoop(t, LoopOptions{})
+	disk, _, _ := onDisk(t, l, DiskOptions{})
+	d := disk.(*ringDisk)
+	for _, e := range []unix.Errno{unix.EINTR, unix.EAGAIN} {
+		op := &DiskOp{Kind: DiskSync}
+		done := make(chan struct{})
+		on(t, l, func() {
+			op.priv.d, op.priv.busy = d, true
+			op.Done = func(*DiskOp) { close(done) }
+			d.inFlight++
+			l.diskOps++
+			op.complete(0, -int32(e), 0)
+			select {
+			case <-done:
+				t.Errorf("%v counts as success", e)
+			default:
+			}
+		})
+		if await(t, done, "sync"); op.Err != nil {
+			t.Error(op.Err)
+		}
+	}
+}
+
+// TestDiskDiscardsAtOnce: it turns out that holes can't be punched while others are being punched.
+func TestDiskDiscardsAtOnce(t *testing.T) {
+	l := startLoop(t, LoopOptions{})
+	disk, _, _ := onDisk(t, l, DiskOptions{Size: 1 << 20})
+	d := disk.(*ringDisk)
+	for _, res := range []int32{-int32(unix.EOPNOTSUPP), -int32(unix.EOPNOTSUPP), 0} {
+		op := &DiskOp{Kind: DiskDiscard, Length: 8192}
+		if err := doResult(t, l, d, op, res); err != nil {
+			t.Errorf("result %d: %v", res, err)
 		}
 	}
 }

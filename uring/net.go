@@ -414,6 +414,7 @@ func (n *listener) close() {
 func (n *listener) cancelAll() {
 	n.closing = true
 	n.l.Disarm(&n.retry)
+	n.unlink()
 	if n.userData != 0 {
 		_ = unix.Shutdown(int(n.file.fd), unix.SHUT_RDWR) // refuse new peers at once
 		n.l.cancel(n.userData)
@@ -427,13 +428,19 @@ func (n *listener) cancelAll() {
 
 func (n *listener) abandon() { n.shut() }
 
-// shut closes the socket. Whoever listens on the same path by then has bound a socket anew, which
-// this one must not remove; nobody can as long as this one listens.
+// shut closes the socket.
 func (n *listener) shut() {
+	n.unlink()
+	_ = unix.Close(int(n.file.fd))
+}
+
+// unlink removes the socket's name, once. Others can take it as soon as nobody listens on it any
+// more, and theirs must not be removed.
+func (n *listener) unlink() {
 	if n.path != "" {
 		_ = unix.Unlink(n.path)
+		n.path = ""
 	}
-	_ = unix.Close(int(n.file.fd))
 }
 
 func (n *listener) runDeferred() {

@@ -227,13 +227,11 @@ func (c *conn) relayIn() {
 
 // pull moves what is there of the piece. 0 bytes and no error: the rest has to be copied.
 func (r *relay) pull(fd int) (int, error) {
-	const flags = unix.SPLICE_F_NONBLOCK | unix.SPLICE_F_MOVE
 	if r.dst == nil || r.dst.closing {
 		r.copying = true
 		return 0, nil
 	}
-	moved, err := unix.Splice(fd, nil, r.a[1], nil, r.n-r.got, flags)
-	k := int(moved)
+	k, err := spliceNow(fd, fd, r.a[1], r.n-r.got)
 	switch {
 	case err == unix.EINVAL || err == unix.ENOMEM: // not this kind of socket, no memory for it
 		r.copying = true
@@ -263,7 +261,7 @@ func (r *relay) pull(fd int) (int, error) {
 // sent as a whole.
 func (c *conn) sendRelay(r *relay) bool {
 	for r.sent < r.piped {
-		k, err := spliceOut(r.b[0], int(c.file.fd), r.piped-r.sent)
+		k, err := spliceNow(int(c.file.fd), r.b[0], int(c.file.fd), r.piped-r.sent)
 		switch {
 		case err == unix.EAGAIN:
 			c.armWritable()
@@ -294,14 +292,16 @@ func (c *conn) sendRelay(r *relay) bool {
 	return false
 }
 
-// spliceOut moves bytes of a pipe to a socket without waiting. The flag of splice is for the pipe
-// only, so the socket is made one that doesn't block, for the moment.
-func spliceOut(pipe, fd, n int) (int, error) {
-	if _, err := unix.FcntlInt(uintptr(fd), unix.F_SETFL, unix.O_RDWR|unix.O_NONBLOCK); err != nil {
+// spliceNow moves bytes between a pipe and a socket, in either direction, without waiting. The flag
+// of splice is for the pipe only (TCP waits for data and for room all the same), so the socket is
+// made one that doesn't block, for the moment.
+func spliceNow(socket, from, to, n int) (int, error) {
+	_, err := unix.FcntlInt(uintptr(socket), unix.F_SETFL, unix.O_RDWR|unix.O_NONBLOCK)
+	if err != nil {
 		return 0, err
 	}
-	k, err := unix.Splice(pipe, nil, fd, nil, n, unix.SPLICE_F_NONBLOCK|unix.SPLICE_F_MOVE)
-	if _, e := unix.FcntlInt(uintptr(fd), unix.F_SETFL, unix.O_RDWR); e != nil && err == nil {
+	k, err := unix.Splice(from, nil, to, nil, n, unix.SPLICE_F_NONBLOCK|unix.SPLICE_F_MOVE)
+	if _, e := unix.FcntlInt(uintptr(socket), unix.F_SETFL, unix.O_RDWR); e != nil && err == nil {
 		err = e
 	}
 	return int(k), err

@@ -220,6 +220,30 @@ func TestRelayTrickle(t *testing.T) {
 	}
 }
 
+// TestRelayWaits: the loop goes on with other work while the rest of a piece isn't there yet.
+func TestRelayWaits(t *testing.T) {
+	w := newRelayWorld(t)
+	p := randomPiece(rand.New(rand.NewSource(1)), 400<<10)
+	m := message(p)
+	go func() {
+		_, _ = w.source.Write(m[:4+200<<10]) // what is missing shows at the sink
+	}()
+	for end := time.Now().Add(20 * time.Second); statsOf(t, w.l).RelayPiped == 0; {
+		if time.Now().After(end) {
+			t.Fatal("nothing went through a pipe")
+		}
+		time.Sleep(time.Millisecond)
+	}
+	for range 20 { // until all that was sent has been taken, and after it
+		time.Sleep(5 * time.Millisecond)
+		statsOf(t, w.l)
+	}
+	go func() {
+		_, _ = w.source.Write(m[4+200<<10:])
+	}()
+	w.expect(p)
+}
+
 // TestRelaySourceLost: a piece whose rest never comes ends the connection that it was for.
 func TestRelaySourceLost(t *testing.T) {
 	w := newRelayWorld(t)
