@@ -56,6 +56,9 @@ func supervise(ctx context.Context, o csdOptions, out io.Writer) error {
 			}
 			cmd := exec.Command(self, args...)
 			cmd.Stdout, cmd.Stderr = os.Stdout, os.Stderr
+			// A Ctrl-C at a terminal is for the supervisor, which stops the children in order; to
+			// them it would be the second signal, which ends them at once.
+			cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
 			return cmd
 		},
 		certify: certifier.certify,

@@ -33,6 +33,10 @@ const (
 	maxDelay    = 5 * time.Second
 	stableAfter = time.Second      // a child that lived this long starts the delays anew
 	stopWithin  = 20 * time.Second // from SIGTERM to SIGKILL
+	// readyWithin is how long a child that neither serves nor ends, as on a disk that hangs, keeps
+	// this process from being ready. It is less than the service manager's patience, whose end would
+	// be that of all children.
+	readyWithin = 5 * time.Minute
 
 	tellStopWithin = 500 * time.Millisecond
 )
@@ -63,8 +67,10 @@ type supervisor struct {
 	certify func(ctx context.Context, p place, who incarnation, planned bool)
 	// refuse tells them, until ctx ends, that nobody serves p. May be nil.
 	refuse func(ctx context.Context, p place, who incarnation)
-	ready  func() // called once: every child of the first list is ready, or refused to serve
-	wake   <-chan struct{}
+	// ready is called once: every child of the first list is ready, or refused to serve, or ended,
+	// or has taken longer than readyWithin.
+	ready func()
+	wake  <-chan struct{}
 	// pings are answered by closing them, with each turn of run. May be nil.
 	pings <-chan chan struct{}
 	beats beats
@@ -178,6 +184,7 @@ func (s *supervisor) follow(ctx context.Context, running map[place]*keeper, plac
 		if first {
 			s.waiting.Add(1)
 			settled = sync.OnceFunc(s.waiting.Done)
+			time.AfterFunc(readyWithin, settled)
 		}
 		before := s.leavers(p.daemon.Dir)
 		s.keepers.Go(func() {
@@ -204,7 +211,7 @@ func (s *supervisor) leavers(dir string) []*keeper {
 }
 
 // keep has one child running for p until ctx ends or a child refuses. settled is called when the
-// first child is ready.
+// first child is ready, or has ended.
 func (s *supervisor) keep(ctx context.Context, p place, again <-chan struct{}, settled func()) {
 	log := s.log.With("cluster", p.cluster, "dir", p.daemon.Dir)
 	delay := time.Duration(0)
@@ -234,6 +241,7 @@ func (s *supervisor) keep(ctx context.Context, p place, again <-chan struct{}, s
 		if lived >= stableAfter {
 			delay = 0
 		}
+		settled() // the others needn't wait for what may never be
 		log.Warn("the chunk server's process ended; starting it again",
 			"cs", who.CS, "boot", who.Boot, "err", err, "lived", lived.Round(time.Millisecond),
 			"in", delay)

@@ -219,6 +219,26 @@ func TestSupervisorRefusal(t *testing.T) {
 	<-done
 }
 
+// TestSupervisorReadyWithoutOne: a child that ends again and again doesn't keep the others' service
+// from being ready, whose manager would stop them all.
+func TestSupervisorReadyWithoutOne(t *testing.T) {
+	bad, good := fakeCS(t, "crash"), fakeCS(t, "serve")
+	s := testSupervisor(t, func() ([]place, error) { return []place{bad, good}, nil })
+	ready := make(chan struct{})
+	s.ready = func() { close(ready) }
+	ctx, cancel := context.WithCancel(context.Background())
+	done := make(chan error, 1)
+	go func() { done <- s.run(ctx) }()
+	select {
+	case <-ready:
+	case <-time.After(15 * time.Second):
+		t.Error("not ready")
+	}
+	eventually(t, "the other is started again", func() bool { return len(pids(bad)) > 1 })
+	cancel()
+	<-done
+}
+
 func TestSupervisorFollowsTheList(t *testing.T) {
 	a, b := fakeCS(t, "serve"), fakeCS(t, "serve")
 	var places atomic.Pointer[[]place]
