@@ -350,15 +350,7 @@ func (o *opener) redoZeros() {
 	}
 	o.zero = o.zeros[0]
 	o.zeros = o.zeros[1:]
-	first, stored := o.zero.block, o.zero.sums != nil
-	o.zero.done = func(z *zeroing) {
-		if stored {
-			o.sh.store.holes.unmark(z.slot, first, z.end)
-		} else {
-			o.sh.store.holes.mark(z.slot, first, z.end-first)
-		}
-		o.sh.later(o.redoZeros)
-	}
+	o.zero.done = func(*zeroing) { o.sh.later(o.redoZeros) }
 	o.sh.store.zero(&o.zero)
 }
 

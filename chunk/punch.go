@@ -13,8 +13,9 @@ import (
 // blocks of the slot, whatever lies in them, and a crash has the record clear the words again. So
 // a punch needs no promise of its own. What it must not do is hit newer data:
 //
-//   - A write-back takes the marks of its blocks away, and waits for a punch of them in flight.
-//   - A punch leaves blocks alone, for later, as long as an older write-back of them is in flight.
+//   - A write-back takes the marks of its blocks away when it sets their words, and waits for a
+//     punch of them in flight.
+//   - A punch leaves blocks alone, for later, as long as a write-back of them is in flight.
 //
 //   - A start punches nothing before it has redone all records: what a ZERO marks may have been
 //     written around the log since, which a later record says.

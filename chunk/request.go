@@ -69,7 +69,6 @@ func (sh *Shard) newRequest(l *link, h *dataplane.Header, r *replica) *request {
 		q.zero.done = func(z *zeroing) {
 			first := q.off / dataplane.BlockSize
 			sh.log.StoreChanged(z.slot, first, z.end-first)
-			sh.store.holes.mark(z.slot, first, z.end-first)
 			sh.localDone(q)
 		}
 		q.rd.sh = sh

@@ -153,8 +153,9 @@ func (st *store) punch(slot uint32) {
 
 // WriteBack implements ssdcache.Backing: blocks of the log go to their slot.
 //
-//  1. Get the CRC pages and set the words: readers use the log's copy until the write-back is done,
-//     and a ZERO that comes meanwhile queues for the same pages behind it and clears the words.
+//  1. Get the CRC pages, set the words and take the marks of holes away: readers use the log's
+//     copy until the write-back is done, and a ZERO that comes meanwhile queues for the same pages
+//     behind it and clears the words.
 //  2. Write the data. Two write-backs of one block are never in flight.
 func (st *store) WriteBack(wb *ssdcache.WriteBack) {
 	if wb.Blocks <= 0 || wb.Blocks > ssdcache.MaxRun || wb.Slot >= st.sb.slots ||
@@ -174,11 +175,6 @@ func (st *store) WriteBack(wb *ssdcache.WriteBack) {
 	st.checkOverlap(d)
 	d.next, st.writing = st.writing, d
 	st.writes++
-	for i := range uint32(wb.Blocks) {
-		if !wb.IsGap(int(i)) {
-			st.holes.unmark(wb.Slot, wb.Block+i, wb.Block+i+1)
-		}
-	}
 	d.start()
 }
 
@@ -235,9 +231,11 @@ func (d *destage) page(i int, p *crcPage) {
 	}
 }
 
-// setWords sets the words of the run that are in page p.
+// setWords sets the words of the run that are in page p. The marks of holes go with them, not
+// before: a ZERO that is ahead in the page's queue makes some.
 func (d *destage) setWords(p *crcPage) {
 	wb := d.wb
+	holes := d.st.holes.bySlot[wb.Slot]
 	i := 0
 	for _, data := range wb.Data {
 		for ; len(data) > 0; i++ {
@@ -248,6 +246,9 @@ func (d *destage) setWords(p *crcPage) {
 			if wb.Slot*pagesPerSlot+block/wordsPerPage == p.id {
 				crc := binary.LittleEndian.Uint32(wb.CRCs[4*i:])
 				p.setWord(block, wordOf(crc, data[:dataplane.BlockSize]))
+				if holes != nil {
+					holes.clear(block, block+1)
+				}
 			}
 			data = data[dataplane.BlockSize:]
 		}
@@ -342,48 +343,63 @@ func (d *destage) ended() {
 	st.cache.feed()
 }
 
-// zeroing makes a range of a slot read as zeros: words of 0. It is used after the log has the ZERO
-// record; until the next checkpoint the record would do it again after a crash.
+// zeroing makes a range of a slot read as zeros: words of 0, and marks for the puncher. It is used
+// after the log has the ZERO record; until the next checkpoint the record would do it again after a
+// crash. All its pages are asked for at once: what the log writes back from then on is newer, and
+// comes behind it at each of them.
 type zeroing struct {
 	st    *store
 	slot  uint32
-	block uint32 // next block to do
+	block uint32
 	end   uint32
 	sums  []byte // in replay: the blocks' checksums instead of zeros
-	wait  pageWait
+	waits []pageWait
+	left  int // pages that are not done yet
 	gate  int
 	done  func(*zeroing)
 }
 
-// zero starts z, whose slot, block, end and done are set.
+// zero starts z, whose slot, block, end, sums and done are set.
 func (st *store) zero(z *zeroing) {
 	z.st = st
-	z.wait.ready = z.page
 	z.gate = st.zeroing.begin()
-	z.step()
-}
-
-func (z *zeroing) step() {
 	if z.block == z.end {
-		z.st.zeroing.end(z.gate)
-		z.done(z)
+		z.ended()
 		return
 	}
-	z.wait.page = z.slot*pagesPerSlot + z.block/wordsPerPage
-	z.st.cache.want(&z.wait)
+	first, last := z.block/wordsPerPage, (z.end-1)/wordsPerPage
+	n := int(last-first) + 1
+	for len(z.waits) < n {
+		z.waits = append(z.waits, pageWait{ready: z.page})
+	}
+	z.left = n
+	for i := range n { // the last one may end z, and the next use of it begin
+		w := &z.waits[i]
+		w.page = z.slot*pagesPerSlot + first + uint32(i)
+		st.cache.want(w)
+	}
 }
 
 func (z *zeroing) page(p *crcPage) {
-	n := min(z.end, (z.block/wordsPerPage+1)*wordsPerPage)
+	n := p.id % pagesPerSlot
+	block, end := max(z.block, n*wordsPerPage), min(z.end, (n+1)*wordsPerPage)
 	if z.sums != nil {
-		here := 4 * (n - z.block)
-		p.setSums(z.block, z.sums[:here])
-		z.block, z.sums = n, z.sums[here:]
+		p.setSums(block, z.sums[4*(block-z.block):4*(end-z.block)])
+		z.st.holes.unmark(z.slot, block, end)
+	} else {
+		for b := block; b < end; b++ {
+			p.setWord(b, wordZeros)
+		}
+		z.st.holes.mark(z.slot, block, end-block)
 	}
-	for ; z.block < n; z.block++ {
-		p.setWord(z.block, wordZeros)
+	if z.left--; z.left == 0 {
+		z.ended()
 	}
-	z.step()
+}
+
+func (z *zeroing) ended() {
+	z.st.zeroing.end(z.gate)
+	z.done(z)
 }
 
 var _ ssdcache.Backing = (*store)(nil)

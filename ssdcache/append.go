@@ -213,6 +213,7 @@ func (l *Log) openBatch(a *Append) error {
 			return errNoSpace
 		}
 		l.head, l.at = l.head+1, 0
+		l.first[l.head%l.segs] = l.nextNr // also if there is no batch at the moment
 		if l.destage.phase != resting {
 			l.pace.update()
 		}

@@ -442,6 +442,7 @@ func (d *destager) pump() {
 		l.env.Disarm(&d.timer)
 		d.phase, d.settle = checkpointing, l.nextNr-1
 		l.pace.update()
+		l.env.AtTurnEnd(&l.turn) // a batch of copies that could wait is settled with it, and can't now
 		l.o.Backing.Checkpoint(d.checkpointed)
 	}
 }
