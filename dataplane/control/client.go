@@ -52,6 +52,8 @@ type Client struct {
 	slots chan struct{} // one taken for each call on its way
 	tasks chan func()   // OnConnect and OnPush, in order
 	base  time.Time     // when it was made
+	// proven are servers that were connected to. It belongs to run.
+	proven map[string]bool
 
 	mu      sync.Mutex // guards what follows
 	nextID  uint64
@@ -98,7 +100,8 @@ func Dial(ctx context.Context, o Options) (*Client, error) {
 		o.direct = directEvery
 	}
 	c := &Client{o: o, nextID: firstID(), pending: map[uint64]*call{}, base: time.Now(),
-		slots: make(chan struct{}, maxInflight), tasks: make(chan func(), maxTasks)}
+		proven: map[string]bool{},
+		slots:  make(chan struct{}, maxInflight), tasks: make(chan func(), maxTasks)}
 	c.ctx, c.stop = context.WithCancel(context.WithoutCancel(ctx))
 	c.ended.Go(c.run)
 	c.ended.Go(c.runTasks)

@@ -86,16 +86,26 @@ func (c *Client) run() {
 	}
 }
 
-// targets are all servers, the one that was just lost last: most likely it is still silent.
+// maxProven bounds Client.proven: there are few metadata servers, and they rarely move.
+const maxProven = 64
+
+// targets are all servers. Those that have proved themselves are first, as anybody on the network
+// can have others found by multicast, each of which takes its time; the one that was just lost is
+// last, as most likely it is still silent.
 func (c *Client) targets(lost string) []target {
-	all := []target{}
+	var all, others, last []target
 	for _, addr := range c.o.Addrs() {
-		all = append(all, target{addr: addr})
+		t := target{addr: addr}
+		switch {
+		case addr == lost:
+			last = append(last, t)
+		case c.proven[addr]:
+			all = append(all, t)
+		default:
+			others = append(others, t)
+		}
 	}
-	if i := slices.Index(all, target{addr: lost}); i >= 0 {
-		all = append(slices.Delete(all, i, i+1), target{addr: lost})
-	}
-	return all
+	return slices.Concat(all, others, last)
 }
 
 // runTasks calls OnConnect and OnPush.
@@ -121,6 +131,12 @@ func (c *Client) try(t target) (hint target, useful bool) {
 	if err != nil {
 		c.lost(addr, err)
 		return target{}, false
+	}
+	if via == "" {
+		if len(c.proven) >= maxProven {
+			clear(c.proven)
+		}
+		c.proven[addr] = true
 	}
 	l := &link{c: c, addr: addr, via: via, nc: nc, out: newSender(nc)}
 	stop := context.AfterFunc(c.ctx, func() { nc.Close() })
