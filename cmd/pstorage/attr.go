@@ -185,11 +185,11 @@ func showAttr(t *table, doc control.AttrDoc) {
 
 func showFileInfo(t *table, doc control.FileInfoDoc) {
 	showAttr(t, doc.AttrDoc)
+	if w := doc.Writer; w != nil { // also of a file without chunks: it is what revoke takes
+		t.line("writer: client %x on %s (%s)", w.Client, w.Host, w.Mount)
+	}
 	if len(doc.List) == 0 {
 		return
-	}
-	if w := doc.Writer; w != nil {
-		t.line("writer: client %x on %s (%s)", w.Client, w.Host, w.Mount)
 	}
 	t.line("")
 	t.row("INDEX", "CHUNK", "EPOCH", "CHUNK SERVERS (first: head; -: not alive)")

@@ -2,9 +2,11 @@ package main
 
 import (
 	"encoding/json"
+	"strings"
 	"testing"
 
 	"pstorage/cmd/cli"
+	"pstorage/dataplane/control"
 )
 
 func TestParseAttrs(t *testing.T) {
@@ -66,6 +68,25 @@ func TestClusterPath(t *testing.T) {
 		if refused := c.wantCluster == "refused"; refused != (err != nil) ||
 			!refused && (got != c.want || cluster != c.wantCluster) {
 			t.Errorf("%+v: %q in %q, %v", c, got, cluster, err)
+		}
+	}
+}
+
+// TestFileInfoWriter: who writes a file is shown, also while it has no chunks.
+func TestFileInfoWriter(t *testing.T) {
+	const writer = "writer: client abc on a (/mnt)\n"
+	lease := &control.LeaseDoc{Client: 0xabc, Host: "a", Mount: "/mnt"}
+	for name, c := range map[string]struct {
+		doc  control.FileInfoDoc
+		want bool
+	}{
+		"no chunks":      {control.FileInfoDoc{Writer: lease}, true},
+		"a chunk":        {control.FileInfoDoc{Writer: lease, List: make([]control.ChunkDoc, 1)}, true},
+		"nobody's right": {control.FileInfoDoc{List: make([]control.ChunkDoc, 1)}, false},
+	} {
+		out := string(render(func(tab *table) { showFileInfo(tab, c.doc) }))
+		if strings.Contains(out, writer) != c.want {
+			t.Errorf("%s: %s", name, out)
 		}
 	}
 }
