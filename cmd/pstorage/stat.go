@@ -82,6 +82,8 @@ func showMDS(t *table, servers []control.MDSDoc) {
 		switch {
 		case m.Leader:
 			role = "leader"
+		case m.Down:
+			role = "down"
 		case !m.Voter:
 			role = "joining"
 		}

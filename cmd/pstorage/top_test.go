@@ -34,7 +34,7 @@ func TestTopScreen(t *testing.T) {
 	s.app.SetScreen(terminal)
 	s.view = topView{
 		stat: control.StatDoc{Cluster: "test", Health: "degraded", Reasons: []string{"cs 2 is silent"},
-			MDS:    []control.MDSDoc{{ID: "1", Leader: true}},
+			MDS:    []control.MDSDoc{{ID: "1", Leader: true}, {ID: "2", Voter: true, Down: true}},
 			Chunks: control.ChunksDoc{Total: 9, Healthy: 5, Degraded: 4}, Recovery: control.RecoveryDoc{
 				Copying: 1, Queued: 3},
 			CS: []control.CSDoc{{ID: 1, Status: "active", Addr: "127.0.0.1:2520", ReadRate: 10, Host: "a",
@@ -58,7 +58,7 @@ func TestTopScreen(t *testing.T) {
 	shown := func(text string) bool { return strings.Contains(screen(), text) }
 	for _, text := range []string{"Cluster test: degraded", "cs 2 is silent", "127.0.0.1:2521",
 		"offline", "EVENTS", "[red]bad?[31m", "q quit", "all is well", "250us", "12ms", "75%", "25%",
-		"1 being made, 3 queued"} {
+		"1 being made, 3 queued", "1* 2 (down) (*: leader)"} {
 		eventually(t, "the screen shows "+text, func() bool { return shown(text) })
 	}
 	first := func() string { return strings.TrimSpace(strings.Split(screen(), "\n")[8]) }

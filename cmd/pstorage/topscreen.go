@@ -244,9 +244,12 @@ func topHead(d control.StatDoc, recovery string, err error) string {
 	text += "Copies  " + recovery + "\n"
 	text += "MDS     "
 	for _, m := range d.MDS {
-		if m.Leader {
+		switch {
+		case m.Leader:
 			text += "[::b]" + escape(m.ID) + "*[::-] "
-		} else {
+		case m.Down:
+			text += "[red]" + escape(m.ID) + " (down)[-] "
+		default:
 			text += escape(m.ID) + " "
 		}
 	}

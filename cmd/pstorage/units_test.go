@@ -56,6 +56,20 @@ func TestStatReasons(t *testing.T) {
 	}
 }
 
+// TestMDSRoles: stat says which metadata servers don't answer.
+func TestMDSRoles(t *testing.T) {
+	text := string(render(func(t *table) {
+		showMDS(t, []control.MDSDoc{{ID: "1", Addr: "a:1", Leader: true, Voter: true},
+			{ID: "2", Addr: "a:2", Voter: true}, {ID: "3", Addr: "a:3", Voter: true, Down: true},
+			{ID: "4", Addr: "a:4"}})
+	}))
+	for i, role := range []string{"ROLE", "leader", "follower", "down", "joining"} {
+		if line := strings.Split(text, "\n")[i]; !strings.HasSuffix(line, " "+role) {
+			t.Errorf("%q isn't %s", line, role)
+		}
+	}
+}
+
 func TestChunkLine(t *testing.T) {
 	line := func(c control.ChunksDoc) string { return chunkLine(control.StatDoc{Chunks: c}) }
 	if got := line(control.ChunksDoc{Total: 3, Healthy: 3}); got != "3, 3 healthy" {
