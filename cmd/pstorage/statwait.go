@@ -7,13 +7,15 @@ import (
 	"time"
 
 	"pstorage/cmd/cli"
+	"pstorage/dataplane"
 	"pstorage/dataplane/control"
 )
 
 const statPoll = 250 * time.Millisecond
 
 // waitHealthy waits until the cluster is healthy, shows how far that is, and prints the state. No
-// answer for a while, as during an election, isn't the end.
+// answer for a while, as during an election, isn't the end; a refusal is, as it won't change by
+// itself: the node was revoked, or missed a change of the keys.
 func waitHealthy(ctx context.Context, a *app, patience time.Duration,
 	out, messages io.Writer) error {
 	conn, err := a.admin(ctx)
@@ -42,6 +44,9 @@ func waitHealthy(ctx context.Context, a *app, patience time.Duration,
 		switch {
 		case ctx.Err() != nil:
 			return cli.Failf(what, "interrupted", "")
+		case dataplane.KindOf(err) == dataplane.Denied,
+			dataplane.KindOf(err) == dataplane.WrongCluster:
+			return err
 		case patience > 0 && now.After(end):
 			return cli.Failf(what, state, "pstorage stat has the reasons")
 		}

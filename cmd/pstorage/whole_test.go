@@ -141,6 +141,7 @@ func (n *node) wrongKey() {
 		n.t.Fatal(err)
 	}
 	n.refused("", 1, []string{"key", "auth-node"}, "stat")
+	n.refused("", 1, []string{"key", "auth-node"}, "stat", "--wait")
 }
 
 // csBadInput: make-cs on a running node with three chunk servers.
