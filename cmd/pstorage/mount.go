@@ -10,6 +10,7 @@ import (
 	"path/filepath"
 	"strings"
 	"syscall"
+	"time"
 
 	"github.com/spf13/cobra"
 	"golang.org/x/sys/unix"
@@ -61,7 +62,13 @@ func atMostOne(name string) cobra.PositionalArgs {
 	}
 }
 
-// mountOn has pstorage-mount mount the cluster, and passes its error on.
+// mountStop is how long pstorage-mount may take to end when mounting is called off.
+const mountStop = 10 * time.Second
+
+// mountOn has pstorage-mount mount the cluster, and passes its error on. When ctx ends it gets
+// SIGTERM, which it passes on to the process that is to serve the mount; killed, it would leave
+// that one to mount later. It is in a process group of its own: a Ctrl-C on the terminal would be a
+// first signal, and the second one ends it at once.
 func mountOn(ctx context.Context, a *app, mountpoint string, options []string) error {
 	conf, err := a.conf()
 	if err != nil {
@@ -78,10 +85,22 @@ func mountOn(ctx context.Context, a *app, mountpoint string, options []string) e
 	var says strings.Builder
 	cmd := exec.CommandContext(ctx, program, append(args, "--", mountpoint)...)
 	cmd.Stderr = &says
+	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
+	cmd.Cancel = func() error { return cmd.Process.Signal(syscall.SIGTERM) }
+	cmd.WaitDelay = mountStop
 	err = cmd.Run()
 	var exit *exec.ExitError
-	if errors.As(err, &exit) {
-		text := strings.TrimPrefix(strings.TrimSpace(says.String()), "pstorage-mount: ")
+	failed := errors.As(err, &exit)
+	text := strings.TrimPrefix(strings.TrimSpace(says.String()), "pstorage-mount: ")
+	switch {
+	case err == nil:
+		return nil
+	case ctx.Err() != nil && failed && exit.Exited():
+		return cli.Failf("mount on "+mountpoint, "interrupted", "")
+	case ctx.Err() != nil: // it was ready just then, or had to be killed
+		return cli.Failf("mount on "+mountpoint, "interrupted",
+			"pstorage mount says whether it is mounted all the same")
+	case failed && exit.Exited():
 		return &cli.Error{Why: errors.New(text), Status: exit.ExitCode()}
 	}
 	return cli.Fail("run "+program, err, "")
