@@ -87,7 +87,7 @@ grew is seen by clients that connect after that.`,
 	f.StringArrayVar(&o.sockets, "socket", nil, "serve on a unix socket at `PATH`")
 	f.StringArrayVar(&o.listen, "listen", nil, "serve on `IP[:PORT]` (port "+nbdPort+")")
 	f.BoolVar(&o.readOnly, "read-only", false, "refuse writes")
-	f.Var(&o.create, "create", "make files that don't exist, of this `SIZE` (sparse)")
+	f.Var(&o.create, "create", "make files that don't exist or are empty, of this `SIZE` (sparse)")
 	o.metrics.Add(cmd, metrics.PortExport)
 	o.log.Add(cmd)
 	return cmd
@@ -127,6 +127,10 @@ func exportNBD(ctx context.Context, a *app, o *nbdOptions, files []string, out i
 			return cli.Usage("%s: a path in the cluster begins with a slash", f)
 		}
 		files[i] = path.Clean(f)
+	}
+	if o.create > client.MaxFileSize {
+		return cli.Usage("--create %s: a file has %s at most", &o.create,
+			cli.Bytes(client.MaxFileSize))
 	}
 	conf, err := a.conf()
 	if err != nil {
@@ -201,11 +205,13 @@ func exportNBD(ctx context.Context, a *app, o *nbdOptions, files []string, out i
 	return srv.Close(end)
 }
 
-// openExport opens a file of the cluster, and makes it first if it should.
+// openExport opens a file of the cluster, and makes it first if it should. An empty one, as an
+// interrupted attempt leaves it, is given its size.
 func openExport(ctx context.Context, c *client.Client, name string, o *nbdOptions) (*client.File,
 	error) {
 	f, err := c.OpenPath(ctx, name)
-	if dataplane.KindOf(err) == dataplane.NotFound && o.create > 0 && !o.readOnly {
+	makes := o.create > 0 && !o.readOnly
+	if dataplane.KindOf(err) == dataplane.NotFound && makes {
 		var dir, a *control.Attr
 		if dir, err = c.Resolve(ctx, path.Dir(name)); err != nil {
 			return nil, cli.Fail("make "+name, err, "make its directory first, on a mount")
@@ -215,8 +221,11 @@ func openExport(ctx context.Context, c *client.Client, name string, o *nbdOption
 		if err != nil {
 			return nil, cli.Fail("make "+name, err, "")
 		}
-		if f, err = c.OpenAttr(a); err == nil {
-			err = f.Grow(ctx, uint64(o.create))
+		f, err = c.OpenAttr(a)
+	}
+	if err == nil && f.Size() == 0 && makes {
+		if err = f.Grow(ctx, uint64(o.create)); err != nil {
+			f.Close()
 		}
 	}
 	switch {
@@ -227,7 +236,7 @@ func openExport(ctx context.Context, c *client.Client, name string, o *nbdOption
 	case f.Size() == 0:
 		f.Close()
 		return nil, cli.Fail("open "+name, errors.New("the file is empty"),
-			"give it a size: truncate -s SIZE on a mount")
+			"give it a size with --create SIZE, or by truncate -s SIZE on a mount")
 	}
 	return f, nil
 }

@@ -6,6 +6,12 @@ import (
 	"os/exec"
 	"strings"
 	"testing"
+
+	"pstorage/cmd/cli"
+	"pstorage/dataplane"
+	"pstorage/dataplane/client"
+	"pstorage/dataplane/cluster"
+	"pstorage/dataplane/control"
 )
 
 // TestExportNBD has qemu's tools write to, read, copy and map a file of a cluster.
@@ -103,6 +109,44 @@ func TestExportNBD(t *testing.T) {
 	ro.stop()
 	csd.stop()
 	mdsd.stop()
+}
+
+// TestExportCreate: an empty file, as an interrupted --create leaves it, is given its size later.
+func TestExportCreate(t *testing.T) {
+	n := newNode(t)
+	n.makeCluster(0)
+	conf, err := cluster.Choose(n.etc, "c1")
+	if err != nil {
+		t.Fatal(err)
+	}
+	cred, err := conf.Credentials(dataplane.RoleClient, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	c, err := client.Open(t.Context(), client.ClientOptions{Cred: &cred, MDSAddrs: cli.MDSAddrs(conf)})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close()
+	if _, err = c.Create(t.Context(), &control.CreateReq{Parent: dataplane.RootID, Name: "disk",
+		Type: control.TypeFile, Mode: 0o600}); err != nil {
+		t.Fatal(err)
+	}
+	args := []string{"export", "nbd", "/disk", "--socket", n.path("s")}
+	n.refused("", 1, []string{"empty", "--create"}, args...)
+	n.refused("", 1, []string{"empty"}, append(args, "--create", "1G", "--read-only")...)
+	n.refused("", 2, []string{"--create", "at most"}, "export", "nbd", "/new", "--create", "8P")
+	if _, err = c.Resolve(t.Context(), "/new"); dataplane.KindOf(err) != dataplane.NotFound {
+		t.Errorf("a file that would be too long was made: %v", err)
+	}
+	for _, size := range []string{"1G", "2G"} { // the second time it has its size
+		srv := n.start("pstorage", append(args, "--create", size)...)
+		srv.waitFor("serving")
+		srv.stop()
+		if a, err := c.Resolve(t.Context(), "/disk"); err != nil || a.Size != 1<<30 {
+			t.Errorf("%+v, %v", a, err)
+		}
+	}
 }
 
 // TestExportURI: what the service says it serves can be given to a client as it is.
