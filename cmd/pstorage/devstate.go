@@ -30,6 +30,7 @@ import (
 //
 //	lock        held by the running command; its process id
 //	password    0600
+//	unfinished  as long as no start of the cluster has set its policy
 //	etc/        the configuration: PSTORAGE_ETC
 //	mds1/ cs1/ cs2/ ...   the daemons' data
 //	log/ run/   their messages and process ids
@@ -43,7 +44,7 @@ type dev struct {
 
 	mds   []devDaemon
 	cs    []devDaemon
-	fresh bool // made by this run: the policy isn't set yet
+	fresh bool // the policy isn't set yet
 }
 
 // devDaemon is one daemon of a development cluster.
@@ -121,6 +122,7 @@ func trimEnd(b []byte) []byte {
 func (d *dev) close() { d.lock.Close() } // which unlocks it
 
 func (d *dev) logFile(name string) string { return filepath.Join(d.dir, "log", name+".log") }
+func (d *dev) unfinished() string         { return filepath.Join(d.dir, "unfinished") }
 func (d *dev) pidFile(name string) string { return filepath.Join(d.dir, "run", name+".pid") }
 
 // ensure makes the cluster, or what is missing of it, and learns its daemons.
@@ -130,6 +132,9 @@ func (d *dev) ensure(ctx context.Context, o devOptions) error {
 			return err
 		}
 	}
+	// Also of a cluster that an earlier run made and didn't get to start.
+	_, err := os.Stat(d.unfinished())
+	d.fresh = err == nil
 	key, err := d.conf.LoadKey()
 	if err != nil {
 		return cli.Fail("", err, "")
@@ -189,7 +194,9 @@ func (d *dev) create(n int, secure bool) error {
 	if err != nil {
 		return cli.Fail("write the password", cli.Plain(err), "")
 	}
-	d.fresh = true
+	if err = os.WriteFile(d.unfinished(), nil, 0o644); err != nil {
+		return cli.Fail("make the cluster in "+d.dir, cli.Plain(err), "")
+	}
 	return initCluster(d.conf, servers, password, secure)
 }
 
@@ -266,8 +273,13 @@ func (d *dev) setPolicy(ctx context.Context) error {
 	defer conn.close()
 	domain, replicas := "disk", min(3, len(d.cs))
 	minimum := max(1, replicas-1)
-	return conn.get(ctx, "set the policy", control.AdminSetAttr, control.SetAttrArgs{Path: "/",
+	const what = "set the policy"
+	err = conn.get(ctx, what, control.AdminSetAttr, control.SetAttrArgs{Path: "/",
 		Replicas: &replicas, Minimum: &minimum, FailureDomain: &domain}, nil)
+	if err != nil {
+		return err
+	}
+	return cli.Fail(what, os.Remove(d.unfinished()), "")
 }
 
 // freeAddr returns a loopback address at which nothing listens, and that isn't in used.
