@@ -105,8 +105,22 @@ func mount(ctx context.Context, o mountOptions, background bool, ready func(stri
 	ready(mountpoint)
 	go cli.Watchdog(keep, log, metrics.ClientAlive(c))
 	wait(ctx, log, server, mountpoint)
+	if err := outcome(c.Loop().Done(), mountpoint); err != nil {
+		return err
+	}
 	log.Info("unmounted", "cluster", conf.Name(), "from", mountpoint)
 	return nil
+}
+
+// outcome is what a mount that is gone ended with: by itself it goes only when the client's event
+// loop ended.
+func outcome(loopDone <-chan struct{}, mountpoint string) error {
+	select {
+	case <-loopDone:
+		return cli.Failf("serve "+mountpoint, "the event loop ended", "see the log")
+	default:
+		return nil
+	}
 }
 
 // loopOptions are those of a client whose mount is to use FUSE over io_uring, or not.

@@ -80,3 +80,16 @@ func TestCheckMountpoint(t *testing.T) {
 		}
 	}
 }
+
+// TestOutcome: a mount that went because nobody serves it any more is a failure, for who watches.
+func TestOutcome(t *testing.T) {
+	loop := make(chan struct{})
+	if err := outcome(loop, "/mnt"); err != nil {
+		t.Errorf("unmounted: %v", err)
+	}
+	close(loop)
+	err := outcome(loop, "/mnt")
+	if cli.Status(err) != cli.ExitFailed || !strings.Contains(err.Error(), "event loop") {
+		t.Errorf("the loop ended: %v", err)
+	}
+}
