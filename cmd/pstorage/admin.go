@@ -18,7 +18,10 @@ import (
 	"pstorage/dataplane/control"
 )
 
-const adminTimeout = 5 * time.Second // for an answer, leader elections included
+const (
+	adminTimeout = 5 * time.Second  // for an answer, leader elections included
+	longTimeout  = 10 * time.Minute // for one to a command about any number of files
+)
 
 // adminConn asks the metadata servers for documents.
 type adminConn struct {
@@ -51,7 +54,44 @@ func (c *adminConn) close() { c.client.Close() }
 
 // get asks for a document and decodes it into doc. what is for the error.
 func (c *adminConn) get(ctx context.Context, what, command string, args, doc any) error {
-	ctx, cancel := context.WithTimeout(ctx, adminTimeout)
+	return c.getWithin(ctx, adminTimeout, what, command, args, doc)
+}
+
+// getLong is get for commands whose work has no bound, because it is about all files below a
+// directory. It asks for something short first: that nobody is there is to be known at once. The
+// metadata server carries such work through, whether somebody waits for it or not.
+func (c *adminConn) getLong(ctx context.Context, line *waitLine, what, command string,
+	args, doc any) error {
+	if err := c.get(ctx, what, control.AdminGetConfig, nil, nil); err != nil {
+		return err
+	}
+	done := make(chan error, 1)
+	go func() { done <- c.getWithin(ctx, longTimeout, what, command, args, doc) }()
+	defer line.end()
+	began := time.Now()
+	tick := time.NewTicker(time.Second)
+	defer tick.Stop()
+	for {
+		select {
+		case now := <-tick.C:
+			line.show(now, fmt.Sprintf("%s: the metadata server has been at it for %v", what,
+				now.Sub(began).Round(time.Second)))
+		case err := <-done:
+			const goesOn = "the metadata server goes on with it all the same"
+			switch {
+			case err != nil && ctx.Err() != nil:
+				return cli.Failf(what, "interrupted", goesOn)
+			case dataplane.KindOf(err) == dataplane.TimedOut:
+				return cli.Failf(what, fmt.Sprintf("it isn't done after %v", longTimeout), goesOn)
+			}
+			return err
+		}
+	}
+}
+
+func (c *adminConn) getWithin(ctx context.Context, limit time.Duration, what, command string,
+	args, doc any) error {
+	ctx, cancel := context.WithTimeout(ctx, limit)
 	defer cancel()
 	err := c.client.Admin(ctx, command, args, doc)
 	var unread *control.AnswerError

@@ -86,7 +86,9 @@ attributes:
 			if err != nil {
 				return err
 			}
-			change.Recursive = recursive
+			if change.Recursive = recursive; recursive {
+				return setBelow(cmd, a, change)
+			}
 			return show(cmd, a, "set-attr "+path, control.AdminSetAttr, change, showAttr)
 		},
 	}
@@ -94,6 +96,23 @@ attributes:
 	where.add(cmd)
 	a.addOutput(cmd)
 	return cmd
+}
+
+// setBelow changes the attributes of a directory and of everything below it.
+func setBelow(cmd *cobra.Command, a *app, change control.SetAttrArgs) error {
+	conn, err := a.admin(cmd.Context())
+	if err != nil {
+		return err
+	}
+	defer conn.close()
+	line := newWaitLine(cmd.ErrOrStderr(), a.output == "json")
+	var doc control.AttrDoc
+	err = conn.getLong(cmd.Context(), &line, "set-attr -R "+change.Path, control.AdminSetAttr, change,
+		&doc)
+	if err != nil {
+		return err
+	}
+	return a.print(cmd.OutOrStdout(), doc, func(t *table) { showAttr(t, doc) })
 }
 
 // onePath is for commands about one path in the cluster.

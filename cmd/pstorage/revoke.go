@@ -61,7 +61,7 @@ is opened there anew it may ask for the right again. Who may write a file: pstor
 				args.Path = paths[0]
 			}
 			args.By = whoami()
-			return revoke(cmd.Context(), a, args, patience, cmd.OutOrStdout())
+			return revoke(cmd.Context(), a, args, patience, cmd.OutOrStdout(), cmd.ErrOrStderr())
 		},
 	}
 	cmd.Flags().BoolVarP(&args.Recursive, "recursive", "R", false, "all files below the directory")
@@ -90,17 +90,23 @@ func whoami() string {
 const revokePoll = 50 * time.Millisecond
 
 func revoke(ctx context.Context, a *app, args control.RevokeArgs, patience time.Duration,
-	out io.Writer) error {
+	out, messages io.Writer) error {
 	conn, err := a.admin(ctx)
 	if err != nil {
 		return err
 	}
 	defer conn.close()
 	const what = "revoke the right to write"
+	line := newWaitLine(messages, a.output == "json")
 	var all control.RevokeDoc
 	for {
 		var doc control.RevokeDoc
-		if err := conn.get(ctx, what, control.AdminRevoke, args, &doc); err != nil {
+		if args.Recursive || args.All {
+			err = conn.getLong(ctx, &line, what, control.AdminRevoke, args, &doc)
+		} else {
+			err = conn.get(ctx, what, control.AdminRevoke, args, &doc)
+		}
+		if err != nil {
 			return insideAdvice(err, args.Path)
 		}
 		all.Revoked = append(all.Revoked, doc.Revoked...)
