@@ -19,6 +19,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"log/slog"
 	"os"
 	"path"
 	"runtime"
@@ -47,6 +48,9 @@ type conn struct {
 	client *client.Client
 	files  atomic.Int64 // open ones
 	ended  endList
+
+	stop context.CancelFunc // ends keep
+	keep sync.WaitGroup     // what keeps bs.list up to date
 
 	mu   sync.Mutex
 	free *request
@@ -133,7 +137,7 @@ func psOpen(name, etc *C.char, timeoutMs C.int, out *C.uint64_t) C.int {
 	ctx, cancel := context.WithTimeout(context.Background(),
 		time.Duration(timeoutMs)*time.Millisecond)
 	defer cancel()
-	c, err := client.Open(ctx, client.ClientOptions{Cred: &cred, MDSAddrs: conf.BSOrNone})
+	c, err := client.Open(ctx, client.ClientOptions{Cred: &cred, MDSAddrs: cli.MDSAddrs(conf)})
 	if err != nil {
 		if ctx.Err() != nil {
 			err = dataplane.E("reach cluster "+conf.Name(), dataplane.TimedOut, err)
@@ -144,6 +148,9 @@ func psOpen(name, etc *C.char, timeoutMs C.int, out *C.uint64_t) C.int {
 	if err := n.ended.init(); err != nil {
 		return fail("open the cluster", errors.Join(err, c.Close()))
 	}
+	keep, stop := context.WithCancel(context.Background())
+	n.stop = stop
+	n.keep.Go(func() { cli.KeepBS(keep, conf, c.Control(), slog.Default()) })
 	*out = newHandle(n)
 	return 0
 }
@@ -166,6 +173,8 @@ func psClose(h C.uintptr_t) C.int {
 		return fail("close the cluster", unix.EBUSY)
 	}
 	dropHandle(h)
+	n.stop()
+	n.keep.Wait()
 	err := n.client.Close()
 	n.ended.close()
 	if err != nil {

@@ -5,10 +5,12 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
 
+	"pstorage/dataplane/cluster"
 	"pstorage/perf"
 )
 
@@ -130,5 +132,66 @@ int main(void) {
 		if !strings.Contains(string(out), want) {
 			t.Errorf("no %s in the stack:\n%.4000s", want, out)
 		}
+	}
+}
+
+// cProgram builds the library and a program that opens the cluster, with the directory that it is
+// given, and then does what body says.
+func cProgram(t *testing.T, dir, body string) string {
+	t.Helper()
+	source := filepath.Join(dir, "test.c")
+	text := `#include <errno.h>
+#include <poll.h>
+#include <stdio.h>
+#include <string.h>
+#include <unistd.h>
+#include "pstorage.h"
+#define CHECK(call, want) do { \
+    long long rc_ = (call); \
+    if (rc_ != (want)) { \
+        printf("%s: %lld, not %lld (%s)\n", #call, rc_, (long long)(want), ps_error()); \
+        return 1; \
+    } } while (0)
+int main(int argc, char **argv) {
+    ps_cluster *cluster;
+    CHECK(ps_open("dev", argc > 1 ? argv[1] : NULL, 10000, &cluster), 0);
+` + body + `    return 0;
+}
+`
+	if err := os.WriteFile(source, []byte(text), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	return build(t, dir, source)
+}
+
+// TestKeepBS: a program keeps bs.list up to date, so that it still finds the cluster when the
+// metadata servers were replaced.
+func TestKeepBS(t *testing.T) {
+	needs(t, "gcc", "go")
+	dir := t.TempDir()
+	program := cProgram(t, dir, `    usleep(2000000);
+    CHECK(ps_close(cluster), 0);
+`)
+	env := startCluster(t, dir)
+	// Another directory than the cluster's daemons', which do the same in theirs.
+	etc := filepath.Join(dir, "etc")
+	if err := os.CopyFS(etc, os.DirFS(filepath.Join(dir, "cluster/etc"))); err != nil {
+		t.Fatal(err)
+	}
+	conf, err := cluster.At(etc, "dev")
+	if err != nil {
+		t.Fatal(err)
+	}
+	want := conf.BSOrNone()
+	err = conf.SaveBS(append([]string{"127.0.0.1:1"}, want...))
+	if err == nil {
+		err = os.Chmod(conf.KeyPath(), 0o600)
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	run(t, env, program, etc)
+	if got := conf.BSOrNone(); !slices.Equal(got, want) {
+		t.Errorf("bs.list names %v, not %v", got, want)
 	}
 }

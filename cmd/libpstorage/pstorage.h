@@ -54,7 +54,8 @@ typedef struct ps_file ps_file;       /* an open file */
 /*
  * Reaches a cluster. name: which one of those that this machine is authorized for; NULL: the only
  * one. etc: the directory of the configuration; NULL: $PSTORAGE_ETC, or /etc/pstorage. Fails with
- * -ETIMEDOUT if no metadata server answers within timeout_ms milliseconds.
+ * -ETIMEDOUT if no metadata server answers within timeout_ms milliseconds. Until ps_close the list
+ * of metadata servers in etc (bs.list) is kept up to date, if the process may write it.
  */
 int ps_open(const char *name, const char *etc, int timeout_ms, ps_cluster **cluster);
 
