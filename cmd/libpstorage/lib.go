@@ -274,5 +274,5 @@ func (n *conn) busy() bool {
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	runtime.KeepAlive(n)
-	return n.live > 0 || n.files.Load() > 0
+	return n.live > 0 || n.files.Load() > 0 || n.ended.left.Load() > 0
 }

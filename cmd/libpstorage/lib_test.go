@@ -195,3 +195,26 @@ func TestKeepBS(t *testing.T) {
 		t.Errorf("bs.list names %v, not %v", got, want)
 	}
 }
+
+// TestClose: ps_close waits for operations that ended and weren't handed out; a handle that was
+// closed is refused.
+func TestClose(t *testing.T) {
+	needs(t, "gcc", "go")
+	dir := t.TempDir()
+	program := cProgram(t, dir, `    ps_file *file;
+    ps_op op = {.kind = PS_FLUSH}, *ended;
+    CHECK(ps_file_open(cluster, "/close", PS_CREATE, 4096, &file), 0);
+    CHECK(ps_submit(file, &op), 0);
+    struct pollfd p = {.fd = ps_poll_fd(cluster), .events = POLLIN};
+    CHECK(poll(&p, 1, 10000), 1);
+    CHECK(ps_file_close(file), 0);
+    CHECK(ps_submit(file, &op), -EINVAL);
+    CHECK(ps_close(cluster), -EBUSY);
+    CHECK(ps_poll(cluster, &ended, 1, 0), 1);
+    CHECK(ended == &op && op.result == 0, 1);
+    CHECK(ps_close(cluster), 0);
+    CHECK(ps_close(cluster), -EINVAL);
+    CHECK(ps_poll(cluster, &ended, 1, 0), -EINVAL);
+`)
+	run(t, startCluster(t, dir), program)
+}

@@ -8,6 +8,7 @@ import "C"
 import (
 	"errors"
 	"sync"
+	"sync/atomic"
 	"time"
 	"unsafe"
 
@@ -107,6 +108,7 @@ func (f *file) start(o *C.ps_op, waiter chan struct{}) error {
 // end is called on the client's thread.
 func (r *request) end() {
 	o, f, waiter := r.c, r.file, r.waiter
+	polled := waiter == nil && o.done == nil
 	switch {
 	case r.op.Err != nil:
 		o.result = -C.int64_t(dataplane.KindOf(r.op.Err).Errno())
@@ -115,15 +117,18 @@ func (r *request) end() {
 	default:
 		o.result = C.int64_t(r.op.N)
 	}
+	if polled {
+		f.conn.ended.left.Add(1) // before put, so that ps_close finds one or the other
+	}
 	f.conn.put(r)
 	f.flying.Add(-1)
 	switch {
 	case waiter != nil:
 		waiter <- struct{}{}
-	case o.done != nil:
-		C.psCallDone(o)
-	default:
+	case polled:
 		f.conn.ended.add(o)
+	default:
+		C.psCallDone(o)
 	}
 }
 
@@ -165,6 +170,8 @@ func psWait(h C.uintptr_t, o *C.ps_op) C.int64_t {
 
 // endList has the operations that ended and wait for ps_poll, oldest first.
 type endList struct {
+	left atomic.Int64 // operations that ended and weren't handed out, those on their way to ops too
+
 	mu   sync.Mutex
 	ops  []*C.ps_op
 	fd   int           // an eventfd, readable while ops isn't empty
@@ -205,6 +212,7 @@ func (l *endList) take(out []*C.ps_op) int {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	n := copy(out, l.ops)
+	l.left.Add(-int64(n))
 	rest := copy(l.ops, l.ops[n:])
 	clear(l.ops[rest:])
 	l.ops = l.ops[:rest]

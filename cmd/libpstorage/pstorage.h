@@ -9,6 +9,8 @@
  *
  * Results.  Functions that return int or int64_t return 0 or more, or an errno as a negative
  * number (-ENOENT). For those that don't take a ps_op, ps_error() then has a sentence for people.
+ * -EINVAL is also for a ps_cluster or ps_file that is closed, or was never open. -ESHUTDOWN: the
+ * library can't go on with this cluster, as its event loop failed; what is in flight won't end.
  *
  * Memory.  A ps_op and its buffer belong to the library from ps_submit until the operation has
  * ended (its done function is called, or ps_poll returned it); before and after they are the
@@ -17,8 +19,9 @@
  *
  * Threads.  Every function may be called by any thread at any time, except for a handle that is
  * being closed. done functions are called on one thread of the library: they must not block, nor
- * call functions that wait (ps_open, ps_file_open, ps_p*, ps_poll with a timeout, closing); they
- * may call ps_submit, also with the same op.
+ * call functions that wait (ps_open, ps_close, ps_file_open, ps_file_close, ps_grow, ps_pread,
+ * ps_pwrite, ps_discard, ps_flush, ps_poll with a timeout): what they wait for would need that very
+ * thread. They may call ps_submit, also with the same op.
  *
  * Order.  Operations that are in flight together have no order among them. What an operation sees
  * is everything that ended before it was submitted.
@@ -60,8 +63,8 @@ typedef struct ps_file ps_file;       /* an open file */
 int ps_open(const char *name, const char *etc, int timeout_ms, ps_cluster **cluster);
 
 /*
- * Leaves the cluster. Its files must be closed and its operations must have ended.
- * -EBUSY: they aren't, and nothing happens.
+ * Leaves the cluster. Its files must be closed, its operations must have ended, and those without
+ * a done function must have been handed out by ps_poll. -EBUSY: they aren't, and nothing happens.
  */
 int ps_close(ps_cluster *cluster);
 
@@ -113,7 +116,7 @@ struct ps_op {
 
 /*
  * Starts an operation. If it returns less than 0 nothing was started and op is the caller's:
- * -EINVAL: a field makes no sense; -ESHUTDOWN: the cluster is closed.
+ * -EINVAL: a field makes no sense, or the file isn't open; -ESHUTDOWN: see above.
  */
 int ps_submit(ps_file *file, ps_op *op);
 
