@@ -148,9 +148,10 @@ func psOpen(name, etc *C.char, timeoutMs C.int, out *C.uint64_t) C.int {
 	if err := n.ended.init(); err != nil {
 		return fail("open the cluster", errors.Join(err, c.Close()))
 	}
+	// Whoever can't write the list, as a program of an ordinary user, needn't hear of it.
 	keep, stop := context.WithCancel(context.Background())
 	n.stop = stop
-	n.keep.Go(func() { cli.KeepBS(keep, conf, c.Control(), slog.Default()) })
+	n.keep.Go(func() { cli.KeepBS(keep, conf, c.Control(), slog.New(slog.DiscardHandler)) })
 	*out = newHandle(n)
 	return 0
 }

@@ -205,7 +205,7 @@ func showAttr(t *table, doc control.AttrDoc) {
 func showFileInfo(t *table, doc control.FileInfoDoc) {
 	showAttr(t, doc.AttrDoc)
 	if w := doc.Writer; w != nil { // also of a file without chunks: it is what revoke takes
-		t.line("writer: client %x on %s (%s)", w.Client, w.Host, w.Mount)
+		t.line("writer: client %x on %s (%s)", w.Client, clean(w.Host), clean(w.Mount))
 	}
 	if len(doc.List) == 0 {
 		return

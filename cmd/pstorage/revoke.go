@@ -142,8 +142,8 @@ func revoke(ctx context.Context, a *app, args control.RevokeArgs, patience time.
 	}
 	return a.print(out, all, func(t *table) {
 		for _, l := range all.Revoked {
-			t.line("%s: client %x on %s (%s) may not write it any more.", l.Path, l.Client, l.Host,
-				l.Mount)
+			t.line("%s: client %x on %s (%s) may not write it any more.", clean(l.Path), l.Client,
+				clean(l.Host), clean(l.Mount))
 		}
 		if len(all.Revoked) == 0 {
 			t.line("Nothing to revoke: nobody has the right to write there, or not the client named.")
