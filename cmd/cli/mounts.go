@@ -16,8 +16,11 @@ const mountType = "fuse.pstorage"
 // Mount is a mount of pstorage on this node.
 type Mount struct {
 	Mountpoint string `json:"mountpoint"`
-	Source     string `json:"source"` // pstorage://CLUSTER, unless the mount was given another name
-	ReadOnly   bool   `json:"read_only"`
+	// Root is what of the cluster is there: "/", or another path if a part of a mount was mounted
+	// once more (mount --bind). The kernel adds "//deleted" if that was removed.
+	Root     string `json:"root"`
+	Source   string `json:"source"` // pstorage://CLUSTER, unless the mount was given another name
+	ReadOnly bool   `json:"read_only"`
 }
 
 // Mounts lists the mounts of this node.
@@ -39,9 +42,19 @@ func parseMounts(text string) (list []Mount) {
 			continue
 		}
 		list = append(list, Mount{Mountpoint: unescape.Replace(fields[4]),
-			Source: unescape.Replace(more[1]), ReadOnly: strings.HasPrefix(fields[5]+",", "ro,")})
+			Root: unescape.Replace(fields[3]), Source: unescape.Replace(more[1]),
+			ReadOnly: strings.HasPrefix(fields[5]+",", "ro,")})
 	}
 	return list
+}
+
+// Inside returns the path inside the cluster of a path on the mount, which is clean and absolute.
+func (m *Mount) Inside(path string) (string, error) {
+	if root, removed := strings.CutSuffix(m.Root, "//deleted"); removed {
+		return "", Failf("find "+path+" in the cluster", "what "+m.Mountpoint+" shows, "+root+
+			", was removed", "")
+	}
+	return filepath.Join(m.Root, strings.TrimPrefix(path, m.Mountpoint)), nil
 }
 
 // On says whether the mount is on path.

@@ -52,8 +52,12 @@ func TestParseAttrs(t *testing.T) {
 
 // TestClusterPath says which path inside which cluster is meant.
 func TestClusterPath(t *testing.T) {
-	mounts := []cli.Mount{{Mountpoint: "/pcs", Source: "pstorage://one"},
-		{Mountpoint: "/pcs/two", Source: "pstorage://two"}, {Mountpoint: "/x", Source: "named"}}
+	mounts := []cli.Mount{{Mountpoint: "/pcs", Root: "/", Source: "pstorage://one"},
+		{Mountpoint: "/pcs/two", Root: "/", Source: "pstorage://two"},
+		{Mountpoint: "/x", Root: "/", Source: "named"},
+		{Mountpoint: "/srv/vm", Root: "/old", Source: "pstorage://two"}, // hidden by the next
+		{Mountpoint: "/srv/vm", Root: "/vm", Source: "pstorage://one"},
+		{Mountpoint: "/srv/gone", Root: "/gone//deleted", Source: "pstorage://one"}}
 	for _, c := range []struct{ cluster, path, wantCluster, want string }{
 		{"", "/images/a", "", "/images/a"},
 		{"one", "/pcsimages", "one", "/pcsimages"},
@@ -62,6 +66,9 @@ func TestClusterPath(t *testing.T) {
 		{"", "/pcs/two/a", "two", "/a"},
 		{"two", "/pcs/a", "refused", ""},
 		{"", "/x/a", "", "/a"},
+		{"", "/srv/vm", "one", "/vm"}, // mount --bind /pcs/vm /srv/vm
+		{"one", "/srv/vm/web1/", "one", "/vm/web1"},
+		{"", "/srv/gone/a", "refused", ""},
 	} {
 		cluster := c.cluster
 		got, err := clusterPath(mounts, &cluster, c.path)

@@ -37,11 +37,12 @@ func (p *attrPath) find(a *app, path string) (string, error) {
 	return clusterPath(mounts, &a.cluster, path)
 }
 
-// onMount returns the innermost of the mounts that path is on, nil if there is none.
+// onMount returns the innermost of the mounts that path is on, nil if there is none. Of several on
+// the same directory that is the uppermost, the last.
 func onMount(mounts []cli.Mount, path string) (on *cli.Mount) {
 	for i := range mounts {
 		m := &mounts[i]
-		if under(m.Mountpoint, path) && (on == nil || len(m.Mountpoint) > len(on.Mountpoint)) {
+		if under(m.Mountpoint, path) && (on == nil || len(m.Mountpoint) >= len(on.Mountpoint)) {
 			on = m
 		}
 	}
@@ -61,8 +62,9 @@ func insideAdvice(err error, path string) error {
 	}
 	path = filepath.Clean(path)
 	if on := onMount(mounts, path); on != nil {
-		e.Advice = "give the path inside the cluster: /" +
-			strings.TrimPrefix(strings.TrimPrefix(path, on.Mountpoint), "/")
+		if inside, insideErr := on.Inside(path); insideErr == nil {
+			e.Advice = "give the path inside the cluster: " + inside
+		}
 	}
 	return err
 }
@@ -83,7 +85,7 @@ func clusterPath(mounts []cli.Mount, cluster *string, path string) (string, erro
 		return "", cli.Usage("%s is on a mount of cluster %s, not of %s; with -p it is a path inside %s",
 			path, name, *cluster, *cluster)
 	}
-	return "/" + strings.TrimPrefix(strings.TrimPrefix(path, on.Mountpoint), "/"), nil
+	return on.Inside(path)
 }
 
 // under says whether path is dir or below it.
