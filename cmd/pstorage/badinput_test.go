@@ -91,6 +91,24 @@ func TestMakeMDSUndone(t *testing.T) {
 		"-a", freePort(t), "-r", n.path("deep/mds"), "-P")
 }
 
+// TestMakeMDSLeaves: what was there before, in the directory of the cluster's configuration, stays
+// when the cluster doesn't come about. Here the list has a line for the directory already.
+func TestMakeMDSLeaves(t *testing.T) {
+	n := newNode(t)
+	at := filepath.Join(n.etc, "clusters/c1")
+	if err := os.MkdirAll(at, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	dir := n.path("deep/mds")
+	for name, text := range map[string]string{"discovery": "list\n", "mds.list": dir + "\n"} {
+		if err := os.WriteFile(filepath.Join(at, name), []byte(text), 0o644); err != nil {
+			t.Fatal(err)
+		}
+	}
+	n.refused("secret123\n", 1, []string{"mds.list", "already"}, "-c", "c1", "make-mds", "-I",
+		"-a", freePort(t), "-r", dir, "-P")
+}
+
 func TestCommandsWithoutCluster(t *testing.T) {
 	n := newNode(t)
 	n.refusedAll([]refusedCase{

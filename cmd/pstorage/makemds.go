@@ -168,7 +168,11 @@ func initCluster(conf *cluster.Conf, servers []newServer, password string, secur
 	if err != nil {
 		return cli.Fail("set the password", err, "")
 	}
-	undo := []func(){func() { conf.Remove() }}
+	restore, err := conf.Restorer()
+	if err != nil {
+		return cli.Fail("make cluster "+conf.Name(), err, advice(err))
+	}
+	undo := []func(){func() { restore() }}
 	defer func() {
 		for i := len(undo) - 1; i >= 0 && err != nil; i-- {
 			undo[i]()

@@ -1,6 +1,7 @@
 package cluster
 
 import (
+	"bytes"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -135,10 +136,57 @@ func (c *Conf) HasKey() bool {
 	return err == nil
 }
 
-// Remove deletes the cluster's configuration. It is for undoing what has just been made.
-func (c *Conf) Remove() error {
-	if err := os.RemoveAll(c.path); err != nil {
-		return dataplane.E("remove "+c.path, dataplane.IOError, err)
+// Restorer remembers the files that a new cluster on this node begins with, as they are now, and
+// returns what puts them back: those that aren't there yet are removed then, and so is the
+// directory, if it isn't there either and nobody else put something in it.
+func (c *Conf) Restorer() (restore func() error, err error) {
+	fail := func(err error) error {
+		return dataplane.E("look at "+c.path, dataplane.IOError, err)
 	}
-	return nil
+	_, err = os.Lstat(c.path)
+	hadDir := err == nil
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return nil, fail(err)
+	}
+	type file struct {
+		name string
+		text []byte
+		mode fs.FileMode // 0: it isn't there
+	}
+	files := []file{{name: "auth.key"}, {name: "bs.list"}, {name: "mds.list"}}
+	for i := range files {
+		f := &files[i]
+		path := filepath.Join(c.path, f.name)
+		info, err := os.Stat(path)
+		if errors.Is(err, fs.ErrNotExist) {
+			continue
+		}
+		if err == nil {
+			f.mode = info.Mode().Perm()
+			f.text, err = os.ReadFile(path)
+		}
+		if err != nil {
+			return nil, fail(err)
+		}
+	}
+	return func() error {
+		var errs []error
+		for _, f := range files {
+			path := filepath.Join(c.path, f.name)
+			now, err := os.ReadFile(path)
+			switch {
+			case f.mode == 0:
+				err = os.Remove(path)
+			case err != nil || !bytes.Equal(now, f.text):
+				err = c.writeAtomic(f.name, f.text, f.mode)
+			}
+			if err != nil && !errors.Is(err, fs.ErrNotExist) {
+				errs = append(errs, dataplane.E("put back "+path, dataplane.IOError, err))
+			}
+		}
+		if !hadDir {
+			os.Remove(c.path) // which fails if somebody else put something there
+		}
+		return errors.Join(errs...)
+	}, nil
 }

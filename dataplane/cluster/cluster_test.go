@@ -112,8 +112,63 @@ func TestListAndChoose(t *testing.T) {
 	if names, _ = List(etc); !reflect.DeepEqual(names, []string{"one", "two"}) {
 		t.Fatalf("List: %v", names)
 	}
-	if err := conf.Remove(); err != nil || conf.HasKey() {
-		t.Fatalf("after Remove: %v, has key: %v", err, conf.HasKey())
+}
+
+// TestRestorer: what a cluster that didn't come about leaves is what was there before.
+func TestRestorer(t *testing.T) {
+	begin := func(conf *Conf) {
+		t.Helper()
+		err := errors.Join(conf.AddDaemon(MDS, Daemon{Dir: "/mds"}),
+			conf.SaveBS([]string{"127.0.0.1"}), conf.SaveKey(testKey(conf.Name())))
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	restorer := func(conf *Conf) func() error {
+		t.Helper()
+		restore, err := conf.Restorer()
+		if err != nil {
+			t.Fatal(err)
+		}
+		return restore
+	}
+	conf := testConf(t, "fresh")
+	restore := restorer(conf)
+	for range 2 { // once with nothing made
+		if err := restore(); err != nil {
+			t.Error(err)
+		}
+		if _, err := os.Lstat(conf.Path()); !errors.Is(err, fs.ErrNotExist) {
+			t.Errorf("the directory is there: %v", err)
+		}
+		begin(conf)
+	}
+
+	conf = testConf(t, "prepared")
+	if err := os.MkdirAll(conf.Path(), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	had := map[string]string{"discovery": "list\n", "bs.list": "# by hand\n10.0.0.1\n"}
+	for name, text := range had {
+		if err := os.WriteFile(filepath.Join(conf.Path(), name), []byte(text), 0o640); err != nil {
+			t.Fatal(err)
+		}
+	}
+	restore = restorer(conf)
+	begin(conf)
+	if err := restore(); err != nil {
+		t.Error(err)
+	}
+	entries, err := os.ReadDir(conf.Path())
+	if err != nil || len(entries) != len(had) {
+		t.Errorf("left are %v, %v", entries, err)
+	}
+	for name, text := range had {
+		path := filepath.Join(conf.Path(), name)
+		got, err := os.ReadFile(path)
+		if info, _ := os.Stat(path); err != nil || string(got) != text || info.Mode() != 0o640 {
+			t.Errorf("%s: %q, %v, %v", name, got, info.Mode(), err)
+		}
 	}
 }
 
