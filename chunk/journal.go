@@ -21,6 +21,7 @@ import (
 
 // The change of a chunk server's journal to another place or size, while nobody serves it:
 //
+//	0 claim    a device is opened for this process alone, and must be empty
 //	1 drain    the old journal is written back to the store, all of it, and closed
 //	2 intend   the file "journal-change" says what is about to happen, durably
 //	3 make     the new journal is made; it goes on with the old one's batch numbers, so that the
@@ -96,7 +97,9 @@ type changer struct {
 	id   *Identity
 	next Identity // with the new journal
 	size int64
-	log  *slog.Logger
+	// place is that of the new journal, once it is claimed; nil before.
+	place *logPlace
+	log   *slog.Logger
 	// after is called after each step, for tests that end the process there.
 	after func(step int)
 }
@@ -214,15 +217,18 @@ func freeName(dir string) string {
 
 // change takes the steps.
 func (c *changer) change() error {
+	if err := c.claimDevice(); err != nil {
+		return err
+	}
+	defer func() { c.place.close() }()
 	batch, mark, err := c.open(c.id, true)
 	if err != nil {
 		return err
 	}
 	c.after(1)
 	c.next.Stamp = c.id.Stamp
-	note := journalNote{Old: c.id.logPath(c.dir), New: c.next.logPath(c.dir)}
-	if err := note.write(c.dir); err != nil {
-		return startError("note the change of the journal", c.dir, err)
+	if err := c.intend(); err != nil {
+		return err
 	}
 	c.after(2)
 	if err = c.make(batch, mark); err == nil {
@@ -240,10 +246,43 @@ func (c *changer) change() error {
 	return settleJournal(c.dir, &c.next, c.log)
 }
 
-func (c *changer) make(batch, mark uint64) error {
+// claimDevice takes the device that the journal goes to, nil if it goes to a file. That is before
+// the drain, which takes long: who is told to use the same device meanwhile is refused at once.
+func (c *changer) claimDevice() (err error) {
 	path := c.next.logPath(c.dir)
+	if isDevice(path) {
+		c.place, err = claimLog(path, c.log)
+	}
+	return startError("make the journal "+path, path, err)
+}
+
+// intend notes the change, and claims the file if the journal goes to one: as what the note names
+// is removed after an interruption, nothing may be left unnamed. What is somebody else's is left
+// alone, and not noted: a device must still be empty, a file not be there yet.
+func (c *changer) intend() (err error) {
+	path := c.next.logPath(c.dir)
+	what := "make the journal " + path
+	if c.place != nil {
+		if err := c.place.check(); err != nil {
+			return startError(what, path, err)
+		}
+	}
+	note := journalNote{Old: c.id.logPath(c.dir), New: path}
+	if err := note.write(c.dir); err != nil {
+		return startError("note the change of the journal", c.dir, err)
+	}
+	if c.place == nil {
+		if c.place, err = claimLog(path, c.log); err != nil {
+			return errors.Join(startError(what, path, err), forgetNote(c.dir))
+		}
+	}
+	return nil
+}
+
+func (c *changer) make(batch, mark uint64) error {
+	path := c.place.path
 	progress := func(done, total int64) { c.tell(StepMake, done, total) }
-	err := makeLog(path, c.size, ssdcache.FormatOptions{FirstBatch: batch, Mark: mark,
+	err := makeLog(c.place, c.size, ssdcache.FormatOptions{FirstBatch: batch, Mark: mark,
 		Owner: ownerOf(c.id.logUUID()), Progress: progress}, c.log)
 	if err == nil {
 		err = syncDir(filepath.Dir(path))
@@ -421,6 +460,10 @@ func settleJournal(dir string, id *Identity, log *slog.Logger) error {
 	if err := wipeJournal(other, ownerOf(id.logUUID())); err != nil {
 		return fmt.Errorf("remove the journal %s, which isn't in use: %w", other, err)
 	}
+	return forgetNote(dir)
+}
+
+func forgetNote(dir string) error {
 	if err := os.Remove(filepath.Join(dir, journalChangeFile)); err != nil {
 		return err
 	}
@@ -453,6 +496,9 @@ func wipeJournal(path string, owner uint64) error {
 			" if that is to stay")
 	}
 	if info.Mode()&os.ModeDevice != 0 {
+		if isZero(head) {
+			return nil // and it may be somebody else's by now, who begins with it
+		}
 		clear(head)
 		_, err = f.WriteAt(head, 0)
 		return err

@@ -242,10 +242,10 @@ func TestChangeJournalRefused(t *testing.T) {
 	w.serve()
 }
 
-// TestJournalOnSameDevice: a journal isn't moved to the device that it is on, whatever name that is
-// given: making the new one would destroy it.
-func TestJournalOnSameDevice(t *testing.T) {
-	image := filepath.Join(t.TempDir(), "image")
+// loopDevice makes a block device of 24 MiB of zeros, out of a file.
+func loopDevice(t *testing.T) (image, dev string) {
+	t.Helper()
+	image = filepath.Join(t.TempDir(), "image")
 	if err := os.WriteFile(image, nil, 0o600); err != nil {
 		t.Fatal(err)
 	}
@@ -256,8 +256,77 @@ func TestJournalOnSameDevice(t *testing.T) {
 	if err != nil {
 		t.Skip("no loop device: ", err)
 	}
-	dev := strings.TrimSpace(string(out))
+	dev = strings.TrimSpace(string(out))
 	t.Cleanup(func() { _ = exec.Command("losetup", "-d", dev).Run() })
+	return image, dev
+}
+
+// TestJournalTaken: what another server has as its journal, or began to make one of meanwhile,
+// isn't touched, and the old journal stays.
+func TestJournalTaken(t *testing.T) {
+	_, dev := loopDevice(t)
+	first, second := newJournalWorld(t), newJournalWorld(t)
+	first.serve()
+	second.serve()
+	before := second.journals()
+	refused := func(what, path, says string, meanwhile func()) {
+		t.Helper()
+		c := &changer{o: JournalChange{Path: path}, log: slog.New(slog.DiscardHandler),
+			after: func(step int) {
+				if step == 1 && meanwhile != nil {
+					meanwhile()
+				}
+			}}
+		if _, err := c.run(second.dir); err == nil || !strings.Contains(err.Error(), says) {
+			t.Errorf("%s: %v, want %q", what, err, says)
+		}
+		if after := second.journals(); len(after) != 1 || after[0] != before[0] {
+			t.Errorf("%s: was %v, is %v", what, before, after)
+		}
+		second.serve()
+	}
+	head := func(b []byte) {
+		t.Helper()
+		f, err := os.OpenFile(dev, os.O_RDWR, 0)
+		if err == nil {
+			_, err = f.WriteAt(b, deviceHead-512)
+			err = errors.Join(err, f.Close())
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	refused("somebody writes to it", dev, "isn't empty", func() { head([]byte("mine")) })
+	head(make([]byte, 4))
+	refused("two at the same time", dev, "isn't empty", func() {
+		if err := CheckDevice(dev); err == nil || !strings.Contains(err.Error(), "in use") {
+			t.Errorf("a device that becomes a journal: %v", err)
+		}
+		_, err := ChangeJournal(first.dir, JournalChange{Path: dev})
+		if err == nil || !strings.Contains(err.Error(), "in use") {
+			t.Errorf("the second one to take it: %v", err)
+		}
+		head([]byte("mine"))
+	})
+	head(make([]byte, 4))
+	if _, err := ChangeJournal(first.dir, JournalChange{Path: dev}); err != nil {
+		t.Fatal(err)
+	}
+	refused("the journal of another server", dev, "isn't empty", nil)
+	first.serve()
+	file := filepath.Join(t.TempDir(), "journal")
+	refused("a file that came meanwhile", file, "there already", func() {
+		if _, err := ChangeJournal(first.dir, JournalChange{Path: file}); err != nil {
+			t.Error(err)
+		}
+	})
+	first.serve()
+}
+
+// TestJournalOnSameDevice: a journal isn't moved to the device that it is on, whatever name that is
+// given: making the new one would destroy it.
+func TestJournalOnSameDevice(t *testing.T) {
+	image, dev := loopDevice(t)
 	alias := filepath.Join(t.TempDir(), "alias")
 	if err := os.Symlink(dev, alias); err != nil {
 		t.Fatal(err)

@@ -71,14 +71,21 @@ func Format(dir string, o FormatOptions) (err error) {
 		}
 	}()
 	store := filepath.Join(dir, storeFile)
-	made = append(made, store)
-	if err = makeStore(store, sb); err != nil {
+	if err = makeStore(store, sb); !errors.Is(err, os.ErrExist) {
+		made = append(made, store)
+	}
+	if err != nil {
 		return fmt.Errorf("make the store %s: %w", store, err)
 	}
-	if _, e := os.Lstat(logPath); e != nil {
+	place, err := claimLog(logPath, o.Log)
+	if err != nil {
+		return fmt.Errorf("make the log %s: %w", logPath, err)
+	}
+	defer place.close()
+	if !place.device {
 		made = append(made, logPath)
 	}
-	if err = makeLog(logPath, o.LogSize, ssdcache.FormatOptions{Owner: ownerOf(sb.log),
+	if err = makeLog(place, o.LogSize, ssdcache.FormatOptions{Owner: ownerOf(sb.log),
 		Progress: o.Progress}, o.Log); err != nil {
 		return fmt.Errorf("make the log %s: %w", logPath, err)
 	}
@@ -190,15 +197,9 @@ func makeStore(path string, sb *superblock) error {
 }
 
 // makeLog makes an empty log of the given size, or of the whole device.
-func makeLog(path string, size int64, o ssdcache.FormatOptions, log *slog.Logger) error {
-	info, err := os.Stat(path)
-	switch {
-	case err == nil && info.Mode()&os.ModeDevice == 0:
-		return errors.New("a file is there already")
-	case err == nil:
+func makeLog(place *logPlace, size int64, o ssdcache.FormatOptions, log *slog.Logger) error {
+	if place.device {
 		size = 0
-	case !errors.Is(err, os.ErrNotExist):
-		return err
 	}
 	loop, err := uring.NewLoop(uring.LoopOptions{PoolSize: 4 << 20, NoRegister: true, Log: log})
 	if err != nil {
@@ -217,7 +218,7 @@ func makeLog(path string, size int64, o ssdcache.FormatOptions, log *slog.Logger
 	}
 	loop.Post(func() {
 		var err error
-		disk, err = loop.OpenDisk(path, uring.DiskOptions{Create: size > 0, Size: size})
+		disk, err = loop.OpenDisk(place.path, uring.DiskOptions{Size: size, Lock: true})
 		if err != nil {
 			end(err)
 			return

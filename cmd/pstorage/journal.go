@@ -1,20 +1,14 @@
 package main
 
 import (
-	"bytes"
 	"errors"
-	"io"
 	"os"
 	"path/filepath"
-	"syscall"
 
+	"pstorage/chunk"
 	"pstorage/cmd/cli"
 	"pstorage/dataplane/cluster"
 )
-
-// deviceHead is how much of a block device must be zeros before it may become a journal: all
-// known file systems, partition tables and volume managers leave their marks in it.
-const deviceHead = 1 << 20
 
 // journalPath returns where the journal goes: empty for "in the directory".
 func journalPath(conf *cluster.Conf, dir, given string) (string, error) {
@@ -36,7 +30,8 @@ func journalPath(conf *cluster.Conf, dir, given string) (string, error) {
 	what := "make the journal " + path
 	switch {
 	case err == nil && info.Mode()&os.ModeDevice != 0 && info.Mode()&os.ModeCharDevice == 0:
-		return path, cli.Fail("use device "+path+" as journal", emptyDevice(path),
+		return path, cli.Fail("use device "+path+" as journal",
+			cli.Plain(chunk.CheckDevice(path)),
 			"if nothing on it is needed, empty it: blkdiscard -z "+path)
 	case err == nil:
 		return "", cli.Failf(what, "there is "+kindOf(info.Mode())+" already", "choose another path "+
@@ -68,26 +63,4 @@ func kindOf(mode os.FileMode) string {
 		return "a socket"
 	}
 	return "something that is neither a file nor a directory"
-}
-
-// emptyDevice returns an error if a block device is in use or has something on it.
-func emptyDevice(path string) error {
-	// O_EXCL of a block device fails while it is mounted, or part of a volume.
-	f, err := os.OpenFile(path, os.O_RDONLY|syscall.O_EXCL, 0)
-	if errors.Is(err, syscall.EBUSY) {
-		return errors.New("it is in use")
-	}
-	if err != nil {
-		return cli.Plain(err)
-	}
-	defer f.Close()
-	head := make([]byte, deviceHead)
-	n, err := io.ReadFull(f, head)
-	if err != nil && !errors.Is(err, io.ErrUnexpectedEOF) {
-		return cli.Plain(err)
-	}
-	if len(bytes.Trim(head[:n], "\x00")) > 0 {
-		return errors.New("it isn't empty")
-	}
-	return nil
 }
