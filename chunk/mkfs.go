@@ -31,6 +31,9 @@ type FormatOptions struct {
 	Tier     uint8
 	Location string
 	Log      *slog.Logger // nil: slog.Default()
+	// Claimed, if not nil, is called when the directory and the log's place are taken, so that no
+	// other Format gets them, and before what takes long.
+	Claimed func()
 	// Progress, if not nil, is told how many bytes of the log have been written.
 	Progress func(done, total int64)
 }
@@ -85,6 +88,9 @@ func Format(dir string, o FormatOptions) (err error) {
 	if !place.device {
 		made = append(made, logPath)
 	}
+	if o.Claimed != nil {
+		o.Claimed()
+	}
 	if err = makeLog(place, o.LogSize, ssdcache.FormatOptions{Owner: ownerOf(sb.log),
 		Progress: o.Progress}, o.Log); err != nil {
 		return fmt.Errorf("make the log %s: %w", logPath, err)
@@ -92,6 +98,7 @@ func Format(dir string, o FormatOptions) (err error) {
 	if err = syncDir(filepath.Dir(logPath)); err != nil {
 		return err
 	}
+	made = append(made, filepath.Join(dir, identityFile))
 	return id.write(dir)
 }
 

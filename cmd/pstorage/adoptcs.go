@@ -41,7 +41,7 @@ is pulled out stop pstorage-csd there; its journal must come along if it is on a
   pstorage adopt-cs 3 --node 01c3a5f09e2b7d44      # on an administrator's node`,
 		Args: func(_ *cobra.Command, args []string) error { return o.parse(args) },
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			return adoptCS(cmd.Context(), a, o, cmd.OutOrStdout())
+			return adoptCS(cmd.Context(), a, o, cmd.OutOrStdout(), cmd.ErrOrStderr())
 		},
 	}
 	flags := cmd.Flags()
@@ -70,7 +70,7 @@ func (o *adoptOptions) parse(args []string) (err error) {
 	return err
 }
 
-func adoptCS(ctx context.Context, a *app, o adoptOptions, out io.Writer) error {
+func adoptCS(ctx context.Context, a *app, o adoptOptions, out, messages io.Writer) error {
 	conn, err := a.admin(ctx)
 	if err != nil {
 		return err
@@ -87,12 +87,13 @@ func adoptCS(ctx context.Context, a *app, o adoptOptions, out io.Writer) error {
 			t.line("On that node, if it isn't done yet: pstorage adopt-cs -r DIR")
 		})
 	}
-	return adoptDir(ctx, a, conn, o, out)
+	return adoptDir(ctx, a, conn, o, out, messages)
 }
 
 // adoptDir takes over the chunk server in o.dir. Nothing is changed on this node before the cluster
 // has agreed.
-func adoptDir(ctx context.Context, a *app, conn *adminConn, o adoptOptions, out io.Writer) error {
+func adoptDir(ctx context.Context, a *app, conn *adminConn, o adoptOptions,
+	out, messages io.Writer) error {
 	dir, err := filepath.Abs(o.dir)
 	if err != nil {
 		return cli.Fail("find "+o.dir, err, "")
@@ -125,13 +126,18 @@ func adoptDir(ctx context.Context, a *app, conn *adminConn, o adoptOptions, out 
 		return cli.Fail("", err, "")
 	}
 	listed := slices.ContainsFunc(daemons, func(d cluster.Daemon) bool { return d.Dir == dir })
-	daemon := cluster.Daemon{Dir: dir}
+	var held *heldAddr
 	if !listed {
-		addr, err := csAddr(conn.conf, o.addr)
+		unlock, err := lockNode(conn.conf, messages)
 		if err != nil {
 			return err
 		}
-		daemon.Addr = addr.String()
+		held, err = csAddr(conn.conf, o.addr)
+		unlock()
+		if err != nil {
+			return err
+		}
+		defer held.close()
 	} else if o.addr != "" {
 		return cli.Failf(what, conn.conf.ListPath(cluster.CS)+" has it already, with its address",
 			"change the address there")
@@ -142,7 +148,7 @@ func adoptDir(ctx context.Context, a *app, conn *adminConn, o adoptOptions, out 
 		return err
 	}
 	if !listed {
-		if err := conn.conf.AddDaemon(cluster.CS, daemon); err != nil {
+		if err := held.list(conn.conf, dir, messages); err != nil {
 			return cli.Fail("", err, "run this command again")
 		}
 	}

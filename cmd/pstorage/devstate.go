@@ -235,8 +235,11 @@ func (d *dev) makeOne(o devOptions, id dataplane.ClusterID, number int, capacity
 	if err != nil {
 		return err
 	}
-	return formatCS(d.conf, dir, chunk.FormatOptions{Cluster: id, ClusterName: devCluster,
-		Capacity: capacity, LogSize: int64(o.logSize), Addr: addr.String()})
+	return formatCS(dir, chunk.FormatOptions{Cluster: id, ClusterName: devCluster,
+		Capacity: capacity, LogSize: int64(o.logSize), Addr: addr.String()},
+		func() error {
+			return d.conf.AddDaemon(cluster.CS, cluster.Daemon{Dir: dir.path, Addr: addr.String()})
+		})
 }
 
 // fairShare returns the capacity of each of n new chunk servers on this file system: together

@@ -90,6 +90,12 @@ func makeCS(a *app, o makeCSOptions, out, warnings io.Writer) error {
 	if o.tier > 3 {
 		return cli.Usage("-t %d: tiers are 0 to 3", o.tier)
 	}
+	// What is chosen from here on is another's only when it is taken in a way that others see.
+	unlock, err := lockNode(conf, warnings)
+	if err != nil {
+		return err
+	}
+	defer unlock()
 	if err := refuseUsedDir(conf, key, o.dir); err != nil {
 		return err
 	}
@@ -104,16 +110,19 @@ func makeCS(a *app, o makeCSOptions, out, warnings io.Writer) error {
 	if err != nil {
 		return err
 	}
-	addr, err := csAddr(conf, o.addr)
+	held, err := csAddr(conf, o.addr)
 	if err != nil {
 		return err
 	}
+	defer held.close()
+	addr := held.addr
 	shown := newProgress(warnings, a.output == "json")
-	err = formatCS(conf, dir, chunk.FormatOptions{
+	err = formatCS(dir, chunk.FormatOptions{
 		Cluster: key.Cluster, ClusterName: conf.Name(), Addr: addr.String(), LogPath: journal,
 		LogSize: int64(o.logSize), Capacity: uint64(o.capacity), Tier: o.tier, Location: o.location,
+		Claimed:  unlock,
 		Progress: func(done, total int64) { shown.bytes(chunk.StepMake, done, total) },
-	})
+	}, func() error { return held.list(conf, dir.path, warnings) })
 	shown.end()
 	if err != nil {
 		return err
@@ -170,8 +179,37 @@ func refuseListed(conf *cluster.Conf, dir string) error {
 	return nil
 }
 
-// csAddr returns the address for a new chunk server.
-func csAddr(conf *cluster.Conf, given string) (netip.AddrPort, error) {
+// lockNode keeps other commands from choosing an address or a journal's name on this node.
+func lockNode(conf *cluster.Conf, messages io.Writer) (unlock func(), err error) {
+	unlock, err = conf.LockNode(func() {
+		fmt.Fprintln(messages, "waiting for another command on this node that makes a chunk server")
+	})
+	return unlock, cli.Fail("", err, advice(err))
+}
+
+// heldAddr is the address of a chunk server that is being made. Somebody listens there until
+// cs.list has it, so that no other command chooses it.
+type heldAddr struct {
+	addr     netip.AddrPort
+	listener net.Listener
+}
+
+func (h *heldAddr) close() { h.listener.Close() }
+
+// list gives the address up and puts the chunk server on cs.list: under the lock of the node, so
+// that one or the other is seen by who chooses an address.
+func (h *heldAddr) list(conf *cluster.Conf, dir string, messages io.Writer) error {
+	unlock, err := lockNode(conf, messages)
+	if err != nil {
+		return err
+	}
+	defer unlock()
+	h.close()
+	return conf.AddDaemon(cluster.CS, cluster.Daemon{Dir: dir, Addr: h.addr.String()})
+}
+
+// csAddr returns the address for a new chunk server. The caller has locked the node.
+func csAddr(conf *cluster.Conf, given string) (*heldAddr, error) {
 	var addr netip.AddrPort
 	var err error
 	if given != "" {
@@ -180,14 +218,14 @@ func csAddr(conf *cluster.Conf, given string) (netip.AddrPort, error) {
 		addr, err = ownAddr(conf)
 	}
 	if err != nil {
-		return addr, cli.Fail("", err, "give an address of this machine with -a IP")
+		return nil, cli.Fail("", err, "give an address of this machine with -a IP")
 	}
 	if addr.Addr().IsUnspecified() {
-		return addr, cli.Failf("use address "+given, "others can't connect to it",
+		return nil, cli.Failf("use address "+given, "others can't connect to it",
 			"give an address of this machine with -a IP")
 	}
 	if addr.Port() != 0 {
-		return addr, checkListen(addr)
+		return holdAddr(addr)
 	}
 	taken := localPorts()
 	for port := uint16(firstCSPort); port < firstCSPort+10000; port++ {
@@ -195,15 +233,23 @@ func csAddr(conf *cluster.Conf, given string) (netip.AddrPort, error) {
 		if taken[addr] {
 			continue
 		}
-		err = checkListen(addr)
-		if err == nil {
-			return addr, nil
+		var held *heldAddr
+		if held, err = holdAddr(addr); err == nil {
+			return held, nil
 		}
 		if advice(err) != addrInUseAdvice {
-			return addr, err // not an address of this machine: other ports won't help
+			return nil, err // not an address of this machine: other ports won't help
 		}
 	}
-	return addr, err
+	return nil, err
+}
+
+func holdAddr(addr netip.AddrPort) (*heldAddr, error) {
+	listener, err := listenAt(addr)
+	if err != nil {
+		return nil, err
+	}
+	return &heldAddr{addr, listener}, nil
 }
 
 // ownAddr returns the address that this node has on the way to the metadata servers, port 0.
@@ -270,25 +316,20 @@ func localCS() []cluster.Daemon {
 	return all
 }
 
-// formatCS makes the chunk server and puts it on cs.list. When that fails nothing is left.
-func formatCS(conf *cluster.Conf, dir *newDir, o chunk.FormatOptions) (err error) {
+// formatCS makes the chunk server, and list puts it on cs.list. When that fails nothing is left.
+func formatCS(dir *newDir, o chunk.FormatOptions, list func() error) error {
 	if err := dir.make(); err != nil {
 		return err
 	}
-	defer func() {
-		if err == nil {
-			return
-		}
-		dir.undo()
-		if info, err := os.Stat(o.LogPath); err == nil && info.Mode().IsRegular() {
-			os.Remove(o.LogPath) // a file wasn't there before
-		}
-	}()
 	if err := chunk.Format(dir.path, o); err != nil {
+		dir.removeCreated() // Format itself has removed what it made
 		return cli.Fail("make a chunk server in "+dir.path, err, advice(err))
 	}
-	err = conf.AddDaemon(cluster.CS, cluster.Daemon{Dir: dir.path, Addr: o.Addr})
-	if err != nil {
+	if err := list(); err != nil {
+		dir.undo()
+		if info, err := os.Stat(o.LogPath); err == nil && info.Mode().IsRegular() {
+			os.Remove(o.LogPath) // Format made it, and takes no file that is there
+		}
 		return cli.Fail("", err, advice(errors.Unwrap(err)))
 	}
 	return nil

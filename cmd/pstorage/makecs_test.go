@@ -1,9 +1,14 @@
 package main
 
 import (
+	"fmt"
 	"os"
 	"path/filepath"
+	"sync"
 	"testing"
+
+	"pstorage/chunk"
+	"pstorage/dataplane/cluster"
 )
 
 // TestMakeCSAgain: the disk of a chunk server is gone, a new one is mounted in its place. While
@@ -41,5 +46,55 @@ func TestMakeCSAgain(t *testing.T) {
 			t.Errorf("the journal for %s is %s", disk, j.Path)
 		}
 		seen[j.Path] = true
+	}
+}
+
+// TestMakeCSParallel: chunk servers that are made at the same time, with journals in one directory,
+// get an address and a journal each, and one that fails takes nothing of another's with it.
+func TestMakeCSParallel(t *testing.T) {
+	n := newNode(t)
+	n.ok(testPassword, "-c", "c1", "make-mds", "-I", "-a", freePort(t), "-r", n.path("mds"), "-P")
+	ssd := n.path("ssd")
+	if err := os.Mkdir(ssd, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	makeCS := func(more ...string) result {
+		return n.run("", "pstorage", append([]string{"-c", "c1", "make-cs", "-s", "24M",
+			"--capacity", "1G"}, more...)...)
+	}
+	const count = 5
+	var results [2 * count]result
+	var wg sync.WaitGroup
+	for i := range count {
+		disk := n.path(fmt.Sprintf("disk%d", i))
+		wg.Go(func() { results[i] = makeCS("-r", disk+"/cs", "-j", ssd) })
+		// All with the same directory, and the same journal: one of them is made.
+		wg.Go(func() { results[count+i] = makeCS("-r", n.path("same"), "-j", n.path("same.journal")) })
+	}
+	wg.Wait()
+	made := 0
+	for i, r := range results {
+		switch {
+		case r.status == 0:
+			made++
+		case i < count:
+			t.Errorf("%d: status %d, %q", i, r.status, r.stderr)
+		}
+	}
+	conf, err := cluster.At(n.etc, "c1")
+	if err != nil {
+		t.Fatal(err)
+	}
+	list, err := conf.Daemons(cluster.CS)
+	if err != nil || len(list) != count+1 || made != count+1 {
+		t.Errorf("%d were made, the list is %v, %v", made, list, err)
+	}
+	seen := map[string]bool{}
+	for _, d := range list {
+		j, err := chunk.JournalOf(d.Dir)
+		if err != nil || seen[d.Addr] || seen[j.Path] || j.Size != 24<<20 {
+			t.Errorf("%+v with %+v, %v", d, j, err)
+		}
+		seen[d.Addr], seen[j.Path] = true, true
 	}
 }

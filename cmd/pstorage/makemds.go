@@ -141,12 +141,20 @@ func mdsAddr(text string) (netip.AddrPort, error) {
 
 // checkListen says whether a daemon could listen at addr now.
 func checkListen(addr netip.AddrPort) error {
+	listener, err := listenAt(addr)
+	if err == nil {
+		listener.Close()
+	}
+	return err
+}
+
+func listenAt(addr netip.AddrPort) (net.Listener, error) {
 	listener, err := net.Listen("tcp", addr.String())
 	if err != nil {
-		return cli.Fail(fmt.Sprintf("use address %s", addr), cli.Plain(rootCause(err)), advice(err))
+		return nil, cli.Fail(fmt.Sprintf("use address %s", addr), cli.Plain(rootCause(err)),
+			advice(err))
 	}
-	listener.Close()
-	return nil
+	return listener, nil
 }
 
 // newServer is a metadata server to be made.

@@ -91,7 +91,7 @@ func (d *newDir) make() error {
 			mode = 0o700
 		}
 		if err := os.Mkdir(missing[i], mode); err != nil {
-			d.undo()
+			d.removeCreated()
 			return cli.Fail("make directory "+missing[i], cli.Plain(err), advice(err))
 		}
 		d.created = append(d.created, missing[i])
@@ -109,6 +109,12 @@ func (d *newDir) undo() {
 			}
 		}
 	}
+	d.removeCreated()
+}
+
+// removeCreated removes the directories that make created, if there is nothing in them: what is
+// there may be another process's.
+func (d *newDir) removeCreated() {
 	for i := len(d.created) - 1; i >= 0; i-- {
 		os.Remove(d.created[i])
 	}

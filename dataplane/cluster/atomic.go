@@ -4,6 +4,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -76,4 +77,34 @@ func (c *Conf) locked(f func() error) error {
 		return dataplane.E("lock "+c.path, dataplane.IOError, err)
 	}
 	return f()
+}
+
+const (
+	lockEvery = 10 * time.Millisecond
+	lockSays  = 2 * time.Second
+)
+
+// LockNode keeps other processes that lock the node, for whichever of its clusters, from choosing
+// what only one may have: an address, a name, a directory. waiting is called if that takes long.
+// The lock ends with unlock, which may be called more than once, or with the process. Lists can be
+// changed under it. It isn't for long work.
+func (c *Conf) LockNode(waiting func()) (unlock func(), err error) {
+	path := filepath.Dir(c.path) // that of all clusters
+	dir, err := os.Open(path)
+	if err != nil {
+		return nil, dataplane.E("lock "+path, dataplane.IOError, err)
+	}
+	for began := time.Now(); ; time.Sleep(lockEvery) {
+		err = unix.Flock(int(dir.Fd()), unix.LOCK_EX|unix.LOCK_NB)
+		switch {
+		case err == nil:
+			return func() { dir.Close() }, nil
+		case err != unix.EWOULDBLOCK && err != unix.EINTR:
+			dir.Close()
+			return nil, dataplane.E("lock "+path, dataplane.IOError, err)
+		case waiting != nil && time.Since(began) > lockSays:
+			waiting()
+			waiting = nil
+		}
+	}
 }

@@ -34,5 +34,6 @@
 // others than its owner can read.
 //
 // All files are replaced atomically (new file, fsync, rename, fsync of the directory); changes of
-// a list are serialized by a lock on the cluster's directory.
+// a list are serialized by a lock on the cluster's directory, choices between what the node's
+// clusters share by one on the directory "clusters".
 package cluster
