@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"slices"
 	"strings"
 	"time"
 
@@ -65,7 +64,8 @@ restart.`,
 	}
 	addCS(cmd, &args.CS)
 	cmd.Flags().BoolVarP(&wait, "wait", "w", false,
-		"wait until they are done, show how far it is, and print what scrub status prints")
+		"wait until they are done, show how far it is, and print what scrub status prints; "+
+			"status 1 if one of them is lost meanwhile")
 	a.addOutput(cmd)
 	return cmd
 }
@@ -90,6 +90,12 @@ func csList(ids []uint32) string {
 	return strings.Join(names, ", ")
 }
 
+// Two of the states of a scrubber in scrubCSDoc.State.
+const (
+	scrubUnknown = "unknown" // it hasn't told since it, or the leader, began
+	scrubAsked   = "asked"   // it is in a pass that somebody asked for
+)
+
 // scrubStatusDoc is what scrub status -o json prints.
 type scrubStatusDoc struct {
 	CS []scrubCSDoc `json:"cs"`
@@ -111,13 +117,15 @@ type scrubCSDoc struct {
 	FinishedNs int64  `json:"finished_ns"` // the last complete pass; 0: never
 	Rate       uint64 `json:"rate"`        // bytes per second so far; 0: no pass is under way
 	LeftS      int64  `json:"left_s"`      // seconds to its end at that rate; -1: not known
+
+	silent time.Duration // since its last heartbeat
 }
 
 // pace fills in how fast the pass is, holes included, and how long it will take.
 func (d *scrubCSDoc) pace(now time.Time) {
 	d.LeftS = -1
 	took := now.Sub(time.Unix(0, d.StartedNs)).Seconds()
-	if d.State != "scheduled" && d.State != "asked" || d.StartedNs == 0 || took < 1 || d.Done == 0 {
+	if d.State != "scheduled" && d.State != scrubAsked || d.StartedNs == 0 || took < 1 || d.Done == 0 {
 		return
 	}
 	rate := float64(d.Done) / took
@@ -205,73 +213,16 @@ func (c *adminConn) scrubs(ctx context.Context, what string, only uint32) (scrub
 	return doc, nil
 }
 
-const scrubPoll = 500 * time.Millisecond // their words come with heartbeats
-
-// scrubWait starts passes and waits for their ends.
-func scrubWait(ctx context.Context, a *app, args control.ScrubArgs, out, messages io.Writer) error {
-	conn, err := a.admin(ctx)
-	if err != nil {
-		return err
-	}
-	defer conn.close()
-	const what = "scrub"
-	before, err := conn.scrubs(ctx, what, args.CS)
-	if err != nil {
-		return err
-	}
-	ended := map[uint32]int64{} // of the last pass
-	for _, s := range before.CS {
-		ended[s.ID] = s.FinishedNs
-	}
-	var started control.ScrubDoc
-	if err := conn.get(ctx, what, control.AdminScrubStart, args, &started); err != nil {
-		return err
-	}
-	if len(started.Silent) > 0 {
-		fmt.Fprintf(messages, "not reached, and not waited for: %s\n", csList(started.Silent))
-	}
-	shown := newProgress(messages, a.output == "json")
-	defer shown.end()
-	for {
-		doc, err := conn.scrubs(ctx, what, args.CS)
-		if err != nil {
-			return err
-		}
-		busy, done, total := 0, uint64(0), uint64(0)
-		for _, s := range doc.CS {
-			if slices.Contains(started.Told, s.ID) {
-				total += s.Total
-				if s.FinishedNs == ended[s.ID] {
-					busy, done = busy+1, done+s.Done
-				} else {
-					done += s.Total
-				}
-			}
-		}
-		if busy == 0 {
-			shown.end()
-			return a.print(out, doc, func(t *table) { showScrub(t, doc.CS) })
-		}
-		shown.bytes(fmt.Sprintf("scrub, %d of %d busy", busy, len(started.Told)), int64(done),
-			int64(total))
-		select {
-		case <-ctx.Done():
-			return cli.Failf("wait for the scrubbers", "interrupted",
-				"they go on; see pstorage scrub status")
-		case <-time.After(scrubPoll):
-		}
-	}
-}
-
 func scrubOf(c control.CSDoc) scrubCSDoc {
-	d := scrubCSDoc{ID: c.ID, Status: c.Status, State: "unknown"}
+	d := scrubCSDoc{ID: c.ID, Status: c.Status, State: scrubUnknown,
+		silent: time.Duration(c.SilentMs) * time.Millisecond}
 	s := c.Stats
 	if s == nil {
 		return d
 	}
 	switch {
 	case s.ScrubRunning && s.ScrubManual:
-		d.State = "asked"
+		d.State = scrubAsked
 	case s.ScrubRunning:
 		d.State = "scheduled"
 	default:

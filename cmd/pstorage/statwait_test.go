@@ -18,9 +18,6 @@ func TestWaiting(t *testing.T) {
 		t.Errorf("stat --wait: %q", out)
 	}
 	fits(t, "stat", n.ok("", "stat", "--wait", "-o", "json"))
-	eventually(t, "both have told of their scrubbers", func() bool {
-		return !strings.Contains(n.ok("", "scrub", "status"), "unknown")
-	})
 	text := n.ok("", "scrub", "start", "--wait", "-o", "json")
 	fits(t, "scrub-status", text)
 	var doc scrubStatusDoc
