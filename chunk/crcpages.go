@@ -93,7 +93,7 @@ func (c *crcCache) get(page uint32) *crcPage {
 		return nil
 	}
 	p := c.frames[i]
-	if p.loading {
+	if p.waited() {
 		return nil
 	}
 	p.hot = true
@@ -107,7 +107,7 @@ func (c *crcCache) want(w *pageWait) {
 		w.ready(p)
 		return
 	}
-	if i := c.index[w.page]; i >= 0 && c.frames[i].loading && c.starved == nil {
+	if i := c.index[w.page]; i >= 0 && c.frames[i].waited() && c.starved == nil {
 		c.frames[i].wait(w)
 		return
 	} // otherwise: not before those who came earlier for the same page, and wait for a frame
@@ -120,6 +120,9 @@ func (c *crcCache) want(w *pageWait) {
 	c.starvTo = w
 	c.feed()
 }
+
+// waited says whether the page isn't there yet, or somebody who waited for it isn't served yet.
+func (p *crcPage) waited() bool { return p.loading || p.first != nil }
 
 func (p *crcPage) wait(w *pageWait) {
 	w.next = nil
@@ -143,7 +146,7 @@ func (c *crcCache) feed() {
 			return // otherwise: after the next unpin
 		}
 		c.starved = w.next
-		if p.loading {
+		if p.waited() {
 			p.wait(w)
 			continue
 		}
@@ -258,12 +261,14 @@ func (c *crcCache) loaded(p *crcPage) {
 		c.st.damagedPage(slot, n)
 	}
 	p.loading = false
+	p.pins++ // who is served may want other pages at once, and this frame is the others' still
 	for p.first != nil {
 		w := p.first
 		p.first = w.next
 		w.ready(p)
 	}
 	p.last = nil
+	p.pins--
 	c.feed()
 }
 

@@ -173,6 +173,58 @@ func TestGapsThatChange(t *testing.T) {
 	}
 }
 
+// The page of one who waited stays where it is until all who waited have been served, also if the
+// first of them asks for another page, and no other frame is free.
+func TestPageStaysForWaiters(t *testing.T) {
+	g := newGapWorld(t, 305)
+	c := g.st.cache
+	page, other := g.slot*pagesPerSlot+3, g.slot*pagesPerSlot+4
+	served := 0
+	var pinned []*crcPage
+	g.nd.env.Do(func() {
+		g.st.onDamaged = nil
+		for _, n := range []int{3, 4} {
+			g.st.entries[g.slot].pages[n] = word(12345, false) // they aren't zeros, so they are loaded
+		}
+		c.max = len(c.frames)
+		for _, p := range c.frames[1:] {
+			p.pins++
+			pinned = append(pinned, p)
+		}
+		p := c.frames[0]
+		if p.id != noPage {
+			c.index[p.id] = -1
+		}
+		p.id, p.dirty = noPage, false
+		there := func(p *crcPage) {
+			if served++; p.id != page || p.loading {
+				t.Errorf("waiter %d of page %d gets page %d, loading: %v", served, page, p.id, p.loading)
+			}
+		}
+		c.want(&pageWait{page: page, ready: func(p *crcPage) {
+			there(p)
+			p.hot, p.dirty = false, false
+			c.feed() // as when a page is given back
+		}})
+		c.frames[0].wait(&pageWait{page: page, ready: there})
+		c.want(&pageWait{page: other, ready: func(p *crcPage) {
+			if p.id != other || p.loading {
+				t.Errorf("the waiter of page %d gets page %d, loading: %v", other, p.id, p.loading)
+			}
+		}})
+		if c.starved == nil {
+			t.Error("the other page has a frame: the test shows nothing")
+		}
+	})
+	g.must(func() bool { return served == 2 && c.starved == nil && !c.frames[0].loading }, 10*sec,
+		"both pages")
+	g.nd.env.Do(func() {
+		for _, p := range pinned {
+			p.pins--
+		}
+	})
+}
+
 // A ZERO waits for a CRC page, and a newer write to what it covers is written back meanwhile: it
 // stays, whether its page is the one that is waited for or another one, and isn't punched.
 func TestNewerWriteBackStays(t *testing.T) {

@@ -92,3 +92,27 @@ func TestCopyable(t *testing.T) {
 		}
 	}
 }
+
+// TestKeepDirectUnderWay: a flush of what was written straight to the store doesn't stand for a
+// write that was still under way; one that begins when none is does.
+func TestKeepDirectUnderWay(t *testing.T) {
+	g := newGapWorld(t, 306)
+	r := g.nd.sh.chunks[chunkA]
+	for _, flying := range []int{1, 0} {
+		done := false
+		g.nd.env.Do(func() {
+			r.direct, r.directs = true, flying
+			g.nd.sh.keepDirect(r, func(err error) {
+				if done = true; err != nil {
+					t.Error(err)
+				}
+			})
+			r.directs = 0 // its write has ended, after the flush began
+		})
+		g.must(func() bool { return done }, 10*sec, "the flush")
+		if r.kept != (flying == 0) {
+			t.Errorf("%d writes under way: kept %v", flying, r.kept)
+		}
+	}
+	g.nd.env.Do(func() { r.direct, r.kept, r.flushed = false, false, false })
+}

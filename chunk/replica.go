@@ -95,6 +95,7 @@ type replica struct {
 	// Of a copy to here that was never activated: parts were written straight to the store; no more
 	// are, from now on; those are durable. And when it was paced last.
 	direct, flushed, kept bool
+	directs               int // such writes in flight
 	pacedAt               int64
 
 	// Head: the commit mark as the members know it.

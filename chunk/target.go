@@ -254,6 +254,7 @@ func (sh *Shard) writeTarget(l *link, h *dataplane.Header, r *replica, crcs, pay
 	r.refs++
 	r.busy++
 	r.direct = true
+	r.directs++
 	l.inflight++
 	sh.pace.spent += uint64(len(payload))
 	sh.pace.note(r)
@@ -261,6 +262,7 @@ func (sh *Shard) writeTarget(l *link, h *dataplane.Header, r *replica, crcs, pay
 		Blocks: len(payload) / dataplane.BlockSize, Data: [][]byte{payload},
 		CRCs: slices.Clone(crcs), Done: func(w *ssdcache.WriteBack) {
 			buf.Release()
+			r.directs--
 			a := q.Reply(dataplane.KindOf(w.Err))
 			a.Aux = sh.pace.allowance()
 			l.finish(&a)
@@ -281,13 +283,15 @@ func (sh *Shard) syncTarget(l *link, h *dataplane.Header, r *replica) {
 }
 
 // keepDirect makes durable what was written straight to the store; what comes from now on goes to
-// the log.
+// the log. A write that is still under way, as a client's that the head passes on beside the copy,
+// isn't covered: then it is done once more at the activation, before which all are answered.
 func (sh *Shard) keepDirect(r *replica, done func(error)) {
 	r.flushed = true
+	whole := r.directs == 0
 	r.refs++
 	r.busy++
 	sh.store.flush(func(err error) {
-		r.kept = r.kept || err == nil
+		r.kept = r.kept || err == nil && whole
 		done(err)
 		sh.unbusy(r)
 		sh.release(r)

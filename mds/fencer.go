@@ -154,17 +154,17 @@ func (c *call) acquireLease(req *control.AcquireLeaseReq) (any, error) {
 // mayResize refuses a change of a file's size under a lease that its client doesn't have any more:
 // a request may have waited for longer than a silent client keeps its leases, and somebody else
 // have written the file since.
-func (c *call) mayResize(req *control.SetAttrReq) error {
-	if req.Mask&control.SetSize == 0 || req.Token == 0 {
+func (c *call) mayResize(file dataplane.FileID, token uint64) error {
+	if token == 0 {
 		return nil
 	}
 	f := c.r.fsm
 	f.mu.RLock()
 	defer f.mu.RUnlock()
-	l := f.s.leaseOf(req.File)
-	if f.s.live(req.File) != nil && (l.holder != c.from.Peer || l.token != req.Token) {
+	l := f.s.leaseOf(file)
+	if f.s.live(file) != nil && (l.holder != c.from.Peer || l.token != token) {
 		return c.fail(dataplane.Fenced, "the right to write file %d was taken from client %x before "+
-			"its size was changed", req.File, c.from.Peer)
+			"its size was changed", file, c.from.Peer)
 	}
 	return nil
 }

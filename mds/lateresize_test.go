@@ -10,7 +10,7 @@ import (
 
 // TestLateTruncation: a client that was cut off while it truncated a file comes back when another
 // one has taken the file over, and perhaps given it back. Its request, repeated by itself, cuts
-// nothing off.
+// nothing off. Nor does a late Grow put zeros behind what the other one has written.
 func TestLateTruncation(t *testing.T) {
 	w := newLeaseWorld(t)
 	size := func(client, token, size uint64) error {
@@ -30,6 +30,11 @@ func TestLateTruncation(t *testing.T) {
 	refused := func(when string) {
 		if err := size(7, mine.Token, 0); dataplane.KindOf(err) != dataplane.Fenced {
 			t.Errorf("%s: %v", when, err)
+		}
+		err := w.try(7, dataplane.RoleClient, control.OpGrow, &control.GrowReq{File: w.file,
+			Size: 9000, Token: mine.Token}, nil)
+		if dataplane.KindOf(err) != dataplane.Fenced {
+			t.Errorf("%s, Grow: %v", when, err)
 		}
 		var a control.Attr
 		w.ask(8, dataplane.RoleClient, control.OpGetAttr, &control.FileReq{File: w.file}, &a)

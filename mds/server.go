@@ -220,8 +220,12 @@ func (c *call) getAttr(req *control.FileReq) (any, error) {
 }
 
 func (c *call) setAttr(req *control.SetAttrReq) (any, error) {
+	token := req.Token
+	if req.Mask&control.SetSize == 0 {
+		token = 0
+	}
 	for {
-		if err := c.mayResize(req); err != nil {
+		if err := c.mayResize(req.File, token); err != nil {
 			return nil, err
 		}
 		res, err := c.change(&cmdSetAttr{c.from, *req})
@@ -252,6 +256,9 @@ func (c *call) rename(req *control.RenameReq) (any, error) {
 }
 
 func (c *call) grow(req *control.GrowReq) (any, error) {
+	if err := c.mayResize(req.File, req.Token); err != nil {
+		return nil, err
+	}
 	return c.changeAttr(&cmdGrow{GrowReq: *req})
 }
 

@@ -256,8 +256,9 @@ func (m *clientMeta) Allocate(file dataplane.FileID, first, count uint32,
 }
 
 // Grow implements client.Metadata.
-func (m *clientMeta) Grow(file dataplane.FileID, size uint64, cb func(*control.Attr, error)) {
-	askFor(m, control.OpGrow, &control.GrowReq{File: file, Size: size}, cb)
+func (m *clientMeta) Grow(file dataplane.FileID, size, token uint64,
+	cb func(*control.Attr, error)) {
+	askFor(m, control.OpGrow, &control.GrowReq{File: file, Size: size, Token: token}, cb)
 }
 
 // GetAttr implements client.Metadata.

@@ -140,9 +140,11 @@ func (m pipeMeta) GetMap(_ dataplane.FileID, first, count uint32,
 func (m pipeMeta) Allocate(dataplane.FileID, uint32, uint32, func(*control.MapReply, error)) {
 	panic("not here")
 }
-func (m pipeMeta) Grow(dataplane.FileID, uint64, func(*control.Attr, error)) { panic("not here") }
-func (m pipeMeta) GetAttr(dataplane.FileID, func(*control.Attr, error))      { panic("not here") }
-func (m pipeMeta) Unreachable(dataplane.CSID, []control.HeldChunk)           { panic("not here") }
+func (m pipeMeta) Grow(dataplane.FileID, uint64, uint64, func(*control.Attr, error)) {
+	panic("not here")
+}
+func (m pipeMeta) GetAttr(dataplane.FileID, func(*control.Attr, error)) { panic("not here") }
+func (m pipeMeta) Unreachable(dataplane.CSID, []control.HeldChunk)      { panic("not here") }
 
 // pipeBench is an engine and a server on one pipeEnv, with QD ops.
 type pipeBench struct {

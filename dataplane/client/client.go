@@ -260,8 +260,9 @@ func (m *rpcMeta) Allocate(file dataplane.FileID, first, count uint32,
 		cb)
 }
 
-func (m *rpcMeta) Grow(file dataplane.FileID, size uint64, cb func(*control.Attr, error)) {
-	ask(m, control.OpGrow, &control.GrowReq{File: file, Size: size}, cb)
+func (m *rpcMeta) Grow(file dataplane.FileID, size, token uint64,
+	cb func(*control.Attr, error)) {
+	ask(m, control.OpGrow, &control.GrowReq{File: file, Size: size, Token: token}, cb)
 }
 
 func (m *rpcMeta) GetAttr(file dataplane.FileID, cb func(*control.Attr, error)) {

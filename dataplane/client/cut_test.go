@@ -148,6 +148,32 @@ func TestCutOvertakesGrow(t *testing.T) {
 	}
 }
 
+// TestGrowAskedBeforeCut: a write begins after a cut while a Grow of before is still on its way, as
+// one does whose write was called off. What that is answered says nothing of this write.
+func TestGrowAskedBeforeCut(t *testing.T) {
+	w := newWorld(t, 1, 3)
+	f := w.file(0)
+	ff := w.meta.files[f.id]
+	w.start(&Op{Kind: Write, File: f, Buf: w.random(8192)})
+	for ff.size == 0 {
+		w.sim.Run(func() bool { return ff.size > 0 }, w.sim.Now()+1e9)
+	}
+	next := &Op{Kind: Write, File: f, Buf: w.random(4096)}
+	w.env.Do(func() {
+		if !f.growBusy {
+			t.Error("the Grow has been answered: the test shows nothing")
+		}
+		ff.size = 0
+		clear(ff.chunks)
+		f.setSize(0)
+	})
+	w.start(next)
+	w.sim.Run(func() bool { return w.eng.Pending() == 0 }, w.sim.Now()+1e9)
+	if next.Err != nil || ff.size < 4096 {
+		t.Errorf("%v; a write of 4096 bytes was acknowledged, and the file has %d", next.Err, ff.size)
+	}
+}
+
 // gate passes connections on to an address, answers only as long as it is open.
 type gate struct {
 	mu   sync.Mutex

@@ -22,7 +22,8 @@ type Metadata interface {
 	// Allocate makes those of the chunks [first, first+count) that don't exist, and answers as GetMap.
 	Allocate(file dataplane.FileID, first, count uint32, cb func(*control.MapReply, error))
 	// Grow makes file at least size bytes long.
-	Grow(file dataplane.FileID, size uint64, cb func(*control.Attr, error))
+	// Grow is by the write lease with that token; 0: by none.
+	Grow(file dataplane.FileID, size, token uint64, cb func(*control.Attr, error))
 	// GetAttr answers the file's attributes.
 	GetAttr(file dataplane.FileID, cb func(*control.Attr, error))
 	// Unreachable reports that cs doesn't answer for these chunks. The slice is the callee's.

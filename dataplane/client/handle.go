@@ -150,12 +150,22 @@ func (f *File) Grow(ctx context.Context, size uint64) error {
 	if size > MaxFileSize {
 		return dataplane.E("grow", dataplane.TooLarge, errRange)
 	}
-	a, err := call[control.Attr](ctx, f.client, control.OpGrow,
-		&control.GrowReq{File: f.id, Size: size})
-	if err != nil {
+	var token uint64
+	now := func() { token = f.lease.token }
+	if err := f.client.onLoop(now); err != nil {
 		return err
 	}
-	return f.client.onLoop(func() { f.grown(a) })
+	for {
+		by := token
+		a, err := call[control.Attr](ctx, f.client, control.OpGrow,
+			&control.GrowReq{File: f.id, Size: size, Token: by})
+		if err == nil {
+			return f.client.onLoop(func() { f.grown(a) })
+		}
+		if dataplane.KindOf(err) != dataplane.Fenced || f.client.onLoop(now) != nil || token == by {
+			return err
+		} // otherwise there is a newer grant of the right
+	}
 }
 
 // Refresh asks for the file's attributes; Size is up to date then.

@@ -443,7 +443,7 @@ func (e *Engine) leftLeases() []control.FileLease {
 	left := append(ls.releasing, ls.going...)
 	for _, f := range ls.held {
 		left = append(left, control.FileLease{File: f.id, Token: f.lease.token,
-			Unclean: f.lease.unclean})
+			Unclean: f.lease.unclean || e.ops > 0}) // some are left if the loop has failed
 	}
 	return left
 }

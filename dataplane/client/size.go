@@ -172,13 +172,17 @@ func (f *File) grow() {
 		f.eng.meta.GetAttr(f.id, f.onGrow)
 		return
 	}
-	f.eng.meta.Grow(f.id, size, f.onGrow)
+	// By the right to write: a Grow that is late would lengthen another client's file.
+	f.eng.meta.Grow(f.id, size, f.lease.token, f.onGrow)
 }
 
 func (f *File) onGrow(a *control.Attr, err error) {
 	e := f.eng
 	f.growBusy = false
-	if err != nil && e.metaRetry(err, "grow a file", f) {
+	// Fenced: by a grant of before, and there is a newer one; or the right is lost, which fails the
+	// writes as soon as that is known here.
+	if err != nil && (e.metaRetry(err, "grow a file", f) ||
+		dataplane.KindOf(err) == dataplane.Fenced && !e.closed) {
 		f.rearm(&f.growTimer, f.growSoon, &f.growTries)
 		return
 	}
@@ -196,7 +200,8 @@ func (f *File) onGrow(a *control.Attr, err error) {
 	f.growWait = f.growSpare[:0]
 	for i, op := range waiting {
 		waiting[i] = nil
-		if err == nil && (op.growTo > a.Size || f.growAsked < f.doubtSeq) {
+		if err == nil && (op.growTo > a.Size || f.growAsked < f.doubtSeq ||
+			f.growAsked < f.shrunkSeq) {
 			f.growWait = append(f.growWait, op)
 			continue
 		}

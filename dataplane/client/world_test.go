@@ -387,7 +387,7 @@ func (m *fakeMeta) make(f *fakeFile, i uint32) *fakeChunk {
 	return ch
 }
 
-func (m *fakeMeta) Grow(file dataplane.FileID, size uint64, cb func(*control.Attr, error)) {
+func (m *fakeMeta) Grow(file dataplane.FileID, size, _ uint64, cb func(*control.Attr, error)) {
 	m.later("grow", file, func(f *fakeFile) func() {
 		f.size = max(f.size, size)
 		a := &control.Attr{File: file, Type: control.TypeFile, Size: f.size}

@@ -192,6 +192,8 @@ type DirEntry struct {
 type GrowReq struct {
 	File dataplane.FileID
 	Size uint64
+	// Token is as in SetAttrReq.
+	Token uint64
 }
 
 // MapReq asks for chunks [First, First+Count) of a file. Count <= MaxMapRange.
