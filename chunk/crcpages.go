@@ -93,7 +93,7 @@ func (c *crcCache) get(page uint32) *crcPage {
 		return nil
 	}
 	p := c.frames[i]
-	if p.waited() {
+	if p.loading {
 		return nil
 	}
 	p.hot = true
@@ -103,7 +103,7 @@ func (c *crcCache) get(page uint32) *crcPage {
 // want calls w.ready as soon as the page w.page is in memory, in the order of the calls for the
 // same page. It may call it at once.
 func (c *crcCache) want(w *pageWait) {
-	if p := c.get(w.page); p != nil && c.starved == nil {
+	if p := c.get(w.page); p != nil && p.first == nil && c.starved == nil {
 		w.ready(p)
 		return
 	}

@@ -202,7 +202,9 @@ func TestPageStaysForWaiters(t *testing.T) {
 			}
 		}
 		c.want(&pageWait{page: page, ready: func(p *crcPage) {
-			there(p)
+			if there(p); c.get(page) != p {
+				t.Error("who is served doesn't find the page")
+			}
 			p.hot, p.dirty = false, false
 			c.feed() // as when a page is given back
 		}})
