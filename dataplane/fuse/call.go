@@ -32,7 +32,7 @@ type call struct {
 	payload []byte
 
 	op       client.Op
-	node     *node // of a write
+	h        *handle // of a write
 	grace    uring.Timer
 	canceled bool // op was, after an interruption
 	told     bool // go-fuse was, of an interruption
@@ -91,7 +91,11 @@ func (k *call) begin(n int) {
 	case k.opcode == opWrite:
 		k.write(n)
 	case k.opcode == opFsync:
-		if h := k.c.fs.handle(k.arg.Fh); h != nil && !h.node.timesDue() {
+		h := k.c.fs.handle(k.arg.Fh)
+		if h != nil {
+			h.synced()
+		}
+		if h != nil && !h.node.timesDue() {
 			k.start(client.Flush, h, 0, nil)
 			return
 		}
@@ -143,6 +147,10 @@ func (k *call) read() {
 
 func (k *call) write(n int) {
 	h := k.c.fs.handle(k.arg.Fh)
+	if h != nil {
+		h.writes(k.arg.Flags)
+		k.h = h
+	}
 	switch {
 	case h == nil || !h.write:
 		k.answer(fuse.EBADF, 0)
@@ -156,7 +164,6 @@ func (k *call) write(n int) {
 		k.op.FUA = k.arg.OpenFlags&unix.O_DSYNC != 0
 		// The kernel's offset is the end as it was told last, and another host may have appended since.
 		k.op.Append = k.arg.OpenFlags&unix.O_APPEND != 0
-		k.node = h.node
 		k.start(client.Write, h, k.arg.Offset, k.payload[:n])
 	}
 }
@@ -177,7 +184,7 @@ func (k *call) done() {
 	case client.Read:
 		k.answer(fuse.OK, k.op.N)
 	case client.Write:
-		k.node.wrote.Store(time.Now().UnixNano())
+		k.h.node.wrote.Store(time.Now().UnixNano())
 		*(*fuse.WriteOut)(unsafe.Pointer(&k.payload[0])) = fuse.WriteOut{Size: uint32(k.op.N)}
 		k.answer(fuse.OK, writeOutSize)
 	default:
@@ -218,11 +225,14 @@ func (k *call) answer(status fuse.Status, n int) {
 	if k.grace.Armed() {
 		k.c.loop.Disarm(&k.grace)
 	}
+	if k.h != nil && status != fuse.OK {
+		k.h.writeFailed(status, k.arg.OpenFlags)
+	}
 	unique := k.c.uniques[k.index]
 	k.c.uniques[k.index] = 0
 	k.c.busy--
 	k.state, k.canceled, k.told = callFree, false, false
-	k.op.File, k.op.Buf, k.op.Right, k.op.Err, k.node = nil, nil, 0, nil, nil
+	k.op.File, k.op.Buf, k.op.Right, k.op.Err, k.h = nil, nil, 0, nil, nil
 	k.op.FUA, k.op.Append = false, false
 	*k.reply = fuse.OutHeader{Length: uint32(outHeaderSize + n), Status: -int32(status),
 		Unique: unique}

@@ -1,8 +1,8 @@
 // Package fuse mounts a cluster's files in the kernel's file system, by /dev/fuse.
 //
 // An inode number is a FileID. Data never goes through the page cache (FOPEN_DIRECT_IO): what one
-// client wrote is what the next read returns, on this host and on others; O_DIRECT, loop devices
-// with direct I/O and I/O of any alignment work. Permissions are checked by the kernel
+// client wrote is what the next read returns, on this host and on others (but see below); O_DIRECT,
+// loop devices with direct I/O and I/O of any alignment work. Permissions are checked by the kernel
 // (default_permissions); file locks are the kernel's too, so they hold among processes of one host.
 //
 // The kernel's requests come to the client's event loop: over io_uring, on the loop's own ring
@@ -20,6 +20,11 @@
 //   - The time of modification is sent at close, and once a while; not with every write. The time
 //     of access changes only when it is set.
 //   - fallocate doesn't reserve space.
+//   - A read with O_DIRECT through libaio or io_uring ends at the size that the kernel was told
+//     last, without asking us: what another host appended is missing until the kernel is told anew,
+//     as by a stat (see Options.AttrTTL).
+//   - After a write through them that failed, the next ftruncate by the same open may be refused
+//     once, with the error of the write.
 //   - A write to a file that is open with O_APPEND never overwrites, so RWF_NOAPPEND has no effect.
 //   - A new entry in a directory with the set-group-ID bit doesn't inherit the group.
 package fuse

@@ -53,6 +53,9 @@ type handle struct {
 	file  *client.File
 	write bool
 	right client.Right // to write
+
+	failed   atomic.Int32 // status of a WRITE that the kernel may want to undo; 0: none. See undo.go
+	failedAt time.Time    // of the loop's thread
 }
 
 func newFileSystem(o *Options, b backend) *fileSystem {

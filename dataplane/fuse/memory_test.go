@@ -455,7 +455,7 @@ func (m *memory) do(op *client.Op) bool {
 		return false
 	}
 	for name, kind := range map[string]dataplane.Kind{"user.eio": dataplane.IOError,
-		"user.gone": dataplane.NotFound} {
+		"user.gone": dataplane.NotFound, "user.busy": dataplane.LeaseHeld} {
 		if _, ok := n.xattrs[name]; ok {
 			op.Err = fail(kind)
 			return true

@@ -30,7 +30,9 @@ type Options struct {
 	Log        *slog.Logger // nil: slog.Default()
 
 	// AttrTTL is for how long the kernel believes names and attributes; default 1 s. A size that
-	// another host changed may be seen that much later by stat; reads don't depend on it.
+	// another host changed may be seen that much later by stat, and by reads with O_DIRECT through
+	// libaio or io_uring, which end at the size that the kernel believes. Other reads don't depend
+	// on it.
 	AttrTTL time.Duration
 	// Grace is for how long a waiting request can't be interrupted by a signal; default 10 s. (A Go
 	// program gets signals all the time, so a request doesn't end at the first one.)

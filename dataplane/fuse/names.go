@@ -73,6 +73,13 @@ func (fs *fileSystem) SetAttr(cancel <-chan struct{}, in *fuse.SetAttrIn,
 	var a *control.Attr
 	var err error
 	if size, ok := in.GetSize(); ok {
+		if fh, ok := in.GetFh(); ok {
+			if h := fs.handle(fh); h != nil {
+				if status := h.refuseUndo(); status != fuse.OK {
+					return status
+				}
+			}
+		}
 		if a, err = fs.truncate(ctx, id, in, size); err != nil {
 			return fs.status("truncate", err)
 		}
