@@ -399,21 +399,21 @@ func (c *conn) check(r *request) uint32 {
 }
 
 // newOp makes an op with a buffer of n bytes. Half of the pool is left to the client's connections:
-// a READ holds its buffer until the data have come through one of theirs.
+// a READ holds its buffer until the data have come through one of theirs. The pool never gives
+// memory of one size to another: if what is free has been cut too small, though half isn't in use,
+// waiting won't help, and the op gets memory of its own.
 func (c *conn) newOp(r request, n int) (*op, error) {
 	var buf *uring.Buf
-	switch pool := c.s.pool; {
-	case n > bufferSize:
-		if c.s.big > 0 && c.s.big+n > maxBig {
-			return nil, errBusyPool
-		}
-	case n > 0:
+	if n > 0 && n <= bufferSize {
+		pool := c.s.pool
 		if pool.InUse() > len(pool.Arena())/2 {
 			return nil, errBusyPool
 		}
-		if buf = pool.Get(n); buf == nil {
-			return nil, errBusyPool
-		}
+		buf = pool.Get(n)
+	}
+	big := n > 0 && buf == nil
+	if big && c.s.big > 0 && c.s.big+n > maxBig {
+		return nil, errBusyPool
 	}
 	o := c.s.free
 	if o == nil {
@@ -424,7 +424,7 @@ func (c *conn) newOp(r request, n int) (*op, error) {
 	}
 	o.c, o.r, o.buf, o.have, o.next = c, r, buf, 0, nil
 	o.Err, o.N, o.FUA, o.Buf = nil, 0, false, nil
-	if n > bufferSize {
+	if big {
 		o.big = make([]byte, n)
 		c.s.big += n
 	}

@@ -587,3 +587,47 @@ func TestPoolIsShared(t *testing.T) {
 		f.h.Closed(io.EOF)
 	}
 }
+
+// TestPoolIsCutUp: requests of a size for which the pool has no memory left, all of it having been
+// cut for smaller ones that are free now, are answered nevertheless.
+func TestPoolIsCutUp(t *testing.T) {
+	w := newWorld(t, 8<<20)
+	var cut []*uring.Buf
+	for b := w.pool.Get(64 << 10); b != nil; b = w.pool.Get(64 << 10) {
+		cut = append(cut, b)
+	}
+	for _, b := range cut {
+		b.Release()
+	}
+	f := w.connect(1 << 20)
+	f.in = append(append(f.in, hello...), goOpt("")...)
+	f.feed()
+	f.out = nil
+	data := bytes.Repeat([]byte{7}, 300<<10)
+	lengths := map[uint64]int{2: len(data), 3: 1 << 20, 4: 4096}
+	for _, p := range [][]byte{cmd(cmdWrite, 0, 1, 0, uint32(len(data)), data),
+		cmd(cmdRead, 0, 3, 1<<20, 1<<20, nil), cmd(cmdRead, 0, 4, 0, 4096, nil)} {
+		f.in = append(f.in, p...)
+	}
+	for _, p := range [][]byte{nil, cmd(cmdRead, 0, 2, 0, uint32(len(data)), nil)} {
+		f.in = append(f.in, p...)
+		for range 100 {
+			f.feed()
+			for len(w.ops) > 0 {
+				w.step(0)
+			}
+			w.now += breath
+			for timer := w.timers.Pop(w.now); timer != nil; timer = w.timers.Pop(w.now) {
+				timer.Fire()
+			}
+		}
+	}
+	errs, got := replies(t, f.out, lengths)
+	if len(errs) != 4 || !bytes.Equal(got[2], data) {
+		t.Errorf("%d of 4 requests were answered, %d bytes read", len(errs), len(got[2]))
+	}
+	if w.s.big != 0 {
+		t.Errorf("%d bytes outside of the pool are in use", w.s.big)
+	}
+	f.h.Closed(io.EOF)
+}
