@@ -473,7 +473,7 @@ func (c *conn) submit(o *op) {
 		go c.status(o)
 		return
 	case cmdResize:
-		go c.resize(o)
+		c.export.resize(o)
 		return
 	default: // CACHE
 		c.done(o)
@@ -623,13 +623,29 @@ func (c *conn) seek(off int64, hole bool, end int64) (int64, error) {
 	return min(at, end), nil
 }
 
+// resize starts a RESIZE when those before it have ended: of two at once the metadata servers might
+// do the one last, and the file here be told the size of the other last.
+func (e *export) resize(o *op) {
+	if e.resizes = append(e.resizes, o); len(e.resizes) == 1 {
+		go o.c.resize(o)
+	}
+}
+
 // resize changes the size of the file, and of the device for this connection; others get it when
 // they connect anew. It runs on a goroutine of its own.
 func (c *conn) resize(o *op) {
-	err := c.export.dev.Resize(c.ctx, o.r.offset)
+	err := c.ctx.Err() // of a client that has gone while this waited
+	if err == nil {
+		err = c.export.dev.Resize(c.ctx, o.r.offset)
+	}
 	c.s.post(func() {
 		if o.Err = err; err == nil {
 			c.size = o.r.offset
+		}
+		e := c.export
+		if e.resizes = e.resizes[1:]; len(e.resizes) > 0 {
+			next := e.resizes[0]
+			go next.c.resize(next)
 		}
 		c.done(o)
 	})

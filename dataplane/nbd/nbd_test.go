@@ -9,6 +9,7 @@ import (
 	"math/rand/v2"
 	"slices"
 	"testing"
+	"time"
 
 	"pstorage/dataplane"
 	"pstorage/dataplane/client"
@@ -585,6 +586,74 @@ func TestPoolIsShared(t *testing.T) {
 			t.Errorf("connection %d got %d bytes of %d", i, len(f.out), n)
 		}
 		f.h.Closed(io.EOF)
+	}
+}
+
+// slowResize is a device that is resized when the test says so.
+type slowResize struct {
+	*world
+	began chan uint64
+	end   chan struct{}
+}
+
+func (d *slowResize) Resize(ctx context.Context, n uint64) error {
+	d.began <- n
+	<-d.end
+	return d.world.Resize(ctx, n)
+}
+
+// TestOneResizeAtATime: of resizes at once, by one connection and another, each begins when the one
+// before it has ended, in the order in which they came. One whose client has gone isn't begun.
+func TestOneResizeAtATime(t *testing.T) {
+	w := newWorld(t, 1<<20)
+	d := &slowResize{world: w, began: make(chan uint64, 10), end: make(chan struct{})}
+	for _, e := range w.s.exports {
+		e.dev = d
+	}
+	var all []*fakeConn
+	for i, sizes := range [][]uint64{{1 << 20, 2 << 20}, {3 << 20}, {4 << 20}} {
+		f := w.connect(1 << 20)
+		f.in = append(append(f.in, hello...), goOpt("disk")...)
+		f.feed()
+		f.out = nil
+		for k, n := range sizes {
+			f.in = append(f.in, cmd(cmdResize, 0, uint64(10*i+k), n, 0, nil)...)
+		}
+		f.feed()
+		all = append(all, f)
+	}
+	all[1].h.Closed(io.ErrUnexpectedEOF)
+	for _, want := range []uint64{1 << 20, 2 << 20, 4 << 20} {
+		if got := <-d.began; got != want {
+			t.Fatalf("a resize to %d began, not the one to %d", got, want)
+		}
+		time.Sleep(20 * time.Millisecond)
+		if n := len(d.began); n != 0 {
+			t.Fatalf("%d more resizes began while the one to %d was under way", n, want)
+		}
+		d.end <- struct{}{}
+		(<-w.posted)() // its end
+		if want == 2<<20 {
+			(<-w.posted)() // the one that was given up
+		}
+	}
+	if n := w.Size(); n != 4<<20 {
+		t.Errorf("the device has %d bytes", n)
+	}
+	for _, i := range []int{0, 2} {
+		errs, _ := replies(t, all[i].out, nil)
+		for cookie, e := range errs {
+			if e != 0 {
+				t.Errorf("resize %d failed: %d", cookie, e)
+			}
+		}
+		if want := 2 - i/2; len(errs) != want {
+			t.Errorf("connection %d: %d of %d resizes were answered", i, len(errs), want)
+		}
+		all[i].h.Closed(io.EOF)
+	}
+	if len(w.s.conns) != 0 {
+		t.Errorf("%d connections are left", len(w.s.conns))
 	}
 }
 

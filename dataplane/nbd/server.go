@@ -72,6 +72,7 @@ type export struct {
 	name, description string
 	dev               device
 	readOnly          bool
+	resizes           []*op // the first one is under way, the others wait
 }
 
 func (e *export) size() uint64 { return e.dev.Size() }
