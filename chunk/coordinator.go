@@ -269,7 +269,7 @@ func (sh *Shard) refuseWaiting(r *replica, status dataplane.Kind) {
 // begin starts an attempt.
 func (s *settler) begin() {
 	if s.owes && len(s.lost) == 0 && !s.lead && s.r.state == active && !s.r.isHead() && !s.alone() {
-		s.end() // the head did it
+		s.giveUp(dataplane.NotHead) // the head did it
 		return
 	}
 	if !s.sh.leased() {
@@ -688,8 +688,12 @@ func (s *settler) succeed() {
 	if s.join != nil {
 		s.join.end("")
 	}
+	if r.state != active || r.epoch != s.cfg.Epoch || r.term != s.term {
+		s.again("keep all members", errors.New("another server has settled it meanwhile"))
+		return
+	}
 	s.end()
-	r.broken = false
+	r.broken, r.askedAt = false, 0 // the others' turn is over
 	status := dataplane.OK
 	if len(r.members) < r.minimum {
 		status = dataplane.BelowMinimum

@@ -176,7 +176,8 @@ func (c *copier) seal() {
 
 // sealed takes the target's answer.
 func (c *copier) sealed(a *dataplane.Header, crcs, payload []byte) {
-	if a.Epoch != c.epoch {
+	// A copy of this epoch that was held, and begun again, has parts: a fresh one has none.
+	if a.Epoch != c.epoch || a.Flags&dataplane.FlagData != 0 {
 		t, err := parseSeal(a, crcs, payload)
 		d := c.r.dirty
 		if err != nil || d == nil || !d.covers(t.epoch, t.last) {

@@ -112,12 +112,9 @@ func (h *history) overlapped(seq dataplane.Seq, off, length uint32) bool {
 	return false
 }
 
-// patch notes that a range was changed out of order. An unfinished copy doesn't count its parts:
-// whoever goes on with it sends them again.
+// patch notes that a range was changed out of order. So are the parts of an unfinished copy: they
+// may have writes of a head that nobody else has, so whoever copies here again sends those too.
 func (h *history) patch(off, length uint32) {
-	if h.unfinished {
-		return
-	}
 	if n := len(h.patched); n > 0 {
 		p := &h.patched[n-1]
 		if off >= p.off && off <= p.off+p.length {

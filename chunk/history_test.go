@@ -111,3 +111,22 @@ func TestHistoryReplay(t *testing.T) {
 		}
 	}
 }
+
+// TestPatchesOfUnfinished: whoever copies to an unfinished copy again is told of the parts that it
+// has: a head that is gone may have been the only other one with what is in them.
+func TestPatchesOfUnfinished(t *testing.T) {
+	h := history{}
+	h.unfinished = true
+	h.replay(1, 0, 0, 4096, 8192)
+	h.patch(65536, 4096)
+	if len(h.patched) != 2 || h.patched[0] != (extent{0, 4096, 8192}) {
+		t.Errorf("%+v", h.patched)
+	}
+	if off, n := h.tail(); off != 4096 || n != 65536 {
+		t.Errorf("the slot table keeps %d bytes at %d", n, off)
+	}
+	h.activate(2, 5, nil)
+	if len(h.patched) != 0 {
+		t.Errorf("after the activation: %+v", h.patched)
+	}
+}

@@ -260,12 +260,14 @@ func (sh *Shard) patchHere(r *replica, by any, off uint32, crcs, payload []byte,
 	r.patch(off, uint32(len(payload)))
 	sh.store.touch(r.slot)
 	r.refs++
+	r.busy++ // a SEAL by others waits for it, too
 	sh.log.Append(&ssdcache.Append{Record: ssdcache.Record{Kind: ssdcache.Data, Slot: r.slot,
 		Chunk: r.id, Epoch: r.epoch, Offset: off, Length: uint32(len(payload))},
 		CRCs: crcs, Data: payload, Buf: buf, Done: func(a *ssdcache.Append) {
 			if a.Err != nil {
 				sh.fail(a.Err)
 			}
+			sh.unbusy(r)
 			sh.release(r)
 			done(a.Err)
 		}})

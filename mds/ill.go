@@ -361,6 +361,10 @@ func medianOf(all []time.Duration) time.Duration {
 	return all[(len(all)-1)/2]
 }
 
+// askedGone is after how long without a heartbeat a server that was excluded doesn't keep others
+// from being excluded any more: it may never come back.
+const askedGone = time.Minute
+
 // suspect applies stallCase; 0: nobody, or somebody is excluded already.
 func (h *peerHealth) suspect(nowNs int64, live func(dataplane.CSID) bool) dataplane.CSID {
 	list := make([]stallFacts, len(h.cs))
@@ -368,7 +372,7 @@ func (h *peerHealth) suspect(nowNs int64, live func(dataplane.CSID) bool) datapl
 		switch {
 		case s == nil:
 			continue
-		case s.asked:
+		case s.asked && nowNs-s.beatNs < int64(askedGone):
 			return 0
 		case !live(dataplane.CSID(id)) || nowNs-s.beatNs > int64(stallFresh):
 			continue

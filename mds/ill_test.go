@@ -309,3 +309,28 @@ func TestStallIsExcluded(t *testing.T) {
 		t.Errorf("stat says %q, %q", s.Status, s.Reason)
 	}
 }
+
+// TestSuspectAfterGone: a server that was excluded keeps others from being excluded, but not for
+// ever if it isn't heard of any more.
+func TestSuspectAfterGone(t *testing.T) {
+	h, now := newHealth(), int64(1)
+	live := func(dataplane.CSID) bool { return true }
+	for cs := dataplane.CSID(1); cs <= 4; cs++ {
+		h.report(cs, &control.HeartbeatReq{CS: cs}, now)
+	}
+	h.at(1).asked = true
+	for _, silent := range []time.Duration{time.Second, askedGone} {
+		now = 1 + int64(silent)
+		for cs := dataplane.CSID(2); cs <= 4; cs++ {
+			h.report(cs, &control.HeartbeatReq{CS: cs}, now)
+		}
+		h.at(2).own = stallAfter // its log hangs
+		want := dataplane.CSID(2)
+		if silent < askedGone {
+			want = 0
+		}
+		if got := h.suspect(now, live); got != want {
+			t.Errorf("the excluded one silent for %v: cs %d is suspected, want %d", silent, got, want)
+		}
+	}
+}

@@ -163,12 +163,19 @@ func (r *replica) watchDown() {
 
 // find returns a member, or nil.
 func (r *replica) find(node uint32) *raft.Server {
-	for _, s := range r.raft.GetConfiguration().Configuration().Servers {
+	s, _ := r.findAt(node)
+	return s
+}
+
+// findAt is find, and says by which configuration, as raft wants it for the next one.
+func (r *replica) findAt(node uint32) (s *raft.Server, index uint64) {
+	f := r.raft.GetConfiguration()
+	for _, s := range f.Configuration().Servers {
 		if s.ID == serverID(node) {
-			return &s
+			return &s, f.Index()
 		}
 	}
-	return nil
+	return nil, f.Index()
 }
 
 // doc describes a member.
@@ -343,7 +350,7 @@ func (c *call) mdsReady(req *control.MDSReadyReq) (any, error) {
 	if req.Damaged != "" {
 		return c.replaceDamaged(req)
 	}
-	s := c.r.find(req.Node)
+	s, index := c.r.findAt(req.Node)
 	switch {
 	case s == nil:
 		return nil, c.fail(dataplane.NotFound, "metadata server %d isn't a member", req.Node)
@@ -355,7 +362,8 @@ func (c *call) mdsReady(req *control.MDSReadyReq) (any, error) {
 	if err := c.replaced(string(s.Address)); err != nil {
 		return nil, err
 	}
-	if err := c.r.raft.AddVoter(s.ID, s.Address, 0, raftTimeout).Error(); err != nil {
+	// Of the members as they were seen here: one that is being removed meanwhile would be added anew.
+	if err := c.r.raft.AddVoter(s.ID, s.Address, index, raftTimeout).Error(); err != nil {
 		return nil, c.r.raftError(err)
 	}
 	n := c.r.voters()

@@ -16,7 +16,7 @@ const (
 	maxRecoveries  = 64              // in all: see settings
 	maxExclusions  = 512             // chunks in the planner, besides those that are complained about
 	recoverAgain   = 2 * time.Second // asked for again after this
-	recoverLimit   = time.Minute     // then something else is tried
+	recoverLimit   = time.Minute     // then something else is tried, see limit
 	recoverBackoff = 10 * time.Second
 	recoverPause   = 500 * time.Millisecond // between two rounds, at least
 	recoverCalm    = 100 * time.Millisecond // between two fast ones
@@ -213,7 +213,7 @@ func (r *recoverer) watch(nowNs int64, w recoverView, out []recoverOrder) []reco
 			r.finish(id)
 			r.nextNs = min(r.nextNs, nowNs) // there may be more to do
 			continue
-		case !w.live(a.source) || !w.live(a.target) || nowNs-a.beganNs > int64(recoverLimit):
+		case !w.live(a.source) || !w.live(a.target) || nowNs-a.beganNs > int64(r.limit()):
 			r.stats.failed++
 			r.leftover = append(r.leftover, a.target)
 			if len(r.backoff) < maxBackoffs {
@@ -229,6 +229,16 @@ func (r *recoverer) watch(nowNs int64, w recoverView, out []recoverOrder) []reco
 	}
 	r.order = keep
 	return out
+}
+
+// copyFloor is how fast a server's copies get on together beside any load, in bytes per second, in
+// and out: see chunk's paceFloor.
+const copyFloor = 4e6
+
+// limit is how long a copy may take: one that is given up begins from nothing.
+func (r *recoverer) limit() time.Duration {
+	slowest := 2 * float64(r.limits.perCS) * dataplane.ChunkSize / copyFloor
+	return recoverLimit + time.Duration(slowest*float64(time.Second))
 }
 
 func (r *recoverer) finish(id dataplane.ChunkID) {

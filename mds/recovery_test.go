@@ -206,7 +206,7 @@ func TestRecoverer(t *testing.T) {
 	}
 	w.absent[2] = true // a member that all but a have
 	w.silent[2] = time.Hour
-	now += int64(recoverLimit)
+	now += int64(r.limit())
 	step(0)
 	step(recoverPause)
 	step(recoverPause)
@@ -215,7 +215,7 @@ func TestRecoverer(t *testing.T) {
 	}
 	clear(w.records)
 	w.list = nil
-	step(recoverLimit)
+	step(r.limit())
 	step(recoverPause)
 	if len(r.active)+len(r.queue)+len(r.exclusions) != 0 || r.load[1] != [2]int{} {
 		t.Errorf("at the end: %+v", r)
