@@ -1,6 +1,7 @@
 package main
 
 import (
+	"os"
 	"strings"
 	"testing"
 )
@@ -13,8 +14,15 @@ func TestDevInterrupted(t *testing.T) {
 	d := n.start("pstorage", args...)
 	d.waitFor("making a new cluster")
 	d.stop()
-	if strings.Contains(d.out.text(), "ready") {
-		t.Skip("it was quicker than the signal")
+	if strings.Contains(d.out.text(), "ready") { // it was quicker than the signal
+		n.etc = n.path("dev/etc")
+		d = n.start("pstorage", args...)
+		d.waitFor("ready")
+		n.ok("", "set-attr", "/", "replicas=3:2")
+		d.stop()
+		if err := os.WriteFile(n.path("dev/unfinished"), nil, 0o644); err != nil {
+			t.Fatal(err)
+		}
 	}
 	d = n.start("pstorage", args...)
 	d.waitFor("ready")

@@ -627,7 +627,7 @@ func TestOneResizeAtATime(t *testing.T) {
 		if got := <-d.began; got != want {
 			t.Fatalf("a resize to %d began, not the one to %d", got, want)
 		}
-		time.Sleep(20 * time.Millisecond)
+		time.Sleep(20 * time.Millisecond) // nothing says that another one doesn't begin
 		if n := len(d.began); n != 0 {
 			t.Fatalf("%d more resizes began while the one to %d was under way", n, want)
 		}
