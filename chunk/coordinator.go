@@ -542,11 +542,14 @@ func (s *settler) takeLead(stay []control.CSAddr, gens []uint32, ids []dataplane
 // exclude takes lost members out of the configuration, adds the new one, or changes the head.
 func (s *settler) exclude() {
 	var stay []control.CSAddr
-	var ids []dataplane.CSID
+	var ids, lost []dataplane.CSID
 	var gens []uint32
 	for i, m := range s.stay {
-		if !slices.Contains(s.verdict.lost, i) {
+		switch {
+		case !slices.Contains(s.verdict.lost, i):
 			stay, ids, gens = append(stay, m), append(ids, m.CS), append(gens, s.gens[i])
+		case !s.tails[i].unknown: // what a server doesn't have at all its inventory tells
+			lost = append(lost, m.CS)
 		}
 	}
 	join := s.join != nil
@@ -578,13 +581,15 @@ func (s *settler) exclude() {
 		s.activateOthers()
 		return
 	}
-	s.beforeAsking(func() { s.changeMembers(ids) })
+	s.beforeAsking(func() { s.changeMembers(ids, lost) })
 }
 
-// changeMembers asks the metadata servers for a configuration with these members.
-func (s *settler) changeMembers(ids []dataplane.CSID) {
+// changeMembers asks the metadata servers for a configuration with these members, without those
+// that lost data, too.
+func (s *settler) changeMembers(ids, lost []dataplane.CSID) {
 	at := s.attempt
-	s.sh.md.Reconfigure(&control.ReconfigureReq{Chunk: s.r.id, Epoch: s.cfg.Epoch, Members: ids},
+	s.sh.md.Reconfigure(&control.ReconfigureReq{Chunk: s.r.id, Epoch: s.cfg.Epoch, Members: ids,
+		Lost: lost},
 		func(cfg *control.ChunkConfig, err error) {
 			switch {
 			case s.attempt != at:

@@ -310,6 +310,96 @@ func TestStallIsExcluded(t *testing.T) {
 	}
 }
 
+// TestLostDataIsExcluded: a server that a coordinator says has lost data is asked for its lease,
+// and then is excluded; another one only some time later; both may come back.
+func TestLostDataIsExcluded(t *testing.T) {
+	c := newTestCluster(t, 1)
+	k := c.client(dataplane.RoleClient, 7, nil)
+	servers := map[dataplane.CSID]*testCS{}
+	for n := range byte(3) {
+		s := c.newCS(n + 1)
+		servers[s.id] = s
+	}
+	conf := oneChunk(t, k)
+	head, liar, third := servers[conf.Members[0].CS], servers[conf.Members[1].CS],
+		servers[conf.Members[2].CS]
+	beat := func(s *testCS, yielded bool) (r control.HeartbeatReply, err error) {
+		err = s.try(control.OpHeartbeat, &control.HeartbeatReq{CS: s.id, Boot: 1,
+			Capacity: s.reg.Capacity, Instance: s.reg.Instance, Yielded: yielded}, &r)
+		return r, err
+	}
+	all := func() {
+		t.Helper()
+		for _, s := range servers {
+			if _, err := beat(s, false); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	without := func(lost, other *testCS, named bool) *control.ReconfigureReq {
+		req := &control.ReconfigureReq{Chunk: conf.Chunk, Epoch: conf.Epoch,
+			Members: []dataplane.CSID{head.id, other.id}}
+		if named {
+			req.Lost = []dataplane.CSID{lost.id}
+		}
+		return req
+	}
+	led := time.Now()
+	eventually(t, "the leader has led for a lease time", func() bool {
+		all()
+		return time.Since(led) > leaseOut
+	})
+	head.wantKind(dataplane.NotReady, control.OpReconfigure, without(liar, third, false))
+	if r, err := beat(liar, false); err != nil || r.Yield {
+		t.Fatalf("asked for its lease though nobody said that it lost anything: %+v, %v", r, err)
+	}
+	head.wantKind(dataplane.NotReady, control.OpReconfigure, without(liar, third, true))
+	if r, err := beat(liar, false); err != nil || !r.Yield || r.LeaseNs != 0 {
+		t.Fatalf("not asked for its lease: %+v, %v", r, err)
+	}
+	head.wantKind(dataplane.NotReady, control.OpReconfigure, without(liar, third, true))
+	head.wantKind(dataplane.NotReady, control.OpReconfigure, without(third, liar, true))
+	if r, err := beat(third, false); err != nil || r.Yield {
+		t.Errorf("two at once are asked for their leases: %+v, %v", r, err)
+	}
+	if r, err := beat(liar, true); err != nil || !r.Yield {
+		t.Errorf("yielded: %+v, %v", r, err)
+	}
+	var stat control.StatDoc
+	admin := c.client(dataplane.RoleAdmin, 9, nil)
+	admin.admin(control.AdminStat, nil, &stat)
+	if s := stat.CS[liar.id-1]; s.Status != control.CSIll || !strings.Contains(s.Reason, "lost data") {
+		t.Errorf("stat says %q, %q", s.Status, s.Reason)
+	}
+	head.must(control.OpReconfigure, without(liar, third, true), &conf)
+	if len(conf.Members) != 2 || conf.Epoch != 2 {
+		t.Fatalf("excluded: %+v", conf)
+	}
+	eventually(t, "it may come back", func() bool {
+		_, err := beat(liar, true)
+		for _, s := range []*testCS{head, third} {
+			if _, err := beat(s, false); err != nil {
+				t.Fatal(err)
+			}
+		}
+		time.Sleep(50 * time.Millisecond)
+		return dataplane.KindOf(err) == dataplane.NotFound
+	})
+	liar.register()
+	if r, err := beat(liar, false); err != nil || r.Yield || r.LeaseNs == 0 {
+		t.Errorf("back: %+v, %v", r, err)
+	}
+	eventually(t, "the next one is asked for its lease", func() bool {
+		head.wantKind(dataplane.NotReady, control.OpReconfigure, &control.ReconfigureReq{
+			Chunk: conf.Chunk, Epoch: conf.Epoch, Members: []dataplane.CSID{head.id},
+			Lost: []dataplane.CSID{third.id}})
+		r, err := beat(third, false)
+		_, _ = beat(head, false)
+		time.Sleep(50 * time.Millisecond)
+		return err == nil && r.Yield
+	})
+}
+
 // TestSuspectAfterGone: a server that was excluded keeps others from being excluded, but not for
 // ever if it isn't heard of any more.
 func TestSuspectAfterGone(t *testing.T) {

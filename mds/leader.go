@@ -48,7 +48,9 @@ type leader struct {
 	drains  map[dataplane.CSID]*drain
 	health  *peerHealth
 	judging bool // whether a server can be done without is being found out
-	conf    settings
+	// forfeitNs is when a server was last asked for its lease because it lost data; 0: never.
+	forfeitNs int64
+	conf      settings
 	// states are the servers' states when they were last looked at, by id; "": not yet.
 	states   []string
 	statesNs int64

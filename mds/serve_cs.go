@@ -667,6 +667,11 @@ func (c *call) beginExclusion(req *control.ReconfigureReq) (out, added,
 				moved = append(moved, m.CS)
 				continue
 			}
+			if v == leaseHeld && slices.Contains(req.Lost, m.CS) {
+				l.forfeit(m.CS, rec.ID)
+				return nil, nil, nil, c.fail(dataplane.NotReady, "CS %d lost data of chunk %v, but has a "+
+					"lease, which it is asked for", m.CS, rec.ID)
+			}
 			// If it never got what it was added for, its inventory will say so.
 			if e := l.leases.at(m.CS); now-e.doubtNs > int64(doubtEvery) {
 				e.doubtNs, e.relist = now, true

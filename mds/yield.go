@@ -99,6 +99,29 @@ func (l *leader) exclude(cs dataplane.CSID, short uint64) {
 		"; it may come back after %v", s.probation()))
 }
 
+// forfeitEvery is how often a server may be asked for its lease because it lost data, all together:
+// after a power cut that many disks didn't survive unharmed they are away one by one.
+const forfeitEvery = 2 * yieldFirst
+
+// forfeit asks a server for its lease because it lost data of a chunk that it had acknowledged: so
+// it can be excluded there. Other chunks are without it for that time, but this one can't go on
+// with it. The coordinator asks for the exclusion again and again. mu is held.
+func (l *leader) forfeit(cs dataplane.CSID, chunk dataplane.ChunkID) {
+	now, e := l.now(), l.leases.at(cs)
+	if e.withheld || l.forfeitNs != 0 && now-l.forfeitNs < int64(forfeitEvery) {
+		return
+	}
+	s := l.health.at(cs)
+	l.forfeitNs = now
+	s.asked, s.askedNs, s.stalledN = true, now, now
+	s.note = fmt.Sprintf("lost data of chunk %v that it had acknowledged, and is excluded where that "+
+		"is found; does its disk keep what it acknowledges? (hwflush-check)", chunk)
+	e.withheld = true
+	l.viewNs = 0
+	l.event(control.Fault, fmt.Sprintf("cs %d", cs), "cs-lost-data", s.note+fmt.Sprintf(
+		"; it may come back after %v", s.probation()))
+}
+
 // yielding answers the heartbeat of a server that is to give its lease up, or did; nil: it may
 // register again. mu is held.
 func (l *leader) yielding(req *control.HeartbeatReq, nowNs int64) *control.HeartbeatReply {
@@ -119,7 +142,7 @@ func (l *leader) returned(cs dataplane.CSID) {
 	if s := l.health.peek(cs); s != nil {
 		if s.asked {
 			l.event(control.Info, fmt.Sprintf("cs %d", cs), "cs-back",
-				"it registered again after it was excluded from writes")
+				"it registered again after it was excluded")
 		}
 		s.asked, s.note = false, ""
 		s.own, s.stuckOn = 0, s.stuckOn[:0]

@@ -115,7 +115,7 @@ type Engine struct {
 	seq    uint64 // counts submissions and fetches, to tell which was first
 
 	ready    opQueue // submitted, not started
-	starved  opQueue // wait for a free part
+	starving []*File // have ops that wait for a free part, in the order of their turns
 	finished opQueue // wait for Done
 	growing  []*File // have writes that wait for a Grow not yet asked for
 	pumps    []*peer // have room for what waits
@@ -124,6 +124,7 @@ type Engine struct {
 
 	parts []part // the slab
 	free  *part
+	spare int // how many are free
 	peers map[dataplane.CSID]*peer
 	// peerList has them in the order in which they became known.
 	peerList []*peer
@@ -155,6 +156,7 @@ func NewEngine(o Options) *Engine {
 		p.eng, p.id = e, uint64(i)
 		p.next, e.free = e.free, p
 	}
+	e.spare = len(e.parts)
 	return e
 }
 

@@ -58,6 +58,9 @@ type File struct {
 	flushNow  opQueue // done when flushOp is
 	flushNext opQueue // came later: wait for another one
 
+	held    int     // parts that its ops have
+	starved opQueue // ops that wait for a free part; if there are any, it is in Engine.starving
+
 	lease  lease
 	client *Client // nil in a bare engine
 	opens  int     // guarded by client.mu

@@ -203,14 +203,13 @@ func (e *Engine) hedgeOne(p *part, pr *peer, waited int64) {
 			return // all disks have long queues: it would only make them longer
 		}
 	}
-	t := e.newPart()
+	t := e.newPart(p.file)
 	if t == nil {
 		return
 	}
 	e.hedge.budget -= cost
 	e.stats.Hedges++
-	t.op, t.file, t.bufOff, t.index, t.off, t.n, t.code = p.op, p.file, p.bufOff, p.index, p.off,
-		p.n, p.code
+	t.op, t.bufOff, t.index, t.off, t.n, t.code = p.op, p.bufOff, p.index, p.off, p.n, p.code
 	t.chunk, t.epoch, t.member, t.tried, t.hard = p.chunk, p.epoch, uint8(m), p.tried, p.hard
 	t.rounds, t.retries, t.fresh = p.rounds, p.retries, p.fresh
 	t.hedge, t.twin, p.twin = true, p, t

@@ -3,6 +3,7 @@ package client
 import (
 	"errors"
 	"fmt"
+	"slices"
 
 	"pstorage/dataplane"
 	"pstorage/uring"
@@ -78,7 +79,7 @@ type opState uint8
 const (
 	opIdle     opState = iota
 	opReady            // in e.ready
-	opStarved          // in e.starved: waits for a free part
+	opStarved          // in f.starved: waits for a free part
 	opSizing           // in f.sizeWait
 	opLeasing          // in f.lease.wait
 	opFlushing         // in f.flushNow or f.flushNext
@@ -169,8 +170,7 @@ func (e *Engine) turnEnd() {
 			e.unlink(op)
 			e.stats.Ops[op.Kind]++
 			op.Done(op)
-		} else if e.starved.head != nil && e.free != nil {
-			op := e.starved.pop()
+		} else if op := e.nextStarved(); op != nil {
 			op.state = opRunning
 			e.issue(op)
 		} else if n := len(e.growing); n > 0 {
@@ -266,10 +266,9 @@ func (e *Engine) issue(op *Op) {
 	}
 	op.cuts = true
 	for op.pos < op.total && op.Err == nil && int(op.live) < e.opt.Window {
-		p := e.newPart()
+		p := e.newPart(op.File)
 		if p == nil {
-			op.state = opStarved
-			e.starved.push(op)
+			e.starve(op)
 			break
 		}
 		e.cut(op, p)
@@ -279,10 +278,47 @@ func (e *Engine) issue(op *Op) {
 	e.settle(op)
 }
 
+// starve has op wait for a part.
+func (e *Engine) starve(op *Op) {
+	f := op.File
+	if f.starved.head == nil {
+		e.starving = append(e.starving, f)
+	}
+	op.state = opStarved
+	f.starved.push(op)
+}
+
+// nextStarved takes an op that waited and may have a part now: files in turns, each one's in the
+// order in which they came.
+func (e *Engine) nextStarved() *Op {
+	for i, f := range e.starving {
+		if !e.mayTake(f) {
+			continue
+		}
+		op := f.starved.pop()
+		e.starving = slices.Delete(e.starving, i, i+1)
+		if f.starved.head != nil {
+			e.starving = append(e.starving, f)
+		}
+		return op
+	}
+	return nil
+}
+
+// unstarve takes op out of its file's queue.
+func (e *Engine) unstarve(op *Op) {
+	f := op.File
+	f.starved.remove(op)
+	if f.starved.head == nil {
+		i := slices.Index(e.starving, f)
+		e.starving = slices.Delete(e.starving, i, i+1)
+	}
+}
+
 // cut makes p the next part of op: up to the end of the chunk and PartSize bytes, and ending at a
 // block border, so that at most the first and the last part of an op have fragments of blocks.
 func (e *Engine) cut(op *Op, p *part) {
-	p.op, p.file, p.bufOff = op, op.File, op.pos
+	p.op, p.bufOff = op, op.pos
 	op.live++
 	if op.Kind == Flush {
 		p.code, p.index, p.off, p.n = dataplane.OpFlush, op.File.flushList[op.pos], 0, 0
@@ -403,7 +439,7 @@ func (e *Engine) abort(op *Op, err error) {
 	case opReady:
 		e.ready.remove(op)
 	case opStarved:
-		e.starved.remove(op)
+		e.unstarve(op)
 	case opSizing:
 		op.File.sizeWait.remove(op)
 	case opLeasing:

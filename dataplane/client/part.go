@@ -61,13 +61,24 @@ func (p *part) cost() int {
 	return dataplane.HeaderSize
 }
 
-func (e *Engine) newPart() *part {
-	p := e.free
-	if p != nil {
-		e.free, p.next = p.next, nil
-		p.chunk, p.epoch, p.member, p.tried, p.hard = 0, 0, 0, 0, 0
-		p.rounds, p.retries, p.fresh, p.why = 0, 0, 0, dataplane.OK
+// mayTake says whether f may have another part: no more than then are left for all others
+// (dynamic thresholds, Choudhury and Hahne, 1998). So however many requests to chunks that nobody
+// serves hang, the files that have none get on: with 4096 parts it takes twelve such files to hold
+// up a thirteenth.
+func (e *Engine) mayTake(f *File) bool { return f.held < e.spare }
+
+// newPart takes a part for f, nil if it may have none.
+func (e *Engine) newPart(f *File) *part {
+	if !e.mayTake(f) {
+		return nil
 	}
+	p := e.free
+	e.free, p.next = p.next, nil
+	e.spare--
+	f.held++
+	p.file = f
+	p.chunk, p.epoch, p.member, p.tried, p.hard = 0, 0, 0, 0, 0
+	p.rounds, p.retries, p.fresh, p.why = 0, 0, 0, dataplane.OK
 	return p
 }
 
@@ -81,9 +92,11 @@ func (e *Engine) freePart(p *part) {
 	if p.twin != nil {
 		panic(fmt.Sprintf("client: part %d freed while another one is its twin", p.id))
 	}
+	p.file.held--
+	e.spare++
 	p.op, p.file, p.hedge = nil, nil, false
 	p.next, e.free = e.free, p
-	if e.starved.head != nil {
+	if len(e.starving) > 0 {
 		e.env.AtTurnEnd(&e.turn)
 	}
 }

@@ -276,6 +276,9 @@ type ReconfigureReq struct {
 	Members []dataplane.CSID
 	// SetCreated marks the chunk as created without a change of members or epoch.
 	SetCreated bool
+	// Lost are those of the members left out whose tails say that they lost what they had
+	// acknowledged: they may be asked for their leases so that they can be excluded.
+	Lost []dataplane.CSID
 }
 
 // RegisterCSReq announces a chunk server process. CS is zero at the first registration ever.
