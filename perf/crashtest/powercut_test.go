@@ -6,6 +6,7 @@ import (
 	"math"
 	"math/rand/v2"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"regexp"
 	"testing"
@@ -67,8 +68,9 @@ func powerCut(t *testing.T, sector int) {
 	log, err := emulate.ReadWriteLog(disk.LogPath())
 	must(t, err)
 	defer log.Close()
-	c := &cutter{s: s, l: l, log: log, rng: generator(seed, 99), volume: volume,
-		sector: int64(sector), identity: filepath.Join(home, "cs/identity")}
+	c := &cutter{s: s, l: l, log: log, record: disk.LogPath(),
+		rng: generator(seed, 99), volume: volume, sector: int64(sector),
+		identity: filepath.Join(home, "cs/identity")}
 	c.stamp = stampLine.Find(read(t, c.identity))
 	c.choose(from, to)
 	t.Logf("%d writes acknowledged, %d entries of %d bytes in the record, %d flushes, %d cuts",
@@ -85,6 +87,7 @@ type cutter struct {
 	s      *system
 	l      *load
 	log    *emulate.WriteLog
+	record string // its file
 	rng    *rand.Rand
 	volume string
 	// The server's identity lies elsewhere, as its starts must be counted for the metadata server.
@@ -137,6 +140,11 @@ func (c *cutter) horizon(i int) int64 {
 func (c *cutter) run() {
 	t := c.s.t
 	dir := memoryDir(t)
+	t.Cleanup(func() {
+		if t.Failed() {
+			c.keep(dir)
+		}
+	})
 	image, err := os.Create(filepath.Join(dir, "image"))
 	must(t, err)
 	defer image.Close()
@@ -161,6 +169,25 @@ func (c *cutter) run() {
 			}
 		})
 	}
+}
+
+// keep copies what tells why a cut failed to where it stays: the record, from which the image of
+// each cut can be made again, the image as the server left it, its identity, and the logs.
+func (c *cutter) keep(dir string) {
+	t := c.s.t
+	to, err := os.MkdirTemp("/var/tmp", "pstorage-cut-failed-")
+	if err != nil {
+		t.Log(err)
+		return
+	}
+	for _, from := range []string{c.record, filepath.Join(dir, "trial"), c.identity,
+		filepath.Join(c.s.home, "log")} {
+		out, err := exec.Command("cp", "-r", "--sparse=always", from, to).CombinedOutput()
+		if err != nil {
+			t.Logf("keep %s: %v: %s", from, err, out)
+		}
+	}
+	t.Log("record, image and logs are kept in ", to)
 }
 
 // unflushed applies an arbitrary part of the writes between the flush at cut and the next.
