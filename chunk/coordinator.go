@@ -33,6 +33,7 @@ type settler struct {
 	cfg      *control.ChunkConfig
 	stay     []control.CSAddr // members that stay, in order
 	tails    []memberTail
+	head     int      // index of the tail of who leads in the winner's epoch; -1: not known
 	gens     []uint32 // the connections over which members were sealed
 	verdict  verdict
 	told     []dataplane.CSID // of whose loss was reported
@@ -458,6 +459,12 @@ func (s *settler) decided() {
 	s.verdict = decide(s.cfg.Created, s.tails)
 	s.sh.slog.Debug("settling", "chunk", s.r.id, "epoch", s.cfg.Epoch, "tails", s.tails,
 		"verdict", s.verdict)
+	s.head = -1
+	if s.tails[s.verdict.winner].epoch == s.cfg.Epoch {
+		s.head = slices.IndexFunc(s.stay, func(m control.CSAddr) bool {
+			return m.CS == s.cfg.Members[0].CS
+		})
+	}
 	if s.verdict.dataLost && len(s.lost) > 0 {
 		// Only a copy that wasn't finished is left: those to be excluded have the data (I7).
 		s.lost = nil

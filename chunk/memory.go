@@ -259,10 +259,20 @@ func (sh *Shard) memberFlush(l *link, h *dataplane.Header) {
 }
 
 // lifeOf is the life of the history that begins: that of a member that was there all the time, or a
-// new one. It is never 0.
-func lifeOf(epoch dataplane.Epoch, tails []memberTail, random uint64) uint16 {
+// new one. It is never 0. epoch is the winner's; head is the index of the member that leads in that
+// epoch, -1: not known.
+//
+// If the head was there all the time, but only up to the epoch before, the winner's began and nobody
+// wrote in it: the head is activated last. So it has all that was acknowledged, and the winner's
+// life, which may be forgotten, was its life.
+func lifeOf(epoch dataplane.Epoch, tails []memberTail, head int, random uint64) uint16 {
 	for i := range tails {
 		if t := &tails[i]; !t.unknown && t.epoch == epoch && t.life != 0 {
+			return t.life
+		}
+	}
+	if head >= 0 {
+		if t := &tails[head]; !t.unknown && t.epoch+1 == epoch && t.life != 0 {
 			return t.life
 		}
 	}
@@ -278,7 +288,7 @@ func (s *settler) lifeFor() uint16 {
 		return 1
 	}
 	if s.life == 0 {
-		s.life = lifeOf(s.tails[s.verdict.winner].epoch, s.tails, s.sh.env.Rand())
+		s.life = lifeOf(s.tails[s.verdict.winner].epoch, s.tails, s.head, s.sh.env.Rand())
 	}
 	return s.life // one for the attempt
 }

@@ -223,21 +223,28 @@ func TestMemoryMarksComeToRest(t *testing.T) {
 	}, sec, "marks at rest")
 }
 
-// The life goes on exactly if a member of the winner's epoch was there all the time.
+// The life goes on exactly if a member of the winner's epoch was there all the time, or the head was
+// and nobody wrote in that epoch.
 func TestLife(t *testing.T) {
 	for _, c := range []struct {
 		tails []memberTail
+		head  int
 		goes  uint16 // 0: a new one
 	}{
-		{[]memberTail{{epoch: 2, life: 7}, {epoch: 2}}, 7},
-		{[]memberTail{{epoch: 2}, {epoch: 2, life: 7}}, 7},
-		{[]memberTail{{epoch: 2}, {epoch: 2}}, 0},
-		{[]memberTail{{epoch: 1, life: 7}, {epoch: 2}}, 0}, // was excluded
-		{[]memberTail{{unknown: true, life: 7}, {epoch: 2}}, 0},
-		{[]memberTail{{unknown: true}}, 0},
+		{[]memberTail{{epoch: 3, life: 7}, {epoch: 3}}, 0, 7},
+		{[]memberTail{{epoch: 3}, {epoch: 3, life: 7}}, 0, 7},
+		{[]memberTail{{epoch: 3}, {epoch: 3}}, 0, 0},
+		{[]memberTail{{epoch: 2, life: 7}, {epoch: 3}}, -1, 0}, // was excluded
+		{[]memberTail{{epoch: 2, life: 7}, {epoch: 3}}, 1, 0},
+		{[]memberTail{{epoch: 2, life: 7}, {epoch: 3}}, 0, 7}, // nobody wrote in epoch 3
+		{[]memberTail{{epoch: 2}, {epoch: 3}}, 0, 0},
+		{[]memberTail{{epoch: 1, life: 7}, {epoch: 3}}, 0, 0},
+		{[]memberTail{{epoch: 2, life: 7}, {epoch: 3, life: 8}}, 0, 8},
+		{[]memberTail{{unknown: true, life: 7}, {epoch: 3}}, 0, 0},
+		{[]memberTail{{unknown: true}}, 0, 0},
 	} {
 		for _, random := range []uint64{0, 1, 0xfffe, 0xffff, 1<<64 - 1} {
-			got := lifeOf(2, c.tails, random)
+			got := lifeOf(3, c.tails, c.head, random)
 			if got == 0 || c.goes != 0 && got != c.goes || c.goes == 0 && got != uint16(random%0xffff)+1 {
 				t.Errorf("%+v: life %d", c.tails, got)
 			}
