@@ -11,8 +11,6 @@ import (
 	"path/filepath"
 	"strconv"
 	"time"
-
-	"pstorage/perf/emulate"
 )
 
 // This file is the measurement of a whole cluster:
@@ -59,8 +57,11 @@ func (o *BenchOptions) setDefaults() error {
 	return nil
 }
 
-// Bench measures the main figures, and leaves nothing behind.
-func Bench(ctx context.Context, o BenchOptions) (report *Report, err error) {
+const benchPrefix = "pstorage-perf-" // of temporary directories
+
+// Bench measures the main figures, and leaves nothing behind. A report beside an error has what was
+// measured before, and says what failed.
+func Bench(ctx context.Context, o BenchOptions) (*Report, error) {
 	if err := o.setDefaults(); err != nil {
 		return nil, err
 	}
@@ -69,12 +70,15 @@ func Bench(ctx context.Context, o BenchOptions) (report *Report, err error) {
 		return nil, err
 	}
 	defer unlock()
-	dir, err := os.MkdirTemp(o.Dir, "pstorage-perf-")
+	if err := sweep(o.Dir, benchPrefix); err != nil { // it takes space, no more
+		fmt.Fprintf(o.Progress, "not all that an interrupted run left could be removed: %v\n", err)
+	}
+	dir, err := os.MkdirTemp(o.Dir, benchPrefix)
 	if err != nil {
 		return nil, err
 	}
-	report = &Report{Time: time.Now(), Commit: Commit(), Machine: Machine(), Rounds: o.Rounds,
-		Seconds: o.Each.Seconds(), Size: o.Size}
+	report := &Report{Time: time.Now(), Commit: Commit(), Machine: Machine(), Rounds: o.Rounds,
+		Seconds: o.Each.Seconds(), Size: o.Size, CS: o.CS, Journal: o.Journal}
 	b := &bench{o: o, dir: dir, report: report}
 	if err = b.start(ctx); err == nil {
 		err = b.plan(ctx)
@@ -82,15 +86,14 @@ func Bench(ctx context.Context, o BenchOptions) (report *Report, err error) {
 	if err != nil {
 		err = errors.Join(err, logTails(b.home()))
 	}
-	if err = errors.Join(err, b.stop(), os.RemoveAll(dir)); err != nil {
+	err = errors.Join(err, b.stop(), os.RemoveAll(dir))
+	if len(report.Figures) == 0 {
 		return nil, err
 	}
-	if o.Emulated {
-		if err := b.emulated(ctx); err != nil {
-			return nil, err
-		}
+	if o.Emulated && ctx.Err() == nil {
+		err = errors.Join(err, engine(ctx, b.emulated(), report))
 	}
-	return report, nil
+	return report, err
 }
 
 // bench is a measurement under way.
@@ -142,16 +145,21 @@ func (b *bench) start(ctx context.Context) (err error) {
 func (b *bench) clusterOptions() ClusterOptions {
 	c := ClusterOptions{Binary: b.o.Binary, Dir: b.home(), CS: b.o.CS,
 		Args: append([]string{"--log-size", strconv.FormatInt(b.o.Journal, 10)}, b.o.DevArgs...)}
-	if !canMount() {
+	if mountLacks() != nil {
 		c.Args = append([]string{"--no-mount"}, c.Args...)
 	}
 	return c
 }
 
-// canMount says whether rows through a mount are possible here.
-func canMount() bool {
-	_, err := os.Stat("/dev/fuse")
-	return err == nil && os.Geteuid() == 0
+// mountLacks says why rows through a mount aren't possible here; nil: they are.
+func mountLacks() error {
+	if os.Geteuid() != 0 {
+		return errors.New("only root can mount")
+	}
+	if _, err := os.Stat("/dev/fuse"); err != nil {
+		return fmt.Errorf("no mounts here: %w", err)
+	}
+	return nil
 }
 
 func (b *bench) startFronts(ctx context.Context) (err error) {
@@ -161,7 +169,7 @@ func (b *bench) startFronts(ctx context.Context) (err error) {
 	if b.nbd, err = launch(ctx, nbd, "serving"); err != nil {
 		return err
 	}
-	if len(b.o.Passthrough) == 0 || !canMount() {
+	if len(b.o.Passthrough) == 0 || mountLacks() != nil {
 		return nil
 	}
 	mnt := filepath.Join(b.dir, "pass")
@@ -243,11 +251,24 @@ func (b *bench) fronts() map[string]Runner {
 	return fronts
 }
 
+// rows are those that can be measured here. The report says what is left out, and why: noMount, if
+// that isn't nil.
+func (b *bench) rows(noMount error) []Row {
+	all := len(b.o.Passthrough) > 0
+	want := Fronts{Fuse: true, NBD: true, Passthrough: all, Ping: all}
+	can, why := want, map[string]string{}
+	if noMount != nil {
+		can.Fuse, can.Passthrough = false, false
+		why[FrontFuse], why[FrontPass] = noMount.Error(), noMount.Error()
+	}
+	rows := Rows(b.o.Each, b.o.Size, can)
+	b.report.skipFronts(Rows(b.o.Each, b.o.Size, want), rows, why)
+	return rows
+}
+
 // plan runs the rows and completes the report.
 func (b *bench) plan(ctx context.Context) error {
-	rows := Rows(b.o.Each, b.o.Size, Fronts{Fuse: canMount(), NBD: true,
-		Passthrough: b.pass != nil,
-		Ping:        b.pass != nil})
+	rows := b.rows(mountLacks())
 	if _, err := b.native.Run(ctx, rows[0].Ours.Workload); err != nil { // connections, maps, caches
 		return fmt.Errorf("warm up: %w", err)
 	}
@@ -284,15 +305,8 @@ func memory(programs ...*Cluster) (map[string]int64, error) {
 	return sums, nil
 }
 
-// emulated adds the rows of whole clusters on emulated disks.
-func (b *bench) emulated(ctx context.Context) error {
-	if err := emulate.Available(); err != nil {
-		b.say("no rows with emulated disks: %v", err)
-		return nil
-	}
-	o := EngineOptions{Binary: b.o.Binary, Dir: b.o.Dir, Rows: []string{"hdds", "ssds"},
+// emulated are the rows of whole clusters on emulated disks.
+func (b *bench) emulated() EngineOptions {
+	return EngineOptions{Binary: b.o.Binary, Dir: b.o.Dir, Rows: []string{"hdds", "ssds"},
 		Rounds: b.o.Rounds, Each: b.o.Each, Progress: b.o.Progress}
-	figures, err := engine(ctx, o)
-	b.report.Figures = append(b.report.Figures, figures...)
-	return err
 }

@@ -12,16 +12,19 @@ import (
 	"strings"
 )
 
-// This file tells a change from noise. Each side is a set of reports; a figure's samples are its
-// values of all rounds of all reports of a side. Two questions are asked:
+// This file tells a change from noise. Each side is a set of reports. Rounds of one report share a
+// cluster, its files and some minutes: they are more alike than those of two reports. So a figure's
+// samples are the medians of its reports, one of each, where there are enough of them on both
+// sides; with fewer, the rounds of all reports count one by one, which makes changes look surer than
+// they are, and that is said. Two questions are asked:
 //
 //  1. Could both sets of samples come from the same distribution? Mann-Whitney's rank test answers
 //     with a probability, without assuming what the noise looks like; one outlier is one rank.
 //  2. How large is the change? The ratio of the medians, with an interval from resampling.
 //
 // A change counts if the probability is below CompareOptions.Alpha and the medians differ by
-// CompareOptions.Least. With few rounds no result can be that improbable, and that is said: 5
-// rounds on each side are the least at 1 %.
+// CompareOptions.Least. With few samples no result can be that improbable, and that is said: 5 on
+// each side are the least at 1 %. A figure that only the first side has is lost, not the same.
 
 // CompareOptions of Compare. Zero values mean the defaults.
 type CompareOptions struct {
@@ -38,6 +41,8 @@ const (
 	Better Verdict = "better"         //
 	Worse  Verdict = "WORSE"          // a regression
 	TooFew Verdict = "too few rounds" // whatever came out, these rounds couldn't prove it
+	Gone   Verdict = "GONE"           // only before has it: it counts as a regression
+	New    Verdict = "new"            // only after has it
 )
 
 // Change is a figure before and after.
@@ -45,52 +50,110 @@ type Change struct {
 	Name          string  `json:"name"`
 	Unit          string  `json:"unit"`
 	Before, After float64 // medians
-	Rounds        [2]int  // samples of each side
+	Samples       [2]int  // of each side
+	Runs          bool    // the samples are reports; else rounds
 	Ratio         float64 // After to Before
 	Low, High     float64 // 95 % of resampled ratios lie between
 	P             float64 // that both sides are the same thing
 	Verdict       Verdict
 }
 
-// Compare compares the figures that both sides have, in the order of after.
+// Compare compares the figures of both sides, in the order of after; those that after hasn't got
+// come last.
 func Compare(before, after []*Report, o CompareOptions) []Change {
 	setDefault(&o.Alpha, 0.01)
 	setDefault(&o.Least, 0.05)
-	a, _ := pool(before)
+	a, old := pool(before)
 	b, order := pool(after)
 	var changes []Change
 	for _, f := range order {
-		x, y := a[f.Name], b[f.Name]
-		if len(x) == 0 {
+		if a[f.Name] == nil {
+			changes = append(changes, Change{Name: f.Name, Unit: f.Unit, Verdict: New,
+				After: Median(b[f.Name].rounds), Samples: [2]int{0, len(b[f.Name].rounds)}})
 			continue
 		}
-		c := Change{Name: f.Name, Unit: f.Unit, Before: Median(x), After: Median(y),
-			Rounds: [2]int{len(x), len(y)}, P: MannWhitney(x, y)}
-		c.Ratio = finite(c.After / c.Before)
-		c.Low, c.High = resampledRatio(x, y)
-		c.Verdict = o.judge(c, f.AtLeast)
-		changes = append(changes, c)
+		changes = append(changes, o.compare(f, a[f.Name], b[f.Name]))
+	}
+	for _, f := range old {
+		if b[f.Name] == nil {
+			changes = append(changes, Change{Name: f.Name, Unit: f.Unit, Verdict: Gone,
+				Before: Median(a[f.Name].rounds), Samples: [2]int{len(a[f.Name].rounds), 0}})
+		}
 	}
 	return changes
 }
 
+// compare compares one figure.
+func (o CompareOptions) compare(f Figure, before, after *samples) Change {
+	c := Change{Name: f.Name, Unit: f.Unit,
+		Runs: leastP(len(before.runs), len(after.runs)) < o.Alpha}
+	x, y := before.rounds, after.rounds
+	if c.Runs {
+		x, y = before.runs, after.runs
+	}
+	c.Before, c.After, c.Samples, c.P = Median(x), Median(y), [2]int{len(x), len(y)}, MannWhitney(x, y)
+	c.Ratio = finite(c.After / c.Before)
+	c.Low, c.High = resampledRatio(x, y)
+	c.Verdict = o.judge(c, f.AtLeast)
+	return c
+}
+
+// samples are what a side has of a figure.
+type samples struct {
+	rounds []float64 // of all reports
+	runs   []float64 // the median of each report
+}
+
 // pool puts the samples of all reports together.
-func pool(reports []*Report) (samples map[string][]float64, order []Figure) {
-	samples = map[string][]float64{}
+func pool(reports []*Report) (all map[string]*samples, order []Figure) {
+	all = map[string]*samples{}
 	for _, r := range reports {
 		for _, f := range r.Figures {
-			if _, seen := samples[f.Name]; !seen {
+			s := all[f.Name]
+			if s == nil {
+				s = new(samples)
+				all[f.Name] = s
 				order = append(order, f)
 			}
-			samples[f.Name] = append(samples[f.Name], f.samples()...)
+			values := f.samples()
+			s.rounds = append(s.rounds, values...)
+			s.runs = append(s.runs, Median(values))
 		}
 	}
-	return samples, order
+	return all, order
+}
+
+// Comparable says in what the reports of both sides differ that they shouldn't. Where refuse has
+// lines they measured different things; where warn has, what changed may be the machine.
+func Comparable(before, after []*Report) (refuse, warn []string) {
+	for _, c := range []struct {
+		what  string
+		value func(*Report) string
+		list  *[]string
+	}{
+		{"bytes of the file", func(r *Report) string { return fmt.Sprint(r.Size) }, &refuse},
+		{"seconds of a measurement", func(r *Report) string { return fmt.Sprint(r.Seconds) }, &refuse},
+		{"chunk servers", func(r *Report) string { return fmt.Sprint(r.CS) }, &refuse},
+		{"bytes of a journal", func(r *Report) string { return fmt.Sprint(r.Journal) }, &refuse},
+		{"machine", func(r *Report) string { return r.Machine }, &warn},
+	} {
+		var values []string
+		for _, r := range append(slices.Clone(before), after...) {
+			// Reports of earlier versions don't say all of it.
+			if v := c.value(r); v != "0" && v != "" && !slices.Contains(values, v) {
+				values = append(values, v)
+			}
+		}
+		if len(values) > 1 {
+			*c.list = append(*c.list, c.what+": "+strings.Join(values, " and "))
+		}
+	}
+	return refuse, warn
 }
 
 func (o CompareOptions) judge(c Change, moreIsBetter bool) Verdict {
 	switch {
-	case leastP(c.Rounds[0], c.Rounds[1]) >= o.Alpha:
+	case leastP(c.Samples[0], c.Samples[1]) >= o.Alpha:
 		return TooFew
 	case c.P >= o.Alpha, math.Abs(c.After-c.Before) < o.Least*math.Abs(c.Before):
 		return Same
@@ -252,17 +315,33 @@ func ReadReports(path string) ([]*Report, error) {
 // WriteChanges writes the changes for people.
 func WriteChanges(out io.Writer, changes []Change) error {
 	var b strings.Builder
-	const line = "%-24s %10s %10s %-3s %8s %16s %8s %7s  %s\n"
-	fmt.Fprintf(&b, line, "figure", "before", "after", "", "change", "95 %", "p", "rounds", "")
+	const line = "%-24s %10s %10s %-3s %8s %16s %8s %11s  %s\n"
+	fmt.Fprintf(&b, line, "figure", "before", "after", "", "change", "95 %", "p", "samples", "")
 	percent := func(ratio float64) string { return fmt.Sprintf("%+.1f", (ratio-1)*100) }
+	rounds := false
 	for _, c := range changes {
+		before, after := fmt.Sprintf("%.4g", c.Before), fmt.Sprintf("%.4g", c.After)
 		change, between := percent(c.Ratio)+" %", percent(c.Low)+" to "+percent(c.High)
 		if c.Before <= 0 || c.After <= 0 {
 			change, between = "-", "-" // no ratio says anything
 		}
-		fmt.Fprintf(&b, line, c.Name, fmt.Sprintf("%.4g", c.Before), fmt.Sprintf("%.4g", c.After),
-			c.Unit, change, between, fmt.Sprintf("%.3f", c.P),
-			fmt.Sprintf("%d/%d", c.Rounds[0], c.Rounds[1]), c.Verdict)
+		p, of := fmt.Sprintf("%.3f", c.P), "rounds"
+		switch {
+		case c.Verdict == Gone:
+			after, change, between, p = "-", "-", "-", "-"
+		case c.Verdict == New:
+			before, change, between, p = "-", "-", "-", "-"
+		case c.Runs:
+			of = "runs"
+		default:
+			rounds = true
+		}
+		fmt.Fprintf(&b, line, c.Name, before, after, c.Unit, change, between, p,
+			fmt.Sprintf("%d/%d %s", c.Samples[0], c.Samples[1], of), c.Verdict)
+	}
+	if rounds {
+		b.WriteString("\nRounds of a run are more alike than runs are, so where they count one by one p is" +
+			"\ntoo small. 5 reports or more on each side, made in turns, make runs the samples.\n")
 	}
 	_, err := io.WriteString(out, b.String())
 	return err

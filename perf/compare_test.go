@@ -85,13 +85,87 @@ func TestCompareDirection(t *testing.T) {
 			t.Errorf("%s: %+v, want %v", c.name, got, c.want)
 		}
 	}
-	if got := Compare(values("a", true, 1), values("b", true, 1), CompareOptions{}); len(got) != 0 {
-		t.Errorf("figures that only one side has are compared: %v", got)
-	}
 	// Rounds of several reports count together.
 	two := append(values("a", true, low[:3]...), values("a", true, low[3:]...)...)
 	if got := Compare(two, values("a", true, high...), CompareOptions{})[0]; got.Verdict != Better {
 		t.Errorf("two reports of three rounds: %+v", got)
+	}
+}
+
+// TestCompareLost: a figure that only one side has is said, and which one.
+func TestCompareLost(t *testing.T) {
+	report := func(names ...string) []*Report {
+		r := &Report{}
+		for _, name := range names {
+			r.Figures = append(r.Figures, Figure{Name: name, Value: 3, Values: []float64{2, 3, 4}})
+		}
+		return []*Report{r}
+	}
+	got := Compare(report("both", "old"), report("new", "both"), CompareOptions{})
+	if len(got) != 3 || got[0].Name != "new" || got[0].Verdict != New || got[1].Name != "both" ||
+		got[2].Name != "old" || got[2].Verdict != Gone || got[2].Before != 3 {
+		t.Fatalf("%+v", got)
+	}
+	var out bytes.Buffer
+	if err := WriteChanges(&out, got); err != nil || !strings.Contains(out.String(), "GONE") {
+		t.Errorf("%v: %s", err, out.String())
+	}
+}
+
+// TestCompareRuns: rounds of a report that are all alike prove nothing when there are enough
+// reports to see how these differ.
+func TestCompareRuns(t *testing.T) {
+	side := func(medians ...float64) (reports []*Report) {
+		for _, m := range medians {
+			reports = append(reports, &Report{Figures: []Figure{{Name: "a", Unit: "x", AtLeast: true,
+				Values: []float64{m - 0.001, m, m + 0.001}}}})
+		}
+		return reports
+	}
+	// Reports differ by a half, rounds by a thousandth.
+	before, after := side(1, 1.5, 1.1, 1.4, 1.3), side(0.9, 1.35, 1.45, 1.05, 0.8)
+	got := Compare(before, after, CompareOptions{})[0]
+	if !got.Runs || got.Verdict != Same || got.Samples != [2]int{5, 5} {
+		t.Errorf("5 reports each: %+v", got)
+	}
+	if got := Compare(side(1, 1.1, 1.2, 1.3, 1.4), side(2, 2.1, 2.2, 2.3, 2.4),
+		CompareOptions{})[0]; got.Verdict != Better || !got.Runs {
+		t.Errorf("5 reports each, far apart: %+v", got)
+	}
+	got = Compare(before[:3], after[:3], CompareOptions{})[0]
+	if got.Runs || got.Samples != [2]int{9, 9} {
+		t.Errorf("3 reports each: %+v", got)
+	}
+	var out bytes.Buffer
+	err := WriteChanges(&out, []Change{got})
+	if err != nil || !strings.Contains(out.String(), "9/9 rounds") ||
+		!strings.Contains(out.String(), "more alike") {
+		t.Errorf("it isn't said that rounds count one by one: %v, %s", err, out.String())
+	}
+}
+
+func TestComparable(t *testing.T) {
+	base := Report{Size: 1 << 30, Seconds: 2, CS: 3, Journal: 1 << 30, Machine: "a"}
+	for name, c := range map[string]struct {
+		change       func(*Report)
+		refuse, warn string
+	}{
+		"the same":           {func(*Report) {}, "", ""},
+		"another size":       {func(r *Report) { r.Size = 1 << 29 }, "bytes of the file", ""},
+		"shorter":            {func(r *Report) { r.Seconds = 0.25 }, "seconds", ""},
+		"more servers":       {func(r *Report) { r.CS = 4 }, "chunk servers", ""},
+		"a smaller journal":  {func(r *Report) { r.Journal = 1 << 28 }, "journal", ""},
+		"another machine":    {func(r *Report) { r.Machine = "b" }, "", "machine: a and b"},
+		"an earlier version": {func(r *Report) { r.CS, r.Journal = 0, 0 }, "", ""},
+	} {
+		other := base
+		c.change(&other)
+		refuse, warn := Comparable([]*Report{&base, &base}, []*Report{&base, &other})
+		if len(refuse) > 1 || len(warn) > 1 ||
+			!strings.Contains(strings.Join(refuse, ""), c.refuse) || c.refuse == "" && refuse != nil ||
+			!strings.Contains(strings.Join(warn, ""), c.warn) || c.warn == "" && warn != nil {
+			t.Errorf("%s: refuse %q, warn %q", name, refuse, warn)
+		}
 	}
 }
 

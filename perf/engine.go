@@ -34,23 +34,33 @@ type EngineOptions struct {
 
 // engineRows are the rows in the order in which they run.
 var engineRows = []struct {
-	name  string
-	about string
-	rig   bool // needs emulated disks
-	run   func(*engineRun, context.Context) error
+	name    string
+	about   string
+	figures string // their names
+	rig     bool   // needs emulated disks
+	run     func(*engineRun, context.Context) error
 }{
-	{"hddread", "cold 4K random reads from an emulated HDD", true, (*engineRun).hddRead},
-	{"hddwrite", "sustained 4K random writes, log on the same HDD", true, (*engineRun).hddWrite},
-	{"ssd", "4K random reads and writes in the log on an SSD before an HDD", true, (*engineRun).ssd},
-	{"hdds", "cold 4K random reads from 4 servers with 2 emulated HDDs each", true, (*engineRun).hdds},
-	{"ssds", "the same with journals on SSDs that hold the data", true, (*engineRun).ssds},
-	{"fast", "one chunk server on the disk as it is: writes, latency, CPU", false, (*engineRun).fast},
-	{"sustain", "ten times what the log holds is written to the disk as it is", false,
-		(*engineRun).sustain},
-	{"sustain_hdd", "the same, the log on an SSD before an emulated HDD", true,
-		(*engineRun).sustainHDD},
-	{"rss", "memory of a chunk server with a sparse store", true, (*engineRun).rss},
-	{"replay", "start with a full log after a kill", true, (*engineRun).replay},
+	{"hddread", "cold 4K random reads from an emulated HDD",
+		"hdd_coldread_q32", true, (*engineRun).hddRead},
+	{"hddwrite", "sustained 4K random writes, log on the same HDD",
+		"hdd_write_sustained", true, (*engineRun).hddWrite},
+	{"ssd", "4K random reads and writes in the log on an SSD before an HDD",
+		"ssd_read_q128 ssd_write_q128", true, (*engineRun).ssd},
+	{"hdds", "cold 4K random reads from 4 servers with 2 emulated HDDs each",
+		"hdds_coldread_q64", true, (*engineRun).hdds},
+	{"ssds", "the same with journals on SSDs that hold the data",
+		"ssds_warmread_q64", true, (*engineRun).ssds},
+	{"fast", "one chunk server on the disk as it is: writes, latency, CPU",
+		"write_q32 write_q128 write_q1_latency cs_cpu_write_q128 cs_cpu_read_q128",
+		false, (*engineRun).fast},
+	{"sustain", "ten times what the log holds is written to the disk as it is",
+		"sustained_q128 sustained_max_wait", false, (*engineRun).sustain},
+	{"sustain_hdd", "the same, the log on an SSD before an emulated HDD",
+		"sustained_hdd_q128 sustained_hdd_gap", true, (*engineRun).sustainHDD},
+	{"rss", "memory of a chunk server with a sparse store",
+		"rss_per_tib", true, (*engineRun).rss},
+	{"replay", "start with a full log after a kill",
+		"replay", true, (*engineRun).replay},
 }
 
 // EngineRows returns the names of the rows, each with what it is.
@@ -116,7 +126,8 @@ func setDefault[T comparable](v *T, def T) {
 }
 
 // Engine measures what the storage engine of one chunk server does with its disks. Each row makes
-// its own disks and servers and removes them again.
+// its own disks and servers and removes them again. Beside an error there is a report all the same,
+// with what the other rows gave.
 func Engine(ctx context.Context, o EngineOptions) (*Report, error) {
 	if err := o.setDefaults(); err != nil {
 		return nil, err
@@ -128,29 +139,33 @@ func Engine(ctx context.Context, o EngineOptions) (*Report, error) {
 	defer unlock()
 	report := &Report{Time: time.Now(), Commit: Commit(), Machine: Machine(), Rounds: o.Rounds,
 		Seconds: o.Each.Seconds(), Size: o.Set}
-	report.Figures, err = engine(ctx, o)
-	return report, err
+	return report, engine(ctx, o, report)
 }
 
-// engine is Engine for whoever has the lock.
-func engine(ctx context.Context, o EngineOptions) (all []Figure, err error) {
+// engine is Engine for whoever has the lock: it adds to a report.
+func engine(ctx context.Context, o EngineOptions, report *Report) error {
 	if err := o.setDefaults(); err != nil {
-		return nil, err
+		return err
 	}
 	if err := sweepEngine(o.Dir); err != nil { // it takes space, no more
 		fmt.Fprintf(o.Progress, "not all that an interrupted run left could be removed: %v\n", err)
 	}
+	lacks := emulate.Available()
+	var rows []rowRun
 	for _, row := range engineRows {
 		if !slices.Contains(o.Rows, row.name) {
 			continue
 		}
-		figures, err := runEngineRow(ctx, o, row.name, row.rig, row.run)
-		if err != nil {
-			return nil, fmt.Errorf("row %s: %w", row.name, err)
+		run := rowRun{name: row.name, figures: strings.Fields(row.figures),
+			run: func() ([]Figure, error) {
+				return runEngineRow(ctx, o, row.name, row.rig, row.run)
+			}}
+		if row.rig {
+			run.lacks = lacks
 		}
-		all = append(all, figures...)
+		rows = append(rows, run)
 	}
-	return all, nil
+	return report.measure(ctx, rows)
 }
 
 // sweepEngine removes what killed runs left. Nobody else measures: the caller has the lock.
@@ -160,11 +175,7 @@ func sweepEngine(dir string) error {
 			return err
 		}
 	}
-	left, err := filepath.Glob(filepath.Join(dir, enginePrefix+"*"))
-	for _, path := range left {
-		err = errors.Join(err, os.RemoveAll(path))
-	}
-	return err
+	return sweep(dir, enginePrefix)
 }
 
 const enginePrefix = "pstorage-engine-" // of temporary directories

@@ -133,8 +133,7 @@ func (r *engineRun) rounds(ctx context.Context, l *lab, f Figure) error {
 			sum.IOPS, after)
 		f.Ours, f.Raw = append(f.Ours, ours.IOPS), append(f.Raw, sum.IOPS)
 	}
-	f.Values = Ratios(f.Ours, f.Raw)
-	f.Value = Median(f.Values)
+	f.ofSameRound()
 	r.add(f)
 	return nil
 }

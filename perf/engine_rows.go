@@ -53,7 +53,7 @@ func (r *engineRun) hddRead(ctx context.Context) error {
 		}
 		f.Ours, f.Raw = append(f.Ours, ours.IOPS), append(f.Raw, own.IOPS)
 	}
-	f.Value = Median(Ratios(f.Ours, f.Raw))
+	f.ofSameRound()
 	r.add(f)
 	return nil
 }
@@ -105,7 +105,7 @@ func (r *engineRun) hddWrite(ctx context.Context) error {
 		return err
 	}
 	f.Raw = []float64{before.IOPS, after.IOPS}
-	f.Value = Median(f.Ours) / Median(f.Raw)
+	f.ofMedian()
 	f.Note = fmt.Sprintf("IOPS at depth %d after %.2f logs were written, slowest write %.1f s; the "+
 		"HDD's own random writes", depth, float64(filled)/float64(r.o.Log), slowest/1e6)
 	r.add(f)
@@ -159,7 +159,7 @@ func (r *engineRun) ssd(ctx context.Context) error {
 			}
 			f.Ours, f.Raw = append(f.Ours, ours.IOPS), append(f.Raw, own.IOPS)
 		}
-		f.Value = Median(Ratios(f.Ours, f.Raw))
+		f.ofSameRound()
 		r.add(f)
 	}
 	return nil
@@ -222,11 +222,11 @@ func (r *engineRun) fast(ctx context.Context) error {
 		}
 	}
 	for _, f := range []*Figure{q32, q128, q1} {
-		f.Value = Median(Ratios(f.Ours, f.Raw))
+		f.ofSameRound()
 		r.add(*f)
 	}
 	for _, f := range []*Figure{cpuWrite, cpuRead} {
-		f.Value = Median(f.Ours)
+		f.byItself()
 		f.Note += fmt.Sprintf("; fio's own, without a network and checksums: %.3g µs", Median(f.Raw))
 		r.add(*f)
 	}
@@ -275,7 +275,7 @@ func (r *engineRun) sustain(ctx context.Context) error {
 			return err
 		}
 	}
-	f.Value = Median(Ratios(f.Ours, f.Raw))
+	f.ofSameRound()
 	r.add(f)
 	r.add(Figure{Name: "sustained_max_wait", Value: slowest / 1e6, Unit: "s", Goal: 1,
 		Ours: []float64{slowest / 1e6}, Note: "slowest write of all: no standstill was longer"})
@@ -311,7 +311,7 @@ func (r *engineRun) sustainHDD(ctx context.Context) error {
 		Ours: rates[len(rates)/2:], Raw: []float64{before.IOPS, after.IOPS},
 		Note: fmt.Sprintf("durable writes per s, the second half of %.1f logs of %d MiB over %d MiB; "+
 			"the HDD's own random writes", float64(written)/float64(size), size>>20, r.o.Set>>20)}
-	f.Value = Median(f.Ours) / Median(f.Raw)
+	f.ofMedian()
 	r.add(f)
 	r.add(Figure{Name: "sustained_hdd_gap", Value: gap.Seconds(), Unit: "s", Goal: 1,
 		Ours: []float64{gap.Seconds()}, Note: "the longest time without an acknowledged write"})
@@ -407,7 +407,7 @@ func (r *engineRun) replay(ctx context.Context) error {
 		r.say("ready after %.2f s; fio reads it in %.2f s", took.Seconds(), own.Seconds)
 		f.Ours, f.Raw = append(f.Ours, took.Seconds()), append(f.Raw, own.Seconds)
 	}
-	f.Value = Median(f.Ours)
+	f.byItself()
 	r.add(f)
 	return nil
 }

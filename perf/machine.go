@@ -7,6 +7,7 @@ import (
 	"io"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"time"
 
@@ -69,6 +70,47 @@ func Lock(ctx context.Context, progress io.Writer) (unlock func(), err error) {
 		case <-time.After(200 * time.Millisecond):
 		}
 	}
+}
+
+// sweep removes the directories in dir that killed runs left: those whose names begin with prefix.
+// Nobody else measures: the caller has the lock.
+func sweep(dir, prefix string) error {
+	left, err := filepath.Glob(filepath.Join(dir, prefix+"*"))
+	for _, path := range left {
+		gone := unmountBelow(path)
+		if gone == nil { // else it would be somebody's files in there that are removed
+			gone = os.RemoveAll(path)
+		}
+		err = errors.Join(err, gone)
+	}
+	return err
+}
+
+// unmountBelow unmounts what is mounted in dir: a mount outlives a process that was killed.
+func unmountBelow(dir string) error {
+	dir, err := filepath.EvalSymlinks(dir)
+	if err == nil {
+		dir, err = filepath.Abs(dir)
+	}
+	if err != nil {
+		return err
+	}
+	mounts, err := os.ReadFile("/proc/self/mountinfo")
+	if err != nil {
+		return err
+	}
+	var errs []error
+	lines := strings.Split(string(mounts), "\n")
+	slices.Reverse(lines) // the newest first
+	for _, line := range lines {
+		fields := strings.Fields(line)
+		if len(fields) > 4 && strings.HasPrefix(fields[4], dir+"/") {
+			if err := unix.Unmount(fields[4], unix.MNT_DETACH); err != nil {
+				errs = append(errs, fmt.Errorf("unmount %s: %w", fields[4], err))
+			}
+		}
+	}
+	return errors.Join(errs...)
 }
 
 // logTails are the last lines of the daemons' logs, as an error; nil if there are none.

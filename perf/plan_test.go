@@ -125,11 +125,14 @@ func checkOutput(t *testing.T, report *Report) {
 			}
 		}
 	}
-	if lines, ok := report.Check(map[string]float64{"randread_q32": 0.4}); !ok {
-		t.Errorf("0.5 is not enough for 0.4: %v", lines)
+	type bounds map[string]float64
+	if lines, ok := report.Check(bounds{"randread_q32": 0.4}, bounds{"cpu_us_read": 8}); !ok ||
+		len(lines) != 2 {
+		t.Errorf("0.5 is not enough for 0.4, or 7 more than 8: %v", lines)
 	}
-	for _, bad := range []map[string]float64{{"randread_q32": 0.6}, {"no_such": 0}} {
-		if lines, ok := report.Check(bad); ok {
+	for _, bad := range [][2]bounds{{{"randread_q32": 0.6}, nil}, {{"no_such": 0}, nil},
+		{nil, {"cpu_us_read": 6}}, {nil, {"no_such": 9}}} {
+		if lines, ok := report.Check(bad[0], bad[1]); ok {
 			t.Errorf("%v passes: %v", bad, lines)
 		}
 	}
@@ -137,14 +140,21 @@ func checkOutput(t *testing.T, report *Report) {
 
 func TestBars(t *testing.T) {
 	report := Report{Figures: []Figure{
-		{Name: "good", AtLeast: true, Bar: 0.5, Values: []float64{0.4, 0.6, 0.4}},
-		{Name: "bad", AtLeast: true, Bar: 0.5, Values: []float64{0.4, 0.45, 0.4}},
-		{Name: "slow", Bar: 10, Values: []float64{11, 12, 13}},
+		{Name: "good", AtLeast: true, Bar: 0.5, Value: 0.4, Values: []float64{0.4, 0.6, 0.4}},
+		{Name: "bad", AtLeast: true, Bar: 0.5, Value: 0.4, Values: []float64{0.4, 0.45, 0.4}},
+		{Name: "slow", Bar: 10, Value: 12, Values: []float64{11, 12, 13}},
 		{Name: "no_bar", Values: []float64{0.1, 0.1, 0.1}},
-		{Name: "few_rounds", AtLeast: true, Bar: 0.5, Values: []float64{0.1, 0.1}},
+		{Name: "few_rounds", AtLeast: true, Bar: 0.5, Value: 0.1, Values: []float64{0.1, 0.1}},
 	}}
 	if got := report.Regressions(); !slices.Equal(got, []string{"bad", "slow"}) {
 		t.Errorf("regressions %v", got)
+	}
+	lines := strings.Join(report.BarLines(), "\n")
+	for name, want := range map[string]string{"good": "median", "bad": "all rounds",
+		"slow": "all rounds", "no_bar": "", "few_rounds": "median"} {
+		if strings.Contains(lines, name+": ") != (want != "") {
+			t.Errorf("%s: %s", name, lines)
+		}
 	}
 	for _, row := range Rows(time.Second, 1<<30, allFronts) {
 		f := Figure{AtLeast: row.AtLeast}

@@ -8,6 +8,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strings"
 	"time"
 
 	"pstorage/dataplane"
@@ -35,12 +36,15 @@ type RecoveryOptions struct {
 
 // recoveryRows are the rows in the order in which they run.
 var recoveryRows = []struct {
-	name, about string
-	run         func(*recoveryRun, context.Context) error
+	name, about, figures string
+	run                  func(*recoveryRun, context.Context) error
 }{
-	{"idle", "one of the chunk servers is lost, nobody reads or writes", (*recoveryRun).idle},
-	{"load", "the same while a client reads 4K blocks at random", (*recoveryRun).load},
-	{"resync", "a chunk server is away while random 4K blocks are written", (*recoveryRun).resync},
+	{"idle", "one of the chunk servers is lost, nobody reads or writes",
+		"rate_idle_ratio begin_seconds", (*recoveryRun).idle},
+	{"load", "the same while a client reads 4K blocks at random",
+		"client_iops_ratio rate_load_ratio", (*recoveryRun).load},
+	{"resync", "a chunk server is away while random 4K blocks are written",
+		"resync_bytes_ratio resync_seconds", (*recoveryRun).resync},
 }
 
 // RecoveryRows returns the names of the rows, each with what it is.
@@ -76,7 +80,8 @@ func (o *RecoveryOptions) setDefaults() error {
 }
 
 // Recovery measures how a cluster with slow disks gets its copies back. Each row makes its own
-// disks and servers and removes them again.
+// disks and servers and removes them again. Beside an error there is a report all the same, with
+// what the other rows gave.
 func Recovery(ctx context.Context, o RecoveryOptions) (*Report, error) {
 	if err := o.setDefaults(); err != nil {
 		return nil, err
@@ -87,17 +92,16 @@ func Recovery(ctx context.Context, o RecoveryOptions) (*Report, error) {
 	}
 	defer unlock()
 	report := &Report{Time: time.Now(), Commit: Commit(), Machine: Machine()}
+	var rows []rowRun
 	for _, row := range recoveryRows {
-		if !slices.Contains(o.Rows, row.name) {
-			continue
+		if slices.Contains(o.Rows, row.name) {
+			rows = append(rows, rowRun{name: row.name, figures: strings.Fields(row.figures),
+				lacks: emulate.Available(), run: func() ([]Figure, error) {
+					return runRecoveryRow(ctx, o, row.name, row.run)
+				}})
 		}
-		figures, err := runRecoveryRow(ctx, o, row.name, row.run)
-		if err != nil {
-			return nil, fmt.Errorf("row %s: %w", row.name, err)
-		}
-		report.Figures = append(report.Figures, figures...)
 	}
-	return report, nil
+	return report, report.measure(ctx, rows)
 }
 
 const recoveryPrefix = "pstorage-recovery-" // of temporary directories

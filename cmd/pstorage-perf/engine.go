@@ -36,10 +36,7 @@ Rows:
 			o.Fill = time.Duration(fill * float64(time.Second))
 			o.Log, o.Set, o.Replay, o.Store = int64(log), int64(set), int64(replay), int64(store)
 			report, err := perf.Engine(cmd.Context(), o)
-			if err != nil {
-				return cli.Fail("measure the storage engine", err, "")
-			}
-			return printReport(cmd, report, asJSON)
+			return finishReport(cmd, report, asJSON, "measure the storage engine", err)
 		},
 	}
 	flags := cmd.Flags()

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -21,6 +22,7 @@ type planFlags struct {
 	journal cli.Size
 	seconds float64
 	least   map[string]string
+	most    map[string]string
 	json    bool
 	bars    bool
 	out     string
@@ -39,39 +41,79 @@ func (p *planFlags) add(cmd *cobra.Command, seconds float64, size, journal cli.S
 	flags.StringArrayVar(&p.o.DevArgs, "dev-arg", nil,
 		"one more `ARGUMENT` of pstorage dev")
 	flags.StringToStringVar(&p.least, "min", nil, "`FIGURE=VALUE`: fail if the figure is lower")
+	flags.StringToStringVar(&p.most, "max", nil, "`FIGURE=VALUE`: fail if the figure is higher")
 	flags.BoolVar(&p.bars, "bars", false, "fail if a figure is worse than its bar in every round")
 	flags.StringVar(&p.out, "out", "", "also write report-TIME.json, .txt and two charts in `DIR`")
 }
 
 func (p *planFlags) run(cmd *cobra.Command) error {
-	bounds, err := parseLeast(p.least)
+	least, err := parseBounds("min", p.least)
+	if err != nil {
+		return err
+	}
+	most, err := parseBounds("max", p.most)
 	if err != nil {
 		return err
 	}
 	p.o.Each = time.Duration(p.seconds * float64(time.Second))
 	p.o.Size, p.o.Journal = int64(p.size), int64(p.journal)
 	report, err := perf.Bench(cmd.Context(), p.o)
-	if err != nil {
+	if report == nil {
 		return cli.Fail("measure", err, "")
 	}
+	return p.finish(cmd, report, least, most, err)
+}
+
+// finish writes a report and says how good it is. measured is what went wrong after a part of the
+// figures had been measured.
+func (p *planFlags) finish(cmd *cobra.Command, report *perf.Report, least, most map[string]float64,
+	measured error) error {
 	if err := printReport(cmd, report, p.json); err != nil {
 		return err
 	}
 	if p.out != "" {
 		if err := writeAll(p.out, report); err != nil {
-			return cli.Fail("write the report to "+p.out, err, "")
+			return cli.Fail("write the report to "+p.out, errors.Join(err, measured), "")
 		}
 	}
-	lines, ok := report.Check(bounds)
+	lines, ok := report.Check(least, most)
+	lines = append(lines, report.BarLines()...)
+	if p.json {
+		for _, line := range report.MissingLines() {
+			fmt.Fprintln(cmd.ErrOrStderr(), "not measured: "+line)
+		}
+	}
 	for _, line := range lines {
 		fmt.Fprintln(cmd.ErrOrStderr(), line)
 	}
+	if measured != nil {
+		return failedRows(measured)
+	}
 	if !ok {
-		return cli.Failf("compare with what was asked for", "too low", "")
+		return cli.Failf("compare with what was asked for", "too low, too high or not there", "")
 	}
 	if worse := report.Regressions(); p.bars && len(worse) > 0 {
 		return cli.Failf("compare with the bars", "worse in every round: "+strings.Join(worse, ", "),
 			"run it again on a machine that does nothing else")
+	}
+	return nil
+}
+
+// failedRows says that a report isn't complete.
+func failedRows(err error) error {
+	return cli.Fail("measure everything", err, "the other figures are in the report")
+}
+
+// finishReport prints a report, if there is one, and says what went wrong.
+func finishReport(cmd *cobra.Command, r *perf.Report, asJSON bool, what string, err error) error {
+	if r == nil || err != nil && len(r.Figures) == 0 {
+		return cli.Fail(what, err, "")
+	}
+	if printed := printReport(cmd, r, asJSON); printed != nil {
+		return printed
+	}
+	if err != nil {
+		return failedRows(err)
 	}
 	return nil
 }
@@ -135,7 +177,7 @@ the medians of the rounds' ratios, each with its goal. The write rows are those 
 aren't full; what is sustained is a row of pstorage-perf engine.`,
 		Example: `  pstorage-perf quick
   pstorage-perf quick --json --rounds 5
-  pstorage-perf quick --min randread_q32=0.4 --min randwrite_q32=0.2`,
+  pstorage-perf quick --min randread_q32=0.4 --max cpu_us_read=25`,
 		Args: cli.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error { return p.run(cmd) },
 	}
@@ -170,15 +212,21 @@ and without journals on SSDs.`,
 
 func newCompare() *cobra.Command {
 	var o perf.CompareOptions
+	var force bool
 	cmd := &cobra.Command{
 		Use:   "compare BEFORE AFTER",
 		Short: "Tell a regression from noise in two sets of reports",
 		Long: `Compare reads reports in JSON: BEFORE and AFTER are each a file, or a directory of
-them. All rounds of a side count together. A figure has changed if it is improbable that both sides
-are samples of the same thing (Mann-Whitney) and their medians differ by more than a little. It
-takes at least 5 rounds on each side; better are several reports of each, made in turns.
+them. A figure has changed if it is improbable that both sides are samples of the same thing
+(Mann-Whitney) and their medians differ by more than a little. With 5 reports or more on each side,
+made in turns, a sample is the median of a report. With fewer it is a round; that takes at least 5
+rounds on each side and makes changes look surer than they are, as the rounds of a report share its
+cluster and its minutes.
 
-The exit status is 1 if a figure has become worse.`,
+Reports of files of another size, of measurements of another length or of other servers aren't
+comparable and refused; another machine is said.
+
+The exit status is 1 if a figure has become worse or is gone.`,
 		Example: `  pstorage-perf compare before after`,
 		Args: func(cmd *cobra.Command, args []string) error {
 			if len(args) != 2 {
@@ -195,35 +243,57 @@ The exit status is 1 if a figure has become worse.`,
 			if err != nil {
 				return cli.Fail("read reports", err, "")
 			}
-			changes := perf.Compare(before, after, o)
-			if err := perf.WriteChanges(cmd.OutOrStdout(), changes); err != nil {
-				return err
-			}
-			var worse []string
-			for _, c := range changes {
-				if c.Verdict == perf.Worse {
-					worse = append(worse, c.Name)
-				}
-			}
-			if len(worse) > 0 {
-				return cli.Failf("compare", "worse: "+strings.Join(worse, ", "), "")
-			}
-			return nil
+			return compare(cmd, before, after, o, force)
 		},
 	}
 	cmd.Flags().Float64Var(&o.Alpha, "alpha", 0.01, "how improbable noise must be")
 	cmd.Flags().Float64Var(&o.Least, "least", 0.05, "changes of the median below this don't count")
+	cmd.Flags().BoolVar(&force, "force", false, "compare reports that aren't comparable")
 	return cmd
 }
 
-func parseLeast(texts map[string]string) (map[string]float64, error) {
-	least := map[string]float64{}
+func compare(cmd *cobra.Command, before, after []*perf.Report, o perf.CompareOptions,
+	force bool) error {
+	refuse, warn := perf.Comparable(before, after)
+	if len(refuse) > 0 && !force {
+		return cli.Failf("compare", "the reports differ in "+strings.Join(refuse, "; "),
+			"give both the same --size, --seconds, --cs and --journal, or compare with --force")
+	}
+	for _, line := range append(refuse, warn...) {
+		fmt.Fprintln(cmd.ErrOrStderr(), "warning: the reports differ in "+line)
+	}
+	changes := perf.Compare(before, after, o)
+	if err := perf.WriteChanges(cmd.OutOrStdout(), changes); err != nil {
+		return err
+	}
+	var lost []string
+	for _, verdict := range []perf.Verdict{perf.Worse, perf.Gone} {
+		var names []string
+		for _, c := range changes {
+			if c.Verdict == verdict {
+				names = append(names, c.Name)
+			}
+		}
+		if len(names) > 0 {
+			lost = append(lost, fmt.Sprintf("%d %s: %s", len(names), strings.ToLower(string(verdict)),
+				strings.Join(names, ", ")))
+		}
+	}
+	if len(lost) > 0 {
+		return cli.Failf("compare", strings.Join(lost, "; "), "")
+	}
+	return nil
+}
+
+// parseBounds reads the values of a flag.
+func parseBounds(flag string, texts map[string]string) (map[string]float64, error) {
+	bounds := map[string]float64{}
 	for name, text := range texts {
 		value, err := strconv.ParseFloat(text, 64)
 		if err != nil {
-			return nil, cli.Usage("--min %s=%s: not a number", name, text)
+			return nil, cli.Usage("--%s %s=%s: not a number", flag, name, text)
 		}
-		least[name] = value
+		bounds[name] = value
 	}
-	return least, nil
+	return bounds, nil
 }

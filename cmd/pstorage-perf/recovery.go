@@ -36,10 +36,7 @@ Rows, each with a cluster of its own:
 			o.Outage = time.Duration(outage * float64(time.Second))
 			o.Written, o.Span = int64(written), int64(span)
 			report, err := perf.Recovery(cmd.Context(), o)
-			if err != nil {
-				return cli.Fail("measure recovery", err, "")
-			}
-			return printReport(cmd, report, asJSON)
+			return finishReport(cmd, report, asJSON, "measure recovery", err)
 		},
 	}
 	flags := cmd.Flags()
