@@ -15,7 +15,8 @@ import (
 
 // This file is the measurement of a whole cluster:
 //
-//  1. a directory of its own on the disk to be measured; a raw file in it, written in full;
+//  1. a directory of its own on the disk to be measured; a raw file in it, written in full, as
+//     large as the time allows (budget.go);
 //  2. a cluster of its own (`pstorage dev`), a file in it, written in full, by the native client;
 //  3. the other front ends: an NBD server, a FUSE passthrough;
 //  4. the plan: all runs of all rows in every round;
@@ -31,6 +32,7 @@ type BenchOptions struct {
 	Each     time.Duration // of one measurement; default 2 s
 	Size     int64         // bytes of the files; default 1 GiB
 	Journal  int64         // bytes of each chunk server's; default 4 GiB, so that it isn't full soon
+	Within   time.Duration // for all of it; what doesn't fit is made smaller or left out; 0: no limit
 	DevArgs  []string      // more arguments of pstorage dev
 	Emulated bool          // also the rows with emulated disks, if this machine can
 	// Passthrough is the command line of a FUSE file system that passes on what it is asked; the
@@ -51,7 +53,7 @@ func (o *BenchOptions) setDefaults() error {
 	if o.CS < 3 {
 		return fmt.Errorf("%d chunk servers: files have 3 replicas, so at least 3 are needed", o.CS)
 	}
-	if o.Rounds < 1 || o.Each <= 0 || o.Size < 1<<20 {
+	if o.Rounds < 1 || o.Each <= 0 || o.Size < 1<<20 || o.Within < 0 {
 		return errors.New("rounds and times must be more than 0, the files at least 1 MiB")
 	}
 	return nil
@@ -77,9 +79,9 @@ func Bench(ctx context.Context, o BenchOptions) (*Report, error) {
 	if err != nil {
 		return nil, err
 	}
-	report := &Report{Time: time.Now(), Commit: Commit(), Machine: Machine(), Rounds: o.Rounds,
-		Seconds: o.Each.Seconds(), Size: o.Size, CS: o.CS, Journal: o.Journal}
-	b := &bench{o: o, dir: dir, report: report}
+	report := &Report{Time: time.Now(), Commit: Commit(), Machine: Machine(),
+		Seconds: o.Each.Seconds(), CS: o.CS}
+	b := &bench{o: o, dir: dir, report: report, begun: time.Now()}
 	if err = b.start(ctx); err == nil {
 		err = b.plan(ctx)
 	}
@@ -105,6 +107,7 @@ type bench struct {
 	nbd     *Cluster // nil: none
 	pass    *Cluster // nil: none
 	report  *Report
+	begun   time.Time
 }
 
 func (b *bench) home() string   { return filepath.Join(b.dir, "cluster") }
@@ -116,10 +119,13 @@ func (b *bench) say(format string, args ...any) {
 }
 
 func (b *bench) start(ctx context.Context) (err error) {
-	b.say("laying out a raw file of %d MiB in %s", b.o.Size>>20, b.dir)
 	if err := os.Mkdir(filepath.Dir(b.raw()), 0o755); err != nil {
 		return err
 	}
+	if err := b.fit(ctx); err != nil {
+		return err
+	}
+	b.say("laying out a raw file of %d MiB in %s", b.o.Size>>20, b.dir)
 	if err := FioLayout(ctx, b.raw(), b.o.Size); err != nil {
 		return err
 	}
@@ -134,12 +140,64 @@ func (b *bench) start(ctx context.Context) (err error) {
 	if err != nil {
 		return err
 	}
-	laid, err := b.native.Layout(ctx, b.o.Size)
-	if err != nil {
+	if err := b.layout(ctx); err != nil {
 		return fmt.Errorf("lay out the cluster's file: %w", err)
 	}
-	b.say("laid out the cluster's file: %.0f MB/s, %d copies of each byte", laid.MBps, 3)
 	return b.startFronts(ctx)
+}
+
+// laid is when everything should be written.
+func (b *bench) laid() time.Time {
+	return b.begun.Add(time.Duration(layShare * float64(b.o.Within)))
+}
+
+// fit makes files and journals as small as the time needs it.
+func (b *bench) fit(ctx context.Context) error {
+	if b.o.Within == 0 {
+		return nil
+	}
+	path := filepath.Join(b.dir, "disk", "probe")
+	r, err := Fio(ctx, Workload{RW: "write", BlockSize: 1 << 20, Depth: 8, Size: leastSize,
+		Time: 500 * time.Millisecond}, path, "io_uring")
+	if err != nil {
+		return fmt.Errorf("probe the disk: %w", err)
+	}
+	want := sizes{b.o.Size, b.o.Journal, b.o.CS}
+	got := want.fit(time.Until(b.laid())-startTime, r.MBps*1e6)
+	b.o.Size, b.o.Journal = got.file, got.journal
+	b.reduced(got.smaller(want, r.MBps*1e6))
+	return os.Remove(path)
+}
+
+// reduced notes what isn't as it should be for want of time; empty: nothing.
+func (b *bench) reduced(what string) {
+	if what != "" {
+		what = fmt.Sprintf("to stay within %.0f s: %s", b.o.Within.Seconds(), what)
+		b.say("%s", what)
+		b.report.Notes = append(b.report.Notes, what)
+	}
+}
+
+// layout writes the cluster's file, as far as there is time. All runs use that part of the files.
+func (b *bench) layout(ctx context.Context) error {
+	if b.o.Within == 0 {
+		r, err := b.native.Layout(ctx, b.o.Size)
+		b.say("laid out the cluster's file: %.0f MB/s, %d copies of each byte", r.MBps, 3)
+		return err
+	}
+	size, begun := b.o.Size, time.Now()
+	done, err := pieces(size, b.laid(), time.Now, func(from, n int64) error {
+		b.native.place = func(off int64) int64 { return from + off }
+		_, err := b.native.Layout(ctx, n)
+		return err
+	})
+	b.native.place = nil
+	if done < size {
+		b.o.Size = done
+		b.reduced(fmt.Sprintf("the first %d MiB of files of %d MiB are used: the cluster writes %.0f "+
+			"MB/s", done>>20, size>>20, float64(done)/1e6/time.Since(begun).Seconds()))
+	}
+	return err
 }
 
 func (b *bench) clusterOptions() ClusterOptions {
@@ -273,7 +331,11 @@ func (b *bench) plan(ctx context.Context) error {
 		return fmt.Errorf("warm up: %w", err)
 	}
 	begun := time.Now()
-	figures, runs, err := RunPlan(ctx, rows, b.o.Rounds, b.fronts(),
+	var limit *pace
+	if b.o.Within > 0 {
+		limit = &pace{until: b.begun.Add(b.o.Within - stopTime), now: time.Now}
+	}
+	p, err := runPlan(ctx, rows, b.o.Rounds, b.fronts(), limit,
 		func(done, total int, what string) {
 			passed := time.Since(begun)
 			left := passed * time.Duration(total-done) / time.Duration(max(done, 1))
@@ -283,7 +345,17 @@ func (b *bench) plan(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	b.report.Figures, b.report.Runs = figures, runs
+	if len(p.figures) == 0 {
+		return fmt.Errorf("starting and writing files took %.0f s: there was no time to measure "+
+			"within %.0f s; give it longer, or smaller files", begun.Sub(b.begun).Seconds(),
+			b.o.Within.Seconds())
+	}
+	b.report.Figures, b.report.Runs, b.report.Rounds = p.figures, p.runs, p.rounds
+	b.report.Size, b.report.Journal = b.o.Size, b.o.Journal
+	if p.rounds < b.o.Rounds {
+		b.reduced(fmt.Sprintf("%d of %d rounds", p.rounds, b.o.Rounds))
+	}
+	b.report.skip(fmt.Sprintf("no time left within %.0f s", b.o.Within.Seconds()), p.left...)
 	b.report.Memory, err = memory(b.cluster, b.nbd)
 	return err
 }

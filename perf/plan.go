@@ -107,42 +107,82 @@ func order(rows []Row, round int) []Run {
 // progress is called before each run.
 func RunPlan(ctx context.Context, rows []Row, rounds int, fronts map[string]Runner,
 	progress func(done, total int, what string)) ([]Figure, []RunResult, error) {
-	results := map[Run]*RunResult{}
-	var list []*RunResult
-	for _, run := range order(rows, 0) {
-		results[run] = &RunResult{Name: run.String(), Front: run.Front}
-		list = append(list, results[run])
+	p, err := runPlan(ctx, rows, rounds, fronts, nil, progress)
+	if err != nil {
+		return nil, nil, err
 	}
-	done, total := 0, rounds*len(list)
-	for round := range rounds {
-		for _, run := range order(rows, round) {
+	return p.figures, p.runs, nil
+}
+
+// planned is what a plan gave.
+type planned struct {
+	figures []Figure
+	runs    []RunResult
+	rounds  int      // that were made in full
+	left    []string // rows for which there was no time
+}
+
+// runPlan is RunPlan as far as the time allows.
+func runPlan(ctx context.Context, rows []Row, rounds int, fronts map[string]Runner, time *pace,
+	progress func(done, total int, what string)) (p planned, err error) {
+	results := map[Run]*RunResult{}
+	first := order(rows, 0)
+	for _, run := range first {
+		results[run] = &RunResult{Name: run.String(), Front: run.Front}
+	}
+	done, total := 0, rounds*len(first)
+	round := func(i int) (bool, error) {
+		for _, run := range order(rows, i) {
+			if !time.run() {
+				return false, nil
+			}
 			progress(done, total, run.String())
+			begun := time.time()
 			r, err := fronts[run.Front](ctx, run.Workload)
 			if err != nil {
-				return nil, nil, fmt.Errorf("%v, round %d: %w", run, round+1, err)
+				return false, fmt.Errorf("%v, round %d: %w", run, i+1, err)
 			}
+			time.ran(begun)
 			results[run].Rounds = append(results[run].Rounds, r)
 			done++
 		}
+		return true, nil
 	}
-	var figures []Figure
+	for whole := true; whole && p.rounds < rounds && time.round(); {
+		if whole, err = round(p.rounds); err != nil {
+			return planned{}, err
+		}
+		if whole {
+			p.rounds++
+		}
+	}
 	for _, row := range rows {
-		figures = append(figures, row.figure(results[row.Ours], results[row.Yardstick]))
+		f := row.figure(results[row.Ours], results[row.Yardstick])
+		if len(f.Values) == 0 {
+			p.left = append(p.left, row.Name)
+			continue
+		}
+		p.figures = append(p.figures, f)
 	}
-	all := make([]RunResult, len(list))
-	for i, r := range list {
-		all[i] = *r
+	for _, run := range first {
+		if len(results[run].Rounds) > 0 {
+			p.runs = append(p.runs, *results[run])
+		}
 	}
-	return figures, all, nil
+	return p, nil
 }
 
-// figure is the median over the rounds. yardstick is nil if the row has none.
+// figure is the median over the rounds. yardstick is nil if the row has none. A round that was cut
+// off may have one without the other.
 func (row Row) figure(ours, yardstick *RunResult) Figure {
 	f := Figure{Name: row.Name, Unit: row.Unit, Goal: row.Goal, AtLeast: row.AtLeast, Bar: row.Bar,
 		Note: row.About}
 	for i, r := range ours.Rounds {
 		var y Result
 		if yardstick != nil {
+			if i == len(yardstick.Rounds) {
+				break
+			}
 			y = yardstick.Rounds[i]
 			f.Raw = append(f.Raw, y.IOPS)
 		}

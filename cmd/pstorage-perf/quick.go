@@ -21,6 +21,7 @@ type planFlags struct {
 	size    cli.Size
 	journal cli.Size
 	seconds float64
+	within  float64
 	least   map[string]string
 	most    map[string]string
 	json    bool
@@ -46,6 +47,12 @@ func (p *planFlags) add(cmd *cobra.Command, seconds float64, size, journal cli.S
 	flags.StringVar(&p.out, "out", "", "also write report-TIME.json, .txt and two charts in `DIR`")
 }
 
+// addQuick adds the flags of quick: all of it is to be over in 50 s.
+func (p *planFlags) addQuick(cmd *cobra.Command) {
+	p.add(cmd, 0.25, 512<<20, 1<<30)
+	cmd.Flags().Float64Var(&p.within, "within", 48, "`SECONDS` that all of it may take; 0: any time")
+}
+
 func (p *planFlags) run(cmd *cobra.Command) error {
 	least, err := parseBounds("min", p.least)
 	if err != nil {
@@ -56,12 +63,27 @@ func (p *planFlags) run(cmd *cobra.Command) error {
 		return err
 	}
 	p.o.Each = time.Duration(p.seconds * float64(time.Second))
+	p.o.Within = p.limit(cmd)
 	p.o.Size, p.o.Journal = int64(p.size), int64(p.journal)
 	report, err := perf.Bench(cmd.Context(), p.o)
 	if report == nil {
 		return cli.Fail("measure", err, "")
 	}
 	return p.finish(cmd, report, least, most, err)
+}
+
+// limit is what all of it may take. Who asks for sizes or rounds gets them, unless a limit is asked
+// for, too.
+func (p *planFlags) limit(cmd *cobra.Command) time.Duration {
+	flags := cmd.Flags()
+	if !flags.Changed("within") {
+		for _, name := range []string{"size", "journal", "rounds", "seconds", "cs"} {
+			if flags.Changed(name) {
+				return 0
+			}
+		}
+	}
+	return time.Duration(p.within * float64(time.Second))
 }
 
 // finish writes a report and says how good it is. measured is what went wrong after a part of the
@@ -174,14 +196,18 @@ func newQuick() *cobra.Command {
 temporary directory, lays out a file, and measures reads and writes through the client library, a
 mount (as root) and NBD, in turns with raw fio (io_uring, O_DIRECT) on a file beside it. It prints
 the medians of the rounds' ratios, each with its goal. The write rows are those of journals that
-aren't full; what is sustained is a row of pstorage-perf engine.`,
+aren't full; what is sustained is a row of pstorage-perf engine.
+
+It takes at most 50 seconds, without waiting for another measurement on this machine: on a slow disk
+files and journals are smaller, on a busy machine there are fewer rounds, and the report says so. Who
+gives sizes, rounds or times gets those, unless --within is given, too.`,
 		Example: `  pstorage-perf quick
   pstorage-perf quick --json --rounds 5
   pstorage-perf quick --min randread_q32=0.4 --max cpu_us_read=25`,
 		Args: cli.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error { return p.run(cmd) },
 	}
-	p.add(cmd, 0.25, 512<<20, 1<<30)
+	p.addQuick(cmd)
 	return cmd
 }
 

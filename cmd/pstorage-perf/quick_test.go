@@ -8,6 +8,7 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/spf13/cobra"
 
@@ -117,6 +118,23 @@ func TestBounds(t *testing.T) {
 	if _, err := parseBounds("max", map[string]string{"a": "b"}); err == nil ||
 		!strings.Contains(err.Error(), "--max a=b") {
 		t.Errorf("no number: %v", err)
+	}
+}
+
+// TestLimit: quick takes less than 50 s, unless other sizes or rounds are asked for.
+func TestLimit(t *testing.T) {
+	for args, want := range map[string]time.Duration{
+		"": 48 * time.Second, "--json --min a=1": 48 * time.Second, "--rounds 5": 0,
+		"--size 1M --journal 1M": 0, "--rounds 5 --within 90": 90 * time.Second, "--within 0": 0,
+	} {
+		p, cmd := &planFlags{}, &cobra.Command{}
+		p.addQuick(cmd)
+		if err := cmd.ParseFlags(strings.Fields(args)); err != nil {
+			t.Fatal(err)
+		}
+		if got := p.limit(cmd); got != want {
+			t.Errorf("quick %s: %v, want %v", args, got, want)
+		}
 	}
 }
 
