@@ -8,7 +8,10 @@ import (
 	"errors"
 	"io"
 	"math"
+	"os"
+	"regexp"
 	"slices"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -160,6 +163,59 @@ func TestBars(t *testing.T) {
 		f := Figure{AtLeast: row.AtLeast}
 		if row.Goal != 0 && (row.Bar == 0 || f.worse(row.Goal, row.Bar)) {
 			t.Errorf("%s: the bar %v isn't below the goal %v", row.Name, row.Bar, row.Goal)
+		}
+	}
+}
+
+// TestBarsDocumented: BENCHMARKS.md has each bar and the worst median that was found, and a bar is
+// beyond that, but not far: else it tells nothing.
+func TestBarsDocumented(t *testing.T) {
+	text, err := os.ReadFile("../BENCHMARKS.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, table, _ := strings.Cut(string(text), "| key | what | value | goal | worst median | bar |")
+	table, _, _ = strings.Cut(table, "\n\n")
+	number := regexp.MustCompile(`[0-9.]+`)
+	numbers := func(cell string) (v []float64) {
+		for _, word := range number.FindAllString(cell, -1) {
+			n, err := strconv.ParseFloat(word, 64)
+			if err != nil {
+				t.Fatalf("%q: %v", cell, err)
+			}
+			v = append(v, n)
+		}
+		return v
+	}
+	documented := map[string][]string{}
+	for line := range strings.Lines(table) {
+		if cells := strings.Split(line, "|"); len(cells) > 6 {
+			documented[strings.TrimSpace(cells[1])] = cells
+		}
+	}
+	for _, row := range Rows(time.Second, 1<<30, Fronts{Fuse: true, NBD: true}) {
+		cells := documented[row.Name]
+		if cells == nil {
+			t.Errorf("%s isn't in the table", row.Name)
+			continue
+		}
+		f := Figure{AtLeast: row.AtLeast}
+		value, worst, bar := numbers(cells[3]), numbers(cells[5])[0], numbers(cells[6])[0]
+		if bar != row.Bar || numbers(cells[4])[0] != row.Goal {
+			t.Errorf("%s: the table has goal %s and bar %s, not %v and %v", row.Name, cells[4], cells[6],
+				row.Goal, row.Bar)
+		}
+		for _, v := range value {
+			if f.worse(v, worst) {
+				t.Errorf("%s: %v is worse than the worst, %v", row.Name, v, worst)
+			}
+		}
+		room := worst / bar
+		if !row.AtLeast {
+			room = bar / worst
+		}
+		if room < 1.09 || room > 1.25 {
+			t.Errorf("%s: bar %v, worst median %v", row.Name, bar, worst)
 		}
 	}
 }

@@ -22,8 +22,8 @@ func cpuUs(ours, _ Result) float64 { return ours.CPUPerOp }
 type Fronts struct{ Fuse, NBD, Passthrough, Ping bool }
 
 // Rows are the main figures. Each run takes the given time, on files of size bytes. The goals are
-// those of the project; the bars lie where a shared 2-CPU virtual machine with a noisy disk was
-// better in at least one of three rounds (BENCHMARKS.md).
+// those of the project; the bars lie 10 to 20 % beyond the worst median that a shared 2-CPU virtual
+// machine with a noisy disk gave on slow evenings (BENCHMARKS.md has both).
 func Rows(each time.Duration, size int64, can Fronts) []Row {
 	run := func(front, rw string, block, depth int) Run {
 		return Run{front, Workload{RW: rw, BlockSize: block, Depth: depth, Time: each, Size: size}}
@@ -36,25 +36,25 @@ func Rows(each time.Duration, size int64, can Fronts) []Row {
 	rows := []Row{
 		{Name: "read_q1_extra_us", About: "mean latency of a 4K random read, less that of raw",
 			Ours: native("randread", k4, 1), Yardstick: raw("randread", k4, 1),
-			Value: extraUs, Unit: "µs", Goal: 55, Bar: 110},
+			Value: extraUs, Unit: "µs", Goal: 55, Bar: 130},
 		{Name: "randread_q32", About: "4K random reads, of raw",
 			Ours: native("randread", k4, 32), Yardstick: raw("randread", k4, 32),
-			Value: iopsRatio, Unit: "x", Goal: 0.6, AtLeast: true, Bar: 0.4},
+			Value: iopsRatio, Unit: "x", Goal: 0.6, AtLeast: true, Bar: 0.6},
 	}
 	if can.NBD {
 		rows = append(rows, Row{Name: "nbd_randread_q32",
 			About: "4K random reads through NBD, of native",
 			Ours:  run(FrontNBD, "randread", k4, 32), Yardstick: native("randread", k4, 32),
-			Value: iopsRatio, Unit: "x", Goal: 0.8, AtLeast: true, Bar: 0.5})
+			Value: iopsRatio, Unit: "x", Goal: 0.8, AtLeast: true, Bar: 0.55})
 	}
 	if can.Fuse {
 		rows = append(rows, Row{Name: "fuse_randread_q32",
 			About: "4K random reads through the mount, of native",
 			Ours:  run(FrontFuse, "randread", k4, 32), Yardstick: native("randread", k4, 32),
-			Value: iopsRatio, Unit: "x", Goal: 0.8, AtLeast: true, Bar: 0.6},
+			Value: iopsRatio, Unit: "x", Goal: 0.8, AtLeast: true, Bar: 0.58},
 			Row{Name: "fuse_randread_q1", About: "the same at depth 1",
 				Ours: run(FrontFuse, "randread", k4, 1), Yardstick: native("randread", k4, 1),
-				Value: iopsRatio, Unit: "x", Goal: 0.8, AtLeast: true, Bar: 0.4})
+				Value: iopsRatio, Unit: "x", Goal: 0.8, AtLeast: true, Bar: 0.52})
 	}
 	if can.Passthrough {
 		rows = append(rows, Row{Name: "fuse_to_passthrough_q32",
@@ -70,18 +70,18 @@ func Rows(each time.Duration, size int64, can Fronts) []Row {
 	return append(rows,
 		Row{Name: "randread_q128", About: "4K random reads, of raw",
 			Ours: native("randread", k4, 128), Yardstick: raw("randread", k4, 128),
-			Value: iopsRatio, Unit: "x", Goal: 0.8, AtLeast: true, Bar: 0.6},
+			Value: iopsRatio, Unit: "x", Goal: 0.8, AtLeast: true, Bar: 0.65},
 		Row{Name: "cpu_us_read", About: "CPU of all processes per 4K read at depth 128",
-			Ours: native("randread", k4, 128), Value: cpuUs, Unit: "µs", Goal: 10, Bar: 15},
+			Ours: native("randread", k4, 128), Value: cpuUs, Unit: "µs", Goal: 10, Bar: 21},
 		Row{Name: "seqread_q8", About: "1M sequential reads, of raw",
 			Ours: native("read", m1, 8), Yardstick: raw("read", m1, 8),
-			Value: iopsRatio, Unit: "x", Goal: 0.8, AtLeast: true, Bar: 0.5},
+			Value: iopsRatio, Unit: "x", Goal: 0.8, AtLeast: true, Bar: 0.3},
 		Row{Name: "write_q1_ratio", About: "time of a durable 4K write, 3 copies, to raw write and fsync",
 			Ours: native("randwrite", k4, 1), Yardstick: synced,
-			Value: slowness, Unit: "x", Goal: 3, Bar: 4.7},
+			Value: slowness, Unit: "x", Goal: 3, Bar: 3.4},
 		Row{Name: "randwrite_q32", About: "durable 4K random writes, 3 copies, of raw without sync",
 			Ours: native("randwrite", k4, 32), Yardstick: raw("randwrite", k4, 32),
-			Value: iopsRatio, Unit: "x", Goal: 0.45, AtLeast: true, Bar: 0.2},
+			Value: iopsRatio, Unit: "x", Goal: 0.45, AtLeast: true, Bar: 0.27},
 		Row{Name: "randwrite_q128", About: "durable 4K random writes, 3 copies, of raw without sync",
 			Ours: native("randwrite", k4, 128), Yardstick: raw("randwrite", k4, 128),
 			Value: iopsRatio, Unit: "x", Goal: 0.8, AtLeast: true, Bar: 0.35},
@@ -89,5 +89,5 @@ func Rows(each time.Duration, size int64, can Fronts) []Row {
 			Ours: native("randwrite", k4, 128), Value: cpuUs, Unit: "µs", Goal: 30, Bar: 40},
 		Row{Name: "seqwrite_q8", About: "1M sequential writes, 3 copies, of a third of raw",
 			Ours: native("write", m1, 8), Yardstick: raw("write", m1, 8),
-			Value: thirdRatio, Unit: "x", Goal: 0.9, AtLeast: true, Bar: 0.28})
+			Value: thirdRatio, Unit: "x", Goal: 0.9, AtLeast: true, Bar: 0.31})
 }

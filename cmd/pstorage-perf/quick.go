@@ -114,6 +114,10 @@ func (p *planFlags) finish(cmd *cobra.Command, report *perf.Report, least, most 
 	if !ok {
 		return cli.Failf("compare with what was asked for", "too low, too high or not there", "")
 	}
+	if p.bars && report.Rounds < 3 {
+		return cli.Failf("compare with the bars", fmt.Sprintf("%d rounds tell no regression from noise",
+			report.Rounds), "give it 3 rounds or more and, on a busy machine, --within 0")
+	}
 	if worse := report.Regressions(); p.bars && len(worse) > 0 {
 		return cli.Failf("compare with the bars", "worse in every round: "+strings.Join(worse, ", "),
 			"run it again on a machine that does nothing else")

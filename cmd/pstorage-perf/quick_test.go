@@ -78,6 +78,18 @@ func TestFinishBars(t *testing.T) {
 	}
 }
 
+// TestFinishFewRounds: --bars doesn't pass for want of rounds.
+func TestFinishFewRounds(t *testing.T) {
+	r := sample()
+	r.Rounds = 2
+	_, _, err := run(func(cmd *cobra.Command) error {
+		return (&planFlags{bars: true}).finish(cmd, r, nil, nil, nil)
+	})
+	if err == nil || !strings.Contains(err.Error(), "2 rounds") {
+		t.Errorf("error %v", err)
+	}
+}
+
 // TestBounds: --min and --max fail for what is beyond them.
 func TestBounds(t *testing.T) {
 	for name, c := range map[string]struct {
