@@ -15,5 +15,6 @@
 //     Compare tells a change between sets of reports from noise.
 //
 // CPU time per operation is summed over all processes of the cluster and the load generator.
-// Job files for fio on a mount are in perf/jobs; the demo, perf/demo/demo.sh, uses them.
+// Job files for people are in perf/jobs, the same workloads as those of the rows (a test compares
+// them); the demo, perf/demo/demo.sh, uses those that verify.
 package perf
