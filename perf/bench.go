@@ -35,6 +35,7 @@ type BenchOptions struct {
 	Within   time.Duration // for all of it; what doesn't fit is made smaller or left out; 0: no limit
 	DevArgs  []string      // more arguments of pstorage dev
 	Emulated bool          // also the rows with emulated disks, if this machine can
+	More     bool          // also the rows of front ends without a goal
 	// Passthrough is the command line of a FUSE file system that passes on what it is asked; the
 	// directory it shows and the mountpoint are added. Empty: that row is left out.
 	Passthrough []string
@@ -82,6 +83,7 @@ func Bench(ctx context.Context, o BenchOptions) (*Report, error) {
 	report := &Report{Time: time.Now(), Commit: Commit(), Machine: Machine(),
 		Seconds: o.Each.Seconds(), CS: o.CS}
 	b := &bench{o: o, dir: dir, report: report, begun: time.Now()}
+	b.findLacks(ctx)
 	if err = b.start(ctx); err == nil {
 		err = b.plan(ctx)
 	}
@@ -104,15 +106,22 @@ type bench struct {
 	dir     string // temporary
 	cluster *Cluster
 	native  *Native
-	nbd     *Cluster // nil: none
-	pass    *Cluster // nil: none
 	report  *Report
 	begun   time.Time
+
+	lacks     map[string]error // front ends that can't be measured
+	nbd       *Cluster         // nil: none; also the next two
+	nbdWrites *Cluster
+	pass      *Cluster
+	tcp       string // where nbd listens, too
 }
 
-func (b *bench) home() string   { return filepath.Join(b.dir, "cluster") }
-func (b *bench) raw() string    { return filepath.Join(b.dir, "disk", "raw") }
-func (b *bench) socket() string { return filepath.Join(b.dir, "nbd.sock") }
+func (b *bench) home() string { return filepath.Join(b.dir, "cluster") }
+func (b *bench) raw() string  { return filepath.Join(b.dir, "disk", "raw") }
+func (b *bench) etc() string  { return filepath.Join(b.home(), "etc") }
+func (b *bench) env() string  { return "PSTORAGE_ETC=" + b.etc() }
+
+func (b *bench) socket(file string) string { return filepath.Join(b.dir, file+".sock") }
 
 func (b *bench) say(format string, args ...any) {
 	fmt.Fprintf(b.o.Progress, format+"\n", args...)
@@ -133,17 +142,20 @@ func (b *bench) start(ctx context.Context) (err error) {
 	if b.cluster, err = StartCluster(ctx, b.clusterOptions()); err != nil {
 		return err
 	}
-	b.native, err = OpenNative(ctx, NativeOptions{Etc: filepath.Join(b.home(), "etc"),
-		Cluster: "dev", Path: "/bench", PIDs: b.cluster.PIDs,
-		Log: slog.New(slog.NewTextHandler(b.o.Progress,
-			&slog.HandlerOptions{Level: slog.LevelWarn}))})
-	if err != nil {
+	if b.native, err = b.open(ctx, benchFile); err != nil {
 		return err
 	}
 	if err := b.layout(ctx); err != nil {
 		return fmt.Errorf("lay out the cluster's file: %w", err)
 	}
 	return b.startFronts(ctx)
+}
+
+// open opens a file of the cluster with a client of its own.
+func (b *bench) open(ctx context.Context, file string) (*Native, error) {
+	return OpenNative(ctx, NativeOptions{Etc: b.etc(), Cluster: "dev", Path: "/" + file,
+		PIDs: b.cluster.PIDs, Log: slog.New(slog.NewTextHandler(b.o.Progress,
+			&slog.HandlerOptions{Level: slog.LevelWarn}))})
 }
 
 // laid is when everything should be written.
@@ -203,7 +215,7 @@ func (b *bench) layout(ctx context.Context) error {
 func (b *bench) clusterOptions() ClusterOptions {
 	c := ClusterOptions{Binary: b.o.Binary, Dir: b.home(), CS: b.o.CS,
 		Args: append([]string{"--log-size", strconv.FormatInt(b.o.Journal, 10)}, b.o.DevArgs...)}
-	if mountLacks() != nil {
+	if b.lacks[FrontFuse] != nil {
 		c.Args = append([]string{"--no-mount"}, c.Args...)
 	}
 	return c
@@ -220,14 +232,67 @@ func mountLacks() error {
 	return nil
 }
 
+// findLacks finds out which front ends can't be measured here.
+func (b *bench) findLacks(ctx context.Context) {
+	b.lacks = map[string]error{FrontFuse: mountLacks()}
+	if _, err := runFio(ctx, nil, []string{"--enghelp=nbd"}); err != nil {
+		b.lacks[FrontNBD] = fmt.Errorf("fio has no engine nbd here: %w", err)
+	}
+	if _, err := os.Stat(b.fioEngine()); err != nil {
+		b.lacks[FrontLib] = errors.New("fio's engine for libpstorage isn't beside pstorage: " +
+			"make fio-engine")
+	}
+}
+
+// fioEngine is where fio's engine for libpstorage is, if it was built.
+func (b *bench) fioEngine() string {
+	return filepath.Join(filepath.Dir(b.o.Binary), "fio-pstorage.so")
+}
+
+// wanted are the front ends that are wanted, and those of them that can be measured here.
+func (b *bench) wanted() (want, can Fronts) {
+	all := len(b.o.Passthrough) > 0
+	want = Fronts{Fuse: true, NBD: true, Passthrough: all, Ping: all, More: b.o.More, Lib: b.o.More}
+	can = want
+	can.NBD = b.lacks[FrontNBD] == nil
+	can.Fuse = b.lacks[FrontFuse] == nil
+	can.Passthrough = can.Passthrough && can.Fuse
+	can.Lib = can.Lib && b.lacks[FrontLib] == nil
+	return want, can
+}
+
+// The files of the cluster: one for reads, and one for the writes of each front end.
+const (
+	benchFile = "bench"
+	nbdFile   = "bench-nbd"
+	fuseFile  = "bench-fuse"
+	libFile   = "bench-lib"
+)
+
 func (b *bench) startFronts(ctx context.Context) (err error) {
-	nbd := exec.Command(b.o.Binary, "-c", "dev", "export", "nbd", "/bench", "--read-only",
-		"--socket", b.socket())
-	nbd.Env = append(os.Environ(), "PSTORAGE_ETC="+filepath.Join(b.home(), "etc"))
-	if b.nbd, err = launch(ctx, nbd, "serving"); err != nil {
+	_, can := b.wanted()
+	if err := b.layoutOwn(ctx, can); err != nil {
 		return err
 	}
-	if len(b.o.Passthrough) == 0 || mountLacks() != nil {
+	if can.NBD {
+		args := []string{"--read-only", "--socket", b.socket(benchFile)}
+		if can.More {
+			if b.tcp, err = freeAddr("127.0.0.1"); err != nil {
+				return err
+			}
+			args = append(args, "--listen", b.tcp)
+		}
+		if b.nbd, err = b.export(ctx, benchFile, args...); err != nil {
+			return err
+		}
+	}
+	if can.NBD && can.More {
+		b.nbdWrites, err = b.export(ctx, nbdFile, "--socket", b.socket(nbdFile))
+		if err != nil {
+			return err
+		}
+	}
+	if !can.Passthrough {
 		return nil
 	}
 	mnt := filepath.Join(b.dir, "pass")
@@ -240,9 +305,37 @@ func (b *bench) startFronts(ctx context.Context) (err error) {
 	return err
 }
 
+// layoutOwn writes the files that the front ends write to.
+func (b *bench) layoutOwn(ctx context.Context, can Fronts) error {
+	for file, needed := range map[string]bool{nbdFile: can.More && can.NBD,
+		fuseFile: can.More && can.Fuse, libFile: can.Lib} {
+		if !needed {
+			continue
+		}
+		b.say("laying out /%s", file)
+		n, err := b.open(ctx, file)
+		if err == nil {
+			_, err = n.Layout(ctx, ownPart(b.o.Size))
+			err = errors.Join(err, n.Close()) // and others may write it
+		}
+		if err != nil {
+			return fmt.Errorf("lay out /%s: %w", file, err)
+		}
+	}
+	return nil
+}
+
+// export starts an NBD server for a file.
+func (b *bench) export(ctx context.Context, file string, args ...string) (*Cluster, error) {
+	nbd := exec.Command(b.o.Binary, append([]string{"-c", "dev", "export", "nbd", "/" + file},
+		args...)...)
+	nbd.Env = append(os.Environ(), b.env())
+	return launch(ctx, nbd, "serving")
+}
+
 func (b *bench) stop() error {
 	var errs []error
-	for _, c := range []*Cluster{b.nbd, b.pass} {
+	for _, c := range []*Cluster{b.nbd, b.nbdWrites, b.pass} {
 		if c != nil {
 			errs = append(errs, c.Stop())
 		}
@@ -285,13 +378,39 @@ func (b *bench) fio(path, engine string, programs ...*Cluster) Runner {
 	}
 }
 
+// reads and writes go to different files: one client at a time may write one.
+func either(reads, writes Runner) Runner {
+	return func(ctx context.Context, w Workload) (Result, error) {
+		if w.Write() {
+			return writes(ctx, w)
+		}
+		return reads(ctx, w)
+	}
+}
+
+// lib runs fio with the engine for libpstorage. How much CPU time that takes isn't known: fio counts
+// its own thread, not the library's.
+func (b *bench) lib(file string) Runner {
+	return func(ctx context.Context, w Workload) (Result, error) {
+		r, err := FioOn(ctx, w, []string{"env", b.env()}, "--ioengine=external:"+b.fioEngine(),
+			"--cluster=dev", "--filename=/"+file)
+		r.CPUPerOp = 0
+		return r, err
+	}
+}
+
 func (b *bench) fronts() map[string]Runner {
 	raw := b.fio(b.raw(), "io_uring")
 	fronts := map[string]Runner{
 		FrontNative: b.native.Run,
-		FrontNBD:    b.fio("nbd+unix:///bench?socket="+b.socket(), "nbd", b.cluster, b.nbd),
-		FrontFuse:   b.fio(filepath.Join(b.home(), "mnt", "bench"), "io_uring", b.cluster),
-		FrontPing:   PingPong,
+		FrontFuse: either(b.fio(filepath.Join(b.home(), "mnt", benchFile), "io_uring", b.cluster),
+			b.fio(filepath.Join(b.home(), "mnt", fuseFile), "io_uring", b.cluster)),
+		FrontNBD: either(b.fio("nbd+unix:///"+benchFile+"?socket="+b.socket(benchFile), "nbd",
+			b.cluster, b.nbd), b.fio("nbd+unix:///"+nbdFile+"?socket="+b.socket(nbdFile), "nbd",
+			b.cluster, b.nbdWrites)),
+		FrontTCP:  b.fio("nbd://"+b.tcp+"/"+benchFile, "nbd", b.cluster, b.nbd),
+		FrontLib:  either(b.lib(benchFile), b.lib(libFile)),
+		FrontPing: PingPong,
 		FrontRaw: func(ctx context.Context, w Workload) (Result, error) {
 			limit := quietLimit
 			if w.Write() { // ours before it wrote as much as it will again
@@ -309,16 +428,16 @@ func (b *bench) fronts() map[string]Runner {
 	return fronts
 }
 
-// rows are those that can be measured here. The report says what is left out, and why: noMount, if
-// that isn't nil.
-func (b *bench) rows(noMount error) []Row {
-	all := len(b.o.Passthrough) > 0
-	want := Fronts{Fuse: true, NBD: true, Passthrough: all, Ping: all}
-	can, why := want, map[string]string{}
-	if noMount != nil {
-		can.Fuse, can.Passthrough = false, false
-		why[FrontFuse], why[FrontPass] = noMount.Error(), noMount.Error()
+// rows are those that can be measured here. The report says what is left out, and why.
+func (b *bench) rows() []Row {
+	want, can := b.wanted()
+	why := map[string]string{}
+	for front, err := range b.lacks {
+		if err != nil {
+			why[front] = err.Error()
+		}
 	}
+	why[FrontPass], why[FrontTCP] = why[FrontFuse], why[FrontNBD]
 	rows := Rows(b.o.Each, b.o.Size, can)
 	b.report.skipFronts(Rows(b.o.Each, b.o.Size, want), rows, why)
 	return rows
@@ -326,7 +445,7 @@ func (b *bench) rows(noMount error) []Row {
 
 // plan runs the rows and completes the report.
 func (b *bench) plan(ctx context.Context) error {
-	rows := b.rows(mountLacks())
+	rows := b.rows()
 	if _, err := b.native.Run(ctx, rows[0].Ours.Workload); err != nil { // connections, maps, caches
 		return fmt.Errorf("warm up: %w", err)
 	}
@@ -356,7 +475,7 @@ func (b *bench) plan(ctx context.Context) error {
 		b.reduced(fmt.Sprintf("%d of %d rounds", p.rounds, b.o.Rounds))
 	}
 	b.report.skip(fmt.Sprintf("no time left within %.0f s", b.o.Within.Seconds()), p.left...)
-	b.report.Memory, err = memory(b.cluster, b.nbd)
+	b.report.Memory, err = memory(b.cluster, b.nbd, b.nbdWrites)
 	return err
 }
 
@@ -364,6 +483,9 @@ func (b *bench) plan(ctx context.Context) error {
 func memory(programs ...*Cluster) (map[string]int64, error) {
 	sums := map[string]int64{}
 	for _, p := range programs {
+		if p == nil {
+			continue
+		}
 		pids, err := p.PIDs()
 		if err != nil {
 			return nil, err

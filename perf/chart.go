@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"html"
 	"io"
+	"maps"
 	"math"
 	"slices"
 	"strings"
@@ -123,9 +124,9 @@ func (r *Report) WriteLatencyChart(out io.Writer) error {
 		y := float64(chartTop + i*chartRow)
 		p50 := median(run, func(l Latency) float64 { return l.P50 })
 		p99 := median(run, func(l Latency) float64 { return l.P99 })
-		color := "#8aa9d6"
-		if slices.Contains([]string{FrontNative, FrontFuse, FrontNBD}, run.Front) {
-			color = "#3a6db5"
+		color := colorOurs
+		if isYardstick(run.Front) {
+			color = colorOther
 		}
 		s.text(chartLabel-8, y+14, "end", "#000", run.Name)
 		s.rect(scale(p50), y+3, scale(p99)-scale(p50), 14, color)
@@ -135,4 +136,93 @@ func (r *Report) WriteLatencyChart(out io.Writer) error {
 			fmt.Sprintf("%.0f, 99 %%: %.0f", p50, p99))
 	}
 	return s.write(out)
+}
+
+// bar is a line of a simple chart.
+type bar struct {
+	name  string
+	value float64
+	text  string
+	color string
+}
+
+// Colors of what is ours, and of yardsticks.
+const (
+	colorOurs  = "#3a6db5"
+	colorOther = "#8aa9d6"
+)
+
+// isYardstick says whether a front end is one that ours is compared with.
+func isYardstick(front string) bool {
+	return slices.Contains([]string{FrontRaw, FrontPass, FrontPing}, front)
+}
+
+// writeBars draws bars from 0 to the largest value.
+func writeBars(out io.Writer, title, about string, bars []bar) error {
+	s := newChart(len(bars), title, about)
+	most := 0.0
+	for _, b := range bars {
+		most = max(most, b.value)
+	}
+	for i, b := range bars {
+		y := float64(chartTop + i*chartRow)
+		s.text(chartLabel-8, y+14, "end", "#000", b.name)
+		s.rect(chartLabel, y+3, finite(b.value/most)*chartPlot, 14, b.color)
+		s.text(chartLabel+chartPlot+8, y+14, "start", "#000", b.text)
+	}
+	return s.write(out)
+}
+
+// runBars are the medians of all runs in which something was measured.
+func (r *Report) runBars(format string, value func(Result) float64) (bars []bar) {
+	for _, run := range r.Runs {
+		b := bar{name: run.Name, value: medianOf(run.Rounds, value), color: colorOurs}
+		if isYardstick(run.Front) {
+			b.color = colorOther
+		}
+		if b.value > 0 {
+			b.text = fmt.Sprintf(format, b.value)
+			bars = append(bars, b)
+		}
+	}
+	return bars
+}
+
+// WriteIOPSChart draws the operations per second of all runs.
+func (r *Report) WriteIOPSChart(out io.Writer) error {
+	return writeBars(out, fmt.Sprintf("operations per second, pstorage %s", r.Commit),
+		"light: yardsticks; medians over the rounds",
+		r.runBars("%.0f IOPS", func(x Result) float64 { return x.IOPS }))
+}
+
+// WriteMBpsChart draws the throughput of all runs.
+func (r *Report) WriteMBpsChart(out io.Writer) error {
+	return writeBars(out, fmt.Sprintf("MB per second, pstorage %s", r.Commit),
+		"light: yardsticks; medians over the rounds",
+		r.runBars("%.1f MB/s", func(x Result) float64 { return x.MBps }))
+}
+
+// WriteCPUChart draws the CPU time per operation of all runs of which it is known.
+func (r *Report) WriteCPUChart(out io.Writer) error {
+	return writeBars(out, fmt.Sprintf("CPU time per operation, pstorage %s", r.Commit),
+		"of all processes that take part; light: yardsticks; medians over the rounds",
+		r.runBars("%.1f µs", func(x Result) float64 { return x.CPUPerOp }))
+}
+
+// WriteMemoryChart draws the resident memory at the end.
+func (r *Report) WriteMemoryChart(out io.Writer) error {
+	var bars []bar
+	for _, name := range slices.Sorted(maps.Keys(r.Memory)) {
+		bars = append(bars, bar{name, float64(r.Memory[name]),
+			fmt.Sprintf("%d MiB", r.Memory[name]>>20), colorOurs})
+	}
+	return writeBars(out, fmt.Sprintf("resident memory, pstorage %s", r.Commit),
+		"of all processes of a name, at the end", bars)
+}
+
+// Charts are the report's charts by name.
+func (r *Report) Charts() map[string]func(io.Writer) error {
+	return map[string]func(io.Writer) error{"figures": r.WriteFigureChart,
+		"latency": r.WriteLatencyChart, "iops": r.WriteIOPSChart, "mbps": r.WriteMBpsChart,
+		"cpu": r.WriteCPUChart, "memory": r.WriteMemoryChart}
 }

@@ -14,6 +14,8 @@ const (
 	FrontNative = "native"      // the client library
 	FrontFuse   = "fuse"        // fio on a mount
 	FrontNBD    = "nbd"         // fio's nbd engine, on a unix socket
+	FrontTCP    = "nbd-tcp"     // the same over TCP
+	FrontLib    = "libpstorage" // fio's engine for the C library
 	FrontRaw    = "raw"         // fio (io_uring, O_DIRECT) on a file of the disk itself
 	FrontPass   = "passthrough" // fio on a FUSE file system that passes requests on to that disk
 	FrontPing   = "tcp"         // 64 bytes there and back between two threads, over loopback

@@ -6,6 +6,7 @@ import (
 	"encoding/json"
 	"encoding/xml"
 	"errors"
+	"fmt"
 	"io"
 	"math"
 	"os"
@@ -17,7 +18,7 @@ import (
 	"time"
 )
 
-var allFronts = Fronts{Fuse: true, NBD: true, Passthrough: true, Ping: true}
+var allFronts = Fronts{Fuse: true, NBD: true, Passthrough: true, Ping: true, More: true, Lib: true}
 
 // fakeFronts run at given speeds: IOPS in thousands.
 func fakeFronts(t *testing.T, speeds map[string]float64, order *[]string) map[string]Runner {
@@ -41,7 +42,7 @@ func TestRunPlan(t *testing.T) {
 	rows := Rows(time.Second, 1<<30, allFronts)
 	var order []string
 	speeds := map[string]float64{FrontNative: 0.5, FrontRaw: 1, FrontFuse: 0.25, FrontNBD: 0.4,
-		FrontPass: 0.5, FrontPing: 10}
+		FrontPass: 0.5, FrontPing: 10, FrontTCP: 0.3, FrontLib: 0.2}
 	steps := 0
 	figures, runs, err := RunPlan(context.Background(), rows, 3, fakeFronts(t, speeds, &order),
 		func(done, total int, _ string) {
@@ -59,7 +60,9 @@ func TestRunPlan(t *testing.T) {
 		"read_q1_extra_us": 100, "randwrite_q32": 0.5, "randwrite_q128": 0.5, "write_q1_ratio": 2,
 		"cpu_us_read": 7, "cpu_us_write": 7, "seqread_q8": 0.5, "seqwrite_q8": 1.5,
 		"fuse_randread_q32": 0.5, "fuse_randread_q1": 0.5, "nbd_randread_q32": 0.8,
-		"fuse_to_passthrough_q32": 0.5} {
+		"fuse_to_passthrough_q32": 0.5, "nbd_tcp_randread_q32": 0.6, "lib_randread_q32": 0.4,
+		"lib_randwrite_q32": 0.4, "nbd_seqread_q8": 0.8, "nbd_randwrite_q32": 0.8,
+		"fuse_randwrite_q32": 0.5, "fuse_seqwrite_q8": 0.5} {
 		if got := report.Values()[name]; math.Abs(got/want-1) > 0.03 {
 			t.Errorf("%s is %v, want %v", name, got, want)
 		}
@@ -112,22 +115,7 @@ func checkOutput(t *testing.T, report *Report) {
 		!strings.Contains(out.String(), "native randwrite 4k q32") {
 		t.Errorf("table %v:\n%s", err, out.String())
 	}
-	for name, write := range map[string]func(io.Writer) error{"figures": report.WriteFigureChart,
-		"latency": report.WriteLatencyChart} {
-		out.Reset()
-		if err := write(&out); err != nil {
-			t.Fatal(err)
-		}
-		for d := xml.NewDecoder(&out); ; {
-			_, err := d.Token()
-			if err == io.EOF {
-				break
-			}
-			if err != nil {
-				t.Fatalf("chart of %s: %v", name, err)
-			}
-		}
-	}
+	checkCharts(t, report)
 	type bounds map[string]float64
 	if lines, ok := report.Check(bounds{"randread_q32": 0.4}, bounds{"cpu_us_read": 8}); !ok ||
 		len(lines) != 2 {
@@ -138,6 +126,93 @@ func checkOutput(t *testing.T, report *Report) {
 		if lines, ok := report.Check(bad[0], bad[1]); ok {
 			t.Errorf("%v passes: %v", bad, lines)
 		}
+	}
+}
+
+// chart is what a drawing shows.
+type chart struct {
+	texts []string
+	bars  []float64 // widths of the rectangles as high as a bar
+}
+
+func drawn(t *testing.T, name string, write func(io.Writer) error) (c chart) {
+	var out bytes.Buffer
+	if err := write(&out); err != nil {
+		t.Fatal(err)
+	}
+	var doc struct {
+		Texts []string `xml:"text"`
+		Rects []struct {
+			Width  float64 `xml:"width,attr"`
+			Height float64 `xml:"height,attr"`
+		} `xml:"rect"`
+	}
+	if err := xml.Unmarshal(out.Bytes(), &doc); err != nil {
+		t.Fatalf("chart of %s: %v", name, err)
+	}
+	c.texts = doc.Texts
+	for _, r := range doc.Rects {
+		if r.Height == 14 && r.Width != 2 { // 2: the marks of latencies
+			c.bars = append(c.bars, r.Width)
+		}
+	}
+	return c
+}
+
+// checkCharts: each value is in its chart, and the bars are as long as they should be.
+func checkCharts(t *testing.T, report *Report) {
+	want := map[string][]string{}
+	lengths := map[string][]float64{}
+	add := func(name, label string, value float64, text string) {
+		want[name] = append(want[name], label, text)
+		lengths[name] = append(lengths[name], value)
+	}
+	for _, f := range report.Figures {
+		if f.Goal != 0 {
+			want["figures"] = append(want["figures"], f.Name, fmt.Sprintf("%.3g %s (at", f.Value, f.Unit))
+		}
+	}
+	for _, run := range report.Runs {
+		median := func(f func(Result) float64) float64 { return medianOf(run.Rounds, f) }
+		iops := median(func(r Result) float64 { return r.IOPS })
+		mbps := median(func(r Result) float64 { return r.MBps })
+		add("iops", run.Name, iops, fmt.Sprintf("%.0f IOPS", iops))
+		add("mbps", run.Name, mbps, fmt.Sprintf("%.1f MB/s", mbps))
+		add("cpu", run.Name, 7, "7.0 µs")
+		want["latency"] = append(want["latency"], run.Name, fmt.Sprintf("%.0f, 99 %%: %.0f",
+			median(func(r Result) float64 { return r.Latency.P50 }),
+			median(func(r Result) float64 { return r.Latency.P99 })))
+	}
+	add("memory", "pstorage-csd", 1<<30, "1024 MiB")
+	charts := report.Charts()
+	if len(charts) != len(want) {
+		t.Errorf("%d charts, %d are known here", len(charts), len(want))
+	}
+	for name, write := range charts {
+		c := drawn(t, name, write)
+		text := strings.Join(c.texts, "\n")
+		for _, word := range want[name] {
+			if !strings.Contains(text, word) {
+				t.Errorf("chart of %s: no %q", name, word)
+			}
+		}
+		if lengths[name] == nil {
+			continue
+		}
+		if len(c.bars) != len(lengths[name]) {
+			t.Fatalf("chart of %s: %d bars, want %d", name, len(c.bars), len(lengths[name]))
+		}
+		most := slices.Max(lengths[name])
+		for i, v := range lengths[name] {
+			if math.Abs(c.bars[i]-max(v/most*chartPlot, 1)) > 0.1 {
+				t.Errorf("chart of %s: the bar of %v is %v long, that of %v %v", name, v, c.bars[i],
+					most, slices.Max(c.bars))
+			}
+		}
+	}
+	empty := &Report{}
+	for name, write := range empty.Charts() { // nothing to draw is no error
+		drawn(t, name, write)
 	}
 }
 

@@ -193,6 +193,10 @@ func (r *Report) writeRuns(b *strings.Builder) {
 	fmt.Fprintf(b, line, "run", "IOPS", "MB/s", "mean µs", "p50", "p99", "p99.9", "max",
 		"CPU µs/op")
 	for _, run := range r.Runs {
+		cpu := "-" // not measured
+		if us := medianOf(run.Rounds, func(x Result) float64 { return x.CPUPerOp }); us > 0 {
+			cpu = fmt.Sprintf("%.1f", us)
+		}
 		median := func(f func(Result) float64) string {
 			return fmt.Sprintf("%.0f", medianOf(run.Rounds, f))
 		}
@@ -202,8 +206,7 @@ func (r *Report) writeRuns(b *strings.Builder) {
 			median(func(x Result) float64 { return x.Latency.P50 }),
 			median(func(x Result) float64 { return x.Latency.P99 }),
 			median(func(x Result) float64 { return x.Latency.P999 }),
-			median(func(x Result) float64 { return x.Latency.Max }),
-			fmt.Sprintf("%.1f", medianOf(run.Rounds, func(x Result) float64 { return x.CPUPerOp })))
+			median(func(x Result) float64 { return x.Latency.Max }), cpu)
 	}
 }
 

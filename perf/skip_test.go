@@ -99,36 +99,78 @@ func TestRowsNamed(t *testing.T) {
 	}
 }
 
-// TestBenchRows: without a mount its rows are in the report as left out, with the reason.
+// TestBenchRows: rows of front ends that can't be measured are in the report as left out, with the
+// reason, and the others are measured.
 func TestBenchRows(t *testing.T) {
+	quick := BenchOptions{Each: time.Second, Size: 1 << 30}
+	all := quick
+	all.Passthrough, all.More = []string{"pass"}, true
 	for _, c := range []struct {
-		pass    []string
+		o       BenchOptions
+		lacks   string
 		skipped []string
 	}{
-		{nil, []string{"fuse_randread_q32", "fuse_randread_q1"}},
-		{[]string{"pass"}, []string{"fuse_randread_q32", "fuse_randread_q1",
-			"fuse_to_passthrough_q32"}},
+		{quick, FrontFuse, []string{"fuse_randread_q32", "fuse_randread_q1"}},
+		{quick, FrontNBD, []string{"nbd_randread_q32"}},
+		{quick, FrontLib, nil},
+		{all, FrontFuse, []string{"fuse_randread_q32", "fuse_randread_q1", "fuse_to_passthrough_q32",
+			"fuse_seqread_q8", "fuse_randwrite_q32", "fuse_seqwrite_q8"}},
+		{all, FrontNBD, []string{"nbd_randread_q32", "nbd_tcp_randread_q32", "nbd_seqread_q8",
+			"nbd_randwrite_q32", "nbd_seqwrite_q8"}},
+		{all, FrontLib, []string{"lib_randread_q32", "lib_randwrite_q32"}},
 	} {
-		b := &bench{o: BenchOptions{Each: time.Second, Size: 1 << 30, Passthrough: c.pass},
-			report: &Report{}}
-		all := len(b.rows(nil))
+		b := &bench{o: c.o, report: &Report{}}
+		whole := len(b.rows())
 		if len(b.report.Skipped) != 0 {
-			t.Errorf("with a mount: %q", b.report.Skipped)
+			t.Errorf("all can be measured: %q", b.report.Skipped)
 		}
-		rows := b.rows(errors.New("only root can mount"))
+		b.lacks = map[string]error{c.lacks: errors.New("no " + c.lacks)}
+		rows := b.rows()
 		for _, name := range c.skipped {
-			if b.report.Skipped[name] != "only root can mount" {
-				t.Errorf("%s: reason %q", name, b.report.Skipped[name])
+			if b.report.Skipped[name] != "no "+c.lacks {
+				t.Errorf("%s without %s: reason %q", name, c.lacks, b.report.Skipped[name])
 			}
 		}
 		for _, row := range rows {
-			if row.Ours.Front == FrontFuse || row.Yardstick.Front == FrontPass {
+			if row.Ours.Front == c.lacks || row.Yardstick.Front == c.lacks {
 				t.Errorf("%s can't be measured", row.Name)
 			}
 		}
-		if len(rows)+len(b.report.Skipped) != all {
-			t.Errorf("%d rows and %d left out of %d", len(rows), len(b.report.Skipped), all)
+		if len(b.report.Skipped) != len(c.skipped) || len(rows)+len(c.skipped) != whole {
+			t.Errorf("without %s: %d rows and %q of %d", c.lacks, len(rows), b.report.Skipped, whole)
 		}
+	}
+}
+
+// TestMoreRows: rows of front ends that only bench has are of native, have no goal, and those that
+// write stay within the files that are laid out for them.
+func TestMoreRows(t *testing.T) {
+	const size = 1 << 30
+	can := Fronts{Fuse: true, NBD: true, Passthrough: true, Ping: true}
+	main := Rows(time.Second, size, can)
+	can.More, can.Lib = true, true
+	names := map[string]bool{}
+	more := 0
+	for _, row := range Rows(time.Second, size, can) {
+		if names[row.Name] {
+			t.Errorf("%s is there twice", row.Name)
+		}
+		names[row.Name] = true
+		if slices.ContainsFunc(main, func(m Row) bool { return m.Name == row.Name }) {
+			continue
+		}
+		more++
+		w := row.Ours.Workload
+		if row.Goal != 0 || row.Bar != 0 || row.Yardstick.Front != FrontNative ||
+			row.Ours.Front == FrontNative || row.Yardstick.Workload.RW != w.RW {
+			t.Errorf("%+v", row)
+		}
+		if want := int64(size); w.Write() && w.Size != ownPart(size) || !w.Write() && w.Size != want {
+			t.Errorf("%s: %d bytes", row.Name, w.Size)
+		}
+	}
+	if more != 9 {
+		t.Errorf("%d more rows", more)
 	}
 }
 

@@ -3,6 +3,7 @@ package main
 import (
 	"errors"
 	"fmt"
+	"io"
 	"os"
 	"path/filepath"
 	"strconv"
@@ -44,7 +45,7 @@ func (p *planFlags) add(cmd *cobra.Command, seconds float64, size, journal cli.S
 	flags.StringToStringVar(&p.least, "min", nil, "`FIGURE=VALUE`: fail if the figure is lower")
 	flags.StringToStringVar(&p.most, "max", nil, "`FIGURE=VALUE`: fail if the figure is higher")
 	flags.BoolVar(&p.bars, "bars", false, "fail if a figure is worse than its bar in every round")
-	flags.StringVar(&p.out, "out", "", "also write report-TIME.json, .txt and two charts in `DIR`")
+	flags.StringVar(&p.out, "out", "", "also write report-TIME.json, .txt and charts in `DIR`")
 }
 
 // addQuick adds the flags of quick: all of it is to be over in 50 s.
@@ -167,15 +168,15 @@ func writeAll(dir string, r *perf.Report) error {
 		return err
 	}
 	base := filepath.Join(dir, "report-"+r.Time.Format("20060102-150405"))
-	for _, form := range []struct {
+	type form struct {
 		name  string
-		write func(*os.File) error
-	}{
-		{base + ".json", func(f *os.File) error { return r.WriteJSON(f) }},
-		{base + ".txt", func(f *os.File) error { return r.WriteTable(f) }},
-		{base + "-figures.svg", func(f *os.File) error { return r.WriteFigureChart(f) }},
-		{base + "-latency.svg", func(f *os.File) error { return r.WriteLatencyChart(f) }},
-	} {
+		write func(io.Writer) error
+	}
+	forms := []form{{base + ".json", r.WriteJSON}, {base + ".txt", r.WriteTable}}
+	for name, draw := range r.Charts() {
+		forms = append(forms, form{base + "-" + name + ".svg", draw})
+	}
+	for _, form := range forms {
 		f, err := os.Create(form.name)
 		if err != nil {
 			return err
@@ -220,7 +221,8 @@ func newBench() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "bench",
 		Short: "All figures, with emulated disks and more yardsticks; some minutes",
-		Long: `Bench measures what quick does, for longer, and more: a FUSE file system that passes
+		Long: `Bench measures what quick does, for longer, and more: writes and large requests through
+the mount and NBD, NBD over TCP, libpstorage (after make fio-engine), a FUSE file system that passes
 requests on, a TCP ping-pong, and (as root) a cluster of 4 servers with 2 emulated HDDs each, with
 and without journals on SSDs.`,
 		Example: `  pstorage-perf bench --out results
@@ -231,7 +233,7 @@ and without journals on SSDs.`,
 			if err != nil {
 				return err
 			}
-			p.o.Passthrough = []string{self, passthroughCommand}
+			p.o.Passthrough, p.o.More = []string{self, passthroughCommand}, true
 			return p.run(cmd)
 		},
 	}

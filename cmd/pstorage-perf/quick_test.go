@@ -53,6 +53,10 @@ func TestFinish(t *testing.T) {
 		if len(files) != 1 {
 			t.Fatalf("files %q", files)
 		}
+		charts, _ := filepath.Glob(filepath.Join(p.out, "*.svg"))
+		if len(charts) != len(r.Charts()) {
+			t.Errorf("charts %q", charts)
+		}
 		text, err := os.ReadFile(files[0])
 		if err != nil || !json.Valid(text) || !strings.Contains(string(text), "loop device") {
 			t.Errorf("%v: %s", err, text)
