@@ -159,8 +159,8 @@ func (r *Report) WriteTable(out io.Writer) error {
 	if lines := r.MissingLines(); len(lines) > 0 {
 		b.WriteString("\nnot measured:\n  " + strings.Join(lines, "\n  ") + "\n")
 	}
-	for _, note := range r.Notes {
-		b.WriteString("\nnote: " + note + "\n")
+	if len(r.Notes) > 0 {
+		b.WriteString("\nnotes:\n  " + strings.Join(r.Notes, "\n  ") + "\n")
 	}
 	_, err := io.WriteString(out, b.String())
 	return err

@@ -1,6 +1,7 @@
-// Package peers measures other storage systems beside pstorage: the same jobs, three copies, all
+// Package peers measures other storage systems beside pstorage: the same workloads, three copies, all
 // servers on one machine and one disk, each beside raw fio on that disk in the same rounds. One
-// system runs at a time, in a sandbox of its own; nothing of it is left behind.
+// system runs after the other, in a sandbox of its own; nothing of it is left behind. The others are
+// driven by fio, pstorage by the native generator, which does what fio would.
 package peers
 
 import (
@@ -44,7 +45,8 @@ const Ours = "pstorage"
 
 // Names are those of all systems; about says what each is measured as.
 func Names() (names, about []string) {
-	names, about = []string{Ours}, []string{"native client, writes durable on all copies"}
+	names, about = []string{Ours}, []string{"native client by a load generator of its own, not fio; " +
+		"writes durable on all copies"}
 	for _, y := range systems {
 		names, about = append(names, y.name), append(about, y.about)
 	}
@@ -97,6 +99,18 @@ func (o *Options) setDefaults() error {
 	return nil
 }
 
+// notes are what a reader of the figures must know.
+func notes() []string {
+	return []string{
+		"one system after the other: a system's figures are of raw fio in its own rounds; compare " +
+			"ratios, not IOPS",
+		"pstorage is driven by its own load generator inside the client, with the sizes and depths of " +
+			"the fio jobs; the others by fio",
+		"memory is that of the servers, at the end, and of a mount where there is one, without the " +
+			"load generator",
+	}
+}
+
 // Run measures the systems one after the other. One that isn't installed, or doesn't work here, is
 // named in the report with the reason, and the others are measured.
 func Run(ctx context.Context, o Options) (*perf.Report, error) {
@@ -118,7 +132,8 @@ func Run(ctx context.Context, o Options) (*perf.Report, error) {
 		}
 	}
 	report := &perf.Report{Time: time.Now(), Commit: perf.Commit(), Machine: perf.Machine(),
-		Rounds: o.Rounds, Seconds: o.Each.Seconds(), Size: o.Size, Skipped: map[string]string{}}
+		Rounds: o.Rounds, Seconds: o.Each.Seconds(), Size: o.Size, Skipped: map[string]string{},
+		Notes: notes()}
 	names, _ := Names()
 	for i, name := range names {
 		if !slices.Contains(o.Only, name) {
@@ -156,9 +171,15 @@ func (y *system) absent() error {
 	return nil
 }
 
-// opener starts a system in an empty directory. Its file is laid out by the first run. close ends
-// it, also after an error.
-type opener func(ctx context.Context, dir string) (run perf.Runner, close func() error, err error)
+// started is a system that runs. Its file is laid out by the first run.
+type started struct {
+	run   perf.Runner
+	pids  func() ([]int, error) // of its servers, and of its mount, if it has one
+	close func() error          // also after an error; nil: nothing to do
+}
+
+// opener starts a system in an empty directory.
+type opener func(ctx context.Context, dir string) (started, error)
 
 // measure runs the plan for one system.
 func (o *Options) measure(ctx context.Context, report *perf.Report, name string, open opener) (
@@ -173,17 +194,19 @@ func (o *Options) measure(ctx context.Context, report *perf.Report, name string,
 		return err
 	}
 	fmt.Fprintf(o.Progress, "%s: starting it in %s\n", name, home)
-	run, end, err := open(ctx, home)
-	defer func() { err = errors.Join(err, end()) }()
+	y, err := open(ctx, home)
+	if y.close != nil {
+		defer func() { err = errors.Join(err, y.close()) }()
+	}
 	if err != nil {
 		return err
 	}
 	fmt.Fprintf(o.Progress, "%s: writing %d MiB\n", name, o.Size>>20)
 	lay := perf.Workload{RW: "write", BlockSize: 1 << 20, Depth: 8, Size: o.Size}
-	if _, err := run(ctx, lay); err != nil {
+	if _, err := y.run(ctx, lay); err != nil {
 		return fmt.Errorf("lay out the file: %w", err)
 	}
-	fronts := map[string]perf.Runner{name: run,
+	fronts := map[string]perf.Runner{name: y.run,
 		perf.FrontRaw: func(ctx context.Context, w perf.Workload) (perf.Result, error) {
 			syscall.Sync() // what is left in the page cache isn't to be written during the yardstick
 			return perf.Fio(ctx, w, raw, "io_uring")
@@ -197,6 +220,24 @@ func (o *Options) measure(ctx context.Context, report *perf.Report, name string,
 	}
 	report.Figures = append(report.Figures, figures...)
 	report.Runs = append(report.Runs, runs...)
+	return addMemory(report, name, y.pids)
+}
+
+// addMemory adds what a system's processes have resident.
+func addMemory(report *perf.Report, name string, pids func() ([]int, error)) error {
+	all, err := pids()
+	if err != nil {
+		return err
+	}
+	bytes := perf.RSS(all)
+	if report.Memory == nil {
+		report.Memory = map[string]int64{}
+	}
+	report.Memory[name] = bytes
+	mb := float64(bytes) / 1e6
+	report.Figures = append(report.Figures, perf.Figure{Name: name + "_memory_mb", Value: mb,
+		Unit: "MB", Ours: []float64{mb},
+		Note: fmt.Sprintf("resident memory of its %d processes", len(all))})
 	return nil
 }
 
@@ -213,37 +254,36 @@ func rows(name string, each time.Duration, size int64) []perf.Row {
 }
 
 // ours starts a cluster of pstorage.
-func (o *Options) ours(ctx context.Context, dir string) (perf.Runner, func() error, error) {
-	nothing := func() error { return nil }
+func (o *Options) ours(ctx context.Context, dir string) (y started, err error) {
 	binary, err := perf.FindBinary("pstorage")
 	if err != nil {
-		return nil, nothing, err
+		return y, err
 	}
 	c, err := perf.StartCluster(ctx, perf.ClusterOptions{Binary: binary, Dir: dir, CS: 3,
 		Args: []string{"--no-mount", "--log-size", "1G"}})
 	if err != nil {
-		return nil, nothing, err
+		return y, err
 	}
 	n, err := perf.OpenNative(ctx, perf.NativeOptions{Etc: filepath.Join(dir, "etc"),
 		Cluster: "dev", Path: "/bench", PIDs: c.PIDs})
 	if err != nil {
-		return nil, c.Stop, err
+		return started{close: c.Stop}, err
 	}
-	return n.Run, func() error { return errors.Join(n.Close(), c.Stop()) }, nil
+	return started{n.Run, c.PIDs, func() error { return errors.Join(n.Close(), c.Stop()) }}, nil
 }
 
 // open returns how the system is started.
 func (y *system) open(o *Options) opener {
-	return func(ctx context.Context, dir string) (perf.Runner, func() error, error) {
+	return func(ctx context.Context, dir string) (started, error) {
 		s, err := openSandbox(dir, y.own)
 		if err != nil {
-			return nil, func() error { return nil }, err
+			return started{}, err
 		}
 		t, err := y.start(ctx, s, o.Size)
 		run := func(ctx context.Context, w perf.Workload) (perf.Result, error) {
 			return s.measure(ctx, t, w)
 		}
-		return run, s.close, err
+		return started{run, s.pids, s.close}, err
 	}
 }
 

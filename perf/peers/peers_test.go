@@ -3,6 +3,7 @@ package peers
 import (
 	"context"
 	"errors"
+	"math"
 	"os"
 	"path/filepath"
 	"strconv"
@@ -57,6 +58,35 @@ func TestUnknown(t *testing.T) {
 	_, err := Run(t.Context(), Options{Only: []string{"ceph", "cehp"}, Dir: "/nowhere"})
 	if err == nil || !strings.Contains(err.Error(), `"cehp"`) {
 		t.Errorf("%v", err)
+	}
+}
+
+// TestSaid: the report says what isn't the same for all systems, and what memory each takes.
+func TestSaid(t *testing.T) {
+	report := &perf.Report{Notes: notes()}
+	self := func() ([]int, error) { return []int{os.Getpid()}, nil }
+	for _, name := range []string{"one", "two"} {
+		if err := addMemory(report, name, self); err != nil {
+			t.Fatal(err)
+		}
+		mb := report.Values()[name+"_memory_mb"]
+		if mb < 1 || report.Memory[name] != int64(math.Round(mb*1e6)) {
+			t.Errorf("%s: %v MB, %d bytes", name, mb, report.Memory[name])
+		}
+	}
+	bad := errors.New("gone")
+	if err := addMemory(report, "x", func() ([]int, error) { return nil, bad }); err != bad {
+		t.Errorf("error %v", err)
+	}
+	var out strings.Builder
+	if err := report.WriteTable(&out); err != nil {
+		t.Fatal(err)
+	}
+	for _, word := range []string{"one_memory_mb", "two_memory_mb", "system after the other",
+		"its own load generator"} {
+		if !strings.Contains(out.String(), word) {
+			t.Errorf("no %q in %s", word, out.String())
+		}
 	}
 }
 
