@@ -9,6 +9,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"time"
 )
@@ -388,8 +389,8 @@ func either(reads, writes Runner) Runner {
 	}
 }
 
-// lib runs fio with the engine for libpstorage. How much CPU time that takes isn't known: fio counts
-// its own thread, not the library's.
+// lib runs fio with the engine for libpstorage. How much CPU time that takes isn't known: fio
+// counts its own thread, not the library's.
 func (b *bench) lib(file string) Runner {
 	return func(ctx context.Context, w Workload) (Result, error) {
 		r, err := FioOn(ctx, w, []string{"env", b.env()}, "--ioengine=external:"+b.fioEngine(),
@@ -461,22 +462,48 @@ func (b *bench) plan(ctx context.Context) error {
 			b.say("[%3d/%d, %3.0f s, about %3.0f s left] %s", done+1, total, passed.Seconds(),
 				left.Seconds(), what)
 		})
-	if err != nil {
-		return err
-	}
-	if len(p.figures) == 0 {
-		return fmt.Errorf("starting and writing files took %.0f s: there was no time to measure "+
-			"within %.0f s; give it longer, or smaller files", begun.Sub(b.begun).Seconds(),
+	if len(p.figures) == 0 && err == nil {
+		err = fmt.Errorf("starting and writing files took %.0f s: there was no time to measure within "+
+			"%.0f s; give it longer, or smaller files", begun.Sub(b.begun).Seconds(),
 			b.o.Within.Seconds())
 	}
+	b.take(rows, p, err)
+	if len(p.figures) == 0 {
+		return err
+	}
+	used, memErr := memory(b.cluster, b.nbd, b.nbdWrites)
+	b.report.Memory = used
+	return errors.Join(err, memErr)
+}
+
+// take puts into the report what a plan gave, and why the rest isn't there. err is why it ended, if
+// it didn't come to its end.
+func (b *bench) take(rows []Row, p planned, err error) {
 	b.report.Figures, b.report.Runs, b.report.Rounds = p.figures, p.runs, p.rounds
 	b.report.Size, b.report.Journal = b.o.Size, b.o.Journal
-	if p.rounds < b.o.Rounds {
+	why := map[string]string{}
+	for front, failed := range p.failed {
+		why[front] = "failed: " + failed.Error()
+	}
+	ended := p.failed[FrontNative] != nil || p.failed[FrontRaw] != nil
+	if b.o.Within > 0 && !ended && p.rounds < b.o.Rounds {
 		b.reduced(fmt.Sprintf("%d of %d rounds", p.rounds, b.o.Rounds))
 	}
-	b.report.skip(fmt.Sprintf("no time left within %.0f s", b.o.Within.Seconds()), p.left...)
-	b.report.Memory, err = memory(b.cluster, b.nbd, b.nbdWrites)
-	return err
+	for _, row := range rows {
+		if slices.ContainsFunc(p.figures, func(f Figure) bool { return f.Name == row.Name }) {
+			continue
+		}
+		reason := fmt.Sprintf("no time left within %.0f s", b.o.Within.Seconds())
+		switch {
+		case why[row.Ours.Front] != "":
+			reason = why[row.Ours.Front]
+		case why[row.Yardstick.Front] != "":
+			reason = why[row.Yardstick.Front]
+		case err != nil:
+			reason = "not reached: " + err.Error()
+		}
+		b.report.skip(reason, row.Name)
+	}
 }
 
 // memory returns the resident memory of the programs' processes by program name, in bytes.

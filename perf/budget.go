@@ -7,8 +7,8 @@ import (
 
 // This file keeps a measurement within a time (BenchOptions.Within), whatever the disk:
 //
-//  1. how fast the disk writes is probed, and files and journals are made smaller until writing them
-//     takes no more than a share of the time;
+//  1. how fast the disk writes is probed, and files and journals are made smaller until writing
+//     them takes no more than a share of the time;
 //  2. the cluster's file is written in pieces, as many as that share has room for;
 //  3. a round begins only if there is room for one as long as the longest before it, and a run only
 //     if there is room for the slowest before it.

@@ -84,7 +84,8 @@ func TestPieces(t *testing.T) {
 		}
 	}
 	bad := errors.New("bad")
-	if _, err := pieces(1, time.Time{}, time.Now, func(int64, int64) error { return bad }); err != bad {
+	fails := func(int64, int64) error { return bad }
+	if _, err := pieces(1, time.Time{}, time.Now, fails); err != bad {
 		t.Errorf("error %v", err)
 	}
 	if done, err := pieces(3<<20, time.Now().Add(time.Hour), time.Now,

@@ -15,8 +15,8 @@ import (
 // This file tells a change from noise. Each side is a set of reports. Rounds of one report share a
 // cluster, its files and some minutes: they are more alike than those of two reports. So a figure's
 // samples are the medians of its reports, one of each, where there are enough of them on both
-// sides; with fewer, the rounds of all reports count one by one, which makes changes look surer than
-// they are, and that is said. Two questions are asked:
+// sides; with fewer, the rounds of all reports count one by one, which makes changes look surer
+// than they are, and that is said. Two questions are asked:
 //
 //  1. Could both sets of samples come from the same distribution? Mann-Whitney's rank test answers
 //     with a probability, without assuming what the noise looks like; one outlier is one rank.
@@ -340,8 +340,8 @@ func WriteChanges(out io.Writer, changes []Change) error {
 			fmt.Sprintf("%d/%d %s", c.Samples[0], c.Samples[1], of), c.Verdict)
 	}
 	if rounds {
-		b.WriteString("\nRounds of a run are more alike than runs are, so where they count one by one p is" +
-			"\ntoo small. 5 reports or more on each side, made in turns, make runs the samples.\n")
+		b.WriteString("\nRounds of a run are more alike than runs are, so where they count one by one " +
+			"p is\ntoo small. 5 reports or more on each side, made in turns, make runs the samples.\n")
 	}
 	_, err := io.WriteString(out, b.String())
 	return err

@@ -11,8 +11,9 @@
 //   - Bench measures the main figures (Rows) of a cluster in interleaved rounds (RunPlan): through
 //     the client library, a mount and NBD, each beside its yardstick.
 //   - Engine and Recovery measure on emulated disks.
-//   - A Report has figures with goals, and bars below which a figure counts as a regression;
-//     Compare tells a change between sets of reports from noise.
+//   - A Report has figures with goals, and bars beyond which a figure counts as a regression; what
+//     couldn't be measured is named with the reason, and doesn't take the rest with it. Compare
+//     tells a change between sets of reports from noise.
 //
 // CPU time per operation is summed over all processes of the cluster and the load generator.
 // Job files for people are in perf/jobs, the same workloads as those of the rows (a test compares

@@ -2,6 +2,7 @@ package perf
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"math"
 )
@@ -120,11 +121,17 @@ func RunPlan(ctx context.Context, rows []Row, rounds int, fronts map[string]Runn
 type planned struct {
 	figures []Figure
 	runs    []RunResult
-	rounds  int      // that were made in full
-	left    []string // rows for which there was no time
+	rounds  int              // that were made in full
+	left    []string         // rows that weren't reached
+	failed  map[string]error // by front end
 }
 
-// runPlan is RunPlan as far as the time allows.
+// base says whether a front end is one without which a plan can't go on.
+func base(front string) bool { return front == FrontNative || front == FrontRaw }
+
+// runPlan is RunPlan as far as the time allows. A front end that fails is given up, the others are
+// measured all the same; without the client library, or the disk itself, it ends. What was measured
+// till then is returned beside the error.
 func runPlan(ctx context.Context, rows []Row, rounds int, fronts map[string]Runner, time *pace,
 	progress func(done, total int, what string)) (p planned, err error) {
 	results := map[Run]*RunResult{}
@@ -133,32 +140,40 @@ func runPlan(ctx context.Context, rows []Row, rounds int, fronts map[string]Runn
 		results[run] = &RunResult{Name: run.String(), Front: run.Front}
 	}
 	done, total := 0, rounds*len(first)
-	round := func(i int) (bool, error) {
+	p.failed = map[string]error{}
+	round := func(i int) (whole bool) {
 		for _, run := range order(rows, i) {
+			if p.failed[run.Front] != nil {
+				continue
+			}
 			if !time.run() {
-				return false, nil
+				return false
 			}
 			progress(done, total, run.String())
 			begun := time.time()
-			r, err := fronts[run.Front](ctx, run.Workload)
-			if err != nil {
-				return false, fmt.Errorf("%v, round %d: %w", run, i+1, err)
+			r, failed := fronts[run.Front](ctx, run.Workload)
+			if failed != nil {
+				failed = fmt.Errorf("%v, round %d: %w", run, i+1, failed)
+				p.failed[run.Front], err = failed, errors.Join(err, failed)
+				if base(run.Front) || ctx.Err() != nil {
+					return false
+				}
+				continue
 			}
 			time.ran(begun)
 			results[run].Rounds = append(results[run].Rounds, r)
 			done++
 		}
-		return true, nil
+		return true
 	}
-	for whole := true; whole && p.rounds < rounds && time.round(); {
-		if whole, err = round(p.rounds); err != nil {
-			return planned{}, err
-		}
-		if whole {
-			p.rounds++
-		}
+	for p.rounds < rounds && time.round() && round(p.rounds) {
+		p.rounds++
 	}
 	for _, row := range rows {
+		ours, yardstick := row.Ours.Front, row.Yardstick.Front
+		if p.failed[ours] != nil && !base(ours) || p.failed[yardstick] != nil && !base(yardstick) {
+			continue
+		}
 		f := row.figure(results[row.Ours], results[row.Yardstick])
 		if len(f.Values) == 0 {
 			p.left = append(p.left, row.Name)
@@ -171,7 +186,7 @@ func runPlan(ctx context.Context, rows []Row, rounds int, fronts map[string]Runn
 			p.runs = append(p.runs, *results[run])
 		}
 	}
-	return p, nil
+	return p, err
 }
 
 // figure is the median over the rounds. yardstick is nil if the row has none. A round that was cut

@@ -306,6 +306,52 @@ func TestRunPlanError(t *testing.T) {
 	}
 }
 
+// TestPlanGoesOn: a front end that fails takes its own rows with it; the base of the others ends
+// the plan. What was measured stays, and the report says why the rest isn't there.
+func TestPlanGoesOn(t *testing.T) {
+	rows := Rows(time.Second, 1<<30, Fronts{Fuse: true, NBD: true})
+	for _, c := range []struct {
+		front      string
+		good       int // runs of it before it fails
+		rounds     int
+		gone, stay string // rows
+		values     int    // of stay
+	}{
+		{FrontNBD, 0, 3, "nbd_randread_q32", "fuse_randread_q32", 3},
+		{FrontNBD, 1, 3, "nbd_randread_q32", "seqwrite_q8", 3},
+		{FrontRaw, 4, 0, "randwrite_q32", "randread_q32", 1},
+		{FrontNative, 12, 1, "", "randwrite_q32", 1},
+	} {
+		fronts := map[string]Runner{}
+		for _, front := range []string{FrontNative, FrontRaw, FrontFuse, FrontNBD} {
+			ran := 0
+			fronts[front] = func(context.Context, Workload) (Result, error) {
+				if ran++; front == c.front && ran > c.good {
+					return Result{}, errors.New("it broke")
+				}
+				return Result{Ops: 1, IOPS: 1, MBps: 1}, nil
+			}
+		}
+		p, err := runPlan(t.Context(), rows, 3, fronts, nil, func(int, int, string) {})
+		if err == nil || !strings.Contains(err.Error(), c.front) || p.rounds != c.rounds {
+			t.Errorf("%s fails: %d rounds, %v", c.front, p.rounds, err)
+		}
+		b := &bench{o: BenchOptions{Rounds: 3, Size: 1 << 30}, report: &Report{}}
+		b.take(rows, p, err)
+		if len(b.report.Figures)+len(b.report.Skipped) != len(rows) || len(b.report.Notes) > 0 {
+			t.Errorf("%s fails: %d figures, left out %q, %q", c.front, len(b.report.Figures),
+				b.report.Skipped, b.report.Notes)
+		}
+		if c.gone != "" && !strings.Contains(b.report.Skipped[c.gone], "it broke") {
+			t.Errorf("%s fails: %s: %q", c.front, c.gone, b.report.Skipped[c.gone])
+		}
+		i := slices.IndexFunc(b.report.Figures, func(f Figure) bool { return f.Name == c.stay })
+		if i < 0 || len(b.report.Figures[i].Values) != c.values {
+			t.Errorf("%s fails: %s isn't there or has other than %d rounds", c.front, c.stay, c.values)
+		}
+	}
+}
+
 func TestPingPong(t *testing.T) {
 	begun := time.Now() // on a busy machine one message may take all the time
 	r, err := PingPong(context.Background(), Workload{Time: 50 * time.Millisecond})

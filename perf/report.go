@@ -225,7 +225,7 @@ func (r *Report) Regressions() []string {
 func (r *Report) BarLines() []string {
 	var lines []string
 	for _, f := range r.Figures {
-		rounds := "its median; not all rounds"
+		rounds := "the median"
 		if f.Regressed() {
 			rounds = "all rounds"
 		}

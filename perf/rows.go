@@ -43,7 +43,8 @@ func (m rowMaker) native(rw string, block, depth int) Run {
 
 func (m rowMaker) raw(rw string, block, depth int) Run { return m.run(FrontRaw, rw, block, depth) }
 
-// ownPart is the size of the file that each front end writes to: one client at a time may write one.
+// ownPart is the size of the file that each front end writes to: one client at a time may write a
+// file.
 func ownPart(size int64) int64 { return min(size, 256<<20) }
 
 // more are rows without a goal: a workload through all front ends that have it, of native.

@@ -20,9 +20,10 @@ func newPeers() *cobra.Command {
 		Short: "Other storage systems beside pstorage: same workloads, same disk, three copies",
 		Long: `Peers measures pstorage and other storage systems with the same workloads, each beside raw
 fio on the same disk in the same rounds. The systems run one after the other, so ratios compare, not
-IOPS; fio drives the others, pstorage has its own load generator. All servers of a system are on this
-machine, in namespaces of its own (as root); nothing of it is left behind. One whose Debian packages
-aren't installed (make peers-install) is named with the reason, and the others are measured.
+IOPS; fio drives the others, pstorage has its own load generator. All servers of a system are on
+this machine, in namespaces of its own (as root); nothing of it is left behind. One whose Debian
+packages aren't installed (make peers-install) is named with the reason, and the others are
+measured.
 
 Systems, and what each is measured as:
 ` + rowList(peers.Names()),

@@ -204,8 +204,8 @@ the medians of the rounds' ratios, each with its goal. The write rows are those 
 aren't full; what is sustained is a row of pstorage-perf engine.
 
 It takes at most 50 seconds, without waiting for another measurement on this machine: on a slow disk
-files and journals are smaller, on a busy machine there are fewer rounds, and the report says so. Who
-gives sizes, rounds or times gets those, unless --within is given, too.`,
+files and journals are smaller, on a busy machine there are fewer rounds, and the report says so.
+Who gives sizes, rounds or times gets those, unless --within is given, too.`,
 		Example: `  pstorage-perf quick
   pstorage-perf quick --json --rounds 5
   pstorage-perf quick --min randread_q32=0.4 --max cpu_us_read=25`,

@@ -1,7 +1,7 @@
-// Package peers measures other storage systems beside pstorage: the same workloads, three copies, all
-// servers on one machine and one disk, each beside raw fio on that disk in the same rounds. One
-// system runs after the other, in a sandbox of its own; nothing of it is left behind. The others are
-// driven by fio, pstorage by the native generator, which does what fio would.
+// Package peers measures other storage systems beside pstorage: the same workloads, three copies,
+// all servers on one machine and one disk, each beside raw fio on that disk in the same rounds. One
+// system runs after the other, in a sandbox of its own; nothing of it is left behind. fio drives
+// the others, the native generator pstorage, which does what fio would.
 package peers
 
 import (
