@@ -487,7 +487,7 @@ func (b *bench) take(rows []Row, p planned, err error) {
 	}
 	ended := p.failed[FrontNative] != nil || p.failed[FrontRaw] != nil
 	if b.o.Within > 0 && !ended && p.rounds < b.o.Rounds {
-		b.reduced(fmt.Sprintf("%d of %d rounds", p.rounds, b.o.Rounds))
+		b.reduced(fmt.Sprintf("%d of %d rounds in full", p.rounds, b.o.Rounds))
 	}
 	for _, row := range rows {
 		if slices.ContainsFunc(p.figures, func(f Figure) bool { return f.Name == row.Name }) {
