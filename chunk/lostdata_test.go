@@ -10,7 +10,8 @@ import (
 )
 
 // TestLostDataIsNamed: a member whose disk lost what it had acknowledged lives, answers and has a
-// lease, so the metadata servers exclude it only if they are told why. Without it the chunk goes on.
+// lease, so the metadata servers exclude it only if they are told why. Without it the chunk goes
+// on.
 func TestLostDataIsNamed(t *testing.T) {
 	for liar := range 3 {
 		w := newWorld(t, uint64(liar+1), 3)
