@@ -30,7 +30,8 @@ file, and a client that says nothing loses that right only after 30 s.
 
 The command ends when no write of that client can reach the file any more, not even one that
 is on its way. The client gets the error EROFS for writes; it may read on, and when the file
-is opened there anew it may ask for the right again. Who may write a file: pstorage file-info`,
+is opened there anew (NBD: when its client connects anew) it may ask for the right again. Who
+may write a file: pstorage file-info`,
 		Example: `  pstorage revoke /vm/disk1                       # whoever writes it
   pstorage revoke -R /vm --client 4be1907ff6a2b0c1 # only what that client writes
   pstorage revoke --client 4be1907ff6a2b0c1 --all  # everything that it writes`,

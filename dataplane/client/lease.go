@@ -265,10 +265,7 @@ func (f *File) OpenForWrite() Right {
 	}
 	var right Right
 	if c.onLoop(func() {
-		l := &f.lease
-		l.writers++
-		f.reopened()
-		right = l.right + 1
+		right = f.openForWrite()
 		f.askLease()
 	}) != nil {
 		return 0
@@ -281,12 +278,39 @@ func (f *File) CloseForWrite() {
 	if f.client == nil || f.client.eng.leases.meta == nil {
 		return
 	}
-	f.client.loop.Post(func() {
-		f.lease.writers--
-		if f.lease.writers == 0 {
-			f.dropLease()
-		}
-	})
+	f.client.loop.Post(f.closeForWrite)
+}
+
+// OpenForWrite begins a use of f that may write or may not, as far as is known yet: the first write
+// asks for the lease, so one who only reads is in nobody's way. CloseForWrite ends it.
+func (e *Engine) OpenForWrite(f *File) Right {
+	if e.leases.meta == nil {
+		return 0
+	}
+	if f.lease.writers == 0 {
+		f.lease.refused = 0 // what users of before met is over: a write waits its full time
+	}
+	return f.openForWrite()
+}
+
+// CloseForWrite ends what OpenForWrite began. The last one gives the lease back.
+func (e *Engine) CloseForWrite(f *File) {
+	if e.leases.meta != nil {
+		f.closeForWrite()
+	}
+}
+
+func (f *File) openForWrite() Right {
+	f.lease.writers++
+	f.reopened()
+	return f.lease.right + 1
+}
+
+func (f *File) closeForWrite() {
+	f.lease.writers--
+	if f.lease.writers == 0 {
+		f.dropLease()
+	}
 }
 
 // reopened: somebody opened the file, so it may be asked for again.

@@ -123,6 +123,66 @@ func TestRevoked(t *testing.T) {
 	}
 }
 
+// TestMayWrite: an open that doesn't tell whether it will write has the lease from its first write
+// until it ends. When all such opens have ended, the next one waits for another client anew.
+func TestMayWrite(t *testing.T) {
+	c := newCluster(t, 3)
+	ctx := context.Background()
+	a, err := c.client.Create(ctx, &control.CreateReq{Parent: dataplane.RootID, Name: "disk",
+		Type: control.TypeFile, Mode: 0o600})
+	if err != nil {
+		t.Fatal(err)
+	}
+	f, err := c.client.OpenAttr(a)
+	if err != nil {
+		t.Fatal(err)
+	}
+	e := c.client.eng
+	open := func() { c.client.onLoop(func() { e.OpenForWrite(f) }) }
+	end := func() { c.client.onLoop(func() { e.CloseForWrite(f) }) }
+	expect := func(asks, holds bool) {
+		t.Helper()
+		c.client.onLoop(func() {
+			if l := &f.lease; l.asking != asks || (l.status == leaseHeld) != holds {
+				t.Errorf("asks for the lease: %v, status %d", l.asking, l.status)
+			}
+		})
+	}
+	open()
+	expect(false, false)
+	if _, err := f.WriteAt(make([]byte, 4096), 0); err != nil {
+		t.Fatal(err)
+	}
+	open()
+	end()
+	expect(false, true)
+	end()
+	expect(false, false)
+
+	other := c.second(time.Second)
+	defer other.Close()
+	theirs, err := other.OpenFile(ctx, a.File)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := theirs.WriteAt(make([]byte, 4096), 0); err != nil {
+		t.Fatal(err)
+	}
+	c.client.onLoop(func() { e.opt.LeaseWait = 100 * time.Millisecond })
+	open()
+	if _, err := f.WriteAt(make([]byte, 4096), 0); dataplane.KindOf(err) != dataplane.LeaseHeld {
+		t.Errorf("a write beside another client: %v", err)
+	}
+	end()
+	open()
+	c.client.onLoop(func() {
+		if f.lease.refused != 0 {
+			t.Error("the next write doesn't wait for the other client to end")
+		}
+	})
+	end()
+}
+
 // heldBack is a Leaser whose releases are answered when the test says so.
 type heldBack struct{ answer func(error) }
 

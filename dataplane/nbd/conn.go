@@ -44,6 +44,8 @@ type conn struct {
 	structured bool
 	meta       bool // base:allocation was chosen
 	size       uint64
+	writes     bool         // the export may be written; if so
+	right      client.Right // is by which
 
 	live   int    // ops under way
 	busy   *op    // those of them that the device has
@@ -96,6 +98,9 @@ func (c *conn) Recv(p []byte) (used int, into []byte) {
 		c.export, c.structured = c.hand.chosen, c.hand.structured
 		c.meta = c.hand.metaExport == c.export && c.structured
 		c.size = c.export.size()
+		if c.writes = !c.export.readOnly; c.writes {
+			c.right = c.export.dev.OpenForWrite()
+		}
 		c.s.env.Disarm(&c.shake)
 		c.s.log.Info("a client is connected", "export", c.export.name, "from", c.uc.RemoteAddr(),
 			"connection", c.id)
@@ -176,6 +181,7 @@ func (c *conn) start(o *op) {
 		c.busy.prev = o
 	}
 	c.busy = o
+	o.Right = c.right
 	c.export.dev.Submit(&o.Op)
 }
 
@@ -636,7 +642,7 @@ func (e *export) resize(o *op) {
 func (c *conn) resize(o *op) {
 	err := c.ctx.Err() // of a client that has gone while this waited
 	if err == nil {
-		err = c.export.dev.Resize(c.ctx, o.r.offset)
+		err = c.export.dev.Resize(c.ctx, c.right, o.r.offset)
 	}
 	c.s.post(func() {
 		if o.Err = err; err == nil {

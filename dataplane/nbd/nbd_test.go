@@ -27,6 +27,10 @@ type world struct {
 	ops    []*client.Op
 	posted chan func() // by the goroutines of BLOCK_STATUS and RESIZE
 	fail   error
+
+	writers int
+	right   client.Right // of who opens now
+	resized client.Right // that the last resize was by
 }
 
 func (w *world) Now() int64                   { return w.now }
@@ -44,9 +48,15 @@ func (w *world) Cancel(op *client.Op) {
 		op.Done(op)
 	}
 }
+func (w *world) OpenForWrite() client.Right {
+	w.writers++
+	return w.right
+}
+func (w *world) CloseForWrite()                { w.writers-- }
 func (w *world) Size() uint64                  { return uint64(len(w.mem)) }
 func (w *world) Refresh(context.Context) error { return nil }
-func (w *world) Resize(_ context.Context, n uint64) error {
+func (w *world) Resize(_ context.Context, r client.Right, n uint64) error {
+	w.resized = r
 	w.mem = append(w.mem[:min(n, uint64(len(w.mem)))], make([]byte, int(n)-min(int(n), len(w.mem)))...)
 	return nil
 }
@@ -596,10 +606,10 @@ type slowResize struct {
 	end   chan struct{}
 }
 
-func (d *slowResize) Resize(ctx context.Context, n uint64) error {
+func (d *slowResize) Resize(ctx context.Context, r client.Right, n uint64) error {
 	d.began <- n
 	<-d.end
-	return d.world.Resize(ctx, n)
+	return d.world.Resize(ctx, r, n)
 }
 
 // TestOneResizeAtATime: of resizes at once, by one connection and another, each begins when the one

@@ -56,14 +56,18 @@ type Server struct {
 	served  uint64        // connections so far
 }
 
-// device is what an export needs of a file. Submit and Cancel are called on the loop's thread, the
-// others on any; Size may be called on both. Neither Submit nor Cancel calls op.Done.
+// device is what an export needs of a file. Submit, Cancel, OpenForWrite and CloseForWrite are
+// called on the loop's thread, the others on any; Size may be called on both. Neither Submit nor
+// Cancel calls op.Done.
 type device interface {
 	Submit(op *client.Op)
 	Cancel(op *client.Op)
+	// OpenForWrite begins a use that may write, by the right that it gives; CloseForWrite ends it.
+	OpenForWrite() client.Right
+	CloseForWrite()
 	Size() uint64
 	Refresh(ctx context.Context) error
-	Resize(ctx context.Context, size uint64) error
+	Resize(ctx context.Context, right client.Right, size uint64) error
 	Seek(ctx context.Context, off int64, hole bool) (int64, error)
 }
 
@@ -101,6 +105,10 @@ func (d fileDevice) Submit(op *client.Op) {
 
 func (d fileDevice) Cancel(op *client.Op) { d.eng.Cancel(op) }
 
+func (d fileDevice) OpenForWrite() client.Right { return d.eng.OpenForWrite(d.file) }
+
+func (d fileDevice) CloseForWrite() { d.eng.CloseForWrite(d.file) }
+
 func (d fileDevice) Size() uint64 { return d.file.Size() }
 
 func (d fileDevice) Refresh(ctx context.Context) error {
@@ -108,8 +116,8 @@ func (d fileDevice) Refresh(ctx context.Context) error {
 	return err
 }
 
-func (d fileDevice) Resize(ctx context.Context, size uint64) error {
-	_, err := d.file.Truncate(ctx, size)
+func (d fileDevice) Resize(ctx context.Context, right client.Right, size uint64) error {
+	_, err := d.file.TruncateBy(ctx, right, size)
 	return err
 }
 
@@ -246,9 +254,12 @@ func (s *Server) Close(ctx context.Context) error {
 
 // left notes that a connection has gone and nothing of it is under way.
 func (s *Server) left(c *conn) {
-	if c != nil {
+	if _, here := s.conns[c]; here {
 		delete(s.conns, c)
 		c.gone()
+		if c.writes {
+			c.export.dev.CloseForWrite()
+		}
 	}
 	if s.closing && len(s.conns) == 0 {
 		select {
