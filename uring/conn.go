@@ -70,11 +70,15 @@ type conn struct {
 }
 
 // A peer whose host has died says nothing any more, and neither need we: the kernel finds out, some
-// two minutes later. Who waits for an answer has shorter times of his own.
+// two minutes later. It doesn't ask while we have sent something that isn't acknowledged, and would
+// repeat that for a quarter of an hour; so that has the same time, and what a living peer doesn't
+// take, too. Who waits for an answer has shorter times of his own.
 const (
 	keepIdle  = 60 // s without anything from the peer, until it is asked whether it is there ...
 	keepEvery = 10 // ... and again, so many s later, ...
 	keepCount = 6  // ... so many times
+
+	takeTime = keepIdle + keepCount*keepEvery // s that the peer may take nothing of what is sent
 )
 
 // setTCP sets what our connections want of TCP; a unix socket has none of it.
@@ -84,6 +88,7 @@ func setTCP(fd int) {
 	_ = unix.SetsockoptInt(fd, unix.IPPROTO_TCP, unix.TCP_KEEPINTVL, keepEvery)
 	_ = unix.SetsockoptInt(fd, unix.IPPROTO_TCP, unix.TCP_KEEPCNT, keepCount)
 	_ = unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_KEEPALIVE, 1)
+	_ = unix.SetsockoptInt(fd, unix.IPPROTO_TCP, unix.TCP_USER_TIMEOUT, 1000*takeTime)
 }
 
 // newConn takes over the connected socket fd.

@@ -425,7 +425,8 @@ func TestHungUp(t *testing.T) {
 	}
 }
 
-// TestKeepAlive: the kernel finds out that the host of a silent peer has died, whoever dialed.
+// TestKeepAlive: the kernel finds out that the host of a silent peer has died, whoever dialed, also
+// when there is something on its way to it.
 func TestKeepAlive(t *testing.T) {
 	l := startLoop(t, LoopOptions{NoLocal: true})
 	accepted := make(chan Conn, 1)
@@ -436,7 +437,8 @@ func TestKeepAlive(t *testing.T) {
 	dialed := dialTo(t, l, addr, &peer{})
 	for _, c := range []Conn{dialed.c, <-accepted} {
 		for name, want := range map[[2]int]int{{unix.SOL_SOCKET, unix.SO_KEEPALIVE}: 1,
-			{unix.IPPROTO_TCP, unix.TCP_KEEPIDLE}: keepIdle} {
+			{unix.IPPROTO_TCP, unix.TCP_KEEPIDLE}:     keepIdle,
+			{unix.IPPROTO_TCP, unix.TCP_USER_TIMEOUT}: 120e3} {
 			var got int
 			var err error
 			on(t, l, func() {

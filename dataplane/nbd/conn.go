@@ -50,6 +50,7 @@ type conn struct {
 	live   int    // ops under way
 	busy   *op    // those of them that the device has
 	bytes  uint64 // of their payload
+	big    int    // of that outside of the pool
 	recv   *op    // a WRITE whose payload is being received
 	paused bool   // the socket isn't read: too much is under way
 	ending bool   // no more requests; closed when everything is answered
@@ -58,6 +59,11 @@ type conn struct {
 	gone   context.CancelFunc
 	timer  uring.Timer
 	shake  uring.Timer // the handshake takes too long
+
+	// See share.go.
+	sent, came   uint64 // bytes for the client; of payloads of WRITEs from it
+	takes, gives still
+	hungry       bool // it waited for memory since the last look
 }
 
 // op is a request under way.
@@ -111,6 +117,7 @@ func (c *conn) Recv(p []byte) (used int, into []byte) {
 	for c.recv == nil && !c.closed && !c.ending {
 		n, err := c.take(p[used:])
 		if err == errBusyPool {
+			c.s.wants(c)
 			c.pause()
 			c.s.env.Arm(&c.timer, breath)
 			return used, nil
@@ -136,6 +143,7 @@ func (c *conn) Recv(p []byte) (used int, into []byte) {
 // RecvDone implements uring.ConnHandler.
 func (c *conn) RecvDone() {
 	o := c.recv
+	c.came += uint64(len(o.data()) - o.have)
 	o.have = len(o.data())
 	c.recv = nil
 	c.submit(o)
@@ -204,8 +212,15 @@ func (c *conn) send(p []byte) {
 	for !c.closed && len(p) > 0 {
 		n := min(len(p), 4096)
 		c.uc.Append(p[:n])
+		c.sent += uint64(n)
 		p = p[n:]
 	}
+}
+
+// reserve is what the caller fills with the next n bytes for the client.
+func (c *conn) reserve(n int) []byte {
+	c.sent += uint64(n)
+	return c.uc.Reserve(n)
 }
 
 // drop closes the connection now.
@@ -328,6 +343,7 @@ func (c *conn) take(p []byte) (used int, err error) {
 func (c *conn) fill(p []byte) int {
 	o := c.recv
 	n := copy(o.data()[o.have:], p)
+	c.came += uint64(n)
 	if o.have += n; o.have == len(o.data()) {
 		c.recv = nil
 		c.submit(o)
@@ -405,20 +421,21 @@ func (c *conn) check(r *request) uint32 {
 }
 
 // newOp makes an op with a buffer of n bytes. Half of the pool is left to the client's connections:
-// a READ holds its buffer until the data have come through one of theirs. The pool never gives
+// a READ holds its buffer until the data have come through one of theirs. Of the other half c may
+// hold as much as is free then, so that clients that take no replies leave others something. The pool never gives
 // memory of one size to another: if what is free has been cut too small, though half isn't in use,
 // waiting won't help, and the op gets memory of its own.
 func (c *conn) newOp(r request, n int) (*op, error) {
 	var buf *uring.Buf
 	if n > 0 && n <= bufferSize {
 		pool := c.s.pool
-		if pool.InUse() > len(pool.Arena())/2 {
+		if free := len(pool.Arena())/2 - pool.InUse(); c.hold() > free {
 			return nil, errBusyPool
 		}
 		buf = pool.Get(n)
 	}
 	big := n > 0 && buf == nil
-	if big && c.s.big > 0 && c.s.big+n > maxBig {
+	if big && c.s.big > 0 && c.big+n > maxBig-c.s.big {
 		return nil, errBusyPool
 	}
 	o := c.s.free
@@ -432,6 +449,7 @@ func (c *conn) newOp(r request, n int) (*op, error) {
 	o.Err, o.N, o.FUA, o.Buf = nil, 0, false, nil
 	if big {
 		o.big = make([]byte, n)
+		c.big += n
 		c.s.big += n
 	}
 	c.live++
@@ -511,29 +529,30 @@ func (c *conn) answer(o *op) {
 	errno := c.errno(o)
 	if o.r.cmd != cmdRead || errno != 0 {
 		if c.structured && (o.r.cmd == cmdRead || o.r.cmd == cmdBlockStatus) {
-			p := c.uc.Reserve(structuredSize + 6)
+			p := c.reserve(structuredSize + 6)
 			putStructured(p, chunkDone, chunkError, o.r.cookie, 6)
 			binary.BigEndian.PutUint32(p[structuredSize:], errno)
 			binary.BigEndian.PutUint16(p[structuredSize+4:], 0)
 			return
 		}
-		putSimple(c.uc.Reserve(simpleSize), errno, o.r.cookie)
+		putSimple(c.reserve(simpleSize), errno, o.r.cookie)
 		return
 	}
 	data := o.data()
 	clear(data[o.N:]) // the file became shorter than the device was
 	switch {
 	case c.structured && len(data) == 0:
-		putStructured(c.uc.Reserve(structuredSize), chunkDone, chunkNone, o.r.cookie, 0)
+		putStructured(c.reserve(structuredSize), chunkDone, chunkNone, o.r.cookie, 0)
 	case c.structured:
-		p := c.uc.Reserve(structuredSize + 8)
+		p := c.reserve(structuredSize + 8)
 		putStructured(p, chunkDone, chunkOffsetData, o.r.cookie, uint32(8+len(data)))
 		binary.BigEndian.PutUint64(p[structuredSize:], o.r.offset)
 	default:
-		putSimple(c.uc.Reserve(simpleSize), 0, o.r.cookie)
+		putSimple(c.reserve(simpleSize), 0, o.r.cookie)
 	}
 	if o.buf != nil {
 		c.uc.AppendBuf(o.buf, 0, len(data))
+		c.sent += uint64(len(data))
 	} else {
 		c.send(data)
 	}
@@ -561,6 +580,7 @@ func (c *conn) finish(o *op) {
 	if o.buf != nil {
 		o.buf.Release()
 	}
+	c.big -= len(o.big)
 	c.s.big -= len(o.big)
 	o.buf, o.big, o.Buf, o.c = nil, nil, nil, nil
 	o.next, c.s.free = c.s.free, o
@@ -602,7 +622,7 @@ func (c *conn) status(o *op) {
 	}
 	c.s.post(func() {
 		if o.Err = err; err == nil && !c.closed {
-			p := c.uc.Reserve(structuredSize + 4)
+			p := c.reserve(structuredSize + 4)
 			putStructured(p, chunkDone, chunkBlockStatus, o.r.cookie, uint32(4+len(list)))
 			binary.BigEndian.PutUint32(p[structuredSize:], metaAllocationID)
 			c.send(list)

@@ -25,7 +25,10 @@
 // that no write of it is done after newer ones over its next connection. A connection may have
 // maxRequests requests and maxBytes of payload under way; beyond that its socket isn't read. All
 // connections of a server together, maxConns at most, leave half of the client's buffers to the
-// client, and one that doesn't choose an export within handshakeTime is closed.
+// client, and one that doesn't choose an export within handshakeTime is closed. Of the other half
+// each may hold as much as is free then. A client that is stopped, or cut off, keeps what it has
+// while nobody needs it; when others wait for memory it is closed, after stuckTime. Over TCP the
+// kernel closes one that has taken nothing of its replies for two minutes in any case.
 //
 // NBD knows no authentication but TLS, which this doesn't have: listen on a unix socket or on
 // loopback, or guard the port by other means.

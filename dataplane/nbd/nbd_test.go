@@ -144,22 +144,52 @@ type fakeConn struct {
 	closed bool
 	hungUp bool
 	step   int // most bytes in one receive
+
+	stopped bool // the client takes nothing of what is sent
+	queued  int
+	bufs    []*uring.Buf
 }
 
-func (f *fakeConn) Append(p []byte) { f.out = append(f.out, p...) }
+func (f *fakeConn) Append(p []byte) {
+	if f.stopped {
+		f.queued += len(p)
+	}
+	f.out = append(f.out, p...)
+}
 func (f *fakeConn) Reserve(n int) []byte {
 	if n > 4096 {
 		panic("too much reserved")
 	}
-	f.out = append(f.out, make([]byte, n)...)
+	f.Append(make([]byte, n))
 	return f.out[len(f.out)-n:]
 }
-func (f *fakeConn) AppendBuf(b *uring.Buf, from, to int) { f.Append(b.Bytes()[from:to]) }
-func (f *fakeConn) Queued() int                          { return 0 }
-func (f *fakeConn) Close(err error)                      { f.closed = true }
-func (f *fakeConn) RemoteAddr() string                   { return "test" }
-func (f *fakeConn) PauseRecv(p bool)                     { f.paused = p }
-func (f *fakeConn) HungUp() bool                         { return f.hungUp }
+func (f *fakeConn) AppendBuf(b *uring.Buf, from, to int) {
+	if f.stopped {
+		b.Retain()
+		f.bufs, f.queued = append(f.bufs, b), f.queued+to-from
+		return
+	}
+	f.Append(b.Bytes()[from:to])
+}
+func (f *fakeConn) Queued() int { return f.queued }
+func (f *fakeConn) Close(err error) {
+	f.closed = true
+	f.take(f.queued)
+}
+func (f *fakeConn) RemoteAddr() string { return "test" }
+func (f *fakeConn) PauseRecv(p bool)   { f.paused = p }
+func (f *fakeConn) HungUp() bool       { return f.hungUp }
+
+// take has a client that was stopped take n bytes; the buffers come back when it has all.
+func (f *fakeConn) take(n int) {
+	if f.queued -= n; f.queued > 0 {
+		return
+	}
+	for _, b := range f.bufs {
+		b.Release()
+	}
+	f.bufs = nil
+}
 
 // feed gives the handler what there is. It says whether anything happened.
 func (f *fakeConn) feed() (moved bool) {

@@ -50,7 +50,8 @@ type Server struct {
 	closers []func()
 	conns   map[*conn]struct{}
 	free    *op
-	big     int // bytes of payloads outside of the pool
+	big     int         // bytes of payloads outside of the pool
+	look    uring.Timer // armed while connections wait for memory
 	closing bool
 	idle    chan struct{} // closed when closing and no connection is left
 	served  uint64        // connections so far
@@ -157,6 +158,7 @@ func newServer(env uring.Env, pool *uring.Pool, post func(func()), gone <-chan s
 	log *slog.Logger) *Server {
 	s := &Server{env: env, pool: pool, post: post, gone: gone, log: log,
 		conns: map[*conn]struct{}{}, idle: make(chan struct{})}
+	s.look.Fire = s.lookAround
 	s.ctx, s.stop = context.WithCancel(context.Background())
 	return s
 }
