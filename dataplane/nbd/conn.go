@@ -74,6 +74,7 @@ type op struct {
 	buf  *uring.Buf // of the pool; or
 	big  []byte     // of its own
 	have int        // bytes of a WRITE's payload that have come
+	left int64      // bytes that a WRITE_ZEROES with NO_HOLE still has to write
 	next *op        // in c.busy, or the free list
 	prev *op        // in c.busy
 }
@@ -388,6 +389,9 @@ func (c *conn) check(r *request) uint32 {
 	case cmdWriteZeroes:
 		allowed = cmdFlagNoHole | cmdFlagFastZero
 		behind = errNoSpace
+		if r.flags&(cmdFlagNoHole|cmdFlagFastZero) == cmdFlagNoHole|cmdFlagFastZero {
+			return errNotSup // without a hole it isn't faster than a WRITE
+		}
 	case cmdBlockStatus:
 		allowed = cmdFlagReqOne
 		if !c.meta || r.length == 0 {
@@ -445,7 +449,7 @@ func (c *conn) newOp(r request, n int) (*op, error) {
 	} else {
 		c.s.free = o.next
 	}
-	o.c, o.r, o.buf, o.have, o.next = c, r, buf, 0, nil
+	o.c, o.r, o.buf, o.have, o.left, o.next = c, r, buf, 0, 0, nil
 	o.Err, o.N, o.FUA, o.Buf = nil, 0, false, nil
 	if big {
 		o.big = make([]byte, n)
@@ -492,6 +496,11 @@ func (c *conn) submit(o *op) {
 			c.done(o)
 			return
 		}
+		if o.r.flags&cmdFlagNoHole != 0 {
+			o.left = to - from
+			c.writeZeros(o)
+			return
+		}
 		o.Kind, o.Offset, o.Length = client.Zero, from, to-from
 	case cmdBlockStatus:
 		go c.status(o)
@@ -510,8 +519,29 @@ func (c *conn) submit(o *op) {
 	c.start(o)
 }
 
+// zeros is what WRITE_ZEROES with NO_HOLE writes.
+var zeros [bufferSize]byte
+
+// writeZeros writes the next piece of o: the space is to be taken, as by a WRITE.
+func (c *conn) writeZeros(o *op) {
+	n := min(o.left, int64(len(zeros)))
+	o.Kind, o.Buf = client.Write, zeros[:n]
+	o.Offset = int64(o.r.offset) + int64(o.r.length) - o.left
+	o.left -= n
+	if uint64(o.Offset+n) > c.export.size() { // it would make the file longer, as in check
+		o.left, o.Err = 0, wireError(errNoSpace)
+		c.done(o)
+		return
+	}
+	c.start(o)
+}
+
 // done answers a request.
 func (c *conn) done(o *op) {
+	if o.Err == nil && o.left > 0 && (!c.closed || c.ending) {
+		c.writeZeros(o)
+		return
+	}
 	if o.Err == nil && o.Kind == client.Zero && o.FUA && !c.closed &&
 		(o.r.cmd == cmdTrim || o.r.cmd == cmdWriteZeroes) {
 		o.Kind, o.FUA = client.Flush, false
