@@ -31,6 +31,7 @@ const (
 	maxConns      = 256                     // a client has a few
 	maxBig        = 256 << 20               // bytes of payloads that are too large for the pool
 	handshakeTime = int64(30 * time.Second) // then a connection without a device is closed
+	lingerTime    = int64(10 * time.Second) // without anything taken; then an ending one is closed
 )
 
 // conn is one connection.
@@ -58,7 +59,7 @@ type conn struct {
 	ctx    context.Context // of what isn't done on the loop
 	gone   context.CancelFunc
 	timer  uring.Timer
-	shake  uring.Timer // the handshake takes too long
+	shake  uring.Timer // the handshake, or the taking of the last replies, takes too long
 
 	// See share.go.
 	sent, came   uint64 // bytes for the client; of payloads of WRITEs from it
@@ -83,6 +84,7 @@ var (
 	errBusyPool = errors.New("no buffer")
 	errTooLong  = errors.New("a WRITE is longer than 32 MiB")
 	errSlow     = errors.New("the handshake took too long")
+	errUnread   = errors.New("the client left and didn't take its last replies for 10 s")
 	errHungUp   = errors.New("the client hung up and left more requests than are taken at a time")
 	errTooMuch  = fmt.Errorf("there are %d connections already", maxConns)
 )
@@ -235,8 +237,7 @@ func (c *conn) drop(why error) {
 			"reason", why)
 	}
 	if c.export == nil && c.uc.Queued() > 0 { // what the handshake said last is to be read
-		c.ending = true
-		c.uc.PauseRecv(true)
+		c.linger()
 		c.s.env.Arm(&c.timer, breath)
 		return
 	}
@@ -244,13 +245,36 @@ func (c *conn) drop(why error) {
 	c.uc.Close(why)
 }
 
+// linger takes no more requests, and gives the client time to take what was sent.
+func (c *conn) linger() {
+	c.ending = true
+	c.uc.PauseRecv(true)
+	c.takes = still{c.taken(), c.s.env.Now()}
+	c.s.env.Arm(&c.shake, lingerTime)
+}
+
+// late: the client hasn't done in time what it had to.
+func (c *conn) late() {
+	switch {
+	case c.closed:
+	case !c.ending:
+		c.drop(errSlow)
+	case c.takes.age(c.s.env.Now(), c.uc.Queued() > 0, c.taken()) < lingerTime:
+		c.s.env.Arm(&c.shake, lingerTime)
+	default:
+		c.s.log.Warn("a connection is closed", "connection", c.id, "from", c.uc.RemoteAddr(),
+			"reason", errUnread)
+		c.closed = true
+		c.uc.Close(errUnread)
+	}
+}
+
 // end takes no more requests, and closes the connection when those under way are answered.
 func (c *conn) end() {
 	if c.closed || c.ending {
 		return
 	}
-	c.ending = true
-	c.uc.PauseRecv(true)
+	c.linger()
 	c.retry()
 }
 

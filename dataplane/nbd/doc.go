@@ -28,7 +28,8 @@
 // client, and one that doesn't choose an export within handshakeTime is closed. Of the other half
 // each may hold as much as is free then. A client that is stopped, or cut off, keeps what it has
 // while nobody needs it; when others wait for memory it is closed, after stuckTime. Over TCP the
-// kernel closes one that has taken nothing of its replies for two minutes in any case.
+// kernel closes one that has taken nothing of its replies for two minutes in any case. One that has
+// said good-bye, or was refused in the handshake, may take nothing for lingerTime.
 //
 // NBD knows no authentication but TLS, which this doesn't have: listen on a unix socket or on
 // loopback, or guard the port by other means.

@@ -193,7 +193,7 @@ func (s *Server) attach(uc uring.Conn) uring.ConnHandler {
 	c.ctx, c.gone = context.WithCancel(s.ctx)
 	c.hand.exports = s.exports
 	c.timer.Fire = c.retry
-	c.shake.Fire = func() { c.drop(errSlow) }
+	c.shake.Fire = c.late
 	var refusal error
 	switch {
 	case s.closing:

@@ -1,6 +1,7 @@
 package nbd
 
 import (
+	"bytes"
 	"io"
 	"testing"
 	"time"
@@ -167,5 +168,47 @@ func stuckClients(t *testing.T, name string, stick func(*world) *fakeConn, idle 
 	for _, f := range []*fakeConn{slow, f} {
 		f.Close(nil)
 		f.h.Closed(io.EOF)
+	}
+}
+
+// TestLastRepliesAreTaken: a client that was refused in the handshake, or has said good-bye, and
+// takes nothing of what it was told, is closed after a while. One that takes it slowly isn't.
+func TestLastRepliesAreTaken(t *testing.T) {
+	leave := map[string][]byte{
+		"refused": append(append(opt(optList, nil), make([]byte, optionSize)...), hello...),
+		"left": append(append(goOpt("disk"), cmd(cmdRead, 0, 1, 0, 4096, nil)...),
+			cmd(cmdDisc, 0, 2, 0, 0, nil)...),
+	}
+	for name, in := range leave {
+		for _, slow := range []bool{false, true} {
+			w := newWorld(t, 1<<20)
+			f := w.connect(1 << 20)
+			f.stopped = true
+			f.in = append(bytes.Clone(hello), in...)
+			w.pass(0, f)
+			if f.queued == 0 || f.closed {
+				t.Errorf("%s: %d bytes of replies, closed: %v", name, f.queued, f.closed)
+			}
+			for range 4 {
+				w.pass(lingerTime/2, f)
+				if slow {
+					f.take(1)
+				}
+			}
+			if f.closed == slow {
+				t.Errorf("%s, slow: %v: closed after %d s: %v", name, slow, w.now/1e9, f.closed)
+			}
+			if slow {
+				f.take(f.queued)
+				w.pass(2*breath, f)
+				if !f.closed {
+					t.Errorf("%s: not closed when all was taken", name)
+				}
+			}
+			f.h.Closed(io.EOF)
+			if _, armed := w.timers.Next(); armed || len(w.s.conns) != 0 {
+				t.Errorf("%s: %d connections are left, a timer: %v", name, len(w.s.conns), armed)
+			}
+		}
 	}
 }
