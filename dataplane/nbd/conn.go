@@ -388,7 +388,7 @@ func (e wireError) Error() string {
 	case errOverflow:
 		return "the request is too long"
 	case errNotSup:
-		return "unknown command"
+		return "zeros without a hole aren't fast"
 	}
 	return "the request makes no sense"
 }
@@ -426,7 +426,7 @@ func (c *conn) check(r *request) uint32 {
 			return errInvalid
 		}
 	default:
-		return errNotSup
+		return errInvalid
 	}
 	// FUA may come with every command.
 	if r.flags&^(allowed|cmdFlagFUA) != 0 {

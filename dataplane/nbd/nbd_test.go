@@ -8,6 +8,7 @@ import (
 	"log/slog"
 	"math/rand/v2"
 	"slices"
+	"strings"
 	"testing"
 	"time"
 
@@ -306,7 +307,7 @@ func TestCommands(t *testing.T) {
 		f.feed()
 		w.settle(f)
 		errs, _ := replies(t, f.out, nil)
-		want := map[uint64]uint32{1: 0, 2: 0, 3: 0, 4: errNoSpace, 5: 0, 6: 0, 7: 0, 8: 0, 9: errNotSup,
+		want := map[uint64]uint32{1: 0, 2: 0, 3: 0, 4: errNoSpace, 5: 0, 6: 0, 7: 0, 8: 0, 9: errInvalid,
 			10: errInvalid, 11: errOverflow, 12: 0, 13: errInvalid, 14: 0, 15: errInvalid}
 		for c, e := range want {
 			if got, ok := errs[c]; !ok || got != e {
@@ -526,6 +527,17 @@ func TestHandshake(t *testing.T) {
 			if got[i] != c.want[i] {
 				t.Errorf("%s: replies %x, want %x", c.name, got, c.want)
 			}
+		}
+	}
+	for _, in := range [][]byte{goOpt(strings.Repeat("\x01", maxName)),
+		append(opt(optStructuredReply, nil),
+			opt(optSetMeta, append(str(strings.Repeat("\xff", maxName)), 0, 0, 0, 0))...)} {
+		n := negotiation{exports: w.s.exports}
+		_, out, err := n.step(append(bytes.Clone(hello), in...))
+		last := bytes.LastIndex(out, binary.BigEndian.AppendUint64(nil, magicReply))
+		if err != nil || binary.BigEndian.Uint32(out[last+12:]) != repErrUnknown ||
+			len(out)-last-20 > maxName {
+			t.Errorf("a long unknown name: %d bytes of replies, %v", len(out), err)
 		}
 	}
 	n := negotiation{exports: w.s.exports}

@@ -118,6 +118,9 @@ func refuse(out []byte, opt, typ uint32, why string) []byte {
 	return appendReply(out, opt, typ, []byte(why))
 }
 
+// noExport says so; a string of the protocol has at most maxName bytes, so name isn't quoted whole.
+func noExport(name string) string { return fmt.Sprintf("there is no export %.60q", name) }
+
 // find returns the export of a name; the empty name is the first one.
 func (n *negotiation) find(name string) *export {
 	for i, e := range n.exports {
@@ -143,7 +146,7 @@ func (n *negotiation) info(out []byte, opt uint32, data []byte) []byte {
 	}
 	e := n.find(name)
 	if e == nil {
-		return refuse(out, opt, repErrUnknown, fmt.Sprintf("there is no export %q", name))
+		return refuse(out, opt, repErrUnknown, noExport(name))
 	}
 	for rest = rest[2:]; len(rest) > 0; rest = rest[2:] {
 		var d []byte
@@ -197,7 +200,7 @@ func (n *negotiation) meta(out []byte, opt uint32, data []byte) []byte {
 	}
 	e := n.find(name)
 	if e == nil {
-		return refuse(out, opt, repErrUnknown, fmt.Sprintf("there is no export %q", name))
+		return refuse(out, opt, repErrUnknown, noExport(name))
 	}
 	if opt == optSetMeta {
 		n.metaExport = nil

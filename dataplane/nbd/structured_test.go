@@ -6,6 +6,7 @@ import (
 	"io"
 	"testing"
 
+	"pstorage/dataplane"
 	"pstorage/dataplane/client"
 )
 
@@ -142,4 +143,64 @@ func TestResize(t *testing.T) {
 	}
 	a.h.Closed(io.EOF)
 	b.h.Closed(io.EOF)
+}
+
+// TestErrors: what the device refuses is answered with an error of the protocol, and the connection
+// goes on.
+func TestErrors(t *testing.T) {
+	for _, c := range []struct {
+		fail error
+		want uint32
+	}{
+		{io.ErrUnexpectedEOF, errIO},
+		{dataplane.E("write", dataplane.LeaseHeld, nil), errIO},
+		{dataplane.E("write", dataplane.NoSpace, nil), errNoSpace},
+		{dataplane.E("write", dataplane.Fenced, nil), errShutdown},
+		{dataplane.E("write", dataplane.Denied, nil), errPerm},
+	} {
+		for _, structured := range []bool{false, true} {
+			w := newWorld(t, 1<<20)
+			f := w.connect(1 << 20)
+			f.in = append(f.in, hello...)
+			if structured {
+				f.in = append(f.in, opt(optStructuredReply, nil)...)
+			}
+			f.in = append(f.in, goOpt("disk")...)
+			f.feed()
+			f.out, w.fail = nil, c.fail
+			for _, p := range [][]byte{
+				cmd(cmdWrite, cmdFlagFUA, 1, 0, 4096, make([]byte, 4096)),
+				cmd(cmdFlush, 0, 2, 0, 0, nil),
+				cmd(cmdTrim, cmdFlagFUA, 3, 0, 4096, nil),
+				cmd(cmdWriteZeroes, 0, 4, 0, 4096, nil),
+				cmd(cmdRead, 0, 5, 0, 4096, nil),
+			} {
+				f.in = append(f.in, p...)
+			}
+			f.feed()
+			w.settle(f)
+			chunks, simple := structuredReplies(t, f.out)
+			if structured {
+				if got := chunks[5]; len(got) != 1 || got[0].flags != chunkDone || got[0].typ != chunkError ||
+					binary.BigEndian.Uint32(got[0].payload) != c.want {
+					t.Errorf("%v: a structured READ was answered %v", c.fail, got)
+				}
+				simple[5] = c.want
+			}
+			for cookie := uint64(1); cookie <= 5; cookie++ {
+				if e, ok := simple[cookie]; !ok || e != c.want {
+					t.Errorf("%v: request %d was answered: %v, error %d, want %d", c.fail, cookie, ok, e,
+						c.want)
+				}
+			}
+			f.out, w.fail = nil, nil
+			f.in = cmd(cmdFlush, 0, 6, 0, 0, nil)
+			f.feed()
+			w.settle(f)
+			if errs, _ := replies(t, f.out, nil); len(errs) != 1 || errs[6] != 0 {
+				t.Errorf("%v: the request after it was answered %v", c.fail, errs)
+			}
+			f.h.Closed(io.EOF)
+		}
+	}
 }
