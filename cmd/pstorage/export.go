@@ -32,6 +32,7 @@ const (
 
 type nbdOptions struct {
 	sockets  []string
+	access   socketAccess
 	listen   []string
 	readOnly bool
 	create   cli.Size
@@ -64,8 +65,8 @@ func newExportNBD(a *app) *cobra.Command {
 cluster; its export has the same name without the first slash, and the first one is also the
 export without a name. Without --socket and --listen the service is on loopback, port 10809.
 
-NBD knows no passwords: a unix socket is for the user who runs this, and an address other than
-loopback is for everybody who can reach it.
+NBD knows no passwords: a unix socket is for the user who runs this, and for whom --socket-mode
+and --socket-group let in, and an address other than loopback is for everybody who can reach it.
 
 A client may have several connections, write with FUA, trim, zero and resize. A file that
 grew is seen by clients that connect after that.`,
@@ -85,6 +86,7 @@ grew is seen by clients that connect after that.`,
 	}
 	f := cmd.Flags()
 	f.StringArrayVar(&o.sockets, "socket", nil, "serve on a unix socket at `PATH`")
+	o.access.add(cmd)
 	f.StringArrayVar(&o.listen, "listen", nil, "serve on `IP[:PORT]` (port "+nbdPort+")")
 	f.BoolVar(&o.readOnly, "read-only", false, "refuse writes")
 	f.Var(&o.create, "create", "make files that don't exist or are empty, of this `SIZE` (sparse)")
@@ -120,6 +122,9 @@ func (o *nbdOptions) addresses() (list []string, open bool, err error) {
 func exportNBD(ctx context.Context, a *app, o *nbdOptions, files []string, out io.Writer) error {
 	addrs, open, err := o.addresses()
 	if err != nil {
+		return err
+	}
+	if err := o.access.check(o.sockets); err != nil {
 		return err
 	}
 	for i, f := range files {
@@ -184,6 +189,11 @@ func exportNBD(ctx context.Context, a *app, o *nbdOptions, files []string, out i
 	for i, addr := range addrs {
 		if addrs[i], err = srv.Listen(addr); err != nil {
 			return cli.Fail("", err, "choose another address with --socket or --listen")
+		}
+		if path, local := strings.CutPrefix(addr, "unix:"); local {
+			if err := o.access.allow(path); err != nil {
+				return err
+			}
 		}
 	}
 	if open {

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"fmt"
 	"net/url"
 	"os"
 	"os/exec"
@@ -27,6 +28,13 @@ func TestExportNBD(t *testing.T) {
 	n.refused("", 2, []string{"which file"}, "export", "nbd")
 	n.refused("", 2, []string{"slash"}, "export", "nbd", "disk")
 	n.refused("", 2, []string{"IP address"}, "export", "nbd", "/disk", "--listen", "localhost")
+	n.refused("", 2, []string{"--socket-mode", "0660"}, "export", "nbd", "/disk", "--socket", "s",
+		"--socket-mode", "0888")
+	n.refused("", 2, []string{"for --socket"}, "export", "nbd", "/disk", "--socket-mode", "0660")
+	n.refused("", 2, []string{"file system"}, "export", "nbd", "/disk", "--socket", "@s",
+		"--socket-mode", "0660")
+	n.refused("", 2, []string{"no such group"}, "export", "nbd", "/disk", "--socket", "s",
+		"--socket-group", "no such group")
 	n.refused("", 1, []string{"/disk", "not found", "--create"}, "export", "nbd", "/disk")
 	// Not before: chunk servers that have just become active still write to their directories.
 	csd := n.start("pstorage-csd")
@@ -34,10 +42,14 @@ func TestExportNBD(t *testing.T) {
 
 	sock := n.path("nbd.sock")
 	srv := n.start("pstorage", "export", "nbd", "/disk", "/second", "--create", "200M",
-		"--socket", sock, "--listen", "127.0.0.1:0")
+		"--socket", sock, "--socket-mode", "660", "--socket-group", fmt.Sprint(os.Getgid()),
+		"--listen", "127.0.0.1:0")
 	uri := "nbd+unix:///disk?socket=" + sock
 	if line := srv.waitFor("serving"); line != "serving "+uri {
 		t.Errorf("the service says %q", line)
+	}
+	if info, err := os.Stat(sock); err != nil || info.Mode().Perm() != 0o660 {
+		t.Errorf("the socket: %v, %v", info, err)
 	}
 	tcp := strings.TrimPrefix(srv.waitFor("nbd://"), "serving ")
 	run := func(name string, args ...string) string {
@@ -101,6 +113,9 @@ func TestExportNBD(t *testing.T) {
 
 	ro := n.start("pstorage", "export", "nbd", "/disk", "--read-only", "--socket", sock)
 	ro.waitFor("serving")
+	if info, err := os.Stat(sock); err != nil || info.Mode().Perm() != 0o600 {
+		t.Errorf("the socket: %v, %v", info, err)
+	}
 	run("qemu-io", "-r", "-f", "raw", "-c", "read 0 4k", uri)
 	if out, err := exec.Command("qemu-io", "-f", "raw", "-c", "write 0 4k", uri).
 		CombinedOutput(); err == nil {
