@@ -101,6 +101,10 @@ func (c *conn) Recv(p []byte) (used int, into []byte) {
 			c.drop(err)
 			return len(p), nil
 		}
+		if c.hand.wants != nil {
+			c.refresh(c.hand.wants)
+			return n, nil
+		}
 		if used = n; c.hand.chosen == nil {
 			return used, nil
 		}
@@ -173,6 +177,24 @@ func (c *conn) Closed(err error) {
 	if c.live == 0 {
 		c.s.left(c)
 	}
+}
+
+// refresh asks for the size of e, which the handshake waits for.
+func (c *conn) refresh(e *export) {
+	c.uc.PauseRecv(true)
+	go func() {
+		ctx, cancel := context.WithTimeout(c.ctx, refreshTime)
+		defer cancel()
+		if err := e.dev.Refresh(ctx); err != nil && c.ctx.Err() == nil {
+			c.s.log.Warn("the size of an exported file isn't known for sure", "export", e.name,
+				"err", err)
+		}
+		c.s.post(func() {
+			if c.hand.know(e); !c.closed && !c.ending {
+				c.uc.PauseRecv(false)
+			}
+		})
+	}()
 }
 
 // callOff cancels what is under way for a client that has gone without a good-bye. It may be back

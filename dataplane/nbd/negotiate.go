@@ -15,6 +15,8 @@ type negotiation struct {
 	options    int
 	metaExport *export // for which base:allocation was chosen
 	chosen     *export // the handshake is over
+	wants      *export // whose size the next option waits for
+	fresh      *export // whose size was asked for in this handshake
 }
 
 var (
@@ -33,7 +35,8 @@ func greeting() []byte {
 }
 
 // step takes what it can of p. It returns how many bytes that were and what is to be sent. After an
-// error the connection is closed, after out is sent. n.chosen is set when the handshake is over.
+// error the connection is closed, after out is sent. n.chosen is set when the handshake is over;
+// n.wants if it goes on only after know.
 func (n *negotiation) step(p []byte) (used int, out []byte, err error) {
 	if !n.greeted {
 		if len(p) < 4 {
@@ -58,17 +61,36 @@ func (n *negotiation) step(p []byte) (used int, out []byte, err error) {
 		if len(rest) < optionSize+int(size) {
 			return used, out, nil
 		}
+		opt, data := binary.BigEndian.Uint32(rest[8:]), rest[optionSize:optionSize+int(size)]
+		if e := n.sized(opt, data); e != n.fresh && e != nil {
+			n.wants = e
+			return used, out, nil
+		}
 		if n.options++; n.options > maxOptions {
 			return used, out, errTooMany
 		}
 		used += optionSize + int(size)
-		out, err = n.option(out, binary.BigEndian.Uint32(rest[8:]),
-			rest[optionSize:optionSize+int(size)])
-		if err != nil {
+		if out, err = n.option(out, opt, data); err != nil {
 			return used, out, err
 		}
 	}
 	return used, out, nil
+}
+
+// know says that the size of e is up to date.
+func (n *negotiation) know(e *export) { n.wants, n.fresh = nil, e }
+
+// sized is the export whose size the answer to an option tells; nil: none.
+func (n *negotiation) sized(opt uint32, data []byte) *export {
+	switch opt {
+	case optExportName:
+		return n.find(string(data))
+	case optInfo, optGo:
+		if name, _, ok := takeString(data); ok {
+			return n.find(name)
+		}
+	}
+	return nil
 }
 
 // option handles one option and appends its replies.

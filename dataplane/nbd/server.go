@@ -30,7 +30,7 @@ type Options struct {
 	Log     *slog.Logger // nil: slog.Default()
 }
 
-// refreshTime bounds how long a new connection waits for the files' sizes; then it gets the sizes
+// refreshTime bounds how long a new connection waits for the size of its file; then it gets the one
 // last heard of.
 const refreshTime = 5 * time.Second
 
@@ -186,7 +186,7 @@ func (s *Server) Listen(addr string) (bound string, err error) {
 	}
 }
 
-// attach makes the handler of a new connection. It is greeted when the files' sizes are known.
+// attach makes the handler of a new connection.
 func (s *Server) attach(uc uring.Conn) uring.ConnHandler {
 	s.served++
 	c := &conn{s: s, uc: uc, id: s.served}
@@ -207,17 +207,7 @@ func (s *Server) attach(uc uring.Conn) uring.ConnHandler {
 		return c
 	}
 	s.env.Arm(&c.shake, handshakeTime)
-	go func() {
-		ctx, cancel := context.WithTimeout(s.ctx, refreshTime)
-		defer cancel()
-		for _, e := range s.exports {
-			if err := e.dev.Refresh(ctx); err != nil {
-				s.log.Warn("the size of an exported file isn't known for sure", "export", e.name,
-					"err", err)
-			}
-		}
-		s.post(func() { c.send(greeting()) })
-	}()
+	s.post(func() { c.send(greeting()) })
 	return c
 }
 

@@ -2,6 +2,7 @@ package nbd
 
 import (
 	"bytes"
+	"context"
 	"encoding/binary"
 	"io"
 	"testing"
@@ -202,5 +203,58 @@ func TestErrors(t *testing.T) {
 			}
 			f.h.Closed(io.EOF)
 		}
+	}
+}
+
+// slowSize is a device whose size comes when the test says so.
+type slowSize struct {
+	*world
+	end chan int
+}
+
+func (d *slowSize) Refresh(context.Context) error {
+	d.mem = make([]byte, <-d.end)
+	return nil
+}
+
+// TestSizeOfTheOneAskedFor: a client is greeted at once, and waits for the size of no export but its
+// own, which is told as it is then.
+func TestSizeOfTheOneAskedFor(t *testing.T) {
+	w := newWorld(t, 4096)
+	d := &slowSize{world: &world{t: t, mem: make([]byte, 4096)}, end: make(chan int)}
+	w.s.exports[1].dev = d
+	f := w.connect(1 << 20)
+	f.in = append(append(f.in, hello...), opt(optList, nil)...)
+	f.in = append(f.in, goOpt("disk")...)
+	f.feed()
+	if c := f.h.(*conn); c.export != w.s.exports[0] {
+		t.Error("the handshake isn't over")
+	}
+	f.h.Closed(io.EOF)
+
+	f = w.connect(1 << 20)
+	info := bytes.Clone(goOpt("ro"))
+	binary.BigEndian.PutUint32(info[8:], optInfo)
+	f.in = append(append(append(f.in, hello...), info...), goOpt("ro")...)
+	f.give()
+	if len(f.out) != 0 || !f.paused {
+		t.Errorf("%d bytes of replies before the size is known", len(f.out))
+	}
+	d.end <- 12288
+	f.feed()
+	size := append([]byte{0, infoExport}, binary.BigEndian.AppendUint64(nil, 12288)...)
+	if n := bytes.Count(f.out, size); n != 2 || f.h.(*conn).export != w.s.exports[1] {
+		t.Errorf("the size was told %d times: % x", n, f.out)
+	}
+	f.h.Closed(io.EOF)
+
+	gone := w.connect(1 << 20)
+	gone.in = append(append(gone.in, hello...), goOpt("ro")...)
+	gone.give()
+	gone.h.Closed(io.EOF)
+	d.end <- 4096
+	(<-w.posted)()
+	if gone.h.(*conn).export != nil || len(w.s.conns) != 0 {
+		t.Errorf("%d connections", len(w.s.conns))
 	}
 }
