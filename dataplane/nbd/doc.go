@@ -14,11 +14,11 @@
 // them.
 //
 // One client of the cluster at a time may write a file. A connection to an export that may be
-// written counts as an open for writing, until it has gone and its requests have ended; but only the
-// first write asks for the right to write, because readers don't say that they are. So a virtual
-// machine that moves writes through the export of its new host as soon as its old one has
-// disconnected. When the right was taken away (pstorage revoke), writes of the connections of before
-// fail with ESHUTDOWN; those of a new one ask again.
+// written counts as an open for writing, until it has gone and its requests have ended; but only
+// the first write asks for the right to write, because readers don't say that they are. So a
+// virtual machine that moves writes through the export of its new host as soon as its old one has
+// disconnected. When the right was taken away (pstorage revoke), writes of the connections of
+// before fail with ESHUTDOWN; those of a new one ask again.
 //
 // What waits in the cluster waits here: there are no errors for a full cluster or a chunk below its
 // minimum of copies. What is under way for a client that goes away without DISC is called off, so

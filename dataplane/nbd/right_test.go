@@ -58,6 +58,7 @@ func TestRightToWrite(t *testing.T) {
 	if w.writers != 1 {
 		t.Errorf("%d uses for writing after the first one has its answer", w.writers)
 	}
+	w.settle(third)
 	third.in = append(third.in, cmd(cmdResize, 0, 2, 1<<20, 0, nil)...)
 	third.feed()
 	w.settle(third)

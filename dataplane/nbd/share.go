@@ -8,11 +8,11 @@ import (
 // This file is how connections share the memory for payloads. What waits in a socket belongs to it:
 // a client that is cut off or stopped holds that, however long.
 //
-//   - One connection may hold as much as is free after that, so a single one gets half of what there
-//     is, two a third each, and those that come later always find something.
-//   - While others wait, one that takes nothing of its replies, or nothing more of a payload comes
-//     from it, is closed after stuckTime. If nobody waits it may be stopped for as long as it likes;
-//     over TCP the kernel gives it up after two minutes.
+//   - One connection may hold as much as is free after that, so a single one gets half of what
+//     there is, two a third each, and those that come later always find something.
+//   - When others wait, one that has taken nothing of its replies for stuckTime, or sent nothing
+//     more of a WRITE's data, is closed. If nobody waits a client may be stopped for as long as
+//     it likes; over TCP the kernel gives it up after two minutes.
 
 const (
 	stuckTime = int64(30 * time.Second)

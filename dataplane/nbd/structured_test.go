@@ -217,8 +217,8 @@ func (d *slowSize) Refresh(context.Context) error {
 	return nil
 }
 
-// TestSizeOfTheOneAskedFor: a client is greeted at once, and waits for the size of no export but its
-// own, which is told as it is then.
+// TestSizeOfTheOneAskedFor: a client is greeted at once, and waits for the size of no export but
+// its own, which is told as it is then.
 func TestSizeOfTheOneAskedFor(t *testing.T) {
 	w := newWorld(t, 4096)
 	d := &slowSize{world: &world{t: t, mem: make([]byte, 4096)}, end: make(chan int)}
