@@ -51,7 +51,7 @@ rpm: man ## RPM packages, in ./bin/rpm (VERSION=...; needs rpmbuild)
 test: ## install what is missing, run all tests, the guide and the short demo (root for all of it)
 	@.ci/test
 
-test-long: ## the same without -short, a browser on the web page, and the demo in full
+test-long: ## the same without -short, all canaries, a browser on the web page, the demo in full
 	@.ci/test -long
 
 test-net: ## real processes on networks of their own, links cut and processes killed (root)

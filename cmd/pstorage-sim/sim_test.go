@@ -68,7 +68,7 @@ func TestSameHistory(t *testing.T) {
 }
 
 // TestCanaries makes sure that broken protocols are found: those that take few seeds. All of them,
-// with how many seeds each takes: bin/pstorage-sim -canary all -seeds 2000 -j 2.
+// with how many seeds each takes: bin/pstorage-sim -canary all -j 2.
 func TestCanaries(t *testing.T) {
 	if raced {
 		t.Skip("too slow with the race detector; .ci/test runs it without")
@@ -82,5 +82,20 @@ func TestCanaries(t *testing.T) {
 		if !found {
 			t.Errorf("canary %s: not found in 200 seeds", name)
 		}
+	}
+}
+
+// TestFindCanary: one that isn't found in as many seeds as there are is missed.
+func TestFindCanary(t *testing.T) {
+	if raced {
+		t.Skip("too slow with the race detector; .ci/test runs it without")
+	}
+	o := options{first: 1, jobs: 1}
+	if ran, found := o.findCanary("ack-early"); !found || ran > usualSeeds {
+		t.Errorf("ack-early: found %v in %d seeds", found, ran)
+	}
+	o.seeds = 1
+	if ran, found := o.findCanary("no-salvage"); found || ran != 1 {
+		t.Errorf("no-salvage: found %v in %d seeds, of one that hasn't got it", found, ran)
 	}
 }

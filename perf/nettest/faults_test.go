@@ -453,7 +453,8 @@ func (s *scene) suffer(f fault) window {
 	s.await(healWithin, "the cluster is healthy before: "+f.name, s.up)
 	s.progress(s.load)
 	s.must(s.learnChunks(s.files))
-	w := window{fault: f, begin: now(), copied: s.copied()}
+	w := window{fault: f, begin: now()}
+	counter, before := s.copied()
 	mend, err := f.inject(s)
 	if err != nil {
 		s.t.Fatalf("%s: %v", f.name, err)
@@ -466,14 +467,21 @@ func (s *scene) suffer(f fault) window {
 	s.progress(s.load)
 	s.await(healWithin, "the cluster is healthy after: "+f.name, s.up)
 	w.end = now()
-	w.copied = s.copied() - w.copied
+	if who, after := s.copied(); who == counter {
+		w.copied = after - before
+	}
 	s.t.Logf("%s: healthy %.1f s after its end", f.name, float64(w.end-w.mended)/1e9)
 	return w
 }
 
-// copied is how many chunks the leader of now has had copied.
-func (s *scene) copied() int64 {
+// copied is how many chunks the leader of now has had copied, and who that is: each counts its own.
+func (s *scene) copied() (leader string, n int64) {
 	doc, err := s.stat()
 	s.must(err)
-	return int64(doc.Chunks.Recovered)
+	for _, m := range doc.MDS {
+		if m.Leader {
+			leader = m.Addr
+		}
+	}
+	return leader, int64(doc.Chunks.Recovered)
 }
