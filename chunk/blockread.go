@@ -12,11 +12,15 @@ import (
 // maxReadBlocks is the most blocks of one blockRead: a part that isn't aligned touches 17.
 const maxReadBlocks = dataplane.PartSize/dataplane.BlockSize + 1
 
+// maxReadPages is the most CRC pages of one blockRead.
+const maxReadPages = 2
+
 // blockRead gathers consecutive blocks of a replica from the log and the store, and checks each
 // against its checksum. It is embedded in what needs it, and used again and again.
 //
 //  1. Each block is looked up: in the log; a word of zeros; or in the store. CRC pages that aren't
-//     in memory are waited for, then all is looked up anew.
+//     in memory are waited for, then all is looked up anew. Where the one of two pages makes room for
+//     the other, the blocks of each are read by themselves.
 //  2. Runs of neighbours are read, all at once.
 //  3. Each block's checksum is compared with the one it was looked up with. A mismatch mostly means
 //     that the block was moved or overwritten meanwhile: look it up again. One that stays is bad.
@@ -39,13 +43,15 @@ type blockRead struct {
 
 	ticket  ssdcache.Ticket // of the lookup
 	slot    uint32          // at the lookup
-	todo    uint32          // bit per block: not finished yet
+	todo    uint32          // bit per block: not finished yet, and in this round
+	rest    uint32          // bit per block: left to a later round
 	logged  uint32          // bit per block: in the log at pos
 	words   [maxReadBlocks]uint32
 	pos     [maxReadBlocks]ssdcache.Pos
 	later   bool // not the first lookup
 	unsure  bool // looked up again, with writes above the commit mark on the blocks
 	tries   int
+	waits   int // for pages
 	pending int
 	wait    pageWait
 }
@@ -67,6 +73,7 @@ func (b *blockRead) start(r *replica, from uint32, n int, buf []byte) {
 	}
 	b.r, b.from, b.n, b.buf = r, from, n, buf
 	b.todo, b.bad, b.lost, b.tries = 1<<n-1, 0, 0, 0
+	b.rest, b.waits = 0, 0
 	b.later, b.unsure = false, false
 	r.refs++
 	b.round()
@@ -121,6 +128,13 @@ func (b *blockRead) lookUp() bool {
 		page := b.r.slot*pagesPerSlot + block/wordsPerPage
 		p := sh.store.cache.get(page)
 		if p == nil {
+			// Two pages that were waited for were there one after the other, but not together: with
+			// many such reads they might never be.
+			if found := b.todo & (1<<i - 1); found != 0 && b.waits >= maxReadPages {
+				b.todo, b.rest = found, b.todo&^found
+				return true
+			}
+			b.waits++
 			b.wait.page = page
 			sh.store.cache.want(&b.wait)
 			return false
@@ -221,11 +235,18 @@ func (b *blockRead) check() {
 	b.offer(fresh)
 	if b.todo != 0 && b.tries < readRetries {
 		b.tries++
+		b.todo |= b.rest
+		b.rest = 0
 		b.round()
 		return
 	}
 	b.bad |= b.todo
-	b.todo = 0
+	b.todo = b.rest
+	if b.rest != 0 {
+		b.rest, b.tries = 0, 0
+		b.round()
+		return
+	}
 	r := b.r
 	b.r = nil
 	b.sh.release(r)

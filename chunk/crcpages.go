@@ -55,10 +55,16 @@ type crcCache struct {
 	starvTo *pageWait
 	blocks  []*uring.Buf // memory of the frames
 	spare   []byte       // of the last block, not yet a frame's
+	evicted uint64       // pages that made room for others
+	short   uint64       // times somebody had to wait as every frame was in use
 }
 
-func newCRCCache(st *store, budget int) *crcCache {
-	c := &crcCache{st: st, max: max(budget/dataplane.BlockSize, 64)}
+// minFrames keeps all that is under way at the same time from waiting for each other's pages all the
+// time; it gets on with a few, too (ShardOptions.CRCFrames).
+const minFrames = 64
+
+func newCRCCache(st *store, frames int) *crcCache {
+	c := &crcCache{st: st, max: frames}
 	c.index = make([]int32, int(st.sb.slots)*pagesPerSlot)
 	for i := range c.index {
 		c.index[i] = -1
@@ -140,6 +146,7 @@ func (c *crcCache) feed() {
 		w := c.starved
 		p := c.frameFor(w.page)
 		if p == nil {
+			c.short++
 			if c.anyDirty() {
 				c.st.flush(nil) // feed is called again after it
 			}
@@ -167,6 +174,7 @@ func (c *crcCache) frameFor(page uint32) *crcPage {
 	p := c.frames[i]
 	if p.id != noPage {
 		c.index[p.id] = -1
+		c.evicted++
 	}
 	p.id, p.hot, p.dirty = page, true, false
 	c.index[page] = int32(i)

@@ -107,7 +107,7 @@ func (o *opener) gotSuper() {
 		o.fail(dataplane.E("open the store", dataplane.Invalid, err))
 		return
 	}
-	st.attach(sb, o.o.CRCBudget)
+	st.attach(sb, o.o.crcFrames())
 	o.sh.scrub.load(o.buf.Bytes()[scrubOffset:])
 	o.read(sb.stage, stageHeadSize+stageRound*dataplane.BlockSize, o.gotStage)
 }

@@ -53,6 +53,17 @@ type ShardOptions struct {
 	// nil: uring.NewPool.
 	Canary  Canary
 	NewPool func(size int) (*uring.Pool, error)
+	// CRCFrames, for simulations, is how many CRC pages are kept in memory, in the place of CRCBudget:
+	// so few that they make room for each other. 0: as many as the budget has room for.
+	CRCFrames int
+}
+
+// crcFrames is how many CRC pages are kept in memory.
+func (o *ShardOptions) crcFrames() int {
+	if o.CRCFrames > 0 {
+		return o.CRCFrames
+	}
+	return max(o.CRCBudget/dataplane.BlockSize, minFrames)
 }
 
 // Shard is a chunk server: all of it that happens on one thread. Its methods are called on that

@@ -128,6 +128,12 @@ func (sh *Shard) SimClaims() uint64 { return sh.claims }
 // SimBypassed is how many writes have gone around the log.
 func (sh *Shard) SimBypassed() uint64 { return sh.bypass.count }
 
+// SimCRCPages says how many CRC pages made room for others, and how many times somebody had to wait
+// for room.
+func (sh *Shard) SimCRCPages() (evicted, short uint64) {
+	return sh.store.cache.evicted, sh.store.cache.short
+}
+
 // SimAbandon gives the memory of a shard back whose process was killed. Nothing may call it again.
 func (sh *Shard) SimAbandon() {
 	if sh.log != nil {

@@ -39,6 +39,7 @@ type world struct {
 	crcs  int   // bytes of CRC pages in memory
 	same  bool  // logs are written back as on the disk of their store
 
+	frames int // ShardOptions.CRCFrames
 	bypass int // ShardOptions.BypassFrom
 	canary Canary
 }
@@ -183,7 +184,7 @@ func (nd *node) open() {
 		Open(ShardOptions{Env: nd.env, Net: w.net.Node(nd.env, nd.ip), Pool: nd.pool,
 			Store: nd.store, Cache: nd.cache, Cred: simCred(dataplane.RoleCS, uint64(nd.cs)),
 			Metadata: &nodeMD{nd, nd.env}, ID: nd.cs, Log: w.log.With("cs", nd.cs),
-			CRCBudget: w.crcs, SameDisk: w.same, WallClock: w.sim.Now,
+			CRCBudget: w.crcs, CRCFrames: w.frames, SameDisk: w.same, WallClock: w.sim.Now,
 			BypassFrom: w.bypass, Canary: w.canary,
 			OnFail: func(err error) { nd.failed = err }},
 			func(sh *Shard, err error) {

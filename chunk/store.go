@@ -68,13 +68,13 @@ func newStore(disk uring.Disk, env uring.Env, pool *uring.Pool, log *slog.Logger
 }
 
 // attach makes the tables for a superblock that was read.
-func (st *store) attach(sb superblock, crcBudget int) {
+func (st *store) attach(sb superblock, crcFrames int) {
 	st.sb = sb
 	st.entries = make([]slotEntry, sb.slots)
 	st.owners = make([]*replica, sb.slots)
 	tablePages := (int(sb.slots) + entriesInPage - 1) / entriesInPage
 	st.touched = make([]uint64, (tablePages+63)/64)
-	st.cache = newCRCCache(st, crcBudget)
+	st.cache = newCRCCache(st, crcFrames)
 	st.flushing.init(st)
 	st.holes.init(st)
 }

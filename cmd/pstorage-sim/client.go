@@ -124,9 +124,12 @@ func (c *client) one() bool {
 func (c *client) pick(f *file) (off int64, n int) {
 	sc := &c.w.sc
 	size := sc.sizes[c.rng.IntN(len(sc.sizes))]
-	a := areas[0]
+	a := c.w.areas[0]
 	if c.rng.IntN(4) == 0 {
-		a = areas[1]
+		a = c.w.areas[1]
+	}
+	if len(c.w.areas) > 2 {
+		a = c.w.areas[c.rng.IntN(len(c.w.areas))]
 	}
 	unit := 4096
 	if !f.whole && !sc.memory {

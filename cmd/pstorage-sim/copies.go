@@ -19,6 +19,11 @@ type counts struct {
 	memory      int // runs
 	fellBack    int // blocks that lost what was only acknowledged
 	lostFlushes int // flushes that said so
+
+	// Few CRC pages in memory.
+	pages   int // runs
+	evicted uint64
+	short   uint64 // times a request had to wait for room
 }
 
 // count adds what a process did that ends now.
@@ -31,6 +36,9 @@ func (w *world) count(sh *chunk.Shard) {
 	w.counts.deltas += s.Deltas
 	w.counts.bypassed += sh.SimBypassed()
 	w.counts.claims += sh.SimClaims()
+	evicted, short := sh.SimCRCPages()
+	w.counts.evicted += evicted
+	w.counts.short += short
 	if w.counts.copies > 0 {
 		w.counts.runs = 1
 	}
@@ -46,13 +54,17 @@ func (c *counts) add(o counts) {
 	c.memory += o.memory
 	c.fellBack += o.fellBack
 	c.lostFlushes += o.lostFlushes
+	c.pages += o.pages
+	c.evicted += o.evicted
+	c.short += o.short
 }
 
 func (c counts) String() string {
 	return fmt.Sprintf("%d runs with %d copies, %d of them of what changed, %d moves ordered; "+
 		"%d writes around the log; %d marks moved by clients\n%d runs with write-ack=memory: %d blocks "+
-		"lost what wasn't flushed, %d flushes said so", c.runs, c.copies, c.deltas, c.moves, c.bypassed,
-		c.claims, c.memory, c.fellBack, c.lostFlushes)
+		"lost what wasn't flushed, %d flushes said so\n%d runs with few CRC pages in memory: %d evicted, "+
+		"%d waits for room", c.runs, c.copies, c.deltas, c.moves, c.bypassed,
+		c.claims, c.memory, c.fellBack, c.lostFlushes, c.pages, c.evicted, c.short)
 }
 
 // away has a victim excluded from its chunks, in one of several ways, and come back.

@@ -477,7 +477,7 @@ func (f *faults) damage(kind int) {
 			return
 		}
 		c := chunks[f.rng.IntN(len(chunks))]
-		a := areas[f.rng.IntN(len(areas))]
+		a := w.areas[f.rng.IntN(len(w.areas))]
 		block := uint32((a.off + f.rng.Int64N(a.length)) % dataplane.ChunkSize / dataplane.BlockSize)
 		if at, ok := n.shard.SimBlockAt(c.Chunk, block); ok {
 			w.trace("cs %d: bit rot in chunk %v block %d", n.id, c.Chunk, block)

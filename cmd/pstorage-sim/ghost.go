@@ -71,7 +71,7 @@ func (f *faults) ghostHead() *csNode {
 func (g *ghost) burst() {
 	w := g.f.w
 	for _, c := range w.mds.sim.Chunks() {
-		used := usedOf(c.Index)
+		used := w.usedOf(c.Index)
 		if c.Members[0].CS != g.n.id || len(used) == 0 {
 			continue
 		}

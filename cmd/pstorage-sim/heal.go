@@ -159,9 +159,9 @@ func (w *world) lastReads() {
 	for i, f := range w.files {
 		for _, c := range []*client{w.cl[i], w.cl[(i+1)%len(w.cl)]} {
 			c.env.Do(func() {
-				for _, a := range areas {
+				for _, a := range w.areas {
 					for off := a.off; off < a.off+a.length; off += 64 << 10 {
-						c.read(f, off, 64<<10)
+						c.read(f, off, int(min(64<<10, a.off+a.length-off)))
 					}
 				}
 			})
@@ -194,7 +194,7 @@ func (w *world) compareChunk(id dataplane.ChunkID) {
 			return why == ""
 		}
 		if !w.sim.Run(agree, w.sim.Now()+sec) {
-			if len(usedOf(c.Index)) == 0 {
+			if len(w.usedOf(c.Index)) == 0 {
 				return // nobody asks for it
 			}
 			// A head that left with a move, and whoever couldn't exclude a member that came back, leave
@@ -215,7 +215,7 @@ func (w *world) compareChunk(id dataplane.ChunkID) {
 // wake writes to a chunk, so that its head gets its members ready.
 func (w *world) wake(c *control.ChunkConfig) {
 	for i, f := range w.files {
-		if used := usedOf(c.Index); f.id == c.File && len(used) > 0 {
+		if used := w.usedOf(c.Index); f.id == c.File && len(used) > 0 {
 			c := w.cl[i]
 			if f.writer != 0 {
 				c = w.cl[f.writer]
@@ -299,9 +299,9 @@ func firstDifference(a, b []byte) string {
 }
 
 // usedOf lists the parts of a chunk that are used, in 64 KiB or less.
-func usedOf(index uint32) (list []area) {
+func (w *world) usedOf(index uint32) (list []area) {
 	start := int64(index) * dataplane.ChunkSize
-	for _, a := range areas {
+	for _, a := range w.areas {
 		from, to := max(a.off, start), min(a.off+a.length, start+dataplane.ChunkSize)
 		for ; from < to; from += dataplane.PartSize {
 			list = append(list, area{from, min(to-from, dataplane.PartSize)})
@@ -313,8 +313,12 @@ func usedOf(index uint32) (list []area) {
 // replica reads the used parts of a member's replica; damaged blocks get time to be repaired.
 func (w *world) replica(n *csNode, c *control.ChunkConfig) (all []byte) {
 	w.unread = ""
-	all = w.bufs.Get(int(areas[0].length + areas[1].length))[:0]
-	for _, a := range usedOf(c.Index) {
+	size := int64(0)
+	for _, a := range w.areas {
+		size += a.length
+	}
+	all = w.bufs.Get(int(size))[:0]
+	for _, a := range w.usedOf(c.Index) {
 		off := uint32(a.off - int64(c.Index)*dataplane.ChunkSize)
 		for try := 0; ; try++ {
 			var got []byte
@@ -351,7 +355,7 @@ func (w *world) compareWritten(c *control.ChunkConfig, p []byte) {
 		if f.id != c.File || f.whole {
 			continue
 		}
-		for _, a := range usedOf(c.Index) {
+		for _, a := range w.usedOf(c.Index) {
 			for off := a.off; off < a.off+a.length; off += dataplane.BlockSize {
 				b := f.blocks[off]
 				newest := b.versions[len(b.versions)-1].content

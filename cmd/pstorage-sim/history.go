@@ -30,8 +30,9 @@ const (
 // area is a range of files that is used.
 type area struct{ off, length int64 }
 
-// areas: one inside a chunk, one across the border between the first and the second.
-var areas = [...]area{{0, 320 << 10}, {dataplane.ChunkSize - 32<<10, 64 << 10}}
+// areas: one inside a chunk, one across the border between the first and the second. Runs may have
+// others (pages.go).
+var areas = []area{{0, 320 << 10}, {dataplane.ChunkSize - 32<<10, 64 << 10}}
 
 // content is what a block holds: a tag per sector; 0 is zeros.
 type content [sectors]uint64
@@ -67,7 +68,7 @@ type file struct {
 
 func newFile(w *world, index int) *file {
 	f := &file{w: w, index: index, blocks: map[int64]*block{}, whole: w.sc.mortal > index}
-	for _, a := range areas {
+	for _, a := range w.areas {
 		for off := a.off; off < a.off+a.length; off += dataplane.BlockSize {
 			f.blocks[off] = &block{off: off, versions: []version{{inv: -1, ret: -1}}}
 		}
@@ -243,7 +244,7 @@ func (f *file) checkHistories() {
 	if !f.whole {
 		return
 	}
-	for _, a := range areas {
+	for _, a := range f.w.areas {
 		for off := a.off; off < a.off+a.length; off += dataplane.BlockSize {
 			if why := history.Check(f.blocks[off].history); why != "" {
 				f.w.violate("block at %d of file %d: %s", off, f.index+1, why)

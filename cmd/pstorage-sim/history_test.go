@@ -8,7 +8,7 @@ import (
 )
 
 func newTestWorld() *world {
-	return &world{sim: simloop.New(1), log: slog.New(quiet{})}
+	return &world{sim: simloop.New(1), log: slog.New(quiet{}), areas: areas}
 }
 
 // TestVersions feeds the online check of files with one serial writer.

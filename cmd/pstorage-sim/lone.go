@@ -105,7 +105,7 @@ func (l *lone) wait() {
 func (l *lone) damage() (n int) {
 	rotten := l.f.rotten()
 	for range 12 {
-		a := areas[l.rng.IntN(len(areas))]
+		a := l.w.areas[l.rng.IntN(len(l.w.areas))]
 		block := uint32((a.off + l.rng.Int64N(a.length)) % dataplane.ChunkSize / dataplane.BlockSize)
 		if at, ok := rotten.shard.SimBlockAt(l.chunk, block); ok {
 			l.w.trace("cs %d: bit rot in chunk %v block %d", rotten.id, l.chunk, block)

@@ -10,6 +10,7 @@ import (
 	"os"
 	"runtime/debug"
 	"runtime/pprof"
+	"slices"
 	"sort"
 	"strings"
 	"sync"
@@ -23,6 +24,8 @@ func main() {
 	flag.Uint64Var(&o.first, "seed", 1, "the first seed")
 	flag.StringVar(&o.canary, "canary", "",
 		"break the protocol: all, "+strings.Join(canaryNames(), ", "))
+	flag.StringVar(&o.with, "with", "",
+		"make every seed that it fits a run of this kind: "+strings.Join(kinds, ", "))
 	flag.DurationVar(&o.limit, "time", 0, "stop after this time; 0: when all seeds have run")
 	flag.IntVar(&o.jobs, "j", 1, "seeds run at the same time")
 	flag.IntVar(&o.keep, "keep", 1, "stop after this many seeds with violations; 0: never")
@@ -49,6 +52,11 @@ func main() {
 	if _, ok := canaries[o.canary]; o.canary != "" && !ok {
 		fmt.Fprintf(os.Stderr, "pstorage-sim: no canary %q; there are %s\n", o.canary,
 			strings.Join(canaryNames(), ", "))
+		os.Exit(2)
+	}
+	if o.with != "" && !slices.Contains(kinds, o.with) {
+		fmt.Fprintf(os.Stderr, "pstorage-sim: no kind of run %q; there are %s\n", o.with,
+			strings.Join(kinds, ", "))
 		os.Exit(2)
 	}
 	stop := func() {}
@@ -95,7 +103,7 @@ With -canary all it exits with 0 only if every canary was found.
 type options struct {
 	seeds, jobs, keep, twice int
 	first                    uint64
-	canary                   string
+	canary, with             string
 	limit                    time.Duration
 	trace                    bool
 	quiet                    bool // prints nothing
@@ -127,9 +135,9 @@ func (o *options) seedsRun() (ran, bad int) {
 				}
 				next++
 				mu.Unlock()
-				res := runSeed(config{seed: seed, canary: o.canary, trace: o.trace})
+				res := runSeed(config{seed: seed, canary: o.canary, with: o.with, trace: o.trace})
 				if o.twice > 0 && seed%uint64(o.twice) == 0 && len(res.violations) == 0 {
-					again := runSeed(config{seed: seed, canary: o.canary})
+					again := runSeed(config{seed: seed, canary: o.canary, with: o.with})
 					if again.hash != res.hash {
 						res.violations = append(res.violations, fmt.Sprintf(
 							"two runs of one seed differ: event hash %x and %x", res.hash, again.hash))
@@ -182,6 +190,9 @@ func (o *options) report(seed uint64, res *result) {
 	replay := fmt.Sprintf("bin/pstorage-sim -seeds 1 -seed %d -trace", seed)
 	if o.canary != "" {
 		replay += " -canary " + o.canary
+	}
+	if o.with != "" {
+		replay += " -with " + o.with
 	}
 	fmt.Println("  replay: " + replay)
 }

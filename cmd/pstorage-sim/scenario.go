@@ -30,6 +30,7 @@ type scenario struct {
 	flushes           int   // one of so many writes is followed by a flush
 	moves             int64 // mean time between moves of replicas, ns; 0: none
 	bypass            int   // from so many bytes on writes go around the log; negative: none
+	frames            int   // CRC pages that a server keeps in memory; 0: enough
 	weights           [faultKinds]int
 }
 
@@ -117,6 +118,9 @@ func (s scenario) String() string {
 		s.servers, s.clients, s.mortal, s.replicas, s.minimum, s.victims, s.depth)
 	if s.memory {
 		t = "write-ack=memory, " + t
+	}
+	if s.frames > 0 {
+		t = fmt.Sprintf("%d CRC pages, %s", s.frames, t)
 	}
 	for k, w := range s.weights {
 		if w > 0 {

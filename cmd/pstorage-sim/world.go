@@ -27,6 +27,7 @@ type config struct {
 	seed   uint64
 	canary string
 	trace  bool
+	with   string // a kind of run that is drawn for every seed that it fits
 
 	// scene, if set, takes the place of load and faults, after fix has changed the scenario.
 	fix   func(*scenario)
@@ -58,6 +59,7 @@ type world struct {
 	cs    []*csNode
 	cl    []*client
 	files []*file
+	areas []area // of files that are used
 
 	calm       bool // healing: no faults any more
 	stopLoad   bool
@@ -84,7 +86,7 @@ func cred(role dataplane.Role, id uint64) *session.Credentials {
 
 // runSeed runs the cluster of one seed to its end.
 func runSeed(cfg config) (res result) {
-	w := &world{cfg: cfg, can: canaries[cfg.canary], bufs: takeBuffers(),
+	w := &world{cfg: cfg, can: canaries[cfg.canary], bufs: takeBuffers(), areas: areas,
 		configs:   map[dataplane.ChunkID]control.ChunkConfig{},
 		recovered: map[dataplane.ChunkID]bool{}}
 	w.sim = simloop.New(cfg.seed)
@@ -103,6 +105,7 @@ func runSeed(cfg config) (res result) {
 	}
 	w.chooseMemory()
 	w.chooseLone()
+	w.choosePages()
 	w.stopLoad = cfg.scene != nil
 	w.net = simloop.NewNet(w.sim, simloop.NetOptions{})
 	w.log = slog.New(quiet{})
@@ -129,6 +132,14 @@ func runSeed(cfg config) (res result) {
 	}()
 	w.run()
 	return res
+}
+
+// kinds are what -with takes: kinds of runs that only a part of the seeds are.
+var kinds = []string{"pages"}
+
+// drawn says whether a run is of a kind, which its seed drew or not.
+func (w *world) drawn(kind string, drew bool) bool {
+	return (drew || w.cfg.with == kind) && w.cfg.scene == nil
 }
 
 // stopRun is panicked to end a run that has violated enough.
