@@ -364,6 +364,9 @@ func (sh *Shard) activate(r *replica, o activateOrder, by any, done func(error))
 		// connections, of which it then knows that each member was sealed over it.
 		r.broken = r.isHead() && (r.settler == nil || by != any(r.settler))
 		r.told, r.toldAt = seq, sh.env.Now()
+		if sh.tellActive != nil {
+			sh.tellActive(r.id)
+		}
 		sh.meetNext(r, func() { done(nil) })
 		sh.activated(r)
 	}

@@ -53,6 +53,9 @@ type ShardOptions struct {
 	// nil: uring.NewPool.
 	Canary  Canary
 	NewPool func(size int) (*uring.Pool, error)
+	// Activated, for simulations, is told of each chunk that is activated here, before anything else
+	// happens with it; it may look (SimReplica, SimWord), and nothing else.
+	Activated func(dataplane.ChunkID)
 	// CRCFrames, for simulations, is how many CRC pages are kept in memory, in the place of CRCBudget:
 	// so few that they make room for each other. 0: as many as the budget has room for.
 	CRCFrames int
@@ -132,16 +135,17 @@ type Shard struct {
 	leaving             []*replica // dropped, their slots still in use
 	pumping             bool       // pumpTimer is armed for the next millisecond
 
-	gauges   gauges
-	lease    atomic.Int64 // env time until which this server may serve
-	full     atomic.Bool  // the file system has no space for new chunks
-	dead     error
-	onFail   func(error)
-	stopping bool
-	closing  bool // nothing is being worked on any more
-	stats    control.CSStats
-	canary   Canary
-	fences   fencing
+	gauges     gauges
+	lease      atomic.Int64 // env time until which this server may serve
+	full       atomic.Bool  // the file system has no space for new chunks
+	dead       error
+	onFail     func(error)
+	stopping   bool
+	closing    bool // nothing is being worked on any more
+	stats      control.CSStats
+	canary     Canary
+	tellActive func(dataplane.ChunkID) // ShardOptions.Activated
+	fences     fencing
 }
 
 // Open reads the store and replays the log, and calls done with the shard, which isn't serving yet,
@@ -158,10 +162,11 @@ func Open(o ShardOptions, done func(*Shard, error)) {
 	sh := &Shard{env: o.Env, net: o.Net, pool: o.Pool, cred: &cred, gate: session.NewGate(o.Env),
 		md: o.Metadata, id: o.ID,
 		slog: o.Log, cache: o.Cache, onFail: o.OnFail, canary: o.Canary, relayFrom: o.RelayFrom,
-		chunks:    map[dataplane.ChunkID]*replica{},
-		strangers: map[dataplane.ChunkID]*replica{},
-		links:     map[linkKey]*link{},
-		peers:     map[dataplane.CSID]*peer{}}
+		tellActive: o.Activated,
+		chunks:     map[dataplane.ChunkID]*replica{},
+		strangers:  map[dataplane.ChunkID]*replica{},
+		links:      map[linkKey]*link{},
+		peers:      map[dataplane.CSID]*peer{}}
 	sh.noReadCache = o.SameDisk
 	sh.tellTimer.Fire = sh.tellCommit
 	sh.pumpTimer.Fire = sh.pump

@@ -61,6 +61,7 @@ type SimReplica struct {
 	Active       bool
 	Head         bool
 	Epoch        dataplane.Epoch
+	Term         uint16 // of the activation
 	Last, Commit dataplane.Seq
 	Members      []dataplane.CSID
 }
@@ -71,8 +72,8 @@ func (sh *Shard) SimReplica(id dataplane.ChunkID) (s SimReplica, ok bool) {
 	if r == nil || r.slot == noSlot {
 		return s, false
 	}
-	s = SimReplica{Active: r.state == active, Head: r.isHead(), Epoch: r.epoch, Last: r.last,
-		Commit: r.commit}
+	s = SimReplica{Active: r.state == active, Head: r.isHead(), Epoch: r.epoch, Term: r.term,
+		Last: r.last, Commit: r.commit}
 	for _, m := range r.members {
 		s.Members = append(s.Members, m.cs)
 	}
@@ -117,6 +118,26 @@ func (sh *Shard) SimBlockAt(id dataplane.ChunkID, block uint32) (off int64, ok b
 		return 0, false
 	}
 	return sh.store.sb.block(r.slot, block), true
+}
+
+// SimWord is what stands for the content of a block, the same on every member that has the same. It
+// is false if that can't be told at once: the checksum isn't in memory, is lost, or is being changed.
+func (sh *Shard) SimWord(id dataplane.ChunkID, block uint32) (w uint32, ok bool) {
+	r, cache := sh.chunks[id], sh.store.cache
+	if r == nil || r.slot == noSlot {
+		return 0, false
+	}
+	if pos, ok := sh.log.Lookup(r.slot, block); ok {
+		return plainWord(sh.log.CRC(pos) ^ zeroCRC), true
+	}
+	i := cache.index[r.slot*pagesPerSlot+block/wordsPerPage]
+	if i < 0 || cache.frames[i].waited() || cache.starved != nil {
+		return 0, false
+	}
+	if w = cache.frames[i].word(block); w == wordUnknown {
+		return 0, false
+	}
+	return plainWord(w), true
 }
 
 // Leased says whether the server may serve now.

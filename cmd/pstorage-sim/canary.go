@@ -17,7 +17,7 @@ type canary struct {
 	seeds int
 }
 
-const usualSeeds = 1000
+const usualSeeds = 2000
 
 // enough is how many seeds must be enough to find it.
 func (c *canary) enough() int {
@@ -39,7 +39,7 @@ func (c *canary) enough() int {
 var canaries = map[string]canary{
 	"ack-early":         {cs: chunk.Canary{AckEarly: true}},
 	"ack-volatile":      {cs: chunk.Canary{AckVolatile: true}},
-	"no-lease":          {cs: chunk.Canary{NoLease: true}},
+	"no-lease":          {cs: chunk.Canary{NoLease: true}, seeds: 8000},
 	"no-patches":        {cs: chunk.Canary{NoPatches: true}},
 	"forget-sealed":     {cs: chunk.Canary{ForgetSealed: true}},
 	"volatile-activate": {cs: chunk.Canary{VolatileActivate: true}},

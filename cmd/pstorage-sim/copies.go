@@ -20,6 +20,9 @@ type counts struct {
 	fellBack    int // blocks that lost what was only acknowledged
 	lostFlushes int // flushes that said so
 
+	// I2: members activated, blocks compared then, members compared with heads.
+	activations, compared, prefixes uint64
+
 	// Few CRC pages in memory.
 	pages   int // runs
 	evicted uint64
@@ -54,6 +57,9 @@ func (c *counts) add(o counts) {
 	c.memory += o.memory
 	c.fellBack += o.fellBack
 	c.lostFlushes += o.lostFlushes
+	c.activations += o.activations
+	c.compared += o.compared
+	c.prefixes += o.prefixes
 	c.pages += o.pages
 	c.evicted += o.evicted
 	c.short += o.short
@@ -63,8 +69,10 @@ func (c counts) String() string {
 	return fmt.Sprintf("%d runs with %d copies, %d of them of what changed, %d moves ordered; "+
 		"%d writes around the log; %d marks moved by clients\n%d runs with write-ack=memory: %d blocks "+
 		"lost what wasn't flushed, %d flushes said so\n%d runs with few CRC pages in memory: %d evicted, "+
-		"%d waits for room", c.runs, c.copies, c.deltas, c.moves, c.bypassed,
-		c.claims, c.memory, c.fellBack, c.lostFlushes, c.pages, c.evicted, c.short)
+		"%d waits for room\n%d members activated with %d blocks as others had; %d times compared with a "+
+		"head", c.runs, c.copies, c.deltas, c.moves, c.bypassed,
+		c.claims, c.memory, c.fellBack, c.lostFlushes, c.pages, c.evicted, c.short, c.activations,
+		c.compared, c.prefixes)
 }
 
 // away has a victim excluded from its chunks, in one of several ways, and come back.

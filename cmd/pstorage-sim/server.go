@@ -114,8 +114,8 @@ func (n *csNode) open() {
 			Store: n.store, Cache: n.cache, Cred: cred(dataplane.RoleCS, uint64(n.id)),
 			Metadata: &csMeta{n, env}, ID: n.id, Log: n.w.log.With("cs", n.index+1),
 			CRCBudget: n.budget, BypassFrom: n.w.sc.bypass, Canary: n.w.can.cs, NewPool: n.mem.pool,
-			CRCFrames: n.w.sc.frames,
-			OnFail:    func(err error) { n.failed = err.Error() }},
+			CRCFrames: n.w.sc.frames, Activated: func(id dataplane.ChunkID) { n.w.activated(n, id) },
+			OnFail: func(err error) { n.failed = err.Error() }},
 			func(sh *chunk.Shard, err error) {
 				n.opening = false
 				if err != nil {

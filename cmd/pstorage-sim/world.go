@@ -70,6 +70,7 @@ type world struct {
 	late       *late                      // nil: none
 	lone       *lone                      // nil: none
 	recovered  map[dataplane.ChunkID]bool // a head was asked to add a member
+	begun      map[dataplane.ChunkID]*activation
 	ops        int
 	counts     counts
 	bufs       *simloop.Buffers
@@ -88,7 +89,7 @@ func cred(role dataplane.Role, id uint64) *session.Credentials {
 func runSeed(cfg config) (res result) {
 	w := &world{cfg: cfg, can: canaries[cfg.canary], bufs: takeBuffers(), areas: areas,
 		configs:   map[dataplane.ChunkID]control.ChunkConfig{},
-		recovered: map[dataplane.ChunkID]bool{}}
+		recovered: map[dataplane.ChunkID]bool{}, begun: map[dataplane.ChunkID]*activation{}}
 	w.sim = simloop.New(cfg.seed)
 	w.sim.UseSlabs(&slabs)
 	w.sim.UseBuffers(w.bufs)
@@ -437,6 +438,7 @@ func (m *metaServers) gone(ip string, instance uint64) {
 // applied checks what the metadata servers committed: I3 and I4.
 func (w *world) applied() {
 	for _, c := range w.mds.sim.Chunks() {
+		w.prefixes(c.Chunk)
 		old, known := w.configs[c.Chunk]
 		w.configs[c.Chunk] = c
 		if !known {
