@@ -19,7 +19,7 @@ const maxReadPages = 2
 // against its checksum. It is embedded in what needs it, and used again and again.
 //
 //  1. Each block is looked up: in the log; a word of zeros; or in the store. CRC pages that aren't
-//     in memory are waited for, then all is looked up anew. Where the one of two pages makes room for
+//     in memory are waited for, then all is looked up anew. Where one of two pages makes room for
 //     the other, the blocks of each are read by themselves.
 //  2. Runs of neighbours are read, all at once.
 //  3. Each block's checksum is compared with the one it was looked up with. A mismatch mostly means

@@ -59,8 +59,8 @@ type crcCache struct {
 	short   uint64       // times somebody had to wait as every frame was in use
 }
 
-// minFrames keeps all that is under way at the same time from waiting for each other's pages all the
-// time; it gets on with a few, too (ShardOptions.CRCFrames).
+// minFrames keeps all that is under way at the same time from waiting for each other's pages all
+// the time; it gets on with a few, too (ShardOptions.CRCFrames).
 const minFrames = 64
 
 func newCRCCache(st *store, frames int) *crcCache {

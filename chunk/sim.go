@@ -120,8 +120,20 @@ func (sh *Shard) SimBlockAt(id dataplane.ChunkID, block uint32) (off int64, ok b
 	return sh.store.sb.block(r.slot, block), true
 }
 
-// SimWord is what stands for the content of a block, the same on every member that has the same. It
-// is false if that can't be told at once: the checksum isn't in memory, is lost, or is being changed.
+// SimInOrder says whether what is on disk knows of no range that was touched out of order, or may
+// have been: such a chunk takes part in a settling whatever it lacks (decide).
+func (sh *Shard) SimInOrder() bool {
+	for _, r := range sh.chunks {
+		if r.slot != noSlot && (len(r.patched) > 0 || sh.store.entries[r.slot].tailLen > 0) {
+			return false
+		}
+	}
+	return !sh.store.flushing.running
+}
+
+// SimWord is what stands for the content of a block, the same on every member that has the same.
+// It is false if that can't be told at once: the checksum isn't in memory, is lost, or is being
+// changed.
 func (sh *Shard) SimWord(id dataplane.ChunkID, block uint32) (w uint32, ok bool) {
 	r, cache := sh.chunks[id], sh.store.cache
 	if r == nil || r.slot == noSlot {
@@ -149,8 +161,8 @@ func (sh *Shard) SimClaims() uint64 { return sh.claims }
 // SimBypassed is how many writes have gone around the log.
 func (sh *Shard) SimBypassed() uint64 { return sh.bypass.count }
 
-// SimCRCPages says how many CRC pages made room for others, and how many times somebody had to wait
-// for room.
+// SimCRCPages says how many CRC pages made room for others, and how many times somebody had to
+// wait for room.
 func (sh *Shard) SimCRCPages() (evicted, short uint64) {
 	return sh.store.cache.evicted, sh.store.cache.short
 }

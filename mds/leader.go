@@ -50,6 +50,7 @@ type leader struct {
 	judging bool // whether a server can be done without is being found out
 	// forfeitNs is when a server was last asked for its lease because it lost data; 0: never.
 	forfeitNs int64
+	noForfeit bool // a deliberate fault, for simulations
 	conf      settings
 	// states are the servers' states when they were last looked at, by id; "": not yet.
 	states   []string

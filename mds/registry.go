@@ -190,7 +190,11 @@ func (c *cmdRegisterCS) apply(s *State, r *Result) {
 	if id, ok := s.byDisk[n.Disk]; ok {
 		known = s.server(id)
 	}
-	switch registrationCase(c, known, s.server(n.ID)) {
+	reg := registrationCase(c, known, s.server(n.ID))
+	if reg == regBehind && s.trustsImages {
+		reg = regRestart
+	}
+	switch reg {
 	case regUnknown:
 		r.fail(dataplane.Denied, "CS %d with disk identity %x isn't of this cluster", n.ID, n.Disk)
 		return

@@ -43,6 +43,8 @@ type SimCanary struct {
 	NoFence     bool // an excluded member's lease goes on
 	NoFenceWait bool // a file changes hands before the chunk servers have the fence
 	NoTermWait  bool // a new leader doesn't wait for the leases that the one before gave
+	TrustImages bool // an old image of a server's directory may register
+	NoForfeit   bool // a server that lost data isn't asked for its lease
 }
 
 // Sim is the metadata servers for simulations: the real handlers, state machine, leases and planner
@@ -84,6 +86,7 @@ func NewSim(o SimOptions) *Sim {
 	s := &Sim{o: o, peers: make(map[uint64]*control.Peer)}
 	r := &replica{log: o.Log, sim: s, offline: o.Offline}
 	r.fsm = &fsm{log: o.Log, s: NewState(), onFail: func(err error) { panic(err) }}
+	r.fsm.s.trustsImages = o.Canary.TrustImages
 	s.srv = &server{r: r, log: o.Log}
 	return s
 }
@@ -107,6 +110,7 @@ func (s *Sim) Lead() {
 	}
 	l.leases.hasty = s.o.Canary.NoLeaseWait
 	l.leases.unfenced = s.o.Canary.NoFence
+	l.noForfeit = s.o.Canary.NoForfeit
 	l.fence.hasty = s.o.Canary.NoFenceWait
 	l.view.rng = s.o.Rand
 	l.begin()

@@ -189,6 +189,8 @@ type State struct {
 	seen    map[dedupeKey]dedupeEntry // derived from dedupe
 	byDisk  map[[16]byte]dataplane.CSID
 	leases  leaseState
+
+	trustsImages bool // a deliberate fault, for simulations
 }
 
 // NewState returns the state before the first command: a root directory and nothing else.

@@ -108,7 +108,7 @@ const forfeitEvery = 2 * yieldFirst
 // with it. The coordinator asks for the exclusion again and again. mu is held.
 func (l *leader) forfeit(cs dataplane.CSID, chunk dataplane.ChunkID) {
 	now, e := l.now(), l.leases.at(cs)
-	if e.withheld || l.forfeitNs != 0 && now-l.forfeitNs < int64(forfeitEvery) {
+	if l.noForfeit || e.withheld || l.forfeitNs != 0 && now-l.forfeitNs < int64(forfeitEvery) {
 		return
 	}
 	s := l.health.at(cs)

@@ -51,6 +51,7 @@ func (f *faults) nextDarkness() {
 			}
 		}
 		late := f.between(20*ms, 200*ms)
+		w.did(sceneDarkness)
 		w.trace("all journals are %d ms late", late/ms)
 		for _, n := range w.cs {
 			f.slow[n.index] = true

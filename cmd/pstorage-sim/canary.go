@@ -34,8 +34,7 @@ func (c *canary) enough() int {
 //   - a copy that was begun isn't believed (trust-partial): it can only become a member while it is
 //     complete, since the head has on record that it asked. The canary leaves that out, too;
 //   - the epoch of what a client says was acknowledged: seqs only grow from epoch to epoch, so an
-//     old one is below the commit mark of the new;
-//   - a member that lost what it had acknowledged is excluded: no fault here makes one lose it.
+//     old one is below the commit mark of the new.
 var canaries = map[string]canary{
 	"ack-early":         {cs: chunk.Canary{AckEarly: true}},
 	"ack-volatile":      {cs: chunk.Canary{AckVolatile: true}},
@@ -69,10 +68,12 @@ var canaries = map[string]canary{
 	"flush-early":       {cs: chunk.Canary{FlushEarly: true}},
 	"keep-life":         {cs: chunk.Canary{KeepLife: true}},
 	"no-term-wait":      {mds: mds.SimCanary{NoTermWait: true}},
+	"trust-images":      {mds: mds.SimCanary{TrustImages: true}},
+	"no-forfeit":        {mds: mds.SimCanary{NoForfeit: true}},
 }
 
-// allCanaries runs every canary until it is found, for o.seeds seeds (0: what must be enough for it)
-// or o.limit at most, and prints how many that took. It returns how many weren't found.
+// allCanaries runs every canary until it is found, for o.seeds seeds (0: what must be enough for
+// it) or o.limit at most, and prints how many that took. It returns how many weren't found.
 func (o *options) allCanaries() (missed int) {
 	for _, name := range canaryNames() {
 		start := time.Now()

@@ -20,6 +20,9 @@ type counts struct {
 	fellBack    int // blocks that lost what was only acknowledged
 	lostFlushes int // flushes that said so
 
+	injected injected
+	refused  int // attempts of old images of a server to register
+
 	// I2: members activated, blocks compared then, members compared with heads.
 	activations, compared, prefixes uint64
 
@@ -57,6 +60,10 @@ func (c *counts) add(o counts) {
 	c.memory += o.memory
 	c.fellBack += o.fellBack
 	c.lostFlushes += o.lostFlushes
+	c.refused += o.refused
+	for k, n := range o.injected {
+		c.injected[k] += n
+	}
 	c.activations += o.activations
 	c.compared += o.compared
 	c.prefixes += o.prefixes
@@ -67,12 +74,15 @@ func (c *counts) add(o counts) {
 
 func (c counts) String() string {
 	return fmt.Sprintf("%d runs with %d copies, %d of them of what changed, %d moves ordered; "+
-		"%d writes around the log; %d marks moved by clients\n%d runs with write-ack=memory: %d blocks "+
-		"lost what wasn't flushed, %d flushes said so\n%d runs with few CRC pages in memory: %d evicted, "+
-		"%d waits for room\n%d members activated with %d blocks as others had; %d times compared with a "+
-		"head", c.runs, c.copies, c.deltas, c.moves, c.bypassed,
-		c.claims, c.memory, c.fellBack, c.lostFlushes, c.pages, c.evicted, c.short, c.activations,
-		c.compared, c.prefixes)
+		"%d writes around the log; %d marks moved by clients\n", c.runs, c.copies, c.deltas, c.moves,
+		c.bypassed, c.claims) +
+		fmt.Sprintf("%d runs with write-ack=memory: %d blocks lost what wasn't flushed, %d flushes "+
+			"said so\n", c.memory, c.fellBack, c.lostFlushes) +
+		fmt.Sprintf("%d runs with few CRC pages in memory: %d evicted, %d waits for room\n", c.pages,
+			c.evicted, c.short) +
+		fmt.Sprintf("%d members activated with %d blocks as others had; %d times compared with a "+
+			"head\n%d attempts of old images to register\n%v", c.activations, c.compared, c.prefixes,
+			c.refused, c.injected)
 }
 
 // away has a victim excluded from its chunks, in one of several ways, and come back.
@@ -85,6 +95,7 @@ func (f *faults) away() {
 	d := f.between(2800*ms, 4500*ms)
 	f.until[n.index] = max(f.until[n.index], w.sim.Now()+d)
 	how := f.rng.IntN(4)
+	w.did(sceneAway)
 	w.trace("cs %d is away for %d ms, way %d", n.id, d/ms, how)
 	switch how {
 	case 0, 1: // its process ends, perhaps with what wasn't flushed

@@ -23,7 +23,7 @@ const drainPeer = 1 << 40
 
 func (w *world) startDrains() {
 	d := &drains{w: w, rng: w.sim.Rand("drains"), left: len(w.cs) - int(w.sc.replicas)}
-	if d.left > 0 && d.rng.IntN(3) == 0 {
+	if d.left > 0 && d.rng.IntN(3) == 0 && w.liar == nil {
 		d.next()
 	}
 }
@@ -41,6 +41,7 @@ func (d *drains) next() {
 			n.drained = true
 			d.open = append(d.open, n)
 			d.ask(n, false, func(error) {})
+			d.w.did(sceneDrain)
 			d.w.trace("cs %d is to be drained", n.id)
 		} else if len(d.open) > 0 && d.rng.IntN(3) == 0 {
 			d.cancel(d.open[len(d.open)-1:])

@@ -48,6 +48,7 @@ type faults struct {
 	until []int64 // by server: the last trouble of it ends then
 	alone []int   // by server: counts the times it saw only clients
 	slow  []bool  // by server: its disk is slow now
+	rare  *rare
 }
 
 func newFaults(w *world) *faults {
@@ -59,6 +60,7 @@ func newFaults(w *world) *faults {
 		}
 	}
 	f.chooseLate()
+	f.chooseRare()
 	return f
 }
 
@@ -97,6 +99,9 @@ func (f *faults) others() {
 	}
 	f.w.strand.start(f)
 	f.w.lone.start(f)
+	f.w.image.start()
+	f.w.liar.start()
+	f.rare.start()
 	if len(f.kinds) > 0 {
 		f.next()
 	}
@@ -150,6 +155,7 @@ func (f *faults) one(kind int) {
 	switch kind {
 	case faultCrash, faultPower:
 		if n, d := f.outage(600 * ms); n != nil {
+			w.did(kind)
 			certified := f.rng.IntN(2) == 0 && !f.slow[n.index]
 			w.trace("cs %d: %s for %v ms, certified %v", n.id, faultNames[kind], d/ms, certified)
 			n.kill(certified)
@@ -164,9 +170,11 @@ func (f *faults) one(kind int) {
 	case faultCutServers:
 		a, b := w.cs[f.rng.IntN(len(w.cs))], w.cs[f.rng.IntN(len(w.cs))]
 		if a != b {
+			w.did(kind)
 			f.cut(a.ip, b.ip, f.between(ms, 3*sec))
 		}
 	case faultCutClient:
+		w.did(kind)
 		c := w.cl[f.rng.IntN(len(w.cl))]
 		if f.rng.IntN(4) == 0 {
 			for _, ip := range w.mds.ips {
@@ -177,12 +185,14 @@ func (f *faults) one(kind int) {
 		f.cut(c.ip, w.cs[f.rng.IntN(len(w.cs))].ip, f.between(ms, 3*sec))
 	case faultIsolate:
 		if n, d := f.outage(800 * ms); n != nil {
+			w.did(kind)
 			w.trace("cs %d isolated for %d ms", n.id, d/ms)
 			w.net.Isolate(n.ip, true)
 			w.sim.After(d, func() { w.net.Isolate(n.ip, false) })
 		}
 	case faultCutMDS:
 		if n, d := f.outage(800 * ms); n != nil {
+			w.did(kind)
 			for _, ip := range w.mds.ips {
 				f.cut(n.ip, ip, d)
 			}
@@ -195,17 +205,23 @@ func (f *faults) one(kind int) {
 		if f.rng.IntN(2) == 0 {
 			b = w.cl[f.rng.IntN(len(w.cl))].ip
 		}
+		w.did(kind)
 		w.trace("reset %s %s", a, b)
 		w.net.Reset(a, b)
 	case faultPause:
 		if f.rng.IntN(4) == 0 {
+			w.did(kind)
 			w.cl[f.rng.IntN(len(w.cl))].env.Pause(f.between(ms, 3*sec))
 		} else if n, d := f.outage(700 * ms); n != nil {
+			w.did(kind)
 			w.trace("cs %d paused for %d ms", n.id, d/ms)
 			n.env.Pause(d)
 		}
 	case faultLeader:
 		gap := f.between(10*ms, 900*ms)
+		if w.mds.sim.Leading() {
+			w.did(kind)
+		}
 		w.trace("no metadata leader for %d ms", gap/ms)
 		w.mds.change(gap)
 	case faultSlowDisk:
@@ -235,6 +251,7 @@ func (f *faults) stall() {
 		a = w.cs[f.rng.IntN(len(w.cs))].ip
 	}
 	d := f.between(100*ms, 4*sec)
+	w.did(faultStall)
 	w.trace("connections from %s to %s stall for %d ms", a, b, d/ms)
 	w.net.Stall(a, b, d)
 	if f.rng.IntN(3) > 0 {
@@ -250,6 +267,7 @@ func (f *faults) slowCrash() {
 	if n == nil || f.slow[n.index] || n.cache.Fault != nil {
 		return
 	}
+	w.did(faultSlowCrash)
 	w.trace("cs %d: slow disk, resets, power cut for %d ms", n.id, d/ms)
 	f.slow[n.index] = true
 	n.cache.Fault = func(op *uring.DiskOp) (x simloop.Fault) {
@@ -280,6 +298,7 @@ func (f *faults) partial() {
 		return
 	}
 	w := f.w
+	w.did(faultPartial)
 	if f.victim(n) && f.rng.IntN(3) > 0 {
 		f.forsake(n, f.rng.IntN(2) == 0)
 		return
@@ -360,6 +379,7 @@ func (f *faults) storm() {
 			case reset:
 				w.net.Reset(n.ip, w.cs[f.rng.IntN(len(w.cs))].ip)
 			default:
+				w.did(faultStorm)
 				w.trace("storm: cs %d down for %d us, power %v", n.index+1, down/us, cut)
 				n.kill(false)
 				w.sim.After(down, func() { n.start(cut) })
@@ -395,6 +415,7 @@ func (f *faults) site() {
 			return
 		}
 	}
+	w.did(faultSite)
 	w.trace("power cut of the site")
 	w.mds.change(f.between(10*ms, 500*ms))
 	for i, n := range w.cs {
@@ -416,6 +437,7 @@ func (f *faults) slowNet() {
 		b = w.cl[f.rng.IntN(len(w.cl))].ip
 	}
 	extra := f.between(ms, 300*ms)
+	w.did(faultSlowNet)
 	w.trace("slow %s to %s by %d ms", a, b, extra/ms)
 	w.net.Slow(a, b, extra)
 	w.sim.After(f.between(10*ms, 2*sec), func() { w.net.Slow(a, b, 0) })
@@ -428,6 +450,7 @@ func (f *faults) slowDisk() {
 		return
 	}
 	most := f.between(ms, 100*ms)
+	w.did(faultSlowDisk)
 	w.trace("cs %d: disk slower by up to %d ms", n.id, most/ms)
 	f.slow[n.index] = true
 	rng := w.sim.Rand("slow disk")
@@ -456,6 +479,7 @@ func (f *faults) damage(kind int) {
 		rng := w.sim.Rand("read errors")
 		n.store.Fault = func(op *uring.DiskOp) (x simloop.Fault) {
 			if op.Kind == uring.DiskRead && len(op.Bufs) == 1 && rng.IntN(4) == 0 && !n.opening {
+				w.did(faultReadError)
 				if rng.IntN(2) == 0 {
 					x.Flip = true
 				} else {
@@ -480,6 +504,7 @@ func (f *faults) damage(kind int) {
 		a := w.areas[f.rng.IntN(len(w.areas))]
 		block := uint32((a.off + f.rng.Int64N(a.length)) % dataplane.ChunkSize / dataplane.BlockSize)
 		if at, ok := n.shard.SimBlockAt(c.Chunk, block); ok {
+			w.did(faultRot)
 			w.trace("cs %d: bit rot in chunk %v block %d", n.id, c.Chunk, block)
 			n.store.FlipBit(at+f.rng.Int64N(dataplane.BlockSize), uint(f.rng.IntN(8)))
 			return
@@ -515,6 +540,7 @@ func (f *faults) lostWrites(n *csNode) {
 		if op.Kind != uring.DiskWrite || op.Offset < data || rng.IntN(4) > 0 {
 			return x
 		}
+		w.did(faultLost)
 		if x.Misplace = dataplane.BlockSize * (1 + rng.Int64N(64)); rng.IntN(2) == 0 ||
 			op.Offset+x.Misplace+(4<<20) > n.store.Size() {
 			return simloop.Fault{Lost: true}
@@ -534,6 +560,7 @@ func (f *faults) deadDisk() {
 	if n.gone || n.env.Dead() || n.shard == nil {
 		return
 	}
+	w.did(faultDeadDisk)
 	w.trace("cs %d: disk fails", n.id)
 	n.gone = true
 	n.cache.FailRange(0, 1<<60, simloop.ErrIO, uring.DiskWrite, uring.DiskWriteSync, uring.DiskSync)
@@ -549,6 +576,7 @@ func (f *faults) client() {
 	if c.env.Dead() {
 		return
 	}
+	w.did(faultClient)
 	w.trace("client %d crashes", c.index+1)
 	c.crash()
 	w.sim.After(f.between(ms, 400*ms), c.newProcess)

@@ -37,6 +37,7 @@ func (f *faults) ghost(then func()) {
 	}
 	d := 5 * sec
 	f.until[n.index] = max(f.until[n.index], w.sim.Now()+d)
+	w.did(sceneGhost)
 	w.trace("cs %d stops with writes on their way", n.id)
 	g.hold(true)
 	g.burst()

@@ -39,6 +39,7 @@ func (l *late) takes(n *csNode, r *control.ReconfigureReq) bool {
 		return false
 	}
 	l.left--
+	w.did(sceneLate)
 	between := func(from, to int64) int64 { return from + l.rng.Int64N(to-from) }
 	down, on := between(us, 20*ms), between(10*ms, sec)
 	w.trace("cs %d: its process ends while it asks for %v in chunk %v; that arrives after %d ms",

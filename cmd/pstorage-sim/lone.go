@@ -118,6 +118,7 @@ func (l *lone) damage() (n int) {
 
 // leave has the last one leave, and both return once they have been given up.
 func (l *lone) leave(last *csNode) {
+	l.w.did(sceneLone)
 	l.w.trace("cs %d leaves chunk %v to cs %d alone", last.id, l.chunk, l.f.rotten().id)
 	last.kill(true)
 	back := func(n *csNode) { l.w.sim.After(l.between(10*sec, 13*sec), func() { n.start(false) }) }

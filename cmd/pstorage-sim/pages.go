@@ -8,7 +8,8 @@ import "pstorage/dataplane"
 // crcPage is what one CRC page covers, in bytes.
 const crcPage = 1024 * dataplane.BlockSize
 
-// choosePages decides by a stream of its own. Scenes and who counts on where blocks are keep theirs.
+// choosePages decides by a stream of its own. Scenes and who counts on where blocks are keep
+// theirs.
 func (w *world) choosePages() {
 	rng := w.sim.Rand("pages")
 	if !w.drawn("pages", rng.IntN(8) == 0) || w.lone != nil {

@@ -27,6 +27,12 @@ func (w *world) activated(n *csNode, id dataplane.ChunkID) {
 		w.violate("I2: cs %d has activated chunk %v and doesn't have it", n.id, id)
 		return
 	}
+	if n.image { // others asked before it was refused: what it has is of no use to anybody
+		if n.shard.Leased() {
+			w.violate("I8: cs %d serves chunk %v from an old image of its directory", n.id, id)
+		}
+		return
+	}
 	w.counts.activations++
 	now := activation{epoch: r.Epoch, term: r.Term, seq: r.Last, cs: n.id}
 	w.eachWord(n, id, &now)

@@ -48,6 +48,7 @@ type csNode struct {
 	// Of the faults.
 	gone     bool  // for good
 	drained  bool  // it was to be removed from the cluster
+	image    bool  // its disks are an old image of it
 	excluded bool  // from some chunk
 	ended    int64 // when a process of it last ended; 0: never
 	// onExcluded, if set, is called when it is excluded from a chunk.
@@ -88,7 +89,11 @@ func newCS(w *world, index int) *csNode {
 
 func (n *csNode) newProcess() {
 	n.boot++
-	n.starts = append(n.starts, uint64(n.index+1)<<32|n.boot)
+	start := uint64(n.index+1)<<32 | n.boot // stands for a random number
+	if n.image {
+		start |= 1 << 63
+	}
+	n.starts = append(n.starts, start)
 	n.env = n.w.sim.NewEnvOptions(fmt.Sprintf("cs%d.%d", n.index+1, n.boot),
 		simloop.EnvOptions{DriftPPM: n.drift})
 	n.freeDead()
@@ -200,6 +205,11 @@ func (n *csNode) register(sent int64) {
 			}
 			n.seen = max(n.seen, reply.Index)
 			switch k := dataplane.KindOf(err); {
+			case err == nil && n.image:
+				n.letIn()
+			case n.image && k == dataplane.Conflict:
+				n.shard.SetLease(0)
+				n.refused(err)
 			case err == nil:
 				n.id = reply.CS
 				n.starts, n.confirmed = n.starts[len(n.starts)-1:], n.boot
@@ -382,6 +392,9 @@ func (m *csMeta) Event(e *control.Event) {
 	w := m.n.w
 	w.trace("event %s: %s", e.Code, e.Message)
 	w.events = append(w.events, *e)
+	if e.Code == "replica-lost" && w.mayHaveLost(e.Message) {
+		return
+	}
 	switch e.Code {
 	case "chunk-lost", "block-lost", "replica-lost":
 		w.violate("cs %d: %s: %s", m.n.index+1, e.Code, e.Message)

@@ -43,11 +43,17 @@ func TestSeeds(t *testing.T) {
 	}
 	start := time.Now()
 	var next, ops atomic.Int64
+	var mu sync.Mutex
+	var done counts
 	var wg sync.WaitGroup
 	for range 2 {
 		wg.Go(func() {
 			for i := next.Add(1) - 1; i < int64(len(list)); i = next.Add(1) - 1 {
-				ops.Add(int64(check(t, list[i]).ops))
+				r := check(t, list[i])
+				ops.Add(int64(r.ops))
+				mu.Lock()
+				done.add(r.counts)
+				mu.Unlock()
 			}
 		})
 	}
@@ -55,6 +61,10 @@ func TestSeeds(t *testing.T) {
 	t.Logf("%d seeds in %v", len(list), time.Since(start).Round(time.Millisecond))
 	if ops.Load() < 50*int64(len(list)) {
 		t.Errorf("only %d operations: the runs prove nothing", ops.Load())
+	}
+	t.Log(done)
+	if never := done.injected.never(); len(never) > 0 && seeds >= 300 {
+		t.Errorf("never injected: %v: the runs prove nothing about them", never)
 	}
 }
 

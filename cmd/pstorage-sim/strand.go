@@ -117,6 +117,7 @@ func (s *strand) moved(w *world, old, c *control.ChunkConfig) {
 		if head.env.Dead() {
 			return
 		}
+		w.did(sceneStrand)
 		w.trace("cs %d is gone in the middle of a change of chunk %v", head.id, c.Chunk)
 		head.kill(false)
 		head.gone = !single // it may have been given other chunks of one copy meanwhile

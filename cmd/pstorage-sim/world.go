@@ -69,6 +69,8 @@ type world struct {
 	strand     *strand                    // nil: none
 	late       *late                      // nil: none
 	lone       *lone                      // nil: none
+	image      *image                     // nil: none
+	liar       *liar                      // nil: none
 	recovered  map[dataplane.ChunkID]bool // a head was asked to add a member
 	begun      map[dataplane.ChunkID]*activation
 	ops        int
@@ -107,6 +109,8 @@ func runSeed(cfg config) (res result) {
 	w.chooseMemory()
 	w.chooseLone()
 	w.choosePages()
+	w.chooseImage()
+	w.chooseLiar()
 	w.stopLoad = cfg.scene != nil
 	w.net = simloop.NewNet(w.sim, simloop.NetOptions{})
 	w.log = slog.New(quiet{})
@@ -136,7 +140,7 @@ func runSeed(cfg config) (res result) {
 }
 
 // kinds are what -with takes: kinds of runs that only a part of the seeds are.
-var kinds = []string{"pages"}
+var kinds = []string{"hang", "image", "liar", "misread", "pages"}
 
 // drawn says whether a run is of a kind, which its seed drew or not.
 func (w *world) drawn(kind string, drew bool) bool {
@@ -205,7 +209,7 @@ func (w *world) run() {
 	newFaults(w).start()
 	w.startDrains()
 	end := w.sim.Now() + w.sc.length
-	w.sim.Run(func() bool { return len(w.violations) > 0 }, end)
+	w.sim.Run(func() bool { return len(w.violations) > 0 || w.liar.done() }, end)
 	if len(w.violations) == 0 {
 		w.heal()
 	}

@@ -171,8 +171,8 @@ func during(all [][]event, from, to int64) [kinds]durations {
 	return d
 }
 
-// farOff is how many times a goal for a time is an error on any machine. The goals themselves are of
-// an otherwise idle one: missing one by less is an error only with PSTORAGE_NET_STRICT.
+// farOff is how many times a goal for a time is an error on any machine. The goals themselves are
+// of an otherwise idle one: missing one by less is an error only with PSTORAGE_NET_STRICT.
 const farOff = 3
 
 // goalsHeld says whether missed goals are errors.
@@ -243,8 +243,8 @@ func (w *window) beyond(d [kinds]durations, worst, times time.Duration) []string
 
 func ms(d time.Duration) string { return fmt.Sprintf("%.1f ms", float64(d)/1e6) }
 
-// TestGoals: a copy that nothing asks for, and a time far beyond its goal, are errors on any machine;
-// a time beyond its goal is one where the goals hold.
+// TestGoals: a copy that nothing asks for, and a time far beyond its goal, are errors on any
+// machine; a time beyond its goal is one where the goals hold.
 func TestGoals(t *testing.T) {
 	f := fault{goals: goals{write: 500 * time.Millisecond, readP99: 100 * time.Millisecond,
 		meta: time.Second, noCopy: true}}
