@@ -19,8 +19,8 @@ import (
 //     up (yield), or doesn't get another one. Then the chunks that are written go on without it,
 //     and later it registers again and is given back what it missed.
 //
-// All of it is evidence by comparison, so it takes three servers, and only one at a time is
-// excluded by it, and only if no chunk has too few members then.
+// All of it is evidence by comparison, so it takes three servers, and only a share of them is being
+// excluded by it at a time, and only if no chunk has too few members then.
 const (
 	illFloor   = 20 * time.Millisecond // no latency below it is a fault
 	illFactor  = 5                     // times the median of the others
@@ -35,6 +35,8 @@ const (
 	yieldFirst = 5 * time.Second // before it may come back, doubled each time up to yieldMost
 	yieldMost  = 5 * time.Minute
 	yieldCalm  = 10 * time.Minute // without trouble: the times begin anew
+	stallShare = 5                // one of so many servers is being excluded at a time, or one
+	awayFor    = 5 * time.Second  // after the lease of an excluded server: what is written goes on
 )
 
 // illFacts is what illCase decides on.
@@ -74,9 +76,9 @@ type stallFacts struct {
 // stallCase says which server keeps writes from getting on, an index, or -1 if that can't be told.
 // A log that hangs while the others' don't is its own evidence. Otherwise it is who most others
 // wait for in vain, but one that itself waits for several is more likely the one that can't be
-// reached.
-func stallCase(list []stallFacts) int {
-	live, own, others := 0, -1, 0
+// reached. going is how many are being excluded already: they aren't in the list.
+func stallCase(list []stallFacts, going int) int {
+	live, own, hang := 0, -1, 0
 	for i, f := range list {
 		if !f.live {
 			continue
@@ -86,15 +88,16 @@ func stallCase(list []stallFacts) int {
 			own = i
 		}
 		if f.own >= stallOther {
-			others++
+			hang++
 		}
 	}
-	if live <= illOthers {
+	most := max(1, (live+going)/stallShare)
+	if live <= illOthers || going >= most {
 		return -1
 	}
 	if own >= 0 {
-		if others > 1 {
-			return -1 // more than one hangs: it isn't its disk alone
+		if hang+going > most {
+			return -1 // too many hang: it isn't their disks alone
 		}
 		return own
 	}
@@ -159,6 +162,7 @@ type serverHealth struct {
 
 	asked    bool  // to give its lease up
 	askedNs  int64 // when it was asked last
+	awayNs   int64 // since when its lease is over, after that; 0: it may have it
 	stalledN int64 // when it last stalled, while it is excluded
 	times    int   // how often lately
 	note     string
@@ -262,6 +266,9 @@ func (h *peerHealth) step(nowNs int64, live func(dataplane.CSID) bool) {
 			}
 			all = append(all, w.value)
 		}
+		if s.asked && s.awayNs == 0 && !live(dataplane.CSID(id)) {
+			s.awayNs = nowNs
+		}
 		if len(all) > 0 && live(dataplane.CSID(id)) {
 			s.latency[metricPeers] = sample{medianOf(all), nowNs}
 		}
@@ -361,20 +368,30 @@ func medianOf(all []time.Duration) time.Duration {
 	return all[(len(all)-1)/2]
 }
 
-// askedGone is after how long without a heartbeat a server that was excluded doesn't keep others
-// from being excluded any more: it may never come back.
-const askedGone = time.Minute
+// ask notes that a server is asked for its lease.
+func (s *serverHealth) ask(nowNs int64) {
+	s.asked, s.askedNs, s.stalledN, s.awayNs = true, nowNs, nowNs, 0
+}
 
-// suspect applies stallCase; 0: nobody, or somebody is excluded already.
+// going says whether a server is being excluded: until some time after its lease has ended. One
+// whose disk hangs for ever is like one that is off then, and no reason to bear with another one
+// that hangs.
+func (s *serverHealth) going(nowNs int64) bool {
+	return s.asked && (s.awayNs == 0 || nowNs-s.awayNs < int64(awayFor))
+}
+
+// suspect applies stallCase; 0: nobody.
 func (h *peerHealth) suspect(nowNs int64, live func(dataplane.CSID) bool) dataplane.CSID {
+	going := 0
 	list := make([]stallFacts, len(h.cs))
 	for id, s := range h.cs {
 		switch {
 		case s == nil:
 			continue
-		case s.asked && nowNs-s.beatNs < int64(askedGone):
-			return 0
-		case !live(dataplane.CSID(id)) || nowNs-s.beatNs > int64(stallFresh):
+		case s.going(nowNs):
+			going++
+			continue
+		case s.asked || !live(dataplane.CSID(id)) || nowNs-s.beatNs > int64(stallFresh):
 			continue
 		}
 		list[id].live, list[id].own = true, s.own
@@ -396,7 +413,7 @@ func (h *peerHealth) suspect(nowNs int64, live func(dataplane.CSID) bool) datapl
 			}
 		}
 	}
-	return dataplane.CSID(max(0, stallCase(list)))
+	return dataplane.CSID(max(0, stallCase(list, going)))
 }
 
 // probation is how long an excluded server stays away at least.

@@ -38,15 +38,66 @@ func TestIllCase(t *testing.T) {
 	}
 }
 
-// TestStallCase goes through all clusters of four servers whose parts are a few.
+// TestStallCase goes through all clusters of four servers whose parts are a few, alone, with one
+// that is being excluded, and with so many healthy ones that two may be excluded at a time.
 func TestStallCase(t *testing.T) {
+	for _, more := range []struct{ healthy, going, most int }{{0, 0, 1}, {0, 1, 1}, {8, 0, 2}, {8, 1, 2},
+		{8, 2, 2}} {
+		testStallCase(t, more.healthy, more.going, more.most)
+	}
+	s := func(f ...stallFacts) []stallFacts { return f }
+	l := func(by, waits int) stallFacts { return stallFacts{live: true, by: by, waits: waits} }
+	hang := func(n, of int) []stallFacts {
+		list := make([]stallFacts, of)
+		for i := range list {
+			list[i].live = true
+			if i < n {
+				list[i].own = stallAfter + time.Duration(i)
+			}
+		}
+		return list
+	}
+	for i, c := range []struct {
+		list  []stallFacts
+		going int
+		want  int
+	}{
+		{s(l(0, 0), l(0, 0), l(0, 0)), 0, -1},
+		{s(l(2, 0), l(0, 1), l(0, 1)), 0, 0}, // two wait for the first
+		{s(l(1, 0), l(0, 1), l(0, 0)), 0, 0}, // one does
+		{s(l(1, 0), l(1, 0), l(0, 2)), 0, 2}, // who waits for all others is cut off itself
+		{s(l(0, 1), l(1, 1), l(1, 0)), 0, 2}, // a chain: its end waits for nobody
+		{s(l(0, 1), l(1, 0), l(1, 1)), 0, 1}, // the same in another order
+		{s(l(2, 0), l(0, 1), l(0, 1)), 1, -1},
+		{hang(1, 4), 0, 0},
+		{hang(1, 4), 1, -1}, // one at a time
+		{hang(2, 9), 0, -1}, // together: of nine one may be excluded at a time
+		{hang(2, 10), 0, 1}, // of ten two
+		{hang(1, 9), 1, 0},  // the second of them
+		{hang(3, 10), 0, -1},
+		{hang(2, 9), 1, -1},
+		{hang(1, 8), 2, -1},
+		{hang(3, 15), 0, 2},
+		{hang(100, 500), 0, 99},
+		{hang(101, 500), 0, -1},
+	} {
+		if got := stallCase(c.list, c.going); got != c.want {
+			t.Errorf("case %d: %d, want %d", i, got, c.want)
+		}
+	}
+}
+
+func testStallCase(t *testing.T, healthy, going, most int) {
 	parts := []stallFacts{{}, {live: true}, {live: true, own: 400 * time.Millisecond},
 		{live: true, own: 2 * time.Second}, {live: true, by: 1}, {live: true, by: 2},
 		{live: true, waits: 1}, {live: true, waits: 3}}
 	at := make([]int, 4)
 	for {
-		list := make([]stallFacts, 4)
-		live, hang, stuck := 0, 0, 0
+		list := make([]stallFacts, 4+healthy)
+		live, hang, stuck := healthy, 0, 0
+		for i := range healthy {
+			list[4+i].live = true
+		}
 		for i, k := range at {
 			list[i] = parts[k]
 			if list[i].live {
@@ -59,14 +110,16 @@ func TestStallCase(t *testing.T) {
 				}
 			}
 		}
-		got := stallCase(list)
+		got := stallCase(list, going)
 		switch {
+		case got >= 0 && going >= most:
+			t.Fatalf("%+v: %d, though %d are being excluded", list, got, going)
 		case got >= 0 && (live < 3 || !list[got].live):
 			t.Fatalf("%+v: %d", list, got)
-		case got >= 0 && hang > 0 && (list[got].own < stallAfter || stuck > 1):
-			t.Fatalf("%+v: %d isn't the only one that hangs", list, got)
-		case live >= 3 && hang == 1 && stuck == 1 && got < 0:
-			t.Fatalf("%+v: one hangs, and isn't found", list)
+		case got >= 0 && hang > 0 && (list[got].own < stallAfter || stuck+going > most):
+			t.Fatalf("%+v: %d isn't one of the few that hang", list, got)
+		case live >= 3 && hang > 0 && stuck+going <= most && got < 0:
+			t.Fatalf("%+v: few hang, and none is found", list)
 		case got >= 0 && hang == 0 && list[got].by == 0 && list[got].waits < 2:
 			t.Fatalf("%+v: %d without evidence", list, got)
 		}
@@ -79,23 +132,6 @@ func TestStallCase(t *testing.T) {
 		}
 		if i == len(at) {
 			break
-		}
-	}
-	s := func(f ...stallFacts) []stallFacts { return f }
-	l := func(by, waits int) stallFacts { return stallFacts{live: true, by: by, waits: waits} }
-	for i, c := range []struct {
-		list []stallFacts
-		want int
-	}{
-		{s(l(0, 0), l(0, 0), l(0, 0)), -1},
-		{s(l(2, 0), l(0, 1), l(0, 1)), 0}, // two wait for the first
-		{s(l(1, 0), l(0, 1), l(0, 0)), 0}, // one does
-		{s(l(1, 0), l(1, 0), l(0, 2)), 2}, // who waits for all others is cut off itself
-		{s(l(0, 1), l(1, 1), l(1, 0)), 2}, // a chain: its end waits for nobody
-		{s(l(0, 1), l(1, 0), l(1, 1)), 1}, // the same in another order
-	} {
-		if got := stallCase(c.list); got != c.want {
-			t.Errorf("case %d: %d, want %d", i, got, c.want)
 		}
 	}
 }
@@ -400,27 +436,69 @@ func TestLostDataIsExcluded(t *testing.T) {
 	})
 }
 
-// TestSuspectAfterGone: a server that was excluded keeps others from being excluded, but not for
-// ever if it isn't heard of any more.
-func TestSuspectAfterGone(t *testing.T) {
-	h, now := newHealth(), int64(1)
-	live := func(dataplane.CSID) bool { return true }
-	for cs := dataplane.CSID(1); cs <= 4; cs++ {
-		h.report(cs, &control.HeartbeatReq{CS: cs}, now)
-	}
-	h.at(1).asked = true
-	for _, silent := range []time.Duration{time.Second, askedGone} {
-		now = 1 + int64(silent)
-		for cs := dataplane.CSID(2); cs <= 4; cs++ {
+// TestSuspectBesideExcluded: a server that was excluded keeps others from being excluded until some
+// seconds after its lease has ended, whether its disk hangs for ever or it isn't heard of any more.
+func TestSuspectBesideExcluded(t *testing.T) {
+	const gone, hung, servers dataplane.CSID = 1, 2, 4
+	for _, beats := range []bool{true, false} {
+		h, now, leased := newHealth(), int64(1), true
+		live := func(cs dataplane.CSID) bool { return cs != gone || leased }
+		turn := func(want dataplane.CSID, when string) {
+			t.Helper()
+			for cs := gone; cs <= servers; cs++ {
+				req := &control.HeartbeatReq{CS: cs}
+				if cs <= hung {
+					req.StallNs = int64(stallAfter) + int64(servers-cs)
+				}
+				if cs != gone || beats {
+					h.report(cs, req, now)
+				}
+			}
+			h.step(now, live)
+			if got := h.suspect(now, live); got != want {
+				t.Errorf("the excluded one's heartbeats come: %v; %s: cs %d is suspected, want %d", beats,
+					when, got, want)
+			}
+		}
+		for cs := gone; cs <= servers; cs++ {
 			h.report(cs, &control.HeartbeatReq{CS: cs}, now)
 		}
-		h.at(2).own = stallAfter // its log hangs
-		want := dataplane.CSID(2)
-		if silent < askedGone {
-			want = 0
-		}
-		if got := h.suspect(now, live); got != want {
-			t.Errorf("the excluded one silent for %v: cs %d is suspected, want %d", silent, got, want)
-		}
+		h.at(gone).ask(now)
+		turn(0, "just asked")
+		now += int64(time.Minute)
+		turn(0, "it has its lease yet")
+		leased = false
+		turn(0, "its lease has ended")
+		now += int64(awayFor) - 1
+		turn(0, "its lease has ended lately")
+		now++
+		turn(hung, "away for long enough")
+		h.at(hung).ask(now)
+		turn(0, "the second one was asked")
+		leased = true
+		h.at(gone).asked = false
+		h.at(hung).asked = false
+		h.at(gone).ask(now)
+		turn(0, "asked once more")
+	}
+}
+
+// TestWouldLackWithoutTwo: who is being excluded isn't counted as a member that is left.
+func TestWouldLackWithoutTwo(t *testing.T) {
+	c := newTestCluster(t, 1)
+	k := c.client(dataplane.RoleClient, 7, nil)
+	for n := range byte(3) {
+		c.newCS(n + 1)
+	}
+	conf := oneChunk(t, k)
+	l := c.nodes[0].lead.Load()
+	if n := l.wouldLack(conf.Members[0].CS); n != 0 {
+		t.Errorf("%d chunks would lack members without one of three", n)
+	}
+	l.mu.Lock()
+	l.leases.at(conf.Members[1].CS).withheld = true
+	l.mu.Unlock()
+	if n := l.wouldLack(conf.Members[0].CS); n != 1 {
+		t.Errorf("%d chunks would lack members without two of three, want 1", n)
 	}
 }

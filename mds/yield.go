@@ -36,7 +36,7 @@ func (l *leader) watchHealth(nowNs int64) {
 }
 
 // wouldLack counts the chunks that would have fewer live members than their minimum, or none,
-// without a server.
+// without a server and those that are being excluded.
 func (l *leader) wouldLack(cs dataplane.CSID) (n uint64) {
 	f := l.r.fsm
 	l.mu.Lock()
@@ -44,7 +44,8 @@ func (l *leader) wouldLack(cs dataplane.CSID) (n uint64) {
 	now := l.now()
 	live := make([]bool, len(f.s.cs))
 	for id := range live {
-		live[id] = l.leases.live(dataplane.CSID(id), now)
+		other := dataplane.CSID(id)
+		live[id] = l.leases.live(other, now) && !l.leases.at(other).withheld
 	}
 	slots := f.s.table.Slots()
 	f.mu.RUnlock()
@@ -87,7 +88,7 @@ func (l *leader) exclude(cs dataplane.CSID, short uint64) {
 		s.times = 0
 	}
 	s.times++
-	s.asked, s.askedNs, s.stalledN = true, now, now
+	s.ask(now)
 	what := fmt.Sprintf("its log hasn't got on for %v", s.own.Round(100*time.Millisecond))
 	if s.own < stallAfter {
 		what = "other servers wait for its answers"
@@ -113,7 +114,7 @@ func (l *leader) forfeit(cs dataplane.CSID, chunk dataplane.ChunkID) {
 	}
 	s := l.health.at(cs)
 	l.forfeitNs = now
-	s.asked, s.askedNs, s.stalledN = true, now, now
+	s.ask(now)
 	s.note = fmt.Sprintf("lost data of chunk %v that it had acknowledged, and is excluded where that "+
 		"is found; does its disk keep what it acknowledges? (hwflush-check)", chunk)
 	e.withheld = true
