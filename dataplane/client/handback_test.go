@@ -2,6 +2,7 @@ package client
 
 import (
 	"testing"
+	"time"
 
 	"pstorage/dataplane"
 	"pstorage/dataplane/control"
@@ -14,6 +15,7 @@ type leaser struct {
 	holder uint64 // token of the grant that holds; 0: nobody
 	fenced bool   // the fence of the holder before is in force
 	lose   int    // so many answers to questions are lost
+	other  bool   // another client holds it
 }
 
 // answer runs cb on the client after both ways.
@@ -23,6 +25,10 @@ func (m *leaser) answer(cb func()) { m.w.sim.After(m.w.meta.delay, func() { m.w.
 func (m *leaser) AcquireLease(_ dataplane.FileID, token uint64,
 	cb func(*control.LeaseReply, error)) {
 	m.w.sim.After(m.w.meta.delay, func() {
+		if m.other {
+			m.answer(func() { cb(&control.LeaseReply{Holder: 9}, nil) })
+			return
+		}
 		if m.holder == 0 || m.holder != token {
 			m.token++
 			m.holder = m.token
@@ -58,6 +64,7 @@ func (m *leaser) RenewLeases([]control.FileLease, func(*control.RenewLeasesReply
 func (w *world) writer(f *File) (end func()) {
 	w.env.Do(func() {
 		f.lease.writers++
+		f.reopened()
 		f.askLease()
 	})
 	return func() {
@@ -70,6 +77,7 @@ func (w *world) writer(f *File) (end func()) {
 
 // pass lets ns pass.
 func (w *world) pass(ns int64) {
+	w.sim.After(ns, func() {}) // time goes by though there is nothing to do
 	w.sim.Run(func() bool { return false }, w.sim.Now()+ns)
 }
 
@@ -112,5 +120,51 @@ func TestLostGrantIsGivenBack(t *testing.T) {
 	w.writer(f)()
 	if w.pass(3e9); m.token == 0 || m.holder != 0 {
 		t.Errorf("last token %d, held: %d", m.token, m.holder)
+	}
+}
+
+// TestRefusalIsForgotten: another client was in the way of writes once. Writes after a while, or
+// after the file was opened anew, wait as the first one did, as in a live migration; those that
+// come one after the other fail at once.
+func TestRefusalIsForgotten(t *testing.T) {
+	w := newWorld(t, 1, 3)
+	m := &leaser{w: w, fenced: true, other: true}
+	f := w.file(0)
+	w.eng.leases.meta = m
+	w.writer(f)
+	wait := int64(w.eng.opt.LeaseWait)
+	refused := func(atOnce bool, when string) {
+		t.Helper()
+		op, began := &Op{Kind: Write, File: f, Buf: make([]byte, 4096)}, w.sim.Now()
+		w.run(op)
+		if dataplane.KindOf(op.Err) != dataplane.LeaseHeld {
+			t.Fatalf("%s: %v", when, op.Err)
+		}
+		if d := w.sim.Now() - began; atOnce != (d < wait/2) {
+			t.Errorf("%s: refused after %v", when, time.Duration(d))
+		}
+	}
+	refused(false, "the first write")
+	refused(true, "the second write")
+	w.pass(wait * 3 / 4)
+	refused(true, "a write soon after it")
+	w.pass(wait * 3 / 4)
+	refused(true, "a write soon after that one")
+	w.writer(f)
+	refused(false, "opened anew")
+	w.pass(int64(time.Hour))
+
+	op := &Op{Kind: Write, File: f, Buf: make([]byte, 4096)}
+	done := w.start(op)
+	w.pass(50e6)
+	if *done != 0 {
+		t.Fatalf("a write 50 ms before the hand-over: %v", op.Err)
+	}
+	w.writer(f) // an open while writes wait doesn't make them wait longer
+	w.pass(wait / 2)
+	m.other = false
+	w.pass(3e9)
+	if *done != 1 || op.Err != nil {
+		t.Fatalf("after the hand-over: %d done, %v", *done, op.Err)
 	}
 }

@@ -49,6 +49,7 @@ type lease struct {
 	asking  bool
 	fencing uint64 // token that was promised, once the holder before is fenced
 	refused int64  // since when another client is in the way, ns; 0: none is
+	failed  int64  // when writes were last refused because of that; 0: never
 	wait    opQueue
 	timer   uring.Timer
 	tries   int
@@ -91,6 +92,9 @@ func (f *File) mayWrite(op *Op) bool {
 		return true
 	}
 	op.state = opLeasing
+	if now := f.eng.env.Now(); l.failed == 0 || now-l.failed >= int64(f.eng.opt.LeaseWait) {
+		l.forgetRefusal()
+	}
 	l.wait.push(op)
 	f.askLease()
 	return false
@@ -237,7 +241,8 @@ func (f *File) heldByOther(r *control.LeaseReply) {
 		f.rearm(&l.timer, f.askLease, &l.tries)
 		return
 	}
-	// l.refused stays, so that further writes don't wait as long again.
+	// l.refused stays, so that further writes don't wait as long again, while there are any.
+	l.failed = now
 	err := fmt.Errorf("by client %x on %s (%s)", r.Holder, r.HolderHost, r.HolderMount)
 	e.log.Warn("a write is refused: another client writes the file", "file", f.name, "id", f.id,
 		"client", fmt.Sprintf("%x", r.Holder), "host", r.HolderHost, "mount", r.HolderMount,
@@ -313,10 +318,20 @@ func (f *File) closeForWrite() {
 	}
 }
 
-// reopened: somebody opened the file, so it may be asked for again.
+// reopened: somebody opened the file, so it may be asked for again, and the first write waits: in a
+// live migration the source is about to close it, though it was in the way long ago, too.
 func (f *File) reopened() {
 	if f.lease.status == leaseLost {
 		f.lease.status = leaseNone
+	}
+	f.lease.forgetRefusal()
+}
+
+// forgetRefusal has the next write that another client is in the way of wait anew, unless writes
+// wait already.
+func (l *lease) forgetRefusal() {
+	if l.wait.head == nil {
+		l.refused = 0
 	}
 }
 
