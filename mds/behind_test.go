@@ -1,6 +1,7 @@
 package mds
 
 import (
+	"errors"
 	"strings"
 	"testing"
 
@@ -96,5 +97,68 @@ func TestOlderRecord(t *testing.T) {
 				t.Errorf("events: %+v", events)
 			}
 		})
+	}
+}
+
+// TestOlderDirectory: a chunk server's directory that is an older copy, or a clone, is refused, and
+// an event tells of it, once per process. It isn't told of one that is only unknown here.
+func TestOlderDirectory(t *testing.T) {
+	s := newFuzzSim()
+	defer s.Close()
+	register := func(disk byte, boot, instance uint64, starts ...uint64) error {
+		s.Depose() // no process is connected
+		s.Lead()
+		_, err := s.ask(dataplane.RoleCS, control.OpRegisterCS, control.Marshal(&control.RegisterCSReq{
+			Disk: [16]byte{disk}, Boot: boot, Starts: starts, Instance: instance, Addr: "10.0.0.1:1",
+			Host: "h", Path: "/cs", Capacity: 1 << 40}))
+		return err
+	}
+	told := func() (list []string) {
+		for _, e := range s.Events() {
+			if e.Code == "cs-rolled-back" {
+				if e.Severity != control.Fault || e.Source != "cs 1" {
+					t.Errorf("event %+v", e)
+				}
+				list = append(list, e.Message)
+			}
+		}
+		return list
+	}
+	if err := errors.Join(register(1, 3, 13, 33), register(1, 5, 15, 33, 55)); err != nil {
+		t.Fatal(err)
+	}
+	if err := register(0, 1, 1); dataplane.KindOf(err) != dataplane.Invalid || len(told()) != 0 {
+		t.Errorf("without an identity: %v, events %q", err, told())
+	}
+	for i, c := range []struct {
+		boot   uint64
+		starts []uint64
+		why    string
+	}{
+		{4, []uint64{33, 44}, "its start counter isn't above the recorded 5"},
+		{5, []uint64{33, 55}, "its start counter isn't above the recorded 5"}, // a clone
+		{7, []uint64{33, 66, 77}, "it never had start 5"},
+	} {
+		err := register(1, c.boot, uint64(100+i), c.starts...)
+		if dataplane.KindOf(err) != dataplane.Conflict || !strings.Contains(err.Error(), c.why) {
+			t.Fatalf("start %d: %v", c.boot, err)
+		}
+		list := told()
+		if len(list) != i+1 || !strings.Contains(list[i], c.why) ||
+			!strings.Contains(list[i], "/cs is a copy or was rolled back") {
+			t.Errorf("start %d: events %q", c.boot, list)
+		}
+	}
+	again := func() error {
+		_, err := s.ask(dataplane.RoleCS, control.OpRegisterCS, control.Marshal(&control.RegisterCSReq{
+			Disk: [16]byte{1}, Boot: 4, Instance: 200, Addr: "10.0.0.1:1", Host: "h", Path: "/cs"}))
+		return err
+	}
+	if a, b := again(), again(); dataplane.KindOf(a) != dataplane.Conflict ||
+		dataplane.KindOf(b) != dataplane.Conflict || len(told()) != 4 {
+		t.Errorf("asked twice: %v, %v, events %q", a, b, told())
+	}
+	if err := register(1, 6, 16, 33, 55, 66); err != nil || len(told()) != 4 {
+		t.Errorf("the right one: %v, events %q", err, told())
 	}
 }
