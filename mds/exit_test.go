@@ -84,3 +84,62 @@ func TestExitAndRegistration(t *testing.T) {
 		t.Errorf("certified %d, %d by a new leader", certified(), verdict(0))
 	}
 }
+
+// TestExitWhileRegistering: a process ends while its registration, the first one or a later one, is
+// being handled. The certificate, which isn't repeated, counts: it is given no lease any more.
+func TestExitWhileRegistering(t *testing.T) {
+	for _, first := range []bool{false, true} {
+		f := newFuzzSim()
+		defer f.Close()
+		reg := control.RegisterCSReq{Disk: [16]byte{1}, Boot: 1, Addr: "10.0.0.1:1", Host: "h", Path: "/p",
+			Capacity: 1 << 40, Instance: 11}
+		register := func() {
+			t.Helper()
+			if _, err := f.ask(dataplane.RoleCS, control.OpRegisterCS, control.Marshal(&reg)); err != nil {
+				t.Fatal(err)
+			}
+		}
+		register()
+		before := uint64(1) // that of whose exit is known before the registration is applied
+		if first {
+			reg.Boot, reg.Instance, before = 2, 12, 0
+			f.Depose() // to a new leader the one before isn't connected
+			f.Lead()
+		}
+		answer := dataplane.OK
+		f.Handle(dataplane.RoleCS, 500, 1, control.OpRegisterCS, &reg, func(_ []byte, err error) {
+			answer = dataplane.KindOf(err)
+		})
+		if len(f.commits) != 1 {
+			t.Fatalf("first %v: the registration isn't on its way: %v", first, answer)
+		}
+		commit := f.commits
+		f.commits = nil
+		if _, err := f.ask(dataplane.RoleSupervisor, control.OpExited,
+			control.Marshal(&control.ExitedReq{CS: 1, Boot: reg.Boot})); err != nil {
+			t.Fatal(err)
+		}
+		verdict := func(after time.Duration) leaseVerdict {
+			return f.l.leases.verdict(1, f.l.now()+int64(after))
+		}
+		e := f.l.leases.at(1)
+		if e.exitedBoot != before || verdict(exitGrace) != leaseReturning {
+			t.Errorf("first %v: certified %d, %d while it registers", first, e.exitedBoot,
+				verdict(exitGrace))
+		}
+		commit[0]()
+		f.flush()
+		if answer != dataplane.NotReady {
+			t.Errorf("first %v: the registration of a process that has ended: %v", first, answer)
+		}
+		if e.exitedBoot != reg.Boot || verdict(0) != leaseGrace || verdict(exitGrace) != leaseGone {
+			t.Errorf("first %v: certified %d, %d at once, %d later", first, e.exitedBoot, verdict(0),
+				verdict(exitGrace))
+		}
+		reg.Boot, reg.Instance = reg.Boot+1, reg.Instance+1
+		register()
+		if e.exitedBoot != 0 || !f.l.leases.live(1, f.l.now()) {
+			t.Errorf("first %v: the next process: certified %d", first, e.exitedBoot)
+		}
+	}
+}

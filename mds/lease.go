@@ -28,6 +28,9 @@ type csLease struct {
 	stopped     bool   // that was planned
 	knockedNs   int64  // when a new process was told to wait for the old one's lease
 	registering int    // registrations being handled: no exclusion may start
+	comingBoot  uint64 // the newest process of those
+	endedBoot   uint64 // the one whose exit was certified meanwhile; 0: none
+	endedStop   bool   // that was planned
 	excluding   int    // exclusions being committed: a registration must wait for them
 	adding      int    // chunks being given to it: likewise
 	registered  bool   // with this leader: its inventory has been seen

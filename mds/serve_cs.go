@@ -125,6 +125,7 @@ func (c *call) beginRegistration(req *control.RegisterCSReq, instance uint64) (
 	}
 	e := l.leases.at(id)
 	e.registering++
+	e.comingBoot = max(e.comingBoot, req.Boot)
 	// Each exclusion ends, at the latest with this leadership, and wakes us up.
 	for e.excluding > 0 || e.adding > 0 {
 		l.free.Wait()
@@ -158,8 +159,11 @@ func (c *call) endRegistration(id dataplane.CSID) {
 		return
 	}
 	c.l.mu.Lock()
-	c.l.leases.at(id).registering--
-	c.l.mu.Unlock()
+	defer c.l.mu.Unlock()
+	e := c.l.leases.at(id)
+	if e.registering--; e.registering == 0 {
+		e.comingBoot, e.endedBoot = 0, 0
+	}
 }
 
 // listing notes that a server's inventory is about to be compared with the state. What it was to be
@@ -289,6 +293,11 @@ func (c *call) grantLease(cs dataplane.CSID, req *control.RegisterCSReq, instanc
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	now := l.now()
+	if e := l.leases.at(cs); e.endedBoot == req.Boot {
+		l.noteExit(cs, req.Boot, e.endedStop)
+		return nil, c.fail(dataplane.NotReady, "CS %d: this process, start %d, has ended, its supervisor "+
+			"says", cs, req.Boot)
+	}
 	l.leases.registered(cs, now)
 	l.leases.at(cs).copies = found.copies
 	l.plan.registered(cs)
@@ -519,20 +528,34 @@ func (c *call) exited(req *control.ExitedReq) (any, error) {
 		return nil, c.fail(dataplane.NotFound, "CS %d", req.CS)
 	case mine != nil && c.peer.Role != dataplane.RoleAdmin:
 		return nil, mine
-	case known.Boot != req.Boot || l.leases.at(req.CS).exitedBoot == req.Boot:
-		return nil, nil // of an older process, or said before
-	case l.leases.at(req.CS).registering > 0:
-		return nil, nil // a newer one is here
 	}
-	l.leases.exited(req.CS, req.Boot, req.Planned, l.now())
+	if e := l.leases.at(req.CS); e.registering > 0 {
+		if e.comingBoot != req.Boot {
+			return nil, nil // another one is here
+		}
+		e.endedBoot, e.endedStop = req.Boot, req.Planned // it is given no lease any more
+	}
+	l.noteExit(req.CS, req.Boot, req.Planned)
+	return nil, nil
+}
+
+// noteExit notes that a process has ended, once, if it is the one that registered last. mu is held.
+func (l *leader) noteExit(cs dataplane.CSID, boot uint64, planned bool) {
+	f := l.r.fsm
+	f.mu.RLock()
+	known := f.s.server(cs)
+	f.mu.RUnlock()
+	if known.Boot != boot || l.leases.at(cs).exitedBoot == boot {
+		return
+	}
+	l.leases.exited(cs, boot, planned, l.now())
 	l.viewNs = 0
 	severity, code, what := control.Warning, "cs-exited", "exited"
-	if req.Planned {
+	if planned {
 		severity, code, what = control.Info, "cs-stopped", "was stopped"
 	}
-	l.event(severity, fmt.Sprintf("cs %d", req.CS), code, fmt.Sprintf("the process of %s on %s "+
-		"(start %d) %s", known.Path, known.Host, req.Boot, what))
-	return nil, nil
+	l.event(severity, fmt.Sprintf("cs %d", cs), code, fmt.Sprintf("the process of %s on %s "+
+		"(start %d) %s", known.Path, known.Host, boot, what))
 }
 
 func (c *call) unreachable(req *control.UnreachableReq) (any, error) {
