@@ -91,8 +91,8 @@ func TestExitWhileRegistering(t *testing.T) {
 	for _, first := range []bool{false, true} {
 		f := newFuzzSim()
 		defer f.Close()
-		reg := control.RegisterCSReq{Disk: [16]byte{1}, Boot: 1, Addr: "10.0.0.1:1", Host: "h", Path: "/p",
-			Capacity: 1 << 40, Instance: 11}
+		reg := control.RegisterCSReq{Disk: [16]byte{1}, Boot: 1, Addr: "10.0.0.1:1", Host: "h",
+			Path: "/p", Capacity: 1 << 40, Instance: 11}
 		register := func() {
 			t.Helper()
 			if _, err := f.ask(dataplane.RoleCS, control.OpRegisterCS, control.Marshal(&reg)); err != nil {

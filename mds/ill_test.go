@@ -41,8 +41,8 @@ func TestIllCase(t *testing.T) {
 // TestStallCase goes through all clusters of four servers whose parts are a few, alone, with one
 // that is being excluded, and with so many healthy ones that two may be excluded at a time.
 func TestStallCase(t *testing.T) {
-	for _, more := range []struct{ healthy, going, most int }{{0, 0, 1}, {0, 1, 1}, {8, 0, 2}, {8, 1, 2},
-		{8, 2, 2}} {
+	for _, more := range []struct{ healthy, going, most int }{{0, 0, 1}, {0, 1, 1}, {8, 0, 2},
+		{8, 1, 2}, {8, 2, 2}} {
 		testStallCase(t, more.healthy, more.going, more.most)
 	}
 	s := func(f ...stallFacts) []stallFacts { return f }

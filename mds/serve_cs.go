@@ -295,8 +295,8 @@ func (c *call) grantLease(cs dataplane.CSID, req *control.RegisterCSReq, instanc
 	now := l.now()
 	if e := l.leases.at(cs); e.endedBoot == req.Boot {
 		l.noteExit(cs, req.Boot, e.endedStop)
-		return nil, c.fail(dataplane.NotReady, "CS %d: this process, start %d, has ended, its supervisor "+
-			"says", cs, req.Boot)
+		return nil, c.fail(dataplane.NotReady, "CS %d: this process, start %d, has ended, as its "+
+			"supervisor says", cs, req.Boot)
 	}
 	l.leases.registered(cs, now)
 	l.leases.at(cs).copies = found.copies
