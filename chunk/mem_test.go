@@ -29,7 +29,8 @@ type memWorld struct {
 	posted []func()
 	dials  []func()
 	chunks map[dataplane.ChunkID]*control.ChunkConfig
-	wild   bool // anything may happen
+	addrs  map[dataplane.CSID]string // of all servers, if their chunks may get other members
+	wild   bool                      // anything may happen
 }
 
 func (w *memWorld) Now() int64 { return w.now }
@@ -235,6 +236,11 @@ func (w *memWorld) GetChunk(id dataplane.ChunkID, cb func(*control.ChunkConfig, 
 }
 func (w *memWorld) Reconfigure(r *control.ReconfigureReq, cb func(*control.ChunkConfig, error)) {
 	w.posted = append(w.posted, func() {
+		if w.addrs != nil && w.reconfigured(r) {
+			c := *w.chunks[r.Chunk]
+			cb(&c, nil)
+			return
+		}
 		if w.chunks[r.Chunk] == nil || !r.SetCreated {
 			cb(nil, dataplane.E("reconfigure", dataplane.Conflict, nil))
 			return
@@ -270,6 +276,11 @@ func (k *memClient) Closed(_ *session.Conn, err error) { k.t.Errorf("closed: %v"
 
 // newMemWorld starts n servers with one chunk on all of them, and a client of the first.
 func newMemWorld(t testing.TB, n int) (*memWorld, []*Shard, *memClient) {
+	return newMemWorldOf(t, n, 256<<20)
+}
+
+// newMemWorldOf is newMemWorld with caches of so many bytes: a start reads all of them.
+func newMemWorldOf(t testing.TB, n int, cacheSize int64) (*memWorld, []*Shard, *memClient) {
 	w := &memWorld{t: t, now: 1e12, ports: map[string]func(uring.Conn) uring.ConnHandler{},
 		chunks: map[dataplane.ChunkID]*control.ChunkConfig{}}
 	cfg := &control.ChunkConfig{Chunk: chunkA, Epoch: 1, Minimum: 1}
@@ -283,7 +294,7 @@ func newMemWorld(t testing.TB, n int) (*memWorld, []*Shard, *memClient) {
 			t.Fatal(err)
 		}
 		sb := newSuperblock(4)
-		store, cache := newMemDisk(t, sb.size()), newMemDisk(t, 256<<20)
+		store, cache := newMemDisk(t, sb.size()), newMemDisk(t, cacheSize)
 		sb.put(store.mem)
 		w.disks = append(w.disks, store, cache)
 		formatted := false
