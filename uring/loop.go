@@ -252,7 +252,8 @@ func (l *Loop) Stats() LoopStats {
 		RelayPiped: l.relays.piped, RelayCopied: l.relays.copied}
 }
 
-// Now implements Env.
+// Now implements Env: a clock that was read after the completion, or the posted work, that is
+// being handled had come.
 func (l *Loop) Now() int64 { return l.now }
 
 func (l *Loop) updateNow() { l.now = l.clockNs + int64(time.Since(l.clockBase)) }
@@ -327,11 +328,14 @@ func (l *Loop) drain() error {
 // maxRounds bounds how often a turn looks for new work before it submits what it has.
 const maxRounds = 8
 
+// turn does all there is to do, then sleeps. The clock is read after each look for work that found
+// some, not once: the process may be stopped at any moment (SIGSTOP, a freezer, a paused virtual
+// machine), and a request that came meanwhile is taken by the turn that goes on then. A chunk
+// server compares its lease with the clock, which mustn't be that of before.
 func (l *Loop) turn() error {
 	l.turns++
-	l.updateNow()
 	for round := 0; ; round++ {
-		work := l.reap() + l.wake.run(l) + l.fireTimers() + l.runDeferred()
+		work := l.reap(round == 0) + l.wake.run(l) + l.fireTimers() + l.runDeferred()
 		if work > 0 && round < maxRounds {
 			continue
 		}
@@ -387,11 +391,15 @@ var keepers atomic.Int32
 // there are CPUs. Programs with a loop ask for more of them (cmd/cli.SpareProcs).
 func mayKeep(loops int32) bool { return int(loops) <= runtime.GOMAXPROCS(0)-runtime.NumCPU() }
 
-// reap takes all completions and calls back.
-func (l *Loop) reap() int {
+// reap takes all completions and calls back. The first of a turn reads the clock in any case.
+func (l *Loop) reap(first bool) int {
 	total := 0
 	for {
 		n := l.ring.Reap(l.cqes[:])
+		if n > 0 || first {
+			l.updateNow() // after they were taken
+			first = false
+		}
 		for i := range l.cqes[:n] {
 			c := &l.cqes[i]
 			l.dispatch(c.UserData(), c.Result(), c.Flags())

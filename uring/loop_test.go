@@ -161,3 +161,50 @@ func TestStopBeforeRun(t *testing.T) {
 		t.Error(err)
 	}
 }
+
+// completeFunc is a completer.
+type completeFunc func()
+
+func (f completeFunc) complete(uint8, int32, uint32) { f() }
+
+// TestClockOfWhatCameInATurn: an operation that ends, and work that is posted, while a turn goes on
+// see a clock that was read later than that. A process may be stopped within a turn for longer than
+// its lease.
+func TestClockOfWhatCameInATurn(t *testing.T) {
+	l := startLoop(t, LoopOptions{})
+	for what, begin := range map[string]func(then func()){
+		"a completion": func(then func()) {
+			s := l.sqe()
+			PrepNop(s)
+			l.start(s, completeFunc(then), 0)
+			l.submitEarly()
+		},
+		"posted work": l.Post,
+	} {
+		for try := 0; ; try++ {
+			var turn, laterTurn uint64
+			var now, laterNow int64
+			done := make(chan struct{})
+			l.Post(func() {
+				turn = l.turns
+				for now <= l.Now() { // the time, at which this turn has looked before
+					now = l.clockNs + int64(time.Since(l.clockBase))
+				}
+				begin(func() {
+					laterTurn, laterNow = l.turns, l.Now()
+					close(done)
+				})
+			})
+			await(t, done, what)
+			if try == 1000 {
+				t.Fatalf("%s never comes while a turn goes on", what)
+			}
+			if laterTurn == turn {
+				if laterNow < now {
+					t.Errorf("%s sees a clock of %d ns before it", what, now-laterNow)
+				}
+				break
+			}
+		}
+	}
+}

@@ -113,6 +113,7 @@ func (w *wakeup) run(l *Loop) int {
 		p.next = first
 		first, p = p, next
 	}
+	l.updateNow() // after it was posted, see turn
 	n := 0
 	for p := first; p != nil; n++ {
 		next := p.next
