@@ -85,6 +85,17 @@ func PrepCmd(s *SQE, f File, op uint32, addr uintptr, n uint32, arg *[3]uint64) 
 	*(*[3]uint64)(unsafe.Add(unsafe.Pointer(s), cmdArea)) = *arg
 }
 
+// Settled hands over all that was asked for, and says whether every command in flight is with its
+// driver: no completion waits to be taken. A driver works on memory of the process within system
+// calls of the loop's thread only, so until that thread goes on with the loop, it is the caller's.
+// It may be false for long while there is much to do.
+func (l *Loop) Settled() bool {
+	if l.ring.Unsubmitted() > 0 {
+		l.submitEarly()
+	}
+	return l.ring.flags&SetupDeferTaskrun != 0 && len(l.deferred) == 0 && l.ring.Settled()
+}
+
 func (l *Loop) startEndless(s *SQE, c completer) {
 	l.endless++
 	l.start(s, c, 0)

@@ -8,6 +8,35 @@ import (
 	"golang.org/x/sys/unix"
 )
 
+// TestSettled: a loop isn't settled while a completion waits to be taken.
+func TestSettled(t *testing.T) {
+	l := startLoop(t, LoopOptions{})
+	if l.Ring().Flags()&SetupDeferTaskrun == 0 {
+		t.Skip("the kernel may work at any time")
+	}
+	var nothing, before, after bool
+	var ended, left int
+	done := make(chan struct{})
+	l.Post(func() {
+		for nothing = l.Settled(); l.Ring().Ready() > 0; nothing = l.Settled() {
+			l.reap(false)
+		}
+		s := l.sqe()
+		PrepNop(s)
+		l.start(s, completeFunc(func() { ended++ }), 0)
+		before = l.Settled()
+		left = l.Ring().Unsubmitted()
+		l.reap(false)
+		after = l.Settled()
+		close(done)
+	})
+	await(t, done, "end")
+	if !nothing || before || left != 0 || ended != 1 || !after {
+		t.Errorf("with nothing to do %v; an operation ended: %v, %d not submitted; it was taken: %v, %d",
+			nothing, before, left, after, ended)
+	}
+}
+
 // A poll is done when its file can be read; one that never will be doesn't keep the loop from
 // stopping, and isn't told of it.
 func TestPoll(t *testing.T) {

@@ -191,6 +191,11 @@ func (r *Ring) Unsubmitted() int { return int(r.tail - atomic.LoadUint32(r.sqHea
 // Ready is how many completions can be taken without a system call.
 func (r *Ring) Ready() int { return int(atomic.LoadUint32(r.cqTail) - r.head) }
 
+// Settled says whether all entries were submitted and all completions were taken.
+func (r *Ring) Settled() bool {
+	return r.Unsubmitted() == 0 && r.Ready() == 0 && atomic.LoadUint32(r.sqFlags)&sqCQOverflow == 0
+}
+
 // Reap copies completions to out and returns how many. Their places in the queue are free again.
 func (r *Ring) Reap(out []CQE) int {
 	n := min(r.Ready(), len(out))
