@@ -4,6 +4,7 @@ import (
 	"unsafe"
 
 	"github.com/hanwen/go-fuse/v2/fuse"
+	"golang.org/x/sys/unix"
 )
 
 // This file is the kernel's formats (linux/fuse.h, in the byte order of the machine), as far as
@@ -93,3 +94,9 @@ const (
 	replyHead  = headPage - outHeaderSize
 	callMemory = headPage + maxWrite
 )
+
+// entryHead is the room that an entry's headers have: behind them lie the two struct iovec by which
+// the kernel is told of headers and payload.
+const entryHead = 512
+
+const _ = uint(entryHead - unsafe.Sizeof(ringHeaders{}) - 2*unsafe.Sizeof(unix.Iovec{}))

@@ -1,6 +1,7 @@
 package fuse
 
 import (
+	"fmt"
 	"syscall"
 	"time"
 	"unsafe"
@@ -20,7 +21,7 @@ import (
 type call struct {
 	c     *conn
 	index int    // in conn.calls
-	mem   []byte // callMemory, outside the Go heap
+	mem   []byte // outside the Go heap: callMemory, or the headers of an entry
 	state callState
 
 	opcode uint32 // of the request; its number is in conn.uniques
@@ -30,6 +31,8 @@ type call struct {
 	arg     *ioArg
 	reply   *fuse.OutHeader
 	payload []byte
+	used    int   // bytes of payload that may have memory
+	usedAt  int64 // when it was used last
 
 	op       client.Op
 	h        *handle // of a write
@@ -56,24 +59,39 @@ const (
 	callOther                  // go-fuse is at work
 )
 
-func newCall(c *conn) (*call, error) {
-	mem, err := unix.Mmap(-1, 0, callMemory, unix.PROT_READ|unix.PROT_WRITE,
+// mapMemory returns n bytes outside the Go heap, which take memory where they are touched.
+func mapMemory(n int) ([]byte, error) {
+	mem, err := unix.Mmap(-1, 0, n, unix.PROT_READ|unix.PROT_WRITE,
 		unix.MAP_PRIVATE|unix.MAP_ANONYMOUS|unix.MAP_NORESERVE)
 	if err != nil {
-		return nil, err
+		return nil, fmt.Errorf("map %d bytes: %w", n, err)
 	}
 	// Most requests are small: one that touched 4 KiB shouldn't occupy 2 MiB.
 	_ = unix.Madvise(mem, unix.MADV_NOHUGEPAGE)
-	k := &call{c: c, index: len(c.calls), mem: mem, payload: mem[headPage:]}
+	return mem, nil
+}
+
+// newDeviceCall makes a call for requests by /dev/fuse.
+func newDeviceCall(c *conn) (*call, error) {
+	mem, err := mapMemory(callMemory)
+	if err != nil {
+		return nil, err
+	}
+	k := newCall(c, mem, mem[headPage:])
 	k.head = (*fuse.InHeader)(unsafe.Pointer(&mem[deviceHead]))
 	k.arg = (*ioArg)(unsafe.Pointer(&mem[deviceHead+inHeaderSize]))
 	k.reply = (*fuse.OutHeader)(unsafe.Pointer(&mem[replyHead]))
+	return k, nil
+}
+
+func newCall(c *conn, mem, payload []byte) *call {
+	k := &call{c: c, index: len(c.calls), mem: mem, payload: payload}
 	k.op.Done = func(*client.Op) { k.done() }
 	k.grace.Fire = k.graceOver
 	k.work.Run = func(*uring.Work) { k.answer(k.status, k.size) }
 	c.calls = append(c.calls, k)
 	c.uniques = append(c.uniques, 0)
-	return k, nil
+	return k
 }
 
 // begin acts on the request that has arrived in k, n bytes behind its argument.
@@ -83,6 +101,7 @@ func (k *call) begin(n int) {
 		return
 	}
 	k.accept()
+	k.touched(n)
 	switch {
 	case !k.c.connected: // nobody can interrupt it any more, so it doesn't begin
 		k.answer(fuse.Status(syscall.ENOTCONN), 0)
@@ -171,6 +190,7 @@ func (k *call) write(n int) {
 func (k *call) start(kind client.OpKind, h *handle, offset uint64, buf []byte) {
 	k.op.Kind, k.op.File, k.op.Offset, k.op.Buf = kind, h.file, int64(offset), buf
 	k.state = callData
+	k.touched(len(buf))
 	k.c.b.Start(&k.op)
 }
 
@@ -222,6 +242,7 @@ func (k *call) answer(status fuse.Status, n int) {
 	if status != fuse.OK {
 		n = 0
 	}
+	k.touched(n)
 	if k.grace.Armed() {
 		k.c.loop.Disarm(&k.grace)
 	}

@@ -3,6 +3,7 @@ package fuse
 import (
 	"fmt"
 	"log/slog"
+	"sync/atomic"
 	"unsafe"
 
 	"github.com/hanwen/go-fuse/v2/fuse"
@@ -29,10 +30,17 @@ type conn struct {
 	calls   []*call  // first the entries of queues over io_uring, then those for /dev/fuse
 	uniques []uint64 // of calls: the number of the request; 0: none
 	free    []*call
-	entries int // calls that are entries of queues
-	live    int // of them, those that the kernel still uses
+	entries int    // calls that are entries of queues
+	ringMem []byte // theirs
+	live    int    // of them, those that the kernel still uses
 	refused unix.Errno
-	busy    int // requests that are under way
+
+	overRing atomic.Bool // requests come over io_uring; any thread may read it
+
+	busy int // requests that are under way
+
+	filled []*call // whose payload has memory, see rest.go
+	rest   uring.Timer
 
 	connected bool
 	abort     func()        // has the kernel disconnect, on a goroutine
@@ -43,20 +51,19 @@ type conn struct {
 func newConn(fs *fileSystem, fd int, protocol *fuse.ProtocolServer, abort func()) *conn {
 	c := &conn{fs: fs, b: fs.b, loop: fs.b.Loop(), protocol: protocol, log: fs.log, fd: fd,
 		connected: true, abort: abort, ended: make(chan struct{})}
-	c.poll.Done = c.readable
+	c.poll.Done, c.rest.Fire = c.readable, c.giveBack
 	return c
 }
 
-// serve begins to serve; on the loop's thread.
-func (c *conn) serve(overRing bool) error {
+// serve begins to serve, over io_uring if there is memory for queues; on the loop's thread.
+func (c *conn) serve(mem []byte, queues int) error {
 	c.file = c.loop.AddFile(c.fd)
 	c.poll.File, c.poll.Events = c.file, unix.POLLIN
-	if overRing {
-		if err := c.register(); err != nil {
-			return err
-		}
+	if mem != nil {
+		c.overRing.Store(true)
+		c.register(mem, queues)
 	}
-	k, err := newCall(c) // one at least, whose end has waiting requests read
+	k, err := newDeviceCall(c) // one at least, whose end has waiting requests read
 	if err != nil {
 		return fmt.Errorf("memory for requests of the kernel: %w", err)
 	}
@@ -133,8 +140,12 @@ func (c *conn) release() {
 	if err := c.loop.CloseFile(c.file); err != nil {
 		c.log.Warn("close /dev/fuse", "err", err)
 	}
-	for _, k := range c.calls {
+	c.loop.Disarm(&c.rest)
+	for _, k := range c.calls[c.entries:] {
 		_ = unix.Munmap(k.mem)
 	}
-	c.calls = nil
+	if c.ringMem != nil {
+		_ = unix.Munmap(c.ringMem)
+	}
+	c.calls, c.filled, c.ringMem, c.entries = nil, nil, nil, 0
 }

@@ -139,7 +139,7 @@ func (c *conn) freeCall() *call {
 	if len(c.calls)-c.entries >= maxCalls {
 		return nil
 	}
-	k, err := newCall(c)
+	k, err := newDeviceCall(c)
 	if err != nil {
 		c.log.Warn("no memory for a request of the kernel", "err", err)
 		return nil

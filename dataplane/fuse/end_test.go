@@ -1,11 +1,16 @@
 package fuse
 
 import (
+	"context"
 	"errors"
+	"fmt"
+	"log/slog"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"runtime"
 	"strconv"
+	"strings"
 	"syscall"
 	"testing"
 	"time"
@@ -16,8 +21,16 @@ import (
 // These tests are about ends: of the mount with requests under way, of its process, of its loop, of
 // a process that waits. Whatever ends, nobody waits for ever.
 
-// hungReaders starts processes that wait for data of a file of the mount.
+// hungReaders starts processes that wait for data of a file of the mount, f, and waits for their
+// requests.
 func hungReaders(t *testing.T, dir string, n int) (ended chan error, readers []*os.Process) {
+	t.Helper()
+	ended, readers = startReaders(t, dir, n)
+	waitHung(t, filepath.Join(dir, "f"), n)
+	return ended, readers
+}
+
+func startReaders(t *testing.T, dir string, n int) (ended chan error, readers []*os.Process) {
 	t.Helper()
 	name := filepath.Join(dir, "f")
 	must(t, os.WriteFile(name, []byte("data"), 0600))
@@ -30,7 +43,6 @@ func hungReaders(t *testing.T, dir string, n int) (ended chan error, readers []*
 		readers = append(readers, cmd.Process)
 		go func() { ended <- cmd.Wait() }()
 	}
-	waitHung(t, name, n)
 	return ended, readers
 }
 
@@ -134,15 +146,53 @@ func testKilledWhileLooking(t *testing.T, dir string) {
 	}
 }
 
-// TestManyAtOnce: more requests than a queue has entries, all of them waiting, and the mount still
-// answers others.
+// bind has the test's thread, and processes that it starts, run on the n-th CPU.
+func bind(t *testing.T, n int) {
+	t.Helper()
+	for cpu := range len(allCPUs) * 64 {
+		if !allCPUs.IsSet(cpu) {
+			continue
+		}
+		if n--; n < 0 {
+			var set unix.CPUSet
+			set.Set(cpu)
+			must(t, unix.SchedSetaffinity(0, &set))
+			return
+		}
+	}
+}
+
+// allCPUs is where the test may run.
+var allCPUs = func() (set unix.CPUSet) {
+	if err := unix.SchedGetaffinity(0, &set); err != nil {
+		panic(err)
+	}
+	return set
+}()
+
+// TestManyAtOnce: more requests of one CPU than its queue has entries, all of them waiting, and
+// another CPU's are still answered.
 func TestManyAtOnce(t *testing.T) { overBoth(t, "", testManyAtOnce) }
 
 func testManyAtOnce(t *testing.T, dir string) {
-	ended, _ := hungReaders(t, dir, 100)
+	if allCPUs.Count() < 2 {
+		t.Skip("needs 2 CPUs")
+	}
+	runtime.LockOSThread()
+	defer runtime.UnlockOSThread()
+	defer unix.SchedSetaffinity(0, &allCPUs)
+	const n = queueEntries + 20
+	arrive := n
+	if strings.HasSuffix(t.Name(), "/ring") {
+		arrive = queueEntries
+	}
+	bind(t, 0)
+	ended, _ := startReaders(t, dir, n)
+	bind(t, 1)
+	waitHung(t, filepath.Join(dir, "f"), arrive)
 	must(t, os.WriteFile(filepath.Join(dir, "other"), []byte("x"), 0600))
 	must(t, unix.Removexattr(filepath.Join(dir, "f"), "user.hang")) // answers them
-	for range 100 {
+	for range n {
 		select {
 		case err := <-ended:
 			must(t, err)
@@ -150,6 +200,103 @@ func testManyAtOnce(t *testing.T, dir string) {
 			t.Fatal("a read doesn't end")
 		}
 	}
+}
+
+// TestEntriesOfManyCPUs: each CPU's queue has as many on a large machine.
+func TestEntriesOfManyCPUs(t *testing.T) {
+	c := bareConn(t, newMemory(), time.Millisecond)
+	if !c.loop.HasCommands() {
+		t.Skip("no commands over io_uring")
+	}
+	const queues = 100
+	mem, err := c.fs.o.mapQueues(queues)
+	must(t, err)
+	onTestLoop(c.loop, func() { c.register(mem, queues) })
+	waitFor(t, c, "a file in memory takes commands", func() bool { return c.live == 0 })
+	onTestLoop(c.loop, func() {
+		count := map[uint64]int{}
+		for _, k := range c.calls {
+			count[k.cmd.Arg[2]]++
+		}
+		for queue := range uint64(queues) {
+			if count[queue] != queueEntries {
+				t.Errorf("queue %d has %d entries", queue, count[queue])
+			}
+		}
+		c.release()
+	})
+}
+
+// TestMemoryComesBack: what a burst of large requests took is given back.
+func TestMemoryComesBack(t *testing.T) { overBoth(t, "", testMemoryComesBack) }
+
+func testMemoryComesBack(t *testing.T, dir string) {
+	const writers, size = 32, 1 << 20
+	pid := serverOf[dir]
+	resident := func() int {
+		text, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", pid))
+		must(t, err)
+		_, rest, _ := strings.Cut(string(text), "RssAnon:")
+		fields := strings.Fields(rest)
+		if len(fields) == 0 {
+			t.Skip("the kernel doesn't say what is resident")
+		}
+		kib, err := strconv.Atoi(fields[0])
+		must(t, err)
+		return kib << 10
+	}
+	ended := make(chan error, writers)
+	var processes []*os.Process
+	for i := range writers {
+		name := filepath.Join(dir, strconv.Itoa(i))
+		must(t, os.WriteFile(name, nil, 0600))
+		must(t, unix.Setxattr(name, "user.hang", nil, 0))
+		cmd := exec.Command("dd", "if=/dev/zero", "of="+name, "bs=1M", "count=1", "conv=notrunc",
+			"oflag=direct")
+		must(t, cmd.Start())
+		t.Cleanup(func() { cmd.Process.Kill() })
+		processes = append(processes, cmd.Process)
+		go func() { ended <- cmd.Wait() }()
+	}
+	waitHung(t, dir, writers)
+	peak := resident()
+	for _, p := range processes {
+		must(t, p.Kill())
+	}
+	allEnd(t, ended, writers)
+	for waited := time.Now(); ; time.Sleep(time.Millisecond) {
+		now := resident()
+		if now <= peak-writers*size*3/4 {
+			break
+		}
+		if time.Since(waited) > 10*time.Second {
+			t.Fatalf("%d bytes are resident, %d when %d were written", now, peak, writers*size)
+		}
+	}
+}
+
+// TestNoRing: without memory for the queues, or if the kernel refuses them, the mount is served by
+// /dev/fuse.
+func TestNoRing(t *testing.T) {
+	for _, why := range []string{"nomemory", "refused"} {
+		t.Run(why, func(t *testing.T) {
+			dir := mounted(t, why+" auto ring")
+			testNames(t, dir)
+			ended, readers := hungReaders(t, dir, 20)
+			for _, p := range readers {
+				must(t, p.Kill())
+			}
+			allEnd(t, ended, 20)
+		})
+	}
+	t.Run("on", func(t *testing.T) {
+		needTransport(t, "ring")
+		o := Options{Mountpoint: t.TempDir(), OverRing: On, Log: slog.New(slog.DiscardHandler)}
+		o.hooks.mapMemory = func(int) ([]byte, error) { return nil, unix.ENOMEM }
+		_, err := mount(context.Background(), o, newMemory())
+		is(t, "mount", err, unix.ENOMEM)
+		is(t, "unmount", unix.Unmount(o.Mountpoint, 0), unix.EINVAL)
+	})
 }
 
 // TestNoAllocations: reads, writes and fsyncs allocate nothing in the server.
@@ -209,10 +356,15 @@ func TestCountCPUs(t *testing.T) {
 func TestChooseRing(t *testing.T) {
 	loop := newTestLoop()
 	parameter := filepath.Join(t.TempDir(), "enable_uring")
+	cpus := 2
 	choose := func(c OverRing) (bool, error) {
 		o := &Options{OverRing: c}
 		o.setDefaults()
-		return o.chooseRing(loop, parameter)
+		queues, err := o.chooseRing(loop, parameter, func() (int, error) { return cpus, nil })
+		if queues != 0 && queues != cpus {
+			t.Errorf("%d queues for %d CPUs", queues, cpus)
+		}
+		return queues > 0, err
 	}
 	if yes, err := choose(Auto); yes || err != nil {
 		t.Errorf("auto, not there: %v, %v", yes, err)
@@ -232,5 +384,12 @@ func TestChooseRing(t *testing.T) {
 	}
 	if text, _ := os.ReadFile(parameter); text[0] != '1' {
 		t.Errorf("auto wrote %q", text)
+	}
+	cpus = maxQueues + 1
+	if yes, err := choose(Auto); yes || err != nil {
+		t.Errorf("auto, many CPUs: %v, %v", yes, err)
+	}
+	if yes, err := choose(On); yes != loop.HasCommands() || (err == nil) != yes {
+		t.Errorf("on, many CPUs: %v, %v", yes, err)
 	}
 }

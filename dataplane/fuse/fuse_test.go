@@ -68,6 +68,18 @@ func serve(dir, options string) {
 	if strings.Contains(options, "ring") {
 		o.OverRing = On
 	}
+	if strings.Contains(options, "auto") {
+		o.OverRing = Auto
+	}
+	// Often, so that it can do harm if it is wrong.
+	o.hooks.restAfter = time.Millisecond
+	noMemory, refused := strings.Contains(options, "nomemory"), strings.Contains(options, "refused")
+	if noMemory {
+		o.hooks.mapMemory = func(int) ([]byte, error) { return nil, unix.ENOMEM }
+	}
+	if refused {
+		o.hooks.firstQueue = 1 << 15
+	}
 	m := newMemory()
 	if o.ReadOnly {
 		m.Mkdir("d")
@@ -77,6 +89,9 @@ func serve(dir, options string) {
 		b = newNull(m)
 	}
 	s, err := mount(context.Background(), o, b)
+	for refused && err == nil && s.OverRing() { // it says so when it was asked
+		time.Sleep(time.Millisecond)
+	}
 	if err == nil && s.OverRing() != (o.OverRing == On) {
 		err = errors.New("the kernel chose the other transport")
 	}
@@ -107,9 +122,16 @@ func (m *memory) Mkdir(name string) {
 // overBoth runs test on a mount with requests by /dev/fuse, and on one with requests over io_uring.
 func overBoth(t *testing.T, options string, test func(t *testing.T, dir string)) {
 	for _, transport := range transports {
-		t.Run(transport, func(t *testing.T) { test(t, mounted(t, options+" "+transport)) })
+		t.Run(transport, func(t *testing.T) {
+			dir, pid := mountedAs(t, options+" "+transport)
+			serverOf[dir] = pid
+			test(t, dir)
+		})
 	}
 }
+
+// serverOf are the processes that serve mounts.
+var serverOf = map[string]int{}
 
 // The transports, as options of a mounted file system.
 var transports = []string{"device", "ring"}

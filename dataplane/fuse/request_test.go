@@ -194,8 +194,10 @@ func FuzzRequest(f *testing.F) {
 		} else if loop.HasCommands() {
 			var k *call
 			onTestLoop(loop, func() {
-				k, _ = newCall(c)
-				c.entries = 1
+				mem, err := mapMemory(entriesSize(1))
+				must(t, err)
+				c.makeEntries(mem, 1)
+				k = c.calls[0]
 				k.enqueue(0)
 			})
 			waitFor(t, c, "a file in memory takes commands", func() bool { return c.live == 0 })

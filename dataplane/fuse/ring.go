@@ -27,39 +27,66 @@ import (
 // /dev/fuse. When the file system is unmounted each entry comes back with ENOTCONN.
 
 // queueEntries is how many entries a queue has: what one CPU may have under way at a time. The
-// rest waits in the kernel. Many CPUs share what a large machine can spare in address space.
-func queueEntries(queues int) int { return min(128, max(8, 1024/queues)) }
+// rest waits in the kernel, also what has nothing to do with those that hang: all kinds of requests
+// share them. An entry takes 1 MiB of address space, and about 2 KiB of memory here and in the
+// kernel; its payload what was used of it lately (rest.go).
+const queueEntries = 128
 
-// register gives the kernel the entries of all queues.
-func (c *conn) register() error {
-	queues, err := possibleCPUs()
-	if err != nil {
-		return err
+// maxQueues is up to how many CPUs, those that may yet be plugged in included, FUSE over io_uring is
+// chosen by itself: 32 GiB of address space, 64 MiB of memory.
+const maxQueues = 256
+
+// mapQueues returns memory for the entries of all queues, or nil if there is none and /dev/fuse will
+// do. It must be there before the kernel is told that entries come: it has everybody wait for them.
+func (o *Options) mapQueues(queues int) ([]byte, error) {
+	mem, err := o.hooks.mapMemory(entriesSize(queues * queueEntries))
+	if err == nil {
+		return mem, nil
 	}
-	c.entries = queues * queueEntries(queues)
-	for range c.entries {
-		if _, err := newCall(c); err != nil {
-			return fmt.Errorf("memory for the queues of FUSE over io_uring: %w", err)
-		}
+	err = fmt.Errorf("memory for FUSE over io_uring, %d requests on each of %d CPUs: %w",
+		queueEntries, queues, err)
+	if o.OverRing == On {
+		return nil, err
 	}
+	o.Log.Warn("requests come by /dev/fuse", "why", err)
+	return nil, nil
+}
+
+// headsSize is how many bytes the headers of n entries take, entriesSize with the payloads.
+func headsSize(n int) int   { return (n*entryHead + headPage - 1) &^ (headPage - 1) }
+func entriesSize(n int) int { return headsSize(n) + n*maxWrite }
+
+// register gives the kernel the entries of all queues, in memory of mapQueues.
+func (c *conn) register(mem []byte, queues int) {
+	c.makeEntries(mem, queues*queueEntries)
 	for i, k := range c.calls[:c.entries] {
 		// One of each queue first: they are used when all have one.
-		k.enqueue(uint16(i % queues))
+		k.enqueue(uint16(i%queues) + c.fs.o.hooks.firstQueue)
 	}
-	return nil
+}
+
+// makeEntries makes the first n calls: all headers, then all payloads, in one piece of memory,
+// which is the connection's from here on.
+func (c *conn) makeEntries(mem []byte, n int) {
+	c.ringMem, c.entries = mem, n
+	payloads := mem[headsSize(n):]
+	for i := range n {
+		head, payload := mem[i*entryHead:][:entryHead], payloads[i*maxWrite:][:maxWrite]
+		k := newCall(c, head, payload[:maxWrite:maxWrite])
+		h := (*ringHeaders)(unsafe.Pointer(&head[0]))
+		k.headers = h
+		k.head = (*fuse.InHeader)(unsafe.Pointer(&h.inOut))
+		k.arg = (*ioArg)(unsafe.Pointer(&h.arg))
+		k.reply = (*fuse.OutHeader)(unsafe.Pointer(&h.inOut))
+	}
 }
 
 // enqueue makes k an entry of a queue.
 func (k *call) enqueue(queue uint16) {
-	h := (*ringHeaders)(unsafe.Pointer(&k.mem[0]))
-	k.headers = h
-	k.head = (*fuse.InHeader)(unsafe.Pointer(&h.inOut))
-	k.arg = (*ioArg)(unsafe.Pointer(&h.arg))
-	k.reply = (*fuse.OutHeader)(unsafe.Pointer(&h.inOut))
 	// Only this command needs them; they lie behind the headers.
-	iov := (*[2]unix.Iovec)(unsafe.Pointer(&k.mem[unsafe.Sizeof(*h)]))
+	iov := (*[2]unix.Iovec)(unsafe.Pointer(&k.mem[unsafe.Sizeof(*k.headers)]))
 	iov[0].Base, iov[1].Base = &k.mem[0], &k.payload[0]
-	iov[0].SetLen(int(unsafe.Sizeof(*h)))
+	iov[0].SetLen(int(unsafe.Sizeof(*k.headers)))
 	iov[1].SetLen(len(k.payload))
 	k.cmd = uring.Cmd{File: k.c.file, Op: cmdRegister, Addr: uintptr(unsafe.Pointer(iov)), Len: 2,
 		Arg: [3]uint64{2: uint64(queue)}, Done: func(_ *uring.Cmd, res int32) { k.arrived(res) }}
@@ -100,6 +127,7 @@ func (c *conn) lost(k *call, errno unix.Errno) {
 			c.log.Warn("the kernel refuses FUSE over io_uring; going on by /dev/fuse", "err", errno)
 		}
 		c.refused = errno
+		c.overRing.Store(false)
 	case c.connected && errno != unix.ENOTCONN && errno != unix.ECONNABORTED:
 		c.log.Error("the kernel refuses a reply", "request", k.opcode, "err", errno)
 	}
