@@ -372,15 +372,6 @@ func (s *server) push(op dataplane.Opcode, payload []byte) {
 	}
 }
 
-// monotonic is the clock of uring.Loop.
-func monotonic() int64 {
-	var ts unix.Timespec
-	if err := unix.ClockGettime(unix.CLOCK_MONOTONIC, &ts); err != nil {
-		panic(fmt.Sprintf("chunk: clock_gettime: %v", err))
-	}
-	return ts.Nano()
-}
-
 // warnEvery is how often it is said that there is no lease.
 const warnEvery = 30 * time.Second
 
@@ -473,7 +464,7 @@ func (s *server) register(ctx context.Context) error {
 	}
 	ctx, cancel := context.WithTimeout(ctx, mdsTimeout)
 	defer cancel()
-	sent := monotonic()
+	sent := uring.Boottime()
 	reply := &control.RegisterCSReply{}
 	if err := s.client.Call(ctx, control.OpRegisterCS, req, reply); err != nil {
 		return err
@@ -539,7 +530,7 @@ func (s *server) heartbeat(ctx context.Context) error {
 	// A part of the lease, so that a server that doesn't answer leaves time to ask another one.
 	ctx, cancel := context.WithTimeout(ctx, dataplane.LeaseTime/3)
 	defer cancel()
-	sent := monotonic()
+	sent := uring.Boottime()
 	reply := &control.HeartbeatReply{}
 	if err := s.client.CallOnce(ctx, control.OpHeartbeat, req, reply); err != nil {
 		return err

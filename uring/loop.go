@@ -73,14 +73,13 @@ type Loop struct {
 	files      fileTable
 	useFiles   bool
 
-	now       int64
-	slept     int64 // when the last sleep began
-	keeper    bool  // see mayKeep
-	clockBase time.Time
-	clockNs   int64
-	rand      *rand.ChaCha8
-	timers    TimerHeap
-	ends      TurnQueue
+	now    int64
+	slept  int64 // when the last sleep began
+	keeper bool  // see mayKeep
+	clock  clock
+	rand   *rand.ChaCha8
+	timers TimerHeap
+	ends   TurnQueue
 
 	slots    []slot
 	freeSlot int32
@@ -156,12 +155,7 @@ func NewLoop(o LoopOptions) (*Loop, error) {
 	o.setDefaults()
 	l := &Loop{o: o, log: o.Log, freeSlot: -1, done: make(chan struct{}),
 		socks: map[canceller]struct{}{}}
-	l.clockBase = time.Now()
-	var ts unix.Timespec
-	if err := unix.ClockGettime(unix.CLOCK_MONOTONIC, &ts); err != nil {
-		return nil, fmt.Errorf("read the clock: %w", err)
-	}
-	l.clockNs = ts.Nano()
+	l.clock = newClock()
 	l.updateNow()
 	var seed [32]byte
 	_, _ = crand.Read(seed[:]) // never fails
@@ -256,7 +250,12 @@ func (l *Loop) Stats() LoopStats {
 // being handled had come.
 func (l *Loop) Now() int64 { return l.now }
 
-func (l *Loop) updateNow() { l.now = l.clockNs + int64(time.Since(l.clockBase)) }
+func (l *Loop) updateNow() {
+	slept := l.clock.slept
+	if l.now = l.clock.now(); l.clock.slept != slept {
+		l.alarms = alarms{} // the kernel's timers stood still: they fire later than it says there
+	}
+}
 
 // Rand implements Env.
 func (l *Loop) Rand() uint64 { return l.rand.Uint64() }

@@ -188,7 +188,7 @@ func TestClockOfWhatCameInATurn(t *testing.T) {
 			l.Post(func() {
 				turn = l.turns
 				for now <= l.Now() { // the time, at which this turn has looked before
-					now = l.clockNs + int64(time.Since(l.clockBase))
+					now = l.clock.now()
 				}
 				begin(func() {
 					laterTurn, laterNow = l.turns, l.Now()

@@ -8,7 +8,8 @@ package uring
 
 // Env is time, timers, randomness and the end of the turn.
 type Env interface {
-	// Now is the monotonic clock in nanoseconds, read once per turn of the loop.
+	// Now is a clock in nanoseconds that only goes ahead, also while the host is suspended
+	// (CLOCK_BOOTTIME). It was read after that had come which is being handled.
 	Now() int64
 	// Rand returns 64 random bits.
 	Rand() uint64
