@@ -39,9 +39,9 @@ func (k *call) touched(n int) {
 // giveBack gives back what wasn't used for a while.
 //
 // The payload of an entry that waits in the kernel for a request must not be taken away when the
-// kernel has just filled it. The kernel fills it on this thread, within io_uring_enter, as only this
-// process's threads have its addresses, and completes the command there. So when all completions
-// were taken it is empty, and stays so until the next io_uring_enter.
+// kernel has just filled it. The kernel fills it on this thread, within io_uring_enter, as only
+// this process's threads have its addresses, and completes the command there. So when all
+// completions were taken it is empty, and stays so until the next io_uring_enter.
 func (c *conn) giveBack() {
 	settled, idle, n := c.loop.Settled(), false, 0
 	old := c.loop.Now() - int64(c.fs.o.hooks.restAfter)

@@ -32,12 +32,13 @@ import (
 // kernel; its payload what was used of it lately (rest.go).
 const queueEntries = 128
 
-// maxQueues is up to how many CPUs, those that may yet be plugged in included, FUSE over io_uring is
-// chosen by itself: 32 GiB of address space, 64 MiB of memory.
+// maxQueues is up to how many CPUs, those that may yet be plugged in included, FUSE over io_uring
+// is chosen by itself: 32 GiB of address space, 64 MiB of memory.
 const maxQueues = 256
 
-// mapQueues returns memory for the entries of all queues, or nil if there is none and /dev/fuse will
-// do. It must be there before the kernel is told that entries come: it has everybody wait for them.
+// mapQueues returns memory for the entries of all queues, or nil if there is none and /dev/fuse
+// will do. It must be there before the kernel is told that entries come, as it has everybody wait
+// for them then.
 func (o *Options) mapQueues(queues int) ([]byte, error) {
 	mem, err := o.hooks.mapMemory(entriesSize(queues * queueEntries))
 	if err == nil {
