@@ -62,6 +62,9 @@ type file struct {
 	conn   *conn
 	file   *client.File
 	flying atomic.Int64 // operations
+	// telling is held while a done function runs, which may submit again. Before, its operation
+	// counts as flying. So with telling held and nothing flying, nothing is left to come.
+	telling sync.Mutex
 }
 
 // handles are what C knows by a number, from 1 on.
@@ -234,10 +237,13 @@ func psFileClose(h C.uintptr_t) C.int {
 	if !ok {
 		return fail("close a file", errHandle)
 	}
+	f.telling.Lock()
 	if f.flying.Load() > 0 {
+		f.telling.Unlock()
 		return fail("close a file", unix.EBUSY)
 	}
 	dropHandle(h)
+	f.telling.Unlock()
 	f.conn.files.Add(-1)
 	err := f.file.Flush() // Close does so for the last handle of the file only
 	if closeErr := f.file.Close(); err == nil {

@@ -136,8 +136,8 @@ int main(void) {
 }
 
 // cProgram builds the library and a program that opens the cluster, with the directory that it is
-// given, and then does what body says.
-func cProgram(t *testing.T, dir, body string) string {
+// given, and then does what body says. Before it may come functions.
+func cProgram(t *testing.T, dir, body string, functions ...string) string {
 	t.Helper()
 	source := filepath.Join(dir, "test.c")
 	text := `#include <errno.h>
@@ -152,7 +152,7 @@ func cProgram(t *testing.T, dir, body string) string {
         printf("%s: %lld, not %lld (%s)\n", #call, rc_, (long long)(want), ps_error()); \
         return 1; \
     } } while (0)
-int main(int argc, char **argv) {
+` + strings.Join(functions, "") + `int main(int argc, char **argv) {
     ps_cluster *cluster;
     CHECK(ps_open("dev", argc > 1 ? argv[1] : NULL, 10000, &cluster), 0);
 ` + body + `    return 0;
@@ -194,6 +194,39 @@ func TestKeepBS(t *testing.T) {
 	if got := conf.BSOrNone(); !slices.Equal(got, want) {
 		t.Errorf("bs.list names %v, not %v", got, want)
 	}
+}
+
+// TestCloseWhileDone: a file isn't closed while a done function runs, which starts an operation.
+func TestCloseWhileDone(t *testing.T) {
+	needs(t, "gcc", "go")
+	dir := t.TempDir()
+	program := cProgram(t, dir, `    ps_op op = {.kind = PS_FLUSH, .done = on_done};
+    CHECK(ps_file_open(cluster, "/close", PS_CREATE, 4096, &file), 0);
+    CHECK(ps_submit(file, &op), 0);
+    while (!calls) usleep(100);
+    closing = 1;
+    int rc;
+    while ((rc = ps_file_close(file)) == -EBUSY) usleep(100);
+    CHECK(rc, 0);
+    CHECK(gone, 0);
+    CHECK(again, 0);
+    CHECK(calls, 2);
+    CHECK(returned, 2);
+    CHECK(ps_close(cluster), 0);
+`, `static ps_file *file;
+static _Atomic int calls, closing, gone, again = 1, returned;
+static void on_done(ps_op *op) {
+    if (++calls == 1) {
+        for (int i = 0; i < 200 || !closing; i++) { /* time for it to be closed */
+            if ((gone = ps_size(file) < 0)) break;
+            usleep(1000);
+        }
+        again = ps_submit(file, op);
+    }
+    returned++;
+}
+`)
+	run(t, startCluster(t, dir), program)
 }
 
 // TestClose: ps_close waits for operations that ended and weren't handed out; a handle that was

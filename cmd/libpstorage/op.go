@@ -121,14 +121,18 @@ func (r *request) end() {
 		f.conn.ended.left.Add(1) // before put, so that ps_close finds one or the other
 	}
 	f.conn.put(r)
-	f.flying.Add(-1)
 	switch {
 	case waiter != nil:
+		f.flying.Add(-1)
 		waiter <- struct{}{}
 	case polled:
+		f.flying.Add(-1)
 		f.conn.ended.add(o)
 	default:
+		f.telling.Lock()
+		f.flying.Add(-1)
 		C.psCallDone(o)
+		f.telling.Unlock()
 	}
 }
 

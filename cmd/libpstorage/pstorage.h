@@ -79,7 +79,11 @@ int ps_close(ps_cluster *cluster);
 int ps_file_open(ps_cluster *cluster, const char *path, unsigned flags, uint64_t size,
                  ps_file **file);
 
-/* Closes a file. What is acknowledged is made durable first. -EBUSY: operations are in flight. */
+/*
+ * Closes a file. What is acknowledged is made durable first. It waits for a done function that
+ * runs; when it has returned 0 none is left to be called. -EBUSY: operations are in flight, also
+ * those that done functions started again, and nothing happens.
+ */
 int ps_file_close(ps_file *file);
 
 /* The size in bytes, as far as this client knows: it learns of its own writes at once. */
