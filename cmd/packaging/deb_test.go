@@ -9,7 +9,7 @@ import (
 )
 
 var packages = []string{"pstorage-ctl", "pstorage-metadata-server", "pstorage-chunk-server",
-	"pstorage-client"}
+	"pstorage-client", "pstorage-perf"}
 
 // buildPrograms makes what `make man` does: programs and manual pages.
 func buildPrograms(t *testing.T) string {
@@ -20,6 +20,7 @@ func buildPrograms(t *testing.T) string {
 	for _, p := range programs {
 		args = append(args, "pstorage/cmd/"+p)
 	}
+	args = append(args, "pstorage/cmd/pstorage-perf") // it has no manual page
 	build := exec.Command("go", args...)
 	build.Env = append(os.Environ(), "CGO_ENABLED=0")
 	if out, err := build.CombinedOutput(); err != nil {
@@ -119,7 +120,8 @@ func TestDebianPackages(t *testing.T) {
 		"usr/share/man/man8/mount.fuse.pstorage.8.gz",
 		"usr/share/bash-completion/completions/pstorage", "usr/share/doc/pstorage-ctl/copyright",
 		"usr/share/pstorage/monitoring/alerts.yml",
-		"usr/share/pstorage/schema/stat.json", "usr/share/doc/pstorage-ctl/getting-started.md"}
+		"usr/share/pstorage/schema/stat.json", "usr/share/doc/pstorage-ctl/getting-started.md",
+		"usr/bin/pstorage-perf", "usr/share/pstorage/jobs/randread-q32.fio"}
 	for _, name := range installed {
 		if !r.has(name) {
 			t.Errorf("%s isn't installed", name)
@@ -204,7 +206,8 @@ func TestRPMPackages(t *testing.T) {
 	installed := []string{"usr/bin/pstorage", "usr/bin/pstorage-csd", "usr/sbin/mount.fuse.pstorage",
 		"usr/lib/systemd/system/pstorage-mdsd@.service", "usr/share/man/man1/pstorage.1.gz",
 		"usr/share/zsh/site-functions/_pstorage", "usr/share/pstorage/schema/stat.json",
-		"usr/share/doc/pstorage-ctl/getting-started.md"}
+		"usr/share/doc/pstorage-ctl/getting-started.md", "usr/bin/pstorage-perf",
+		"usr/share/pstorage/jobs/randread-q32.fio"}
 	for _, name := range installed {
 		if _, err := os.Lstat(filepath.Join(root, name)); err != nil {
 			t.Error(err)
@@ -212,7 +215,8 @@ func TestRPMPackages(t *testing.T) {
 	}
 	for _, file := range first {
 		scripts := rpm("-qp", "--scripts", file)
-		if strings.Contains(file, "pstorage-ctl-") == strings.Contains(scripts, "systemctl stop") {
+		noUnits := strings.Contains(file, "pstorage-ctl-") || strings.Contains(file, "pstorage-perf-")
+		if noUnits == strings.Contains(scripts, "systemctl stop") {
 			t.Errorf("%s: scripts %q", filepath.Base(file), scripts)
 		}
 	}
