@@ -14,7 +14,8 @@ import (
 // found while other members still have the block. A pass goes over the slots in order, 1 MiB
 // (a step) at a time, one low-priority read in flight:
 //
-//  1. tick: is it time for the next step? Clients that are at work are given way to.
+//  1. tick: is it time for the next step? Clients that are at work are given way to, as long as the
+//     pass is on schedule.
 //  2. step: the next blocks; those that were never written cost nothing. The space of those that
 //     were zeroed is given back if a crash left it (punch.go).
 //  3. gotPage: with their CRC page in memory: which blocks are to be compared, and with what. A
@@ -34,6 +35,7 @@ type scrubber struct {
 	then   func() // what the timer is for
 	rec    scrubRecord
 
+	late     bool   // it was said that this pass takes too long
 	lastStep int64  // env time
 	seen     uint64 // requests of clients
 	left     uint64 // bytes from slot leftAt on, counted at leftNs
@@ -83,6 +85,7 @@ const (
 	scrubLongest  = time.Hour              // the timer is armed for
 	scrubRecount  = time.Minute            // of what is left
 	scrubAgain    = 16                     // repairs of one step that are begun anew
+	scrubLate     = 20                     // a pass is late by one part in so many of its period
 )
 
 // init readies the scrubber; the record is loaded later.
@@ -145,7 +148,7 @@ func (sh *Shard) ScrubStart() {
 func (s *scrubber) begin(flags uint32) {
 	s.rec = scrubRecord{flags: scrubRunning | flags, startedNs: s.wall(),
 		finishedNs: s.rec.finishedNs}
-	s.leftAt = noSlot
+	s.leftAt, s.late = noSlot, false
 	s.sh.slog.Info("scrub began", "asked", flags&scrubManual != 0)
 	s.save()
 }
@@ -179,16 +182,17 @@ func (s *scrubber) tick() {
 		s.begin(0)
 		s.lastStep = now // the first step isn't at once: many servers may start together
 	}
+	s.tellLate(wall)
 	gap := s.gap(wall)
 	if wait := s.lastStep + gap - now; wait > 0 {
 		s.after(min(wait, int64(scrubLongest)), s.tick)
 		return
 	}
-	// Clients at work: wait for a pause, but not for ever.
+	// Clients at work: wait for a pause, but not for ever, and not at the expense of the period.
 	ops := s.sh.stats.Reads + s.sh.stats.Writes
 	busy := ops != s.seen
 	s.seen = ops
-	if busy && now-s.lastStep < max(gap, int64(scrubBusy)) {
+	if busy && now-s.lastStep < int64(scrubBusy) && s.onTime(wall) {
 		s.after(int64(scrubLook), s.tick)
 		return
 	}
@@ -204,11 +208,38 @@ func (s *scrubber) gap(wall int64) int64 {
 	if s.rec.flags&scrubManual != 0 || s.period < 0 {
 		return least
 	}
-	left := s.remaining()
-	steps := int64(left/scrubBytes) + 1
-	all := int64((left+s.rec.done)/scrubBytes) + 1
+	steps, all := s.steps()
 	rest := max(s.rec.startedNs+s.period-wall, 0)
 	return max(min(rest, s.period)/steps, s.period/all/4, least)
+}
+
+// steps is how many steps the pass has before it, and how many it has in all.
+func (s *scrubber) steps() (left, all int64) {
+	bytes := s.remaining()
+	return int64(bytes/scrubBytes) + 1, int64((bytes+s.rec.done)/scrubBytes) + 1
+}
+
+// onTime says whether the pass is no more than a step behind one that takes the whole period.
+func (s *scrubber) onTime(wall int64) bool {
+	if s.period < 0 {
+		return true
+	}
+	left, all := s.steps()
+	return wall-s.rec.startedNs <= (all-left+1)*(s.period/all)
+}
+
+// tellLate says once of a pass that it takes longer than the period.
+func (s *scrubber) tellLate(wall int64) {
+	took := wall - s.rec.startedNs
+	if s.late || s.period < 0 || took < s.period+s.period/scrubLate {
+		return
+	}
+	s.late = true
+	s.sh.event(control.Warning, "scrub-late", fmt.Sprintf("cs %d: the scrubber's pass began %v ago, "+
+		"should have ended after %v and has %d of %d GiB left, so damage is found later than that: its "+
+		"disk is too slow or too busy, --scrub-rate too low, or it was off for long; a longer "+
+		"--scrub-period says what it can do", s.sh.id, time.Duration(took).Round(time.Second),
+		time.Duration(s.period), s.remaining()>>30, (s.remaining()+s.rec.done)>>30))
 }
 
 // remaining is how many bytes of chunks the pass has before it.

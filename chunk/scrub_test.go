@@ -178,6 +178,42 @@ func TestScrubPeriod(t *testing.T) {
 	}
 }
 
+// A scheduled pass keeps its period also while clients are at work all the time, and one that can't
+// is an event, once.
+func TestScrubPeriodUnderLoad(t *testing.T) {
+	const step = 50 * ms // less than a busy server takes for one
+	const period = dataplane.ChunkSize / scrubBytes * step
+	w := settledInStore(t, 317)
+	nd := w.nodes[0]
+	w.read(chunkA, 0, 4096, 0) // settles
+	l := startLoad(w, chunkA, 4, 4096)
+	pass := func(rate int64) (took int64) {
+		nd.env.Do(func() {
+			nd.sh.scrub.period, nd.sh.scrub.rate = period, rate
+			nd.sh.scrub.rec = scrubRecord{}
+			nd.sh.scrub.begin(0)
+			nd.sh.scrub.start()
+		})
+		w.must(func() bool { return nd.sh.Stats().ScrubDone == dataplane.ChunkSize }, 60*sec, "end")
+		return w.sim.Now() - nd.sh.Stats().ScrubStartedNs
+	}
+	if took := pass(scrubRate); took > period {
+		t.Fatalf("a pass of %d ms took %d ms", period/ms, took/ms)
+	}
+	if n := w.md.event("scrub-late"); n != 0 {
+		t.Fatalf("%d events of a pass in time", n)
+	}
+	for i := range 2 {
+		if took := pass(scrubBytes); took < 2*period {
+			t.Fatalf("a slow pass took %d ms; the test proves nothing", took/ms)
+		}
+		if n := w.md.event("scrub-late"); n != i+1 {
+			t.Fatalf("%d events of %d passes that took too long", n, i+1)
+		}
+	}
+	l.stop = true
+}
+
 // While clients are at work the scrubber does a few steps a second only, but goes on.
 func TestScrubGivesWay(t *testing.T) {
 	w := settledInStore(t, 315)
