@@ -302,7 +302,7 @@ func (c *changer) tell(step string, done, total int64) {
 // open opens store and journal as a server does, drains the journal if asked to, and closes both.
 // It returns where a successor of the journal begins.
 func (c *changer) open(id *Identity, drain bool) (batch, mark uint64, err error) {
-	s := &server{o: Options{Dir: c.dir, ScrubPeriod: -1}, log: c.log, id: id}
+	s := &server{o: Options{Dir: c.dir, ScrubPeriod: -1}, log: c.log, id: id, freeAt: freeAt}
 	if err := s.startLoop(); err != nil {
 		return 0, 0, err
 	}

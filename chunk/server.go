@@ -69,6 +69,8 @@ type server struct {
 
 	mu     sync.Mutex
 	failed error // how the disk failed
+	short  shortage
+	freeAt func(path string) int64
 	ready  bool
 	full   bool          // no room for new chunks; of keepLease
 	beat   chan struct{} // a heartbeat is wanted now
@@ -79,7 +81,7 @@ type server struct {
 // nil. An error says why it can't serve (any more); another start can't mend one of the kinds
 // WrongCluster, Denied, Conflict and Invalid.
 func Run(ctx context.Context, o Options) error {
-	s := &server{o: o, log: o.Log, beat: make(chan struct{}, 1)}
+	s := &server{o: o, log: o.Log, beat: make(chan struct{}, 1), freeAt: freeAt}
 	if s.log == nil {
 		s.log = slog.Default()
 	}
@@ -322,6 +324,7 @@ func (s *server) listenAddr() (string, error) {
 func (s *server) diskFailed(err error) {
 	s.mu.Lock()
 	s.failed = err
+	s.foundFull(err)
 	s.mu.Unlock()
 }
 
@@ -422,7 +425,7 @@ func (s *server) keepLease(ctx context.Context) error {
 		}
 		if s.spaceIsBack() {
 			return dataplane.E("serve chunk server "+s.o.Dir, dataplane.NoSpace,
-				errors.New("its file system was full and has room again: a new start goes on from the log"))
+				errors.New("its file system was full, and may have room again: a new start goes on from the log"))
 		}
 		var soon <-chan time.Time
 		if !registered {

@@ -11,6 +11,7 @@ import (
 	"path/filepath"
 	"strings"
 	"syscall"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -53,7 +54,8 @@ func failedText(err error) string {
 		"or replace it: pstorage rm-cs --force, then make-cs. Its chunks are copied to others"
 	switch {
 	case errors.Is(err, syscall.ENOSPC):
-		hint = "make room on its file system, and it goes on by itself. Its chunks are copied to others"
+		hint = "make room on its file system, and it goes on by itself, or in 10 minutes if the room is " +
+			"below the file system, as in a thin pool. Its chunks are copied to others"
 	case errors.Is(err, syscall.EROFS):
 		hint = "Linux makes a file system read-only after an error of its disk: " + hint
 	}
@@ -251,9 +253,62 @@ func (s *server) tellFull(full bool, left int64) {
 	s.md.Event(e)
 }
 
-// spaceIsBack says whether the server stopped serving because its file system was full, and all
-// chunks that are here could be filled now. What was acknowledged is in the log: a new process,
-// which the supervisor starts, writes it back and registers again.
+// journalError is a failure of the log, and not of the store.
+type journalError struct{ error }
+
+func (e journalError) Unwrap() error { return e.error }
+
+// shortage is what a write found that got ENOSPC.
+type shortage struct {
+	path  string // of what couldn't be written
+	free  int64  // bytes of its file system then
+	since time.Time
+}
+
+const (
+	// spaceMore is how many bytes more of a file system must be free than when it was full, so that a
+	// new start isn't in vain for what comes and goes there.
+	spaceMore = minReserve / 4
+
+	// spaceRetry is after how long a new start is tried although the file system shows no more room:
+	// what is full may be below it, a thin pool for one.
+	spaceRetry = 10 * time.Minute
+)
+
+// freeAt is how many bytes are free on the file system of a file; 0 if it is none's.
+func freeAt(path string) int64 {
+	var st syscall.Stat_t
+	var fs unix.Statfs_t
+	if syscall.Stat(path, &st) != nil || st.Mode&syscall.S_IFMT != syscall.S_IFREG ||
+		unix.Statfs(path, &fs) != nil {
+		return 0
+	}
+	return int64(fs.Bavail) * fs.Bsize
+}
+
+// foundFull notes where a failure is a want of space, and how much there was. mu is held.
+func (s *server) foundFull(err error) {
+	if !errors.Is(err, syscall.ENOSPC) {
+		return
+	}
+	s.short.path = filepath.Join(s.o.Dir, storeFile)
+	var j journalError
+	if errors.As(err, &j) {
+		s.short.path = s.id.logPath(s.o.Dir)
+	}
+	s.short.free, s.short.since = s.freeAt(s.short.path), time.Now()
+}
+
+// spaceIsBack says whether the server stopped serving because a file system was full, that one has
+// more room now, and all chunks that are here could be filled. What was acknowledged is in the log:
+// a new process, which the supervisor starts, writes it back and registers again. Room alone isn't
+// enough: there may have been some, and still no write was possible.
 func (s *server) spaceIsBack() bool {
-	return errors.Is(s.failure(), syscall.ENOSPC) && !s.full
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.short.path == "" || s.full {
+		return false
+	}
+	return s.freeAt(s.short.path) >= s.short.free+spaceMore ||
+		time.Since(s.short.since) >= spaceRetry
 }
