@@ -30,10 +30,10 @@ const maxReadPages = 2
 // that something older shows. Such a read is marked unsure.
 type blockRead struct {
 	sh   *Shard
-	r    *replica
-	n    int    // blocks
-	from uint32 // first block
-	buf  []byte // n blocks, page-aligned, out of a pool
+	r    *replica // nil: not at work
+	n    int      // blocks
+	from uint32   // first block
+	buf  []byte   // n blocks, page-aligned, out of a pool
 	done func(*blockRead)
 	once bool // read for recovery, not by a client: nothing for the read cache
 
@@ -41,6 +41,7 @@ type blockRead struct {
 	bad  uint32                // bit per block: doesn't match, or can't be read
 	lost uint32                // bit per block: its checksum was lost, too
 
+	began   int64
 	ticket  ssdcache.Ticket // of the lookup
 	slot    uint32          // at the lookup
 	todo    uint32          // bit per block: not finished yet, and in this round
@@ -74,7 +75,7 @@ func (b *blockRead) start(r *replica, from uint32, n int, buf []byte) {
 	b.r, b.from, b.n, b.buf = r, from, n, buf
 	b.todo, b.bad, b.lost, b.tries = 1<<n-1, 0, 0, 0
 	b.rest, b.waits = 0, 0
-	b.later, b.unsure = false, false
+	b.later, b.unsure, b.began = false, false, b.sh.env.Now()
 	r.refs++
 	b.round()
 }
@@ -205,8 +206,11 @@ func (sh *Shard) newPiece() *readPiece {
 }
 
 func (sh *Shard) pieceDone(p *readPiece, err error) {
-	b := p.br
-	sh.gauges.reads.add(sh.env.Now() - p.from)
+	b, now := p.br, sh.env.Now()
+	sh.gauges.reads.add(now - p.from)
+	if p.mem[0] != nil {
+		sh.store.moved = now
+	}
 	p.br, p.mem[0], p.log.Buf = nil, nil, nil
 	p.next, sh.pieces = sh.pieces, p
 	if err != nil {

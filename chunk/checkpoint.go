@@ -66,6 +66,7 @@ func (f *flusher) init(st *store) {
 		f.stage()
 	}
 	f.op.Done = func(op *uring.DiskOp) {
+		st.moved = st.env.Now()
 		if op.Err != nil {
 			f.fail(fmt.Errorf("checkpoint: %w", op.Err))
 			return
@@ -261,6 +262,7 @@ func (f *flusher) place() {
 }
 
 func (f *flusher) placed(op *uring.DiskOp) {
+	f.st.moved = f.st.env.Now()
 	if op.Err != nil {
 		f.err = op.Err
 	}

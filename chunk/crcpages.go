@@ -258,6 +258,7 @@ func (c *crcCache) newFrame() *crcPage {
 // slot table), or can't be read, loses all its words: every block that it covers must come from
 // another member.
 func (c *crcCache) loaded(p *crcPage) {
+	c.st.moved = c.st.env.Now()
 	slot, n := p.id/pagesPerSlot, p.id%pagesPerSlot
 	switch w := c.st.entries[slot].pages[n]; {
 	case p.op.Err != nil:

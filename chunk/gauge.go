@@ -74,6 +74,7 @@ func (sh *Shard) Gauge(req *control.HeartbeatReq) {
 	if g.pending > 0 {
 		req.StallNs = now - g.progress
 	}
+	req.StallNs = max(req.StallNs, sh.storeStall(now))
 	req.Yielded = g.yielded
 	stalls := make(map[*peer]int64)
 	sh.eachWait(func(q *request, p *peer, direct bool) {
@@ -87,6 +88,35 @@ func (sh *Shard) Gauge(req *control.HeartbeatReq) {
 			req.Waits = append(req.Waits, w)
 		}
 	}
+}
+
+const (
+	// storePatience is for how long the store may do nothing while somebody waits for it: a hard disk
+	// empties its cache, or reads a sector again and again.
+	storePatience = int64(2e9)
+
+	// storeLost is how long one operation may take, whatever happens to the others.
+	storeLost = int64(30e9)
+)
+
+// storeStall is for how long, beyond what is normal, the store has been silent to those who wait for
+// it: reads, writes that are merged with what is there, ZEROs whose words are to be cleared, and
+// writes for which the log has no room because nothing is written back.
+func (sh *Shard) storeStall(now int64) int64 {
+	st, oldest := sh.store, now
+	for _, q := range sh.reqs {
+		if q.rd.r != nil {
+			oldest = min(oldest, q.rd.began)
+		}
+		if q.zero.left > 0 {
+			oldest = min(oldest, q.zero.began)
+		}
+	}
+	if st.writes > 0 && (len(sh.stalled)+len(sh.pausedLinks) > 0 || sh.gauges.yielded) {
+		oldest = min(oldest, st.moved)
+	}
+	age := now - oldest
+	return max(0, min(age, now-st.moved)-storePatience, age-storeLost)
 }
 
 // eachWait calls f for every write and every other server that hasn't acknowledged it. direct: the

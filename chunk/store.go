@@ -29,6 +29,7 @@ type store struct {
 	writing   *destage // destages in flight, any order
 	idle      *destage // unused ones
 	writes    int      // destages in flight
+	moved     int64    // when an operation was done last, or the first of the destages began
 	filled    uint64   // blocks in gaps written again, since the start
 	unsynced  bool     // something was written since the last sync
 	flushing  flusher
@@ -173,6 +174,9 @@ func (st *store) WriteBack(wb *ssdcache.WriteBack) {
 	}
 	d.wb, d.err = wb, nil
 	st.checkOverlap(d)
+	if st.writes == 0 {
+		st.moved = st.env.Now()
+	}
 	d.next, st.writing = st.writing, d
 	st.writes++
 	d.start()
@@ -295,6 +299,7 @@ func (d *destage) submit() {
 
 func (d *destage) opDone(op *uring.DiskOp) {
 	op.Bufs = nil
+	d.st.moved = d.st.env.Now()
 	switch {
 	case op.Err == nil:
 	case d.reading:
@@ -354,6 +359,7 @@ type zeroing struct {
 	end   uint32
 	sums  []byte // in replay: the blocks' checksums instead of zeros
 	waits []pageWait
+	began int64
 	left  int // pages that are not done yet
 	gate  int
 	done  func(*zeroing)
@@ -372,7 +378,7 @@ func (st *store) zero(z *zeroing) {
 	for len(z.waits) < n {
 		z.waits = append(z.waits, pageWait{ready: z.page})
 	}
-	z.left = n
+	z.left, z.began = n, st.env.Now()
 	for i := range n { // the last one may end z, and the next use of it begin
 		w := &z.waits[i]
 		w.page = z.slot*pagesPerSlot + first + uint32(i)

@@ -68,13 +68,13 @@ func illTurns(ill bool, held time.Duration) bool {
 // stallFacts is what stallCase knows of one server.
 type stallFacts struct {
 	live  bool
-	own   time.Duration // its log hasn't got on for so long
+	own   time.Duration // its log or store hasn't got on for so long
 	waits int           // servers that it waits for in vain
 	by    int           // servers that wait for it in vain
 }
 
 // stallCase says which server keeps writes from getting on, an index, or -1 if that can't be told.
-// A log that hangs while the others' don't is its own evidence. Otherwise it is who most others
+// A disk that hangs while the others' don't is its own evidence. Otherwise it is who most others
 // wait for in vain, but one that itself waits for several is more likely the one that can't be
 // reached. going is how many are being excluded already: they aren't in the list.
 func stallCase(list []stallFacts, going int) int {
@@ -152,7 +152,7 @@ func (s *sample) add(ns, nowNs int64) {
 type serverHealth struct {
 	latency [metrics]sample
 	waits   map[dataplane.CSID]*sample // of others for this one: by who waits
-	own     time.Duration              // its log's stall, as last reported
+	own     time.Duration              // its log's or store's stall, as last reported
 	stuckOn []dataplane.CSID           // servers it waits for in vain, as last reported
 	beatNs  int64                      // of that report
 

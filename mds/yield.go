@@ -89,7 +89,7 @@ func (l *leader) exclude(cs dataplane.CSID, short uint64) {
 	}
 	s.times++
 	s.ask(now)
-	what := fmt.Sprintf("its log hasn't got on for %v", s.own.Round(100*time.Millisecond))
+	what := fmt.Sprintf("its disk hasn't got on for %v", s.own.Round(100*time.Millisecond))
 	if s.own < stallAfter {
 		what = "other servers wait for its answers"
 	}

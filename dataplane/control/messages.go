@@ -374,7 +374,8 @@ type HeartbeatReq struct {
 	Stats          CSStats
 	Failed         string // not empty: the disk failed, and how
 	Instance       uint64 // as in RegisterCSReq
-	// StallNs is for how long writes of the log have been under way without any of them being done.
+	// StallNs is for how long writes of the log have been under way without any of them being done,
+	// or the store has been silent to those who wait for it, beyond what a disk may take.
 	StallNs int64
 	// Waits is how long this server, as the head of chunks or a link of a chain, waits for others.
 	Waits []PeerWait
