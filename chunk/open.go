@@ -32,7 +32,7 @@ type opener struct {
 	imgs  [][]byte
 	at    int64
 	zeros []zeroing
-	zero  zeroing
+	redo  redoing
 	drops []uint32             // slots whose chunk was dropped: their space may not be back
 	kept  map[uint32]slotEntry // of the slot table, of slots that were taken away
 	// unread are slots whose entry isn't known. True: the log hasn't shown yet that what it says of
@@ -222,7 +222,7 @@ func (o *opener) openLog() {
 			sh.log = l
 			sh.store.logDurable = l.Durable
 			sh.store.holes.held = true // until all is redone
-			o.dropResidue(o.redoZeros)
+			o.dropResidue(o.redoAll)
 		})
 }
 
@@ -338,20 +338,6 @@ func (o *opener) drop(slot uint32) {
 	st.entries[slot] = slotEntry{}
 	o.drops = append(o.drops, slot)
 	st.touch(slot)
-}
-
-// redoZeros clears the words that ZERO records since the last checkpoint cleared, and sets those
-// that Stored records set. The log writes nothing back before: it would set the word of a newer
-// write, and have its checkpoint forget a record that isn't redone yet.
-func (o *opener) redoZeros() {
-	if len(o.zeros) == 0 {
-		o.finish()
-		return
-	}
-	o.zero = o.zeros[0]
-	o.zeros = o.zeros[1:]
-	o.zero.done = func(*zeroing) { o.sh.later(o.redoZeros) }
-	o.sh.store.zero(&o.zero)
 }
 
 func (o *opener) finish() {
