@@ -17,6 +17,7 @@ type csdOptions struct {
 	scrub   scrubFlags
 	child   bool     // serve the one directory of dirs, as a child of the supervisor
 	relay   cli.Size // pass parts of writes on by splice and tee from this size on; 0: never
+	crcs    crcMemory
 	metrics metrics.Flags
 	log     cli.LogFlags
 }
@@ -52,6 +53,9 @@ serve their directory.`,
 		"serve only the chunk server in `DIR` (may be given several times)")
 	flags.Var(&o.relay, "relay-from", "pass on by splice and tee what is at least this `SIZE` of a "+
 		"part of 64K, while it arrives (default: never, see BENCHMARKS.md)")
+	flags.Var(&o.crcs, "crc-memory", "keep so much (`SIZE`) of each chunk server's checksums in "+
+		"memory; 1M is for 1 GiB of chunks, blocks beyond may take a second read of the disk "+
+		"(default: 64M, and 64M for each TiB)")
 	flags.BoolVar(&o.child, "child", false, "")
 	flags.MarkHidden("child")
 	o.scrub.add(flags)

@@ -45,6 +45,7 @@ func serveChild(ctx context.Context, o csdOptions, out io.Writer) error {
 	err = chunk.Run(ctx, chunk.Options{
 		Dir: dir, ListenAddr: addr, Cred: &cred, MDS: cli.MDSAddrs(conf),
 		Location: location, Log: log.With("dir", dir), RelayFrom: int(o.relay),
+		CRCBudget:   int(o.crcs.Size),
 		ScrubPeriod: o.scrub.period(), ScrubRate: o.scrub.rate(),
 		OnIdentity: func(id dataplane.CSID, boot uint64) {
 			fmt.Fprintf(status, "id %d %d\n", id, boot)

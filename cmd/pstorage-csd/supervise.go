@@ -17,6 +17,19 @@ import (
 )
 
 // supervise runs the supervisor of the chosen chunk servers until ctx ends.
+// childArgs are the arguments of the child for p.
+func childArgs(o csdOptions, p place) []string {
+	args := append([]string{"--child", "-c", p.cluster, "-r", p.daemon.Dir}, o.log.Args()...)
+	args = append(args, o.scrub.args()...)
+	if o.relay > 0 {
+		args = append(args, "--relay-from", strconv.FormatInt(int64(o.relay), 10))
+	}
+	if o.crcs.Size > 0 {
+		args = append(args, "--crc-memory", o.crcs.String())
+	}
+	return args
+}
+
 func supervise(ctx context.Context, o csdOptions, out io.Writer) error {
 	if err := o.log.Abs(); err != nil {
 		return err
@@ -49,12 +62,7 @@ func supervise(ctx context.Context, o csdOptions, out io.Writer) error {
 		list:    func() ([]place, error) { return listPlaces(cluster.EtcDir(), o) },
 		command: func(p place) *exec.Cmd {
 			go certifier.client(p.cluster) // connected before the first report
-			args := append([]string{"--child", "-c", p.cluster, "-r", p.daemon.Dir}, o.log.Args()...)
-			args = append(args, o.scrub.args()...)
-			if o.relay > 0 {
-				args = append(args, "--relay-from", strconv.FormatInt(int64(o.relay), 10))
-			}
-			cmd := exec.Command(self, args...)
+			cmd := exec.Command(self, childArgs(o, p)...)
 			cmd.Stdout, cmd.Stderr = os.Stdout, os.Stderr
 			// A Ctrl-C at a terminal is for the supervisor, which stops the children in order; to
 			// them it would be the second signal, which ends them at once.
