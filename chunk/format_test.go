@@ -3,8 +3,11 @@ package chunk
 import (
 	"bytes"
 	"encoding/binary"
+	"fmt"
 	"math/rand/v2"
+	"path/filepath"
 	"reflect"
+	"strings"
 	"testing"
 
 	"pstorage/dataplane"
@@ -207,12 +210,22 @@ func FuzzStage(f *testing.F) {
 
 func FuzzIdentity(f *testing.F) {
 	f.Add([]byte("{}\n"))
+	id := strings.Repeat("0a", 16)
+	f.Add([]byte(fmt.Sprintf(`{"Version":1,"Cluster":%q,"Disk":%q,"Log":%q,"Capacity":67108864,`+
+		`"Starts":[7],"LogPath":"/ssd/j"}`, id, id, id)))
 	f.Fuzz(func(t *testing.T, b []byte) {
 		b = append(bytes.Clone(b), identityTrailer(b)...)
 		if id, err := decodeIdentity(b); err == nil {
-			id.logPath("/x")
-			if id.diskUUID().String() == "" {
-				t.Fatal("no uuid")
+			if path := id.logPath("/x"); !filepath.IsAbs(path) {
+				t.Fatalf("the log is at %q", path)
+			}
+			if id.diskUUID().String() != strings.ToLower(id.Disk) {
+				t.Fatalf("disk %v out of %q", id.diskUUID(), id.Disk)
+			}
+			enc := id.encode()
+			again, err := decodeIdentity(enc)
+			if err != nil && len(enc) <= 1<<16 || err == nil && !bytes.Equal(again.encode(), enc) {
+				t.Fatalf("%s became %+v, %v", enc, again, err)
 			}
 		}
 	})

@@ -2,6 +2,7 @@ package ssdcache
 
 import (
 	"bytes"
+	"reflect"
 	"slices"
 	"testing"
 
@@ -99,7 +100,12 @@ func FuzzHeaderDecode(f *testing.F) {
 			}
 			data += r.blocks()
 			again := make([]byte, r.headerBytes())
-			r.put(again)
+			copy(r.put(again), crcs)
+			var back Record
+			if got, n, err := back.decode(again); err != nil || n != len(again) ||
+				!bytes.Equal(got, crcs) || !reflect.DeepEqual(&back, r) {
+				t.Fatalf("%+v became %+v, %d of %d bytes, %v", r, &back, n, len(again), err)
+			}
 			return true
 		})
 		if data != h.dataBlocks {
