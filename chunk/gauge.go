@@ -99,9 +99,9 @@ const (
 	storeLost = int64(30e9)
 )
 
-// storeStall is for how long, beyond what is normal, the store has been silent to those who wait for
-// it: reads, writes that are merged with what is there, ZEROs whose words are to be cleared, and
-// writes for which the log has no room because nothing is written back.
+// storeStall is for how long, beyond what is normal, the store has been silent to those who wait
+// for it: reads, writes that are merged with what is there, ZEROs whose words are to be cleared,
+// and writes for which the log has no room because nothing is written back.
 func (sh *Shard) storeStall(now int64) int64 {
 	st, oldest := sh.store, now
 	for _, q := range sh.reqs {

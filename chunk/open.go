@@ -213,7 +213,8 @@ func (o *opener) openLog() {
 	ssdcache.Open(ssdcache.Options{Disk: o.o.Cache, Env: sh.env, Pool: sh.pool, NewPool: o.o.NewPool,
 		Owner: ownerOf(sh.store.sb.log), MaxSlots: sh.store.sb.slots, Backing: sh.store,
 		Sequential: o.o.SameDisk, Hold: true, Accept: sh.store.stamp.checkLog,
-		OnFail: func(err error) { sh.fail(journalError{err}) }, OnRoom: sh.pumpNow, Log: sh.slog}, o.record,
+		OnFail: func(err error) { sh.fail(journalError{err}) },
+		OnRoom: sh.pumpNow, Log: sh.slog}, o.record,
 		func(l *ssdcache.Log, err error) {
 			if err != nil {
 				o.fail(err)

@@ -8,8 +8,8 @@ import (
 	"pstorage/uring/simloop"
 )
 
-// A cold block that is read again comes from the log's device and not from the store; not if the log
-// is on the store's disk, where that is no faster.
+// A cold block that is read again comes from the log's device and not from the store; not if the
+// log is on the store's disk, where that is no faster.
 func TestColdBlockReadAgainComesFromTheLog(t *testing.T) {
 	for _, same := range []bool{false, true} {
 		w := settledInStore(t, 350)

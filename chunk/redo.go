@@ -5,9 +5,9 @@ import (
 	"slices"
 )
 
-// redoing is what a start does with the ZERO and Stored records since the last checkpoint: clear and
-// set words in CRC pages, in the order of the log for each page. If there are many, the pages are
-// taken as they lie on the disk, each once and several at a time: a log may hold a million such
+// redoing is what a start does with the ZERO and Stored records since the last checkpoint: clear
+// and set words in CRC pages, in the order of the log for each page. If there are many, the pages
+// are taken as they lie on the disk, each once and several at a time: a log may hold a million such
 // records, nothing is served before they are redone, and a hard disk takes 10 ms to read a page.
 type redoing struct {
 	list    []zeroing // to be redone

@@ -164,8 +164,8 @@ const (
 	crcPerTiB = 64 << 20
 )
 
-// crcBudget is how many bytes of CRC pages a server of some capacity keeps in memory, if so many are
-// asked for (0: what is right for it); never more than there are.
+// crcBudget is how many bytes of CRC pages a server of some capacity keeps in memory, if so many
+// are asked for (0: what is right for it); never more than there are.
 func crcBudget(capacity uint64, asked int) int {
 	all := int(capacity / dataplane.ChunkSize * crcBytesSlot)
 	if asked == 0 {
@@ -440,7 +440,8 @@ func (s *server) keepLease(ctx context.Context) error {
 		}
 		if s.spaceIsBack() {
 			return dataplane.E("serve chunk server "+s.o.Dir, dataplane.NoSpace,
-				errors.New("its file system was full, and may have room again: a new start goes on from the log"))
+				errors.New("its file system was full, and may have room again: a new start goes on from "+
+					"the log"))
 		}
 		var soon <-chan time.Time
 		if !registered {

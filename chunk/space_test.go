@@ -13,7 +13,8 @@ import (
 )
 
 // A server that found no space to write starts anew when there is more where it was missing, or
-// after a while; not for the room that there was anyway: the next start would only end the same way.
+// after a while; not for the room that there was anyway: the next start would only end the same
+// way.
 func TestStartsAnewOnlyForMoreSpace(t *testing.T) {
 	full := fmt.Errorf("write: %w", syscall.ENOSPC)
 	for _, journal := range []bool{false, true} {

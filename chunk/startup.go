@@ -54,8 +54,8 @@ func failedText(err error) string {
 		"or replace it: pstorage rm-cs --force, then make-cs. Its chunks are copied to others"
 	switch {
 	case errors.Is(err, syscall.ENOSPC):
-		hint = "make room on its file system, and it goes on by itself, or in 10 minutes if the room is " +
-			"below the file system, as in a thin pool. Its chunks are copied to others"
+		hint = "make room on its file system, and it goes on by itself, or in 10 minutes if the room " +
+			"is below the file system, as in a thin pool. Its chunks are copied to others"
 	case errors.Is(err, syscall.EROFS):
 		hint = "Linux makes a file system read-only after an error of its disk: " + hint
 	}
