@@ -262,9 +262,9 @@ func (sh *Shard) memberFlush(l *link, h *dataplane.Header) {
 // new one. It is never 0. epoch is the winner's; head is the index of the member that leads in that
 // epoch, -1: not known.
 //
-// If the head was there all the time, but only up to the epoch before, the winner's began and nobody
-// wrote in it: the head is activated last. So it has all that was acknowledged, and the winner's
-// life, which may be forgotten, was its life.
+// If the head was there all the time, but only up to the epoch before, the winner's began and
+// nobody wrote in it: the head is activated last. So it has all that was acknowledged, and the
+// winner's life, which may be forgotten, was its life.
 func lifeOf(epoch dataplane.Epoch, tails []memberTail, head int, random uint64) uint16 {
 	for i := range tails {
 		if t := &tails[i]; !t.unknown && t.epoch == epoch && t.life != 0 {

@@ -223,8 +223,8 @@ func TestMemoryMarksComeToRest(t *testing.T) {
 	}, sec, "marks at rest")
 }
 
-// The life goes on exactly if a member of the winner's epoch was there all the time, or the head was
-// and nobody wrote in that epoch.
+// The life goes on exactly if a member of the winner's epoch was there all the time, or the head
+// was and nobody wrote in that epoch.
 func TestLife(t *testing.T) {
 	for _, c := range []struct {
 		tails []memberTail
