@@ -26,7 +26,7 @@ type FormatOptions struct {
 	// LogSize is the size of the log file in bytes; 0: 1 GiB, or less on a small disk.
 	LogSize int64
 	// Capacity is how many bytes of chunks to keep, rounded down to whole chunks; 0: what is free
-	// on the file system, less a reserve.
+	// on the file system, less a reserve. At most MaxCapacity.
 	Capacity uint64
 	Tier     uint8
 	Location string
@@ -37,6 +37,9 @@ type FormatOptions struct {
 	// Progress, if not nil, is told how many bytes of the log have been written.
 	Progress func(done, total int64)
 }
+
+// MaxCapacity is how many bytes of chunks one server keeps at most: 16 TiB.
+const MaxCapacity = ssdcache.MaxSlots * dataplane.ChunkSize
 
 // Sizes that Format chooses and insists on, in bytes.
 const (

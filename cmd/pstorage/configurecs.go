@@ -109,6 +109,9 @@ func configureCS(ctx context.Context, a *app, o configureCSOptions, out, message
 		if err != nil {
 			return cli.Fail(what, err, journalAdvice(err))
 		}
+		if o.journal != "" {
+			warnOfFlushes(messages, journal.Path)
+		}
 	}
 	doc := csJournalDoc{conf.Name(), dir, journal, changes}
 	return a.print(out, doc, func(t *table) {

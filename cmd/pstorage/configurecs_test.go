@@ -33,6 +33,22 @@ func (n *node) says(status int, text string, args ...string) {
 	}
 }
 
+// A journal that moves to a place that doesn't keep it through a power cut is warned of.
+func TestConfigureCSWarns(t *testing.T) {
+	if _, m := disksOf(hostSystem, "/dev/shm"); m.fsType != "tmpfs" {
+		t.Skip("there is no file system in memory here")
+	}
+	n := newNode(t)
+	_, _ = n.makeCluster(1)
+	dir, err := os.MkdirTemp("/dev/shm", "pstorage")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer os.RemoveAll(dir)
+	n.says(0, "may lose acknowledged data in a power cut", "configure-cs", "-r", n.path("c1-cs1"),
+		"-j", dir, "-s", "64M")
+}
+
 // TestConfigureCS moves the journal of the only copy of a file, with the server running, and with
 // the command killed in the midst.
 func TestConfigureCS(t *testing.T) {

@@ -132,6 +132,9 @@ func makeCS(a *app, o makeCSOptions, out, warnings io.Writer) error {
 			"node (%d), and each counts on all of what is free: use --capacity\n", n)
 	}
 	warnOfFlushes(warnings, dir.path, journal)
+	if id, err := chunk.ReadIdentity(dir.path); err == nil {
+		fmt.Fprint(warnings, unusedSpace(id.Capacity, uint64(o.capacity), freeSpace(dir.path)))
+	}
 	doc := madeDoc{Cluster: conf.Name(), Dir: dir.path, Addr: addr.String()}
 	if made, err := chunk.JournalOf(dir.path); err == nil {
 		doc.Journal = &made
@@ -140,6 +143,29 @@ func makeCS(a *app, o makeCSOptions, out, warnings io.Writer) error {
 		t.line("Cluster %s: chunk server made in %s, address %s.", conf.Name(), dir.path, addr)
 		t.line("A running pstorage-csd starts it within a second; otherwise start pstorage-csd.")
 	})
+}
+
+// freeSpace is how many bytes are free on the file system of dir; 0 if it can't be asked.
+func freeSpace(dir string) uint64 {
+	var fs unix.Statfs_t
+	if unix.Statfs(dir, &fs) != nil {
+		return 0
+	}
+	return fs.Bavail * uint64(fs.Bsize)
+}
+
+// unusedSpace is a line about what a chunk server that keeps at most so much leaves of what was
+// asked for, or of what is free on its disk but for the reserve; "" if that is nothing.
+func unusedSpace(capacity, asked, free uint64) string {
+	want := asked
+	if want == 0 {
+		want = free - free/20
+	}
+	if capacity < chunk.MaxCapacity || want < chunk.MaxCapacity+dataplane.ChunkSize {
+		return ""
+	}
+	return fmt.Sprintf("warning: a chunk server keeps at most %s: %s of its disk stay unused; make "+
+		"another one on it for the rest, each with --capacity\n", size(capacity), size(want-capacity))
 }
 
 // refuseUsedDir says whose a directory is that already holds a chunk server.

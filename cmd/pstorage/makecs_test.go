@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"strings"
 	"sync"
 	"testing"
 
@@ -96,5 +97,26 @@ func TestMakeCSParallel(t *testing.T) {
 			t.Errorf("%+v with %+v, %v", d, j, err)
 		}
 		seen[d.Addr], seen[j.Path] = true, true
+	}
+}
+
+// What a chunk server can't use of a large disk is said.
+func TestUnusedSpace(t *testing.T) {
+	const tib, most = 1 << 40, chunk.MaxCapacity
+	for _, c := range []struct {
+		capacity, asked, free uint64
+		says                  string
+	}{
+		{tib, 0, tib * 11 / 10, ""},
+		{most, 0, most, ""},
+		{most, 0, 20 * tib, ": 3.0 TiB"},
+		{most, most, 40 * tib, ""},
+		{most, 18 * tib, 40 * tib, ": 2.0 TiB"},
+		{most, 0, 0, ""},
+	} {
+		got := unusedSpace(c.capacity, c.asked, c.free)
+		if (got == "") != (c.says == "") || !strings.Contains(got, c.says) {
+			t.Errorf("%d, %d asked for, %d free: %q", c.capacity, c.asked, c.free, got)
+		}
 	}
 }

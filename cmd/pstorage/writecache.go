@@ -208,9 +208,9 @@ func durableWrites(dir string) (float64, error) {
 	return float64(n) / time.Since(begun).Seconds(), nil
 }
 
-// warnOfFlushes prints a line for each of the places of a new chunk server that may lose
+// warnOfFlushes prints a line for each of the places of a chunk server that may lose
 // acknowledged data in a power cut. journal is empty if it lies in dir.
-func warnOfFlushes(out io.Writer, dir, journal string) {
+func warnOfFlushes(out io.Writer, places ...string) {
 	warn := func(path string) {
 		disks, m := disksOf(hostSystem, path)
 		doubts := flushDoubts(disks, m, func() (float64, error) {
@@ -228,8 +228,9 @@ func warnOfFlushes(out io.Writer, dir, journal string) {
 				"see pstorage hwflush-check --help\n", path, doubts)
 		}
 	}
-	warn(dir)
-	if journal != "" {
-		warn(journal)
+	for _, path := range places {
+		if path != "" {
+			warn(path)
+		}
 	}
 }
