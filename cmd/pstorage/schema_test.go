@@ -217,8 +217,8 @@ func TestDocuments(t *testing.T) {
 			"-s", "64M", "--capacity", "1G", "-o", "json"))
 	}
 	csd := n.start("pstorage-csd")
-	csd.waitFor("ready on")
-	csd.waitFor("ready on")
+	csd.waitFor("cs 1 ready on")
+	csd.waitFor("cs 2 ready on")
 	eventually(t, "two chunk servers are active", func() bool { return n.active() == 2 })
 	for _, line := range []string{"configure-cs -r " + n.path("cs1"), "file-info /", "get-attr /",
 		"set-attr / replicas=2:1", "set-config user.team=storage", "get-config", "get-event",

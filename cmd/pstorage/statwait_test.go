@@ -11,8 +11,8 @@ func TestWaiting(t *testing.T) {
 	n := newNode(t)
 	n.makeCluster(2)
 	csd := n.start("pstorage-csd")
-	csd.waitFor("ready on")
-	csd.waitFor("ready on")
+	csd.waitFor("cs 1 ready on")
+	csd.waitFor("cs 2 ready on")
 	out := n.ok("", "stat", "--wait", "--timeout", "30s")
 	if !strings.HasPrefix(out, "Cluster c1: healthy") || strings.ContainsAny(out, "\r\x1b") {
 		t.Errorf("stat --wait: %q", out)
