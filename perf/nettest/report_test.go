@@ -171,9 +171,13 @@ func during(all [][]event, from, to int64) [kinds]durations {
 	return d
 }
 
-// farOff is how many times a goal for a time is an error on any machine. The goals themselves are
-// of an otherwise idle one: missing one by less is an error only with PSTORAGE_NET_STRICT.
-const farOff = 3
+// farOff is how many times a goal for a time is an error on any machine, farOffReads that for the
+// p99 of reads. The goals themselves are of an otherwise idle one: missing one by less is an error
+// only with PSTORAGE_NET_STRICT.
+const (
+	farOff      = 3
+	farOffReads = 10
+)
 
 // goalsHeld says whether missed goals are errors.
 func goalsHeld() bool { return os.Getenv("PSTORAGE_NET_STRICT") != "" }
@@ -226,16 +230,22 @@ func (w *window) broken(d [kinds]durations, worst time.Duration) []string {
 // beyond names what took more than so many times its goal, and copies that nothing asks for.
 func (w *window) beyond(d [kinds]durations, worst, times time.Duration) []string {
 	var all []string
-	check := func(name string, got, want time.Duration) {
+	check := func(name string, got, want, times time.Duration) {
 		if want *= times; want > 0 && cmp.Compare(got, want) > 0 {
 			all = append(all, fmt.Sprintf("%s %s, wanted %s", name, ms(got), ms(want)))
 		}
 	}
-	check("longest write", d[kindWrite].max(), w.fault.goals.write)
-	check("longest read behind a slow write", d[kindBehind].max(), w.fault.goals.write)
-	check("p99 of reads in the worst second with a quick disk", worst, w.fault.goals.readP99)
-	check("longest question to the metadata servers", d[kindMeta].max(), w.fault.goals.meta)
-	if w.fault.goals.noCopy && w.copied > 0 {
+	reads, quick := times, true
+	if times > 1 {
+		// A second of a shared machine may have few reads in it; and a process that takes longer to
+		// start than the metadata servers wait (exitGrace, 1 s) is rightly excluded.
+		reads, quick = farOffReads, d[kindWrite].max() < time.Second
+	}
+	check("longest write", d[kindWrite].max(), w.fault.goals.write, times)
+	check("longest read behind a slow write", d[kindBehind].max(), w.fault.goals.write, times)
+	check("p99 of reads in the worst second with a quick disk", worst, w.fault.goals.readP99, reads)
+	check("longest question to the metadata servers", d[kindMeta].max(), w.fault.goals.meta, times)
+	if w.fault.goals.noCopy && w.copied > 0 && quick {
 		all = append(all, fmt.Sprintf("%d chunks were copied, wanted none", w.copied))
 	}
 	return all
@@ -263,9 +273,11 @@ func TestGoals(t *testing.T) {
 		{name: "a slow write", d: at(kindWrite, 600*time.Millisecond), missed: 1},
 		{name: "a write that hangs", d: at(kindWrite, 1600*time.Millisecond), missed: 1, broken: 1},
 		{name: "slow reads", worst: 200 * time.Millisecond, missed: 1},
-		{name: "reads that hang", worst: 400 * time.Millisecond, missed: 1, broken: 1},
+		{name: "reads that hang", worst: 1100 * time.Millisecond, missed: 1, broken: 1},
 		{name: "metadata that hang", d: at(kindMeta, 4*time.Second), missed: 1, broken: 1},
 		{name: "a copy", copied: 1, missed: 1, broken: 1},
+		{name: "a copy after a slow start", d: at(kindWrite, 1200*time.Millisecond), copied: 1,
+			missed: 2},
 	} {
 		w := window{fault: f, copied: c.copied}
 		if got := w.missed(c.d, c.worst); len(got) != c.missed {
