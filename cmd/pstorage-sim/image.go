@@ -6,6 +6,7 @@ import (
 	"slices"
 
 	"pstorage/dataplane"
+	"pstorage/dataplane/control"
 	"pstorage/uring/simloop"
 )
 
@@ -218,7 +219,9 @@ func (l *liar) start() {
 	})
 }
 
-// wait waits until it would lose something that all members have, and that was acknowledged.
+// wait waits until it would lose something that was acknowledged, and that the others know to be:
+// what they don't, they give to it like to any that was cut off in the middle of a write, and
+// nothing is lost.
 func (l *liar) wait() {
 	w := l.w
 	w.sim.After(l.between(20*ms, 300*ms), func() {
@@ -229,7 +232,7 @@ func (l *liar) wait() {
 			last, had := l.then[c.Chunk]
 			head, ok := w.replicaAt(c.Members[0].CS, c.Chunk)
 			if had && ok && len(c.Members) == 3 && hasMember(&c, l.n.id) && head.Epoch == c.Epoch &&
-				head.Commit > last && l.n.well() {
+				l.othersKnow(&c, last) && l.n.well() {
 				l.chunk, l.epoch, l.commit = c.Chunk, c.Epoch, head.Commit
 				l.strike(last)
 				return
@@ -237,6 +240,17 @@ func (l *liar) wait() {
 		}
 		l.wait()
 	})
+}
+
+// othersKnow says whether all members but the liar know that more than seq is committed.
+func (l *liar) othersKnow(c *control.ChunkConfig, seq dataplane.Seq) bool {
+	for _, m := range c.Members {
+		r, ok := l.w.replicaAt(m.CS, c.Chunk)
+		if m.CS != l.n.id && (!ok || r.Epoch != c.Epoch || r.Commit <= seq) {
+			return false
+		}
+	}
+	return true
 }
 
 func (l *liar) strike(last dataplane.Seq) {

@@ -10,8 +10,9 @@ import (
 // the same seq and the same content at the moment at which they are activated, and whenever one
 // looks none is ahead of the head, and none lacks what the head says is committed (I1).
 
-// activation is how the first member was activated.
+// activation is how the first member was activated, and who was since.
 type activation struct {
+	by    uint64 // bit per server
 	epoch dataplane.Epoch
 	term  uint16
 	seq   dataplane.Seq
@@ -36,11 +37,15 @@ func (w *world) activated(n *csNode, id dataplane.ChunkID) {
 	w.counts.activations++
 	now := activation{epoch: r.Epoch, term: r.Term, seq: r.Last, cs: n.id}
 	w.eachWord(n, id, &now)
-	first := w.begun[id]
-	if first == nil || first.epoch != r.Epoch || first.term != r.Term {
+	first, bit := w.begun[id], uint64(1)<<n.id
+	// Terms have 16 bits and are drawn: two settlings of an epoch may have the same one. But each
+	// activates a member once.
+	if first == nil || first.epoch != r.Epoch || first.term != r.Term || first.by&bit != 0 {
+		now.by = bit
 		w.begun[id] = &now
 		return
 	}
+	first.by |= bit
 	if first.seq != now.seq {
 		w.violate("I2: chunk %v is activated at epoch %d, term %d with seq %d at cs %d and %d at cs %d",
 			id, r.Epoch, r.Term, first.seq, first.cs, now.seq, n.id)
