@@ -72,8 +72,8 @@ func (m rowMaker) more(name, about, rw string, block, depth int) (rows []Row) {
 const k4, m1 = 4 << 10, 1 << 20
 
 // Rows are the main figures. Each run takes the given time, on files of size bytes. The goals are
-// those of the project; the bars lie 10 to 20 % beyond the worst median that a shared 2-CPU virtual
-// machine with a noisy disk gave on slow evenings (BENCHMARKS.md has both).
+// those of the project; the bars lie at most 20 % beyond the worst median that a shared 2-CPU
+// virtual machine with a noisy disk gave on slow evenings, some within it (BENCHMARKS.md has both).
 func Rows(each time.Duration, size int64, can Fronts) []Row {
 	m := rowMaker{each, size, can}
 	return append(m.reads(), m.writes()...)
@@ -83,7 +83,7 @@ func (m rowMaker) reads() []Row {
 	rows := []Row{
 		{Name: "read_q1_extra_us", About: "mean latency of a 4K random read, less that of raw",
 			Ours: m.native("randread", k4, 1), Yardstick: m.raw("randread", k4, 1),
-			Value: extraUs, Unit: "µs", Goal: 55, Bar: 130},
+			Value: extraUs, Unit: "µs", Goal: 55, Bar: 110},
 		{Name: "randread_q32", About: "4K random reads, of raw",
 			Ours: m.native("randread", k4, 32), Yardstick: m.raw("randread", k4, 32),
 			Value: iopsRatio, Unit: "x", Goal: 0.6, AtLeast: true, Bar: 0.6},
@@ -98,7 +98,7 @@ func (m rowMaker) reads() []Row {
 		rows = append(rows, Row{Name: "fuse_randread_q32",
 			About: "4K random reads through the mount, of native",
 			Ours:  m.run(FrontFuse, "randread", k4, 32), Yardstick: m.native("randread", k4, 32),
-			Value: iopsRatio, Unit: "x", Goal: 0.8, AtLeast: true, Bar: 0.58},
+			Value: iopsRatio, Unit: "x", Goal: 0.8, AtLeast: true, Bar: 0.6},
 			Row{Name: "fuse_randread_q1", About: "the same at depth 1",
 				Ours: m.run(FrontFuse, "randread", k4, 1), Yardstick: m.native("randread", k4, 1),
 				Value: iopsRatio, Unit: "x", Goal: 0.8, AtLeast: true, Bar: 0.52})
@@ -121,10 +121,10 @@ func (m rowMaker) reads() []Row {
 			Ours: m.native("randread", k4, 128), Yardstick: m.raw("randread", k4, 128),
 			Value: iopsRatio, Unit: "x", Goal: 0.8, AtLeast: true, Bar: 0.65},
 		Row{Name: "cpu_us_read", About: "CPU of all processes per 4K read at depth 128",
-			Ours: m.native("randread", k4, 128), Value: cpuUs, Unit: "µs", Goal: 10, Bar: 21},
+			Ours: m.native("randread", k4, 128), Value: cpuUs, Unit: "µs", Goal: 10, Bar: 15},
 		Row{Name: "seqread_q8", About: "1M sequential reads, of raw",
 			Ours: m.native("read", m1, 8), Yardstick: m.raw("read", m1, 8),
-			Value: iopsRatio, Unit: "x", Goal: 0.8, AtLeast: true, Bar: 0.3})
+			Value: iopsRatio, Unit: "x", Goal: 0.8, AtLeast: true, Bar: 0.5})
 	return append(rows, m.more("seqread_q8", "1M sequential reads", "read", m1, 8)...)
 }
 

@@ -16,7 +16,6 @@ import (
 	"pstorage/dataplane/cluster"
 )
 
-// supervise runs the supervisor of the chosen chunk servers until ctx ends.
 // childArgs are the arguments of the child for p.
 func childArgs(o csdOptions, p place) []string {
 	args := append([]string{"--child", "-c", p.cluster, "-r", p.daemon.Dir}, o.log.Args()...)
@@ -30,6 +29,7 @@ func childArgs(o csdOptions, p place) []string {
 	return args
 }
 
+// supervise runs the supervisor of the chosen chunk servers until ctx ends.
 func supervise(ctx context.Context, o csdOptions, out io.Writer) error {
 	if err := o.log.Abs(); err != nil {
 		return err
