@@ -380,6 +380,9 @@ func TestLostDataIsExcluded(t *testing.T) {
 		}
 		return req
 	}
+	tooMany := without(liar, third, true)
+	tooMany.Lost = make([]dataplane.CSID, dataplane.MaxReplicas+1)
+	head.wantKind(dataplane.Invalid, control.OpReconfigure, tooMany)
 	led := time.Now()
 	eventually(t, "the leader has led for a lease time", func() bool {
 		all()

@@ -609,8 +609,9 @@ func (c *call) getChunk(req *control.GetChunkReq) (any, error) {
 }
 
 func (c *call) reconfigure(req *control.ReconfigureReq) (any, error) {
-	if len(req.Members) > dataplane.MaxReplicas {
-		return nil, c.fail(dataplane.Invalid, "%d members", len(req.Members))
+	if len(req.Members) > dataplane.MaxReplicas || len(req.Lost) > dataplane.MaxReplicas {
+		return nil, c.fail(dataplane.Invalid, "%d members, %d that lost data", len(req.Members),
+			len(req.Lost))
 	}
 	if err := c.l.valid(c.ctx); err != nil {
 		return nil, err

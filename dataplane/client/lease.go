@@ -292,9 +292,6 @@ func (e *Engine) OpenForWrite(f *File) Right {
 	if e.leases.meta == nil {
 		return 0
 	}
-	if f.lease.writers == 0 {
-		f.lease.refused = 0 // what users of before met is over: a write waits its full time
-	}
 	return f.openForWrite()
 }
 

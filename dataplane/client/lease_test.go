@@ -127,16 +127,7 @@ func TestRevoked(t *testing.T) {
 // until it ends. When all such opens have ended, the next one waits for another client anew.
 func TestMayWrite(t *testing.T) {
 	c := newCluster(t, 3)
-	ctx := context.Background()
-	a, err := c.client.Create(ctx, &control.CreateReq{Parent: dataplane.RootID, Name: "disk",
-		Type: control.TypeFile, Mode: 0o600})
-	if err != nil {
-		t.Fatal(err)
-	}
-	f, err := c.client.OpenAttr(a)
-	if err != nil {
-		t.Fatal(err)
-	}
+	f := c.create("disk")
 	e := c.client.eng
 	open := func() { c.client.onLoop(func() { e.OpenForWrite(f) }) }
 	end := func() { c.client.onLoop(func() { e.CloseForWrite(f) }) }
@@ -161,7 +152,7 @@ func TestMayWrite(t *testing.T) {
 
 	other := c.second(time.Second)
 	defer other.Close()
-	theirs, err := other.OpenFile(ctx, a.File)
+	theirs, err := other.OpenFile(context.Background(), f.ID())
 	if err != nil {
 		t.Fatal(err)
 	}
