@@ -46,11 +46,13 @@ import (
 //	           metadata servers were asked at this epoch to add or to move a member
 //	    16    8 last seq that is durable here
 //	    24    8 commit mark
-//	    32    4 tail: byte offset of the range that writes above the commit mark touched
+//	    32    4 tail: byte offset of the range that writes above the commit mark touched, or that
+//	           was changed out of the order of seqs
 //	    36    4 tail: its length; 0: there were none
 //	    40   64 16 words, one per CRC page of the slot: see word(); 0: the page was never written
 //	   104    4 dirty map: since this epoch
-//	   108    4 reserved, zero
+//	   108    4 1: the tail is of writes above the commit mark only; 0: not known, as with
+//	           programs that didn't tell. Programs that don't know this field write 0
 //	   112    8 dirty map: from this seq on
 //	   120  128 dirty map: a bit per 64 KiB, see dirtyMap
 //	   248    4 reserved, zero
@@ -241,6 +243,7 @@ type slotEntry struct {
 	epoch            dataplane.Epoch
 	last, commit     dataplane.Seq
 	tailOff, tailLen uint32
+	inOrder          bool                 // the tail is of writes above the commit mark only
 	pages            [pagesPerSlot]uint32 // words of the CRC pages
 	unfinished       bool
 	unsure           bool
@@ -257,6 +260,9 @@ func (e *slotEntry) put(b []byte, slot uint32) {
 	le.PutUint64(b[24:], uint64(e.commit))
 	le.PutUint32(b[32:], e.tailOff)
 	le.PutUint32(b[36:], e.tailLen)
+	if e.inOrder {
+		le.PutUint32(b[108:], 1)
+	}
 	for i, w := range e.pages {
 		le.PutUint32(b[40+4*i:], w)
 	}
@@ -304,6 +310,7 @@ func (e *slotEntry) decode(b []byte, slot uint32) error {
 	e.commit = dataplane.Seq(le.Uint64(b[24:]))
 	e.tailOff = le.Uint32(b[32:])
 	e.tailLen = le.Uint32(b[36:])
+	e.inOrder = le.Uint32(b[108:]) == 1
 	for i := range e.pages {
 		e.pages[i] = le.Uint32(b[40+4*i:])
 	}

@@ -74,7 +74,8 @@ func TestSuperblock(t *testing.T) {
 }
 
 func TestSlotEntry(t *testing.T) {
-	e := slotEntry{chunk: 1<<40 | 7, epoch: 3, last: 99, commit: 90, tailOff: 4096, tailLen: 8192}
+	e := slotEntry{chunk: 1<<40 | 7, epoch: 3, last: 99, commit: 90, tailOff: 4096, tailLen: 8192,
+		inOrder: true}
 	for i := range e.pages {
 		e.pages[i] = uint32(i) * 0x1010101
 	}
@@ -82,6 +83,12 @@ func TestSlotEntry(t *testing.T) {
 	e.put(b[:], 17)
 	var got slotEntry
 	if err := got.decode(b[:], 17); err != nil || got != e {
+		t.Fatalf("%v: %+v", err, got)
+	}
+	// As programs write it that don't know the field.
+	binary.LittleEndian.PutUint32(b[108:], 0)
+	binary.LittleEndian.PutUint32(b[entrySize-4:], entryCRC(b[:], 17))
+	if err := got.decode(b[:], 17); err != nil || got.inOrder {
 		t.Fatalf("%v: %+v", err, got)
 	}
 	if got.decode(b[:], 18) == nil {

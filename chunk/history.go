@@ -140,8 +140,9 @@ func (h *history) activate(epoch dataplane.Epoch, seq dataplane.Seq, dirty *dirt
 	h.unfinished, h.dirty = false, dirty
 }
 
-// tail is the range that everything durable and uncommitted touches: what the slot table keeps.
-func (h *history) tail() (off, length uint32) {
+// tail is the range that everything durable and uncommitted touches: what the slot table keeps. It
+// is in order if nothing of it was touched out of the order of seqs.
+func (h *history) tail() (off, length uint32, inOrder bool) {
 	all := extent{}
 	for _, e := range h.uncommitted() {
 		if e.seq <= h.durable {
@@ -151,14 +152,20 @@ func (h *history) tail() (off, length uint32) {
 	for _, e := range h.patched {
 		all = union(all, e)
 	}
-	return all.off, all.length
+	return all.off, all.length, len(h.patched) == 0
 }
 
-// load takes what the slot table kept.
+// load takes what the slot table kept. Of a tail in order each write stands for all of it, and the
+// last seq for all of theirs: so no member gets less than it lacks. It isn't a patch: a member that
+// has nothing else of a committed write has lost it (decide).
 func (h *history) load(e *slotEntry) {
 	h.epoch, h.last, h.durable, h.commit = e.epoch, e.last, e.last, e.commit
 	h.unfinished, h.dirty = e.unfinished, e.dirty
-	if e.tailLen > 0 {
+	switch {
+	case e.tailLen == 0:
+	case e.inOrder && e.commit < e.last:
+		h.ext = append(h.ext, extent{e.last, e.tailOff, e.tailLen})
+	default:
 		h.patched = append(h.patched, extent{0, e.tailOff, e.tailLen})
 	}
 }

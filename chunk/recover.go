@@ -23,6 +23,7 @@ import (
 //
 // Patched: an earlier settling gave it what it missed, and was interrupted before this member, but
 // after the winner was activated. Otherwise the mark says that the member had acknowledged more.
+// What the slot table has of writes above the member's own mark is no patch (slotEntry.inOrder).
 //
 // Here mark is the winner's commit mark and the winner is the member with the highest epoch, then
 // the highest last seq, then the first place. If nobody has the chunk and it was created, all data

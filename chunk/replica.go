@@ -120,7 +120,7 @@ func (r *replica) fillEntry(e *slotEntry) {
 	}
 	e.chunk, e.epoch = r.id, r.epoch
 	e.last, e.commit = r.durable, r.commit
-	e.tailOff, e.tailLen = r.tail()
+	e.tailOff, e.tailLen, e.inOrder = r.tail()
 	e.unfinished, e.dirty = r.unfinished, r.dirty
 	e.unsure = r.unsure != 0 && r.unsure == r.epoch
 }

@@ -121,14 +121,20 @@ func (sh *Shard) SimBlockAt(id dataplane.ChunkID, block uint32) (off int64, ok b
 }
 
 // SimInOrder says whether what is on disk knows of no range that was touched out of order, or may
-// have been: such a chunk takes part in a settling whatever it lacks (decide).
-func (sh *Shard) SimInOrder() bool {
+// have been: such a chunk takes part in a settling whatever it lacks (decide). tail says whether
+// the slot table has a range that writes above a commit mark touched.
+func (sh *Shard) SimInOrder() (ok, tail bool) {
 	for _, r := range sh.chunks {
-		if r.slot != noSlot && (len(r.patched) > 0 || sh.store.entries[r.slot].tailLen > 0) {
-			return false
+		if r.slot == noSlot {
+			continue
 		}
+		e := &sh.store.entries[r.slot]
+		if len(r.patched) > 0 || e.tailLen > 0 && !e.inOrder {
+			return false, false
+		}
+		tail = tail || e.tailLen > 0
 	}
-	return !sh.store.flushing.running
+	return !sh.store.flushing.running, tail
 }
 
 // SimWord is what stands for the content of a block, the same on every member that has the same.

@@ -161,6 +161,7 @@ type liar struct {
 	rng  *rand.Rand
 	n    *csNode
 	snap *snapshot
+	tail bool                                // its slot table must have the tail of a write
 	then map[dataplane.ChunkID]dataplane.Seq // what it had
 
 	chunk  dataplane.ChunkID
@@ -183,14 +184,13 @@ func (w *world) chooseLiar() {
 		w.strand != nil || w.image != nil {
 		return
 	}
-	w.liar = &liar{w: w, rng: rng, then: map[dataplane.ChunkID]dataplane.Seq{}}
+	w.liar = &liar{w: w, rng: rng, tail: rng.IntN(2) == 0,
+		then: map[dataplane.ChunkID]dataplane.Seq{}}
 	s.replicas, s.minimum, s.victims, s.rot = 3, 2, 0, false
 	s.length, s.moves, s.weights = 24*sec, 0, [faultKinds]int{}
 	s.away, s.partialFirst = false, false
-	// A gap that is known: a member whose slot table has a tail, or that may have had a write around
-	// the log, counts as one that a settling has patched, and isn't held to have lost anything. So
-	// no such state is put back.
-	s.bypass = -1
+	// A gap that is known: a member that was touched out of the order of seqs counts as one that a
+	// settling has patched, and isn't held to have lost anything. So no such state is put back.
 }
 
 func (l *liar) between(from, to int64) int64 { return from + l.rng.Int64N(to-from) }
@@ -203,7 +203,13 @@ func (l *liar) start() {
 	w := l.w
 	w.sim.After(l.between(500*ms, 1500*ms), func() {
 		n := w.cs[l.rng.IntN(len(w.cs))]
-		if !n.well() || !w.holds(n) || !n.shard.SimInOrder() {
+		ok := n.well() && w.holds(n)
+		if ok {
+			var tail bool
+			ok, tail = n.shard.SimInOrder()
+			ok = ok && (tail || !l.tail)
+		}
+		if !ok {
 			if l.over = w.sim.Now() > 6*sec; !l.over {
 				l.start()
 			}
