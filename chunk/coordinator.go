@@ -576,8 +576,9 @@ func (s *settler) exclude() {
 	led := !join && s.takeLead(stay, gens, ids)
 	s.stay, s.gens = stay, gens
 	// An addition that failed may have been only delayed. It must not be committed once the chunk
-	// takes writes without the new member: an epoch in between makes sure of that.
-	if !join && !led && len(ids) == len(s.cfg.Members) && s.r.unsure != s.cfg.Epoch {
+	// takes writes without the new member, or a move once the member that leaves serves reads again:
+	// an epoch in between makes sure of that.
+	if !join && !led && len(ids) == len(s.cfg.Members) && !s.unsure() {
 		s.activateOthers()
 		return
 	}
@@ -589,6 +590,13 @@ func (s *settler) exclude() {
 		return
 	}
 	s.beforeAsking(func() { s.changeMembers(ids, lost) })
+}
+
+// unsure says whether the committed epoch may yet be left by a change that the head asked for.
+func (s *settler) unsure() bool {
+	return s.r.unsure == s.cfg.Epoch || slices.ContainsFunc(s.tails, func(t memberTail) bool {
+		return t.unsure && t.epoch == s.cfg.Epoch
+	})
 }
 
 // changeMembers asks the metadata servers for a configuration with these members, without those

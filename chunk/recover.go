@@ -37,6 +37,7 @@ type memberTail struct {
 	commit  dataplane.Seq
 	ext     []extent // touched above the commit mark; seq 0: always to be copied
 	life    uint16   // write-ack=memory: 0 if its process hasn't been there all the time
+	unsure  bool     // it led, and may have asked to add or move a member in its epoch: hold.go
 }
 
 // tailCopy is a range that one member must get from the winner.

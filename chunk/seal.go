@@ -84,7 +84,8 @@ func tailOf(r *replica) memberTail {
 	if r.copying() {
 		return memberTail{ext: []extent{{0, 0, dataplane.ChunkSize}}} // anything may be missing
 	}
-	t := memberTail{epoch: r.epoch, last: r.last, commit: r.commit, life: r.life}
+	t := memberTail{epoch: r.epoch, last: r.last, commit: r.commit, life: r.life,
+		unsure: r.unsure != 0 && r.unsure == r.epoch}
 	t.ext = append(t.ext, r.patched...)
 	t.ext = append(t.ext, r.uncommitted()...)
 	return t
@@ -131,6 +132,9 @@ func (sh *Shard) replyTail(l *link, h *dataplane.Header, t memberTail) {
 		t.commit, t.ext = t.last-0xffff, []extent{{0, 0, dataplane.ChunkSize}}
 	}
 	a.Epoch, a.Seq, a.Aux = t.epoch, t.last, uint32(t.life)<<16|uint32(t.last-t.commit)
+	if t.unsure {
+		a.Flags |= dataplane.FlagRecovery
+	}
 	if room := min(int(h.Aux), dataplane.PartSize) / sealExtentSize; len(t.ext) > room {
 		t.ext = append(t.ext[:0], bounding(t.ext)) // copied as a whole, which is always right
 	}
@@ -158,7 +162,8 @@ func parseSeal(h *dataplane.Header, crcs, payload []byte) (memberTail, error) {
 	if h.Status != dataplane.OK {
 		return memberTail{}, dataplane.E("seal", h.Status, nil)
 	}
-	t := memberTail{epoch: h.Epoch, last: h.Seq, commit: h.Seq - behind(h), life: uint16(h.Aux >> 16)}
+	t := memberTail{epoch: h.Epoch, last: h.Seq, commit: h.Seq - behind(h), life: uint16(h.Aux >> 16),
+		unsure: h.Flags&dataplane.FlagRecovery != 0}
 	if behind(h) > h.Seq || len(payload)%sealExtentSize != 0 ||
 		h.Flags&dataplane.FlagData != 0 && dataplane.CheckCRCs(crcs, 0, payload) >= 0 {
 		return t, dataplane.E("seal", dataplane.Malformed, nil)

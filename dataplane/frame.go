@@ -54,7 +54,8 @@ const (
 	// OpSeal (coordinator -> member): stop accepting in every epoch <= Epoch. Request: Aux is how
 	// many more bytes of reply payload are welcome. Reply: Epoch held, Seq = last seq appended,
 	// Aux = Seq minus commit mark, payload = extents (16 bytes each: seq u64, offset u32, length
-	// u32) of the writes above the commit mark, ascending by seq. Status UnknownChunk: has none.
+	// u32) of the writes above the commit mark, ascending by seq; FlagRecovery: it was the head, and
+	// a change of the members that it asked for may yet be committed. Status UnknownChunk: has none.
 	// With FlagRecovery (head -> a server that isn't a member and is to get a copy): it drops what
 	// it holds of the chunk, if that is older than Epoch. But if Aux isn't 0 and the receiver holds
 	// the chunk at an epoch >= Aux with a last seq >= Seq, it keeps that, and answers as above.
