@@ -474,13 +474,15 @@ func (c *copier) rest(tails []memberTail) (need []extent) {
 }
 
 // ahead: somebody was told of a newer epoch of a chunk that is active here. It was committed, and
-// the coordinator that asked for it has gone.
+// the coordinator that asked for it has gone. A member may be the head in it.
 func (sh *Shard) ahead(r *replica, epoch dataplane.Epoch) {
-	if r.isHead() && r.state == active && r.settler == nil {
-		sh.slog.Info("there is a newer epoch of a chunk", "chunk", r.id, "epoch", epoch,
-			"here", r.epoch)
-		sh.settle(r, []dataplane.CSID{})
+	if r.state != active || r.settler != nil ||
+		!r.isHead() && r.askedAt != 0 && sh.env.Now()-r.askedAt < int64(settleRetry) {
+		return
 	}
+	sh.slog.Info("there is a newer epoch of a chunk", "chunk", r.id, "epoch", epoch,
+		"here", r.epoch)
+	sh.settle(r, []dataplane.CSID{})
 }
 
 // dropJoin goes on without the new member.

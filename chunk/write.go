@@ -84,13 +84,13 @@ func (sh *Shard) checkWrite(h *dataplane.Header, crcs, payload []byte) dataplane
 // writeStatus checks a write against the state of an active chunk.
 func (sh *Shard) writeStatus(r *replica, h *dataplane.Header) dataplane.Kind {
 	switch {
+	case h.Epoch > r.epoch:
+		sh.ahead(r, h.Epoch)
+		return dataplane.NotReady
 	case !r.isHead():
 		return dataplane.NotHead
 	case h.Epoch < r.epoch:
 		return dataplane.StaleEpoch
-	case h.Epoch > r.epoch:
-		sh.ahead(r, h.Epoch)
-		return dataplane.NotReady
 	case uint64(h.Seq) < r.fence && h.Op != dataplane.OpFlush && !sh.canary.NoFileFence:
 		return dataplane.Fenced
 	case len(r.members) < r.minimum:
