@@ -119,6 +119,11 @@ func (r *replica) allTold() bool {
 	return r.told >= r.visible() && (!r.memory || r.toldCommit >= r.commit && r.commit >= r.visible())
 }
 
+// untold says that the members have to learn of the commit mark, though writes don't cease: those
+// with FUA need no rounds, and tell only what is shown. A member takes writes only up to some way
+// above the mark that it knows.
+func (r *replica) untold() bool { return r.memory && r.commit-r.toldCommit >= flushAt }
+
 // clientFlush answers an OpFlush when everything acknowledged is durable.
 func (sh *Shard) clientFlush(q *request) {
 	r := q.r
@@ -137,6 +142,7 @@ func (sh *Shard) flushRound(r *replica) {
 		return
 	}
 	r.round++
+	r.toldCommit = r.commit
 	r.goal = r.visible()
 	r.pending = len(r.members)
 	h := dataplane.Header{Op: dataplane.OpFlush, Flags: dataplane.FlagRecovery, Chunk: r.id,

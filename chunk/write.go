@@ -522,7 +522,7 @@ func (sh *Shard) tellCommit() {
 		r.nextTell, r.inTell = nil, false
 		switch {
 		case r.state != active || !r.isHead() || r.allTold():
-		case r.toldAt > silent:
+		case r.toldAt > silent && !r.untold():
 			sh.tellSoon(r)
 		default:
 			h := &sh.out
@@ -531,9 +531,14 @@ func (sh *Shard) tellCommit() {
 			for _, m := range r.members[1:] {
 				m.peer.send(h, nil, nil, nil)
 			}
+			ceased := r.toldAt <= silent
 			r.told, r.toldCommit, r.toldAt = r.visible(), r.commit, sh.env.Now()
-			if r.memory {
+			switch {
+			case !r.memory:
+			case ceased:
 				sh.flushRound(r)
+			default:
+				sh.tellSoon(r)
 			}
 		}
 		r = next
