@@ -16,7 +16,9 @@ import (
 // durable here: after a start every chunk is activated anew.
 //
 // A fence counts as being in force (FenceSeq) when writes that had got their seq before are
-// committed, or given up to a settling: from then on nothing older can appear.
+// committed, or given up to a settling: from then on nothing older can appear at a head that
+// serves. Other members, whose head is lost or settles, may not have heard of such a write that the
+// settling keeps; so who gets the file reads each chunk at its head first (File.unproven).
 type fencing struct {
 	tokens  map[dataplane.FileID]uint64 // as far as told since the start; never the whole list
 	applied uint64                      // fences up to this number are refused against

@@ -73,6 +73,7 @@ func (e *Engine) route(p *part, ent *entry) {
 	}
 	if p.code != dataplane.OpRead {
 		p.member = 0
+		p.file.proves(p)
 		pr := e.peer(ent.members[0])
 		if !pr.usable() {
 			pr.want()
@@ -91,6 +92,7 @@ func (e *Engine) route(p *part, ent *entry) {
 		return
 	}
 	p.member = uint8(m)
+	p.file.proves(p)
 	e.peer(ent.members[m]).take(p)
 }
 
@@ -109,11 +111,15 @@ func (pr *peer) queue(p *part) int {
 // pickReader returns the index of the member to read from, or -1 if all were tried in this round
 // or can't be reached: of those that the MDS calls live (of all, if none of them is) the one with
 // the shortest queue, if their disks are slow; then the one with the highest hash of (chunk,
-// region, server).
+// region, server). Only the head, unless its data is damaged, as long as the chunk is unproven.
 func (e *Engine) pickReader(p *part, ent *entry) int {
 	best, bestHash, bestLive, bestQueue := -1, uint64(0), false, 0
 	region := uint64(p.chunk)<<6 ^ uint64(p.off/readRegion)
-	for i := 0; i < int(ent.n); i++ {
+	n := int(ent.n)
+	if p.file.unproven(ent) && p.hard&1 == 0 {
+		n = 1
+	}
+	for i := 0; i < n; i++ {
 		if p.tried&(1<<i) != 0 {
 			continue
 		}

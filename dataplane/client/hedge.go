@@ -174,6 +174,9 @@ func (e *Engine) hedgeOne(p *part, pr *peer, waited int64) {
 		}
 		return
 	}
+	if p.file.unproven(ent) && p.hard&1 == 0 {
+		return
+	}
 	m := e.quickest(p, ent, p.tried|1<<p.member)
 	if m < 0 {
 		if pr.pace.stalled && waited >= hedgeCeil && p.tried&^p.hard != 0 {

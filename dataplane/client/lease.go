@@ -43,7 +43,8 @@ const (
 type lease struct {
 	status  leaseStatus
 	token   uint64
-	writers int // opens for writing
+	grants  uint32 // counted, for entry.proven
+	writers int    // opens for writing
 	right   Right
 	unclean bool // a write of this token was given up without an answer
 	asking  bool
@@ -98,6 +99,32 @@ func (f *File) mayWrite(op *Op) bool {
 	l.wait.push(op)
 	f.askLease()
 	return false
+}
+
+// unproven says that a chunk is to be read at its head only. A write of the holder before may be in
+// the log of some members: if their head was lost with that holder, it is there for all, or for
+// nobody, only when the chunk was settled. A head that answers has done that; others may not have
+// heard of it, and a write that they don't know of would appear after it wasn't there.
+func (f *File) unproven(ent *entry) bool {
+	return f.lease.status == leaseHeld && ent.proven != f.lease.grants
+}
+
+// proves notes, when p is sent, whether an answer will show that its chunk is settled.
+func (f *File) proves(p *part) {
+	p.grant = 0
+	if p.member == 0 && f.lease.status == leaseHeld {
+		p.grant = f.lease.grants
+	}
+}
+
+// proved notes that the head has answered p.
+func (f *File) proved(p *part) {
+	if p.grant == 0 {
+		return
+	}
+	if ent, _ := f.entry(p.index); ent.chunk == p.chunk {
+		ent.proven = p.grant
+	}
 }
 
 func (f *File) lostError(k OpKind) error {
@@ -198,6 +225,7 @@ func (f *File) onLease(r *control.LeaseReply, err error) {
 		unwanted := l.unwanted()
 		e.leases.held = append(e.leases.held, f)
 		l.status, l.token, l.unclean = leaseHeld, r.Token, false
+		l.grants++
 		l.tries, l.refused, l.fencing = 0, 0, 0
 		e.leases.keepAlive(e)
 		f.doubt()

@@ -34,6 +34,7 @@ type entry struct {
 	wrote   written       // last, and may not be durable; see OpFlush
 	flushed written       // the same, when the flush under way began
 	acked   dataplane.Seq // highest acknowledged one of epoch, see acked.go
+	proven  uint32        // the grant since which the head has answered: File.unproven
 	n       uint8
 	members [dataplane.MaxReplicas]dataplane.CSID
 }

@@ -38,6 +38,7 @@ type part struct {
 	fresh   uint64 // the map entry must have been fetched after this e.seq
 	sentAt  int64
 	why     dataplane.Kind // last failure
+	grant   uint32         // see File.proves
 
 	twin  *part // the same read at another member, see hedge.go
 	hedge bool  // it is the later one of the two: not counted in op.live
@@ -78,7 +79,7 @@ func (e *Engine) newPart(f *File) *part {
 	f.held++
 	p.file = f
 	p.chunk, p.epoch, p.member, p.tried, p.hard = 0, 0, 0, 0, 0
-	p.rounds, p.retries, p.fresh, p.why = 0, 0, 0, dataplane.OK
+	p.rounds, p.retries, p.fresh, p.why, p.grant = 0, 0, 0, dataplane.OK, 0
 	return p
 }
 

@@ -21,6 +21,7 @@ func (e *Engine) answer(p *part, pr *peer, h *dataplane.Header, crcs, payload []
 		e.refused(p, h.Status)
 		return
 	}
+	p.file.proved(p)
 	if p.code != dataplane.OpRead {
 		var err error
 		switch now := (written{p.chunk, uint16(h.Aux)}); {
