@@ -4,6 +4,7 @@ import (
 	"errors"
 	"testing"
 
+	"pstorage/uring"
 	"pstorage/uring/simloop"
 )
 
@@ -174,4 +175,60 @@ func TestDrainFull(t *testing.T) {
 		t.Errorf("%d bytes left", n)
 	}
 	r.check()
+}
+
+// TestDrainedStale: of two batches in flight the first is lost in a crash, and the second stays at
+// the beginning of the next segment. If its number is the next one when the log is drained up to
+// there, it is still not one of the drained log.
+func TestDrainedStale(t *testing.T) {
+	for _, clean := range []bool{false, true} {
+		r := newRig(t, 5, 8, MinSegment)
+		r.mustOpen()
+		big := func(slot, block uint32) change {
+			return change{kind: Data, slot: slot, block: block, n: 16}
+		}
+		r.do(big(0, 0))
+		r.do(big(1, 0))
+		lost := int64(r.log.place(r.log.head, r.log.at)) * blockSize
+		r.disk.Fault = func(op *uring.DiskOp) (f simloop.Fault) {
+			if op.Kind == uring.DiskWriteSync && op.Offset == lost {
+				f.Lost, f.Delay = true, 1e9
+			}
+			return f
+		}
+		r.env.Do(func() {
+			r.append(big(0, 0))
+			r.append(big(1, 0))
+		})
+		r.sim.Run(func() bool { return false }, r.sim.Now()+500e6)
+		if r.acked != 2 || r.log.lastSent != r.log.durable+2 || r.log.newest.start%Pos(
+			r.log.segBlocks) != firstBlock || !r.log.newest.done {
+			t.Fatalf("acknowledged %d, %v", r.acked, r.log)
+		}
+		r.disk.Fault = nil
+		r.kill()
+
+		r.mustOpen()
+		if r.check(); r.replay != 2 {
+			t.Fatalf("replayed up to %d", r.replay)
+		}
+		r.do(big(1, 32))
+		r.drainUntil(0)
+		if clean {
+			if err := r.wait(func(done func(error)) { r.log.Close(done) }); err != nil {
+				t.Fatal(err)
+			}
+		}
+		r.kill()
+		r.mustOpen()
+		if r.records != 0 {
+			t.Fatalf("%d records in a drained log", r.records)
+		}
+		r.check()
+		r.do(big(0, 48)) // where the stale one lies
+		r.powerCut()
+		r.mustOpen()
+		r.check()
+		r.dispose()
+	}
 }

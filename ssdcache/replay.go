@@ -11,7 +11,9 @@ import (
 // segment, and decides by this table. A batch header is accepted only if owner, format id, segment,
 // number, own place and checksum are right, its incarnation isn't older than the one before it, and
 // it names the checksum of the header before it. So neither an earlier use of the segment, nor what
-// was cut off after an earlier crash, nor a misplaced write is taken for the next batch.
+// was cut off after an earlier crash, nor a misplaced write is taken for the next batch. Before the
+// first batch of a log that was drained there is no header to be named: what the superblock doesn't
+// call durable must be of the incarnation that wrote it, as all others had ended by then.
 //
 // Data is read only of the last few batches, which no later header calls durable: there a mismatch
 // is a torn tail. In older batches it is damage, which readers find by the checksums in the header.
@@ -135,8 +137,10 @@ func (r *replayer) ours(b []byte, p Pos, h *header) bool {
 func (r *replayer) expected(img *segScan, at uint32) []byte {
 	h := &r.h
 	b := r.headerAt(img, at, h)
-	if b == nil || h.seg != img.seq || h.nr != r.nr || h.inc < r.inc || h.inc > r.l.sb.inc ||
-		r.chain && h.prev != r.prev || h.headBlocks+h.dataBlocks > int(r.l.segBlocks-at) {
+	sb := &r.l.sb
+	if b == nil || h.seg != img.seq || h.nr != r.nr || h.inc < r.inc || h.inc > sb.inc ||
+		h.nr > sb.durable && h.inc < sb.inc || r.chain && h.prev != r.prev ||
+		h.headBlocks+h.dataBlocks > int(r.l.segBlocks-at) {
 		return nil
 	}
 	return b
