@@ -199,6 +199,7 @@ func (r *recoverer) watch(nowNs int64, w recoverView, out []recoverOrder) []reco
 		a, rec := r.active[id], w.chunk(id)
 		switch {
 		case rec == nil:
+			r.leftover = append(r.leftover, a.target) // no record names it
 			r.finish(id)
 			continue
 		case rec.Epoch != a.epoch:

@@ -222,6 +222,23 @@ func TestRecoverer(t *testing.T) {
 	}
 }
 
+// TestCopyOfFreedChunk: a file is removed while a chunk of it is being copied. The target is asked
+// for its inventory: no record names it, so it would keep what it got until it is started again.
+func TestCopyOfFreedChunk(t *testing.T) {
+	w, r := newRecoverWorld(1), newRecoverer(time.Minute)
+	rec := w.list[0]
+	rec.changeMembers([]dataplane.CSID{1, 2})
+	if got := r.step(1, w, nil); len(got) != 1 || got[0].target != 3 {
+		t.Fatalf("to be copied: %+v", got)
+	}
+	delete(w.records, rec.ID)
+	w.list[0] = nil
+	r.step(2, w, nil)
+	if len(r.active) != 0 || !slices.Equal(r.leftover, []dataplane.CSID{3}) {
+		t.Errorf("%d copies go on, and cs %v are asked for what they hold", len(r.active), r.leftover)
+	}
+}
+
 func TestChangeMembers(t *testing.T) {
 	type cs = []dataplane.CSID
 	r := &Record{Wanted: 3}
