@@ -193,12 +193,27 @@ func scanSegment(b []byte, path string) (s *segment, torn bool, err error) {
 			continue
 		}
 		torn = true
-		if n, index, batch := parseRecord(b[from:]); n > 0 && index > missing && batch > missing {
+		if !mayFollow(b[from:], missing, uint64(len(b))) {
+			continue
+		}
+		if n, index, _ := parseRecord(b[from:]); n > 0 {
 			return nil, false, errCorrupt("entry %d in %s is damaged, but %d behind it is not",
 				missing, path, index)
 		}
 	}
 	return s, torn, nil
+}
+
+// mayFollow says whether b, by its fields, may begin with a record of a batch behind the missing
+// entry, which is at most so many entries ahead. Hardly anything else does: to compute a checksum
+// from every byte of a large batch on would take hours.
+func mayFollow(b []byte, missing, most uint64) bool {
+	if len(b) < recHeader {
+		return false
+	}
+	le := binary.LittleEndian
+	index, batch := le.Uint64(b[8:]), le.Uint64(b[16:])
+	return missing < batch && batch <= index && index-missing <= most
 }
 
 func allZero(b []byte) bool {
