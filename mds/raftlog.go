@@ -7,6 +7,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strings"
 	"sync"
 	"time"
 
@@ -102,11 +103,10 @@ func openRaftLog(dir string, size int64, onFail func(error)) (*raftLog, error) {
 }
 
 func (l *raftLog) open() error {
-	paths, err := filepath.Glob(filepath.Join(l.dir, "*.log"))
+	paths, err := withSuffix(l.dir, ".log")
 	if err != nil {
 		return err
 	}
-	slices.Sort(paths)
 	for i, p := range paths {
 		s, err := openSegment(p, l.size, i == len(paths)-1)
 		if err != nil {
@@ -124,6 +124,18 @@ func (l *raftLog) open() error {
 		return err
 	}
 	return nil
+}
+
+// withSuffix lists what in dir has a name that ends so, in the order of names. The name of dir may
+// be any: it is no pattern.
+func withSuffix(dir, suffix string) (paths []string, err error) {
+	list, err := os.ReadDir(dir)
+	for _, e := range list {
+		if strings.HasSuffix(e.Name(), suffix) {
+			paths = append(paths, filepath.Join(dir, e.Name()))
+		}
+	}
+	return paths, err
 }
 
 // openSegment reads a segment. Only the newest one may have a torn end, which is cut off, or no

@@ -205,6 +205,24 @@ func TestRaftLogCrash(t *testing.T) {
 	}
 }
 
+// TestRaftLogAnyDirectory: the name of the directory is no pattern.
+func TestRaftLogAnyDirectory(t *testing.T) {
+	dir := filepath.Join(t.TempDir(), "mds[1]*")
+	if err := os.Mkdir(dir, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	l := mustOpen(t, dir)
+	if err := l.StoreLogs(entries(1, 3, 10)); err != nil {
+		t.Fatal(err)
+	}
+	l.close()
+	l = mustOpen(t, dir)
+	defer l.close()
+	if last, _ := l.LastIndex(); last != 3 {
+		t.Errorf("the log ends at %d after a restart, not at 3", last)
+	}
+}
+
 // TestRaftLogLargeTornBatch: a follower that is far behind gets entries by the megabyte, and a
 // power cut tears such a batch near its beginning. The next start doesn't take hours for it.
 func TestRaftLogLargeTornBatch(t *testing.T) {
