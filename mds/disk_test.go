@@ -3,7 +3,9 @@ package mds
 import (
 	"bytes"
 	"context"
+	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 	"path/filepath"
 	"slices"
@@ -72,6 +74,23 @@ func (c *testCluster) runOnce(i int) error {
 	defer cancel()
 	return Run(ctx, Options{Dir: c.dirs[i], Cred: c.cred(dataplane.RoleMDS, uint64(i+1)),
 		Log: testLog()})
+}
+
+// TestUnfinishedSnapshots: what a killed process has written of a snapshot takes no space for ever.
+func TestUnfinishedSnapshots(t *testing.T) {
+	c := newTestCluster(t, 1)
+	c.stop(0)
+	dir := filepath.Join(c.dirs[0], raftDir, snapshotDir, "2-81920-1795000000000"+unfinished)
+	if err := os.MkdirAll(dir, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(filepath.Join(dir, "state.bin"), make([]byte, 1<<20), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	c.start(0)
+	if _, err := os.Stat(dir); !errors.Is(err, fs.ErrNotExist) {
+		t.Errorf("it is still there: %v", err)
+	}
 }
 
 // TestRestartFromSnapshot restarts from snapshot and log; then both snapshots are damaged in turn.

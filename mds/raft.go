@@ -5,8 +5,10 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"log/slog"
 	"net"
+	"os"
 	"path/filepath"
 	"runtime/debug"
 	"strconv"
@@ -239,7 +241,9 @@ func openStore(dir string, log *hcLog, onFail func(error)) (*store, error) {
 		onFail); err != nil {
 		return nil, err
 	}
-	st.snaps, err = raft.NewFileSnapshotStoreWithLogger(dir, snapshotsKept, log)
+	if err = dropUnfinished(filepath.Join(dir, snapshotDir)); err == nil {
+		st.snaps, err = raft.NewFileSnapshotStoreWithLogger(dir, snapshotsKept, log)
+	}
 	if err != nil {
 		st.close()
 		return nil, dataplane.E("open the snapshots in "+dir, dataplane.IOError, err)
@@ -249,6 +253,25 @@ func openStore(dir string, log *hcLog, onFail func(error)) (*store, error) {
 		return nil, err
 	}
 	return st, nil
+}
+
+// snapshotDir is where raft keeps its snapshots, and unfinished how those end that aren't complete.
+const (
+	snapshotDir = "snapshots"
+	unfinished  = ".tmp"
+)
+
+// dropUnfinished removes what is left of snapshots that were being written when a process ended:
+// raft never does, and each of them may be as large as all metadata.
+func dropUnfinished(dir string) error {
+	list, err := withSuffix(dir, unfinished)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	for _, path := range list {
+		err = errors.Join(err, os.RemoveAll(path))
+	}
+	return err
 }
 
 // checkStable says whether the term is lost: it was durable before the first entry or snapshot.
@@ -516,7 +539,7 @@ func (s *store) loadSnapshot(dir string, f *fsm) error {
 	index := uint64(0)
 	if len(list) > 0 {
 		index = list[0].Index
-		stop := prefetch(filepath.Join(dir, "snapshots", list[0].ID, "state.bin"))
+		stop := prefetch(filepath.Join(dir, snapshotDir, list[0].ID, "state.bin"))
 		_, in, err := s.snaps.Open(list[0].ID)
 		if err == nil {
 			err = f.Restore(in)
