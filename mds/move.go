@@ -27,7 +27,7 @@ const (
 const (
 	movesTotal    = 16   // mends and balancing, in all; drains are bounded like recovery
 	movesPerCS    = 1    // mends and balancing, as the head that copies, and as the target
-	movesJudged   = 512  // chunks looked at for balancing in one step
+	movesJudged   = 512  // chunks in one step for which a place is looked for among all servers
 	movePause     = 100  // ms between two rounds while something waits for its turn
 	moveIdlePause = 2000 // ms between two rounds in which nothing was to do, at least
 	moveRest      = 4    // such a pause is that many times as long as the round, if that is more
@@ -177,11 +177,15 @@ func (m *mover) judge(rec *Record, w recoverView, r *recoverer, p *placer) moveV
 	v := moveVerdict{leaving: leaves, target: -1, whole: true}
 	if leaves >= 0 {
 		v.kind = moveDrain
+		m.budget--
 		v.target, _ = p.next(policyOf(rec), without(at, leaves))
 		return v
 	}
-	if v = mend(rec, at, p); v.kind != moveNone {
-		return v
+	if before := spreadOf(p.nodes, at); !before.full(rec.Domain, len(at)) {
+		m.budget--
+		if v = mend(rec, at, before, p); v.kind != moveNone {
+			return v
+		}
 	}
 	if r.moves >= movesTotal || r.load[rec.members()[0].CS][0] >= movesPerCS {
 		m.waits = m.waits || m.balance.any()
@@ -210,12 +214,9 @@ func without(at []int, i int) []int {
 	return list
 }
 
-// mend looks for a move that gets the members further apart. The head stays if another one will do.
-func mend(rec *Record, at []int, p *placer) moveVerdict {
-	before := spreadOf(p.nodes, at)
-	if before.full(rec.Domain, len(at)) {
-		return moveVerdict{}
-	}
+// mend looks for a move that gets the members further apart than before. The head stays if another
+// one will do.
+func mend(rec *Record, at []int, before spread, p *placer) moveVerdict {
 	best, found := before, moveVerdict{}
 	for k := len(at) - 1; k >= 0; k-- {
 		rest := without(at, at[k])

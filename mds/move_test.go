@@ -111,6 +111,27 @@ func TestMend(t *testing.T) {
 	}
 }
 
+// TestMendInSteps: with fewer racks than copies no chunk gets its members further apart, and each
+// look for a place is one at all servers. The state and the leader are locked meanwhile.
+func TestMendInSteps(t *testing.T) {
+	f := newFleet(t, 3)
+	for i := range 1000 {
+		f.add(fmt.Sprint("h", i), fmt.Sprint("room/row/rack", i%2), 0, 100)
+	}
+	f.fill(scanPerStep, control.Policy{Replicas: 3, Minimum: 2, Domain: DomainRack})
+	f.refresh()
+	began := time.Now()
+	if o := f.m.step(f.now, f, f.r, &f.view, nil); len(o) != 0 {
+		t.Fatalf("moved without a better place: %+v", o)
+	}
+	t.Logf("%d chunks in %v", f.m.cursor, time.Since(began))
+	if f.m.cursor > 2*movesJudged {
+		t.Errorf("%d chunks in one step, with a look at %d servers for each", f.m.cursor,
+			len(f.view.nodes))
+	}
+	f.run("a round", 10*time.Minute, func() bool { return f.m.end == 0 })
+}
+
 // potential is what each move for balance lowers: see balance.go.
 func (f *fleet) potential() (sum float64) {
 	for _, c := range f.cs[1:] {
