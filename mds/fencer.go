@@ -79,12 +79,17 @@ func (l *leader) unfencedBy(s *State, seq uint64) (waiting []dataplane.CSID) {
 
 // pushFences tells the chunk servers that don't have all fences. Both locks are held.
 func (l *leader) pushFences(s *State) {
+	missing := make(map[uint64]control.FencePush) // by what they have: most have the same
 	for _, c := range s.cs {
 		if c == nil || l.fence.acked[c.ID] >= s.leases.fenceSeq {
 			continue
 		}
 		if k := l.cs[c.ID]; k != nil && k.peer != nil {
-			p := s.fencesAfter(l.fence.acked[c.ID])
+			p, known := missing[l.fence.acked[c.ID]]
+			if !known {
+				p = s.fencesAfter(l.fence.acked[c.ID])
+				missing[l.fence.acked[c.ID]] = p
+			}
 			l.push(c.ID, control.OpFence, &p)
 		}
 	}

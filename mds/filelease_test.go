@@ -11,6 +11,7 @@ import (
 
 	"pstorage/dataplane"
 	"pstorage/dataplane/control"
+	"pstorage/dataplane/session"
 )
 
 // leaseWorld is a Sim with a clock of its own, in which commands are committed at once, and one
@@ -336,5 +337,39 @@ func TestManyLeasesLost(t *testing.T) {
 			t.Fatalf("%d leases are lost, and %d are said to be", len(leases), len(lost))
 		}
 		leases = leases[len(lost):]
+	}
+}
+
+// TestFencesToMany: what a fleet of chunk servers lacks is looked up once for all that lack the
+// same, as the state and the leader are locked meanwhile.
+func TestFencesToMany(t *testing.T) {
+	const files, servers = 20_000, 2000
+	w := newLeaseWorld(t)
+	l, s := w.sim.l, w.sim.srv.r.fsm.s
+	for i := range uint64(files) {
+		s.noteFence(dataplane.FileID(100+i), i+1)
+	}
+	s.leases.fenceSeq = files
+	told := 0
+	for i := range servers {
+		id := dataplane.CSID(i + 1)
+		s.cs = append(s.cs, &CS{ID: id})
+		l.link(id).peer = control.SimPeer(session.Peer{}, func(_ dataplane.Opcode, b []byte) error {
+			var p control.FencePush
+			if control.Unmarshal(b, &p) == nil && p.After == files-1 && len(p.Fences) == 1 {
+				told++
+			}
+			return nil
+		})
+		l.fenceAck(id, files-1)
+	}
+	began := time.Now()
+	l.pushFences(s)
+	took := time.Since(began)
+	if told != servers {
+		t.Errorf("%d of %d servers were told", told, servers)
+	}
+	if took > 250*time.Millisecond {
+		t.Errorf("it took %v", took)
 	}
 }
