@@ -2,6 +2,7 @@ package mds
 
 import (
 	"fmt"
+	"maps"
 	"slices"
 	"time"
 
@@ -120,6 +121,11 @@ func (c *call) refused(req *control.RefusedReq) (any, error) {
 		l.refusals = map[refusedKey]refusal{}
 	}
 	old, known := l.refusals[key]
+	if !known && len(l.refusals) >= maxRefusals {
+		maps.DeleteFunc(l.refusals, func(_ refusedKey, r refusal) bool {
+			return now-r.ns > int64(refusalLife)
+		})
+	}
 	if !known && len(l.refusals) >= maxRefusals {
 		return nil, c.fail(dataplane.Overloaded, "too many refusals")
 	}

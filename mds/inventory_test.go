@@ -1,6 +1,7 @@
 package mds
 
 import (
+	"fmt"
 	"slices"
 	"strings"
 	"testing"
@@ -142,6 +143,27 @@ func TestRefusedDirectory(t *testing.T) {
 	admin.admin(control.AdminListServices, nil, &doc)
 	if len(doc.Refused) != 1 || doc.Refused[0].Path != "/cs9" {
 		t.Errorf("refused directories %+v after the server of one registered", doc.Refused)
+	}
+}
+
+// Refusals that nobody repeats any more don't keep others out.
+func TestOldRefusals(t *testing.T) {
+	w := newLeaseWorld(t)
+	refused := func(path string) error {
+		return w.try(77, dataplane.RoleSupervisor, control.OpRefused, &control.RefusedReq{Host: "h",
+			Path: path, Reason: "no identity"}, nil)
+	}
+	for i := range maxRefusals {
+		if err := refused(fmt.Sprint(i)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := refused("more"); dataplane.KindOf(err) != dataplane.Overloaded {
+		t.Errorf("one too many: %v", err)
+	}
+	w.now += int64(refusalLife) + 1
+	if err := refused("later"); err != nil {
+		t.Error(err)
 	}
 }
 
