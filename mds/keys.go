@@ -380,11 +380,21 @@ func (c *call) renewKey(req *control.RenewKeyReq) (any, error) {
 	switch {
 	case node == 0:
 		node = c.newNodeID(req.Public)
-		record = nodeRecord{Host: c.peer.Name, Roles: session.AllRoles, TimeNs: time.Now().UnixNano()}
+		record = nodeRecord{Host: c.peer.Name, Roles: session.AllRoles, TimeNs: c.keyTime()}
 	case !known || record.Revoked:
 		return nil, c.fail(dataplane.Denied, "node %016x was revoked", node)
 	}
 	return c.certify(k, node, record, known, req.Public)
+}
+
+// keyTime is the time that a node's record gets: later than those of all records that there are, as
+// of two of one host the later one counts (ownership), and the clock of an earlier leader may have
+// been ahead.
+func (c *call) keyTime() int64 {
+	f := c.r.fsm
+	f.mu.RLock()
+	defer f.mu.RUnlock()
+	return max(time.Now().UnixNano(), f.s.nowNs+1)
 }
 
 // certify signs a node's key, and records the node if it is new.
@@ -421,7 +431,7 @@ func (c *call) grantNode(req *control.GrantNodeReq) (any, error) {
 		}
 		host := strings.ToValidUTF8(req.Host[:min(len(req.Host), session.MaxHostName)], "?")
 		record := nodeRecord{Host: host, Roles: req.Roles & session.AllRoles,
-			TimeNs: time.Now().UnixNano()}
+			TimeNs: c.keyTime()}
 		node := c.newNodeID(req.Public)
 		reply, err := c.certify(k, node, record, false, req.Public)
 		if err != nil {
