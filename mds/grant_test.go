@@ -44,6 +44,22 @@ func TestNodeByALateClock(t *testing.T) {
 	}
 }
 
+// TestRevokedTwice: a request to revoke a node, by its host's name, that is repeated, as its answer
+// was lost, is answered as it was.
+func TestRevokedTwice(t *testing.T) {
+	s := newKeysSim(t)
+	s.grant(t, control.Marshal(&control.GrantNodeReq{Public: [32]byte{9}, Roles: session.AllRoles,
+		Host: "host"}))
+	args := control.Marshal(&control.AdminReq{Command: control.AdminRevokeNode,
+		Args: []byte(`{"node":"host"}`)})
+	for i := range 2 {
+		s.reqID = 77 // of the one before
+		if _, err := s.ask(dataplane.RoleAdmin, control.OpAdmin, args); err != nil {
+			t.Errorf("answer %d: %v", i+1, err)
+		}
+	}
+}
+
 // keysSim is a cluster whose nodes have certificates.
 type keysSim struct{ *fuzzSim }
 

@@ -138,6 +138,9 @@ func (c *call) revokeNode(args *control.RevokeNodeArgs) (any, error) {
 	if err != nil {
 		return nil, err
 	}
+	if c.repeated() {
+		return c.keysDoc() // the answer was lost; by its host's name the node isn't found any more
+	}
 	var found []uint64
 	id, perr := strconv.ParseUint(args.Node, 16, 64)
 	for node, r := range k.nodes {
