@@ -21,6 +21,30 @@ type fencer struct {
 	clients map[uint64]int64          // when a client was heard of last, ns
 	pruneNs int64
 	hasty   bool // a canary of simulations: no chunk server is waited for
+	// revoked is what requests to revoke have taken away: one that is repeated, as its answer was
+	// lost, takes nothing from who has got the file since. order has the oldest first.
+	revoked map[revocation]bool
+	order   fifo[revocation]
+}
+
+// revocation is a file whose lease a request takes away.
+type revocation struct {
+	origin
+	file dataplane.FileID
+}
+
+// maxRevoked is how many revocations are remembered.
+const maxRevoked = 16 << 10
+
+// revokes notes what a request is about to take away. mu is held.
+func (f *fencer) revokes(r revocation) {
+	if f.revoked == nil {
+		f.revoked, f.order.max = make(map[revocation]bool), maxRevoked
+	}
+	f.revoked[r] = true
+	if old, forgot := f.order.push(r); forgot {
+		delete(f.revoked, old)
+	}
 }
 
 // ack notes what a chunk server says it has in force. mu is held.
@@ -251,7 +275,8 @@ func (c *call) revoke(args *control.RevokeArgs) (any, error) {
 			switch {
 			case uint64(id) <= args.After && args.After != 0:
 				continue
-			case d == nil && (f.lease == nil || !f.lease.unclean):
+			case d == nil && (f.lease == nil || !f.lease.unclean),
+				c.l.fence.revoked[revocation{c.from, id}]:
 				// Taken away already, as by a request that is being repeated; it may not be in
 				// force everywhere yet.
 				if f.lease != nil {
@@ -266,6 +291,7 @@ func (c *call) revoke(args *control.RevokeArgs) (any, error) {
 				return
 			}
 			todo = append(todo, id)
+			c.l.fence.revokes(revocation{c.from, id})
 			if d != nil {
 				doc.Revoked = append(doc.Revoked, *d)
 			}

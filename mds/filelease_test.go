@@ -250,6 +250,38 @@ func TestRevoke(t *testing.T) {
 	}
 }
 
+// TestRevokedAgain: a request to revoke, repeated as its answer was lost, takes nothing from the
+// client that was waiting for the file.
+func TestRevokedAgain(t *testing.T) {
+	w := newLeaseWorld(t)
+	w.acquire(7, 0)
+	revoke := func() (doc control.RevokeDoc) {
+		t.Helper()
+		w.admin(control.AdminRevoke, control.RevokeArgs{Path: "/disk", By: "root@x"}, &doc)
+		return doc
+	}
+	request := w.req
+	first := revoke()
+	if len(first.Revoked) != 1 || first.Seq == 0 {
+		t.Fatalf("revoked: %+v", first)
+	}
+	b := w.acquire(8, 0)
+	for !b.Granted {
+		w.now += int64(time.Second)
+		b = w.acquire(8, b.Token)
+	}
+	w.req = request
+	if again := revoke(); len(again.Revoked) != 0 || again.Seq != first.Seq {
+		t.Errorf("again: %+v", again)
+	}
+	if r := w.renew(8, b.Token); len(r.Lost) != 0 {
+		t.Errorf("the next client has lost the file: %+v", r)
+	}
+	if next := revoke(); len(next.Revoked) != 1 {
+		t.Errorf("a new request: %+v", next)
+	}
+}
+
 // TestLeaseSnapshot: leases survive a snapshot, and go with their file.
 func TestLeaseSnapshot(t *testing.T) {
 	w := newLeaseWorld(t)
