@@ -11,6 +11,7 @@ import (
 	"net"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -301,6 +302,14 @@ func TestPasswordRateLimit(t *testing.T) {
 		return now
 	})
 	auth.Limit.burst = 2
+	var leaderless atomic.Bool
+	grant := auth.Grant
+	auth.Grant = func(ctx context.Context, req *NodeRequest) (*KeySet, error) {
+		if leaderless.Load() {
+			return nil, dataplane.E("make a node", dataplane.NotReady, nil)
+		}
+		return grant(ctx, req)
+	}
 	addr := listen(t, &ServerOptions{Cred: testCred(dataplane.RoleMDS, 1), Auth: auth}, echo)
 	try := func(pw string) dataplane.Kind {
 		_, err := AuthNode(t.Context(), dial(t, addr), "test", pw, "host", AllRoles)
@@ -315,6 +324,11 @@ func TestPasswordRateLimit(t *testing.T) {
 	want(password, dataplane.OK) // what succeeds costs nothing
 	want(password, dataplane.OK)
 	want(password, dataplane.OK)
+	leaderless.Store(true) // nor does what fails for another reason than the password
+	want(password, dataplane.NotReady)
+	want(password, dataplane.NotReady)
+	want(password, dataplane.NotReady)
+	leaderless.Store(false)
 	want("x", dataplane.Denied)
 	want("x", dataplane.Denied)
 	want(password, dataplane.Overloaded)

@@ -387,11 +387,7 @@ func givePassword(conn net.Conn, ask []byte, o *ServerOptions) error {
 	if !a.Limit.Take(remote) {
 		return dataplane.E("", dataplane.Overloaded, errors.New("too many failed password attempts"))
 	}
-	err = checkPassword(conn, ask, req, a)
-	if err == nil {
-		a.Limit.GiveBack(remote)
-	}
-	return err
+	return checkPassword(conn, ask, req, a)
 }
 
 // parseRequest decodes what an ask has behind the cluster's name; nil for version 1.
@@ -455,6 +451,7 @@ func checkPassword(conn net.Conn, ask []byte, req *NodeRequest, a *PasswordAuth)
 	if !hmac.Equal(digest(client), a.Verifier.StoredKey) {
 		return denied("wrong password")
 	}
+	a.Limit.GiveBack(conn.RemoteAddr().String()) // also if there is no key to be had now
 	aead, nonce, err := sealer(shared, a.Verifier.ServerKey, digest(ask, salt, pass))
 	if err != nil {
 		return err
