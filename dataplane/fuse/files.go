@@ -28,26 +28,58 @@ func (fs *fileSystem) Open(cancel <-chan struct{}, in *fuse.OpenIn,
 	}
 	ctx, stop := fs.context(cancel)
 	defer stop()
-	a, err := fs.b.GetAttr(ctx, dataplane.FileID(in.NodeId))
+	id := dataplane.FileID(in.NodeId)
+	n := fs.enter(ctx, id)
+	a, err := fs.b.GetAttr(ctx, id)
 	if err != nil {
-		return fs.status("open", err)
+		fs.leave(n)
+		return fs.inodeStatus("open", err)
 	}
-	h, fh, err := fs.open(a, write)
+	h, fh, err := fs.open(n, a, write)
 	if err == nil && in.Flags&syscall.O_TRUNC != 0 && write {
 		if _, err = fs.b.Truncate(ctx, h.file, h.right, 0); err != nil {
 			fs.release(fh)
 		}
 	}
 	if err != nil {
-		return fs.status("open", err)
+		return fs.inodeStatus("open", err)
 	}
 	out.Fh, out.OpenFlags = fh, openFlags
 	return fuse.OK
 }
 
-func (fs *fileSystem) open(a *control.Attr, write bool) (*handle, uint64, error) {
+// enter begins an open of a file, before it is known whether the file is there: who removes it
+// from now on, on this host, keeps it under a hidden name. Removals that began before, and may be
+// of this file, are waited for.
+func (fs *fileSystem) enter(ctx context.Context, id dataplane.FileID) *node {
+	fs.mu.Lock()
+	n := fs.nodes[id]
+	if n == nil {
+		n = &node{id: id}
+		fs.nodes[id] = n
+	}
+	n.opens++
+	var before []chan struct{}
+	for done, of := range fs.removals {
+		if of == 0 || of == id {
+			before = append(before, done)
+		}
+	}
+	fs.mu.Unlock()
+	for _, done := range before {
+		select {
+		case <-done:
+		case <-ctx.Done():
+		}
+	}
+	return n
+}
+
+// open makes a handle of what enter began, or ends it.
+func (fs *fileSystem) open(n *node, a *control.Attr, write bool) (*handle, uint64, error) {
 	f, err := fs.b.OpenAttr(a)
 	if err != nil {
+		fs.leave(n)
 		return nil, 0, err
 	}
 	var right client.Right
@@ -56,12 +88,6 @@ func (fs *fileSystem) open(a *control.Attr, write bool) (*handle, uint64, error)
 	}
 	fs.mu.Lock()
 	defer fs.mu.Unlock()
-	n := fs.nodes[a.File]
-	if n == nil {
-		n = &node{id: a.File}
-		fs.nodes[a.File] = n
-	}
-	n.opens++
 	fs.lastFh++
 	h := &handle{node: n, file: f, write: write, right: right}
 	fs.handles[fs.lastFh] = h
@@ -88,7 +114,8 @@ func (fs *fileSystem) Create(cancel <-chan struct{}, in *fuse.CreateIn, name str
 	if err != nil {
 		return fs.status("create "+name, err)
 	}
-	h, fh, err := fs.open(a, in.Flags&syscall.O_ACCMODE != syscall.O_RDONLY)
+	h, fh, err := fs.open(fs.enter(ctx, a.File), a,
+		in.Flags&syscall.O_ACCMODE != syscall.O_RDONLY)
 	if err == nil && a.Size > 0 && in.Flags&syscall.O_TRUNC != 0 {
 		// Another client made it at the same time.
 		if a, err = fs.b.Truncate(ctx, h.file, h.right, 0); err != nil {
@@ -114,30 +141,39 @@ func (fs *fileSystem) release(fh uint64) {
 		return
 	}
 	delete(fs.handles, fh)
-	n := h.node
-	n.opens--
-	last := n.opens == 0
-	if last {
-		delete(fs.nodes, n.id)
-	}
-	hidden := n.hidden
 	fs.mu.Unlock()
 	if h.write {
 		h.file.CloseForWrite()
 	}
 	if err := fs.b.CloseFile(h.file); err != nil {
-		fs.log.Warn("close a file", "file", n.id, "err", err)
+		fs.log.Warn("close a file", "file", h.node.id, "err", err)
 	}
-	if !last {
-		return
+	fs.leave(h.node)
+}
+
+// leave ends what enter began. With the last open a file that was removed meanwhile goes.
+func (fs *fileSystem) leave(n *node) {
+	fs.mu.Lock()
+	n.opens--
+	last, hidden := n.opens == 0, n.hidden
+	done := func() {}
+	if last {
+		delete(fs.nodes, n.id)
+		if hidden != "" {
+			done = fs.removing(n.id)
+		}
 	}
-	if hidden != "" {
+	fs.mu.Unlock()
+	defer done()
+	switch {
+	case !last:
+	case hidden != "":
 		if err := fs.b.Unlink(fs.base, dataplane.RootID, hidden, false); err != nil {
 			fs.log.Warn("remove a file that was deleted while it was open", "name", hidden, "err", err)
 		}
-		return
+	default:
+		fs.pushTimes(fs.base, n)
 	}
-	fs.pushTimes(fs.base, n)
 }
 
 // Flush implements fuse.RawFileSystem: each close(2). Data is safe already.

@@ -34,10 +34,13 @@ type fileSystem struct {
 	lastFh  uint64
 	handles map[uint64]*handle
 	dirs    map[uint64]*dirHandle
-	nodes   map[dataplane.FileID]*node // files that are open
+	nodes   map[dataplane.FileID]*node // files that are open, or being opened
+	// removals are those under way of files that aren't open, closed when they have ended; of which
+	// file, 0: that isn't known.
+	removals map[chan struct{}]dataplane.FileID
 }
 
-// node is a file that is open at least once.
+// node is a file that is open at least once, or being opened.
 type node struct {
 	id     dataplane.FileID
 	opens  int
@@ -61,7 +64,7 @@ type handle struct {
 func newFileSystem(o *Options, b backend) *fileSystem {
 	fs := &fileSystem{RawFileSystem: fuse.NewDefaultRawFileSystem(), o: o, b: b, log: o.Log,
 		handles: map[uint64]*handle{}, dirs: map[uint64]*dirHandle{},
-		nodes: map[dataplane.FileID]*node{}}
+		nodes: map[dataplane.FileID]*node{}, removals: map[chan struct{}]dataplane.FileID{}}
 	fs.base, fs.stop = context.WithCancel(context.Background())
 	return fs
 }
@@ -124,6 +127,16 @@ func (fs *fileSystem) status(op string, err error) fuse.Status {
 		fs.log.Error("request failed", "op", op, "err", err)
 	}
 	return fuse.Status(errno)
+}
+
+// inodeStatus is status for a request about a file that the kernel knows by its number. If it is
+// gone, its name may be another file's by now, as when it was replaced by a rename: ESTALE has the
+// kernel look the name up again, and try once more.
+func (fs *fileSystem) inodeStatus(op string, err error) fuse.Status {
+	if dataplane.KindOf(err) == dataplane.NotFound {
+		return fuse.Status(syscall.ESTALE)
+	}
+	return fs.status(op, err)
 }
 
 const errReadOnly = fuse.Status(syscall.EROFS)

@@ -24,6 +24,7 @@ type memory struct {
 	last   dataplane.FileID
 	hung   map[*client.Op]bool
 	loop   *uring.Loop
+	unseen map[string]bool // names that another host makes when they have been looked up
 
 	looking int // lookups of "hang" so far
 	durable int // writes that had to be durable, and flushes
@@ -112,6 +113,10 @@ func (m *memory) Lookup(ctx context.Context, parent dataplane.FileID,
 	}
 	m.mu.Lock()
 	defer m.mu.Unlock()
+	if m.unseen[name] {
+		delete(m.unseen, name)
+		return nil, fail(dataplane.NotFound)
+	}
 	if k, ok := strings.CutPrefix(name, "kind-"); ok { // a way to see what the kernel makes of it
 		for kind := dataplane.Kind(1); kind.Valid(); kind++ {
 			if strings.ReplaceAll(kind.String(), " ", "-") == k {
@@ -268,6 +273,11 @@ const (
 	stopAttribute    = "user.stop"    // end the loop
 	appendAttribute  = "user.append"  // set: append the value, as another host does
 	durableAttribute = "user.durable" // how many writes had to be durable, and flushes there were
+	// Set: another host replaces the file by a rename of one with the value in it.
+	replaceAttribute = "user.replace"
+	// Set: another host makes a file in the directory, called as the value, which is of root's and
+	// for nobody else; just after the name was looked up.
+	makeAttribute = "user.make"
 )
 
 func (m *memory) GetXattr(_ context.Context, id dataplane.FileID, name string) ([]byte, error) {
@@ -302,6 +312,10 @@ func (m *memory) SetXattr(_ context.Context, id dataplane.FileID, name string, v
 		n.write(int64(n.attr.Size), value)
 		return nil
 	}
+	if name == replaceAttribute || name == makeAttribute {
+		m.byAnother(n, name == makeAttribute, value)
+		return nil
+	}
 	switch {
 	case flags == 1 && ok:
 		return fail(dataplane.Exists)
@@ -313,6 +327,26 @@ func (m *memory) SetXattr(_ context.Context, id dataplane.FileID, name string, v
 	}
 	n.xattrs[name] = slices.Clone(value) // the caller's memory is for one call
 	return nil
+}
+
+// byAnother makes a file in a directory, or instead of a file.
+func (m *memory) byAnother(n *memNode, create bool, value []byte) {
+	m.last++
+	next := &memNode{attr: control.Attr{File: m.last, Type: control.TypeFile, Mode: 0600, Links: 1}}
+	m.nodes[m.last] = next
+	if create {
+		next.parent, n.entries[string(value)] = n.attr.File, m.last
+		m.unseen = map[string]bool{string(value): true}
+		return
+	}
+	next.parent = n.parent
+	next.write(0, value)
+	for name, id := range m.nodes[n.parent].entries {
+		if id == n.attr.File {
+			m.nodes[n.parent].entries[name] = m.last
+		}
+	}
+	delete(m.nodes, n.attr.File)
 }
 
 func (m *memory) RemoveXattr(_ context.Context, id dataplane.FileID, name string) error {

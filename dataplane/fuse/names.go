@@ -54,7 +54,7 @@ func (fs *fileSystem) GetAttr(cancel <-chan struct{}, in *fuse.GetAttrIn,
 	defer stop()
 	a, err := fs.b.GetAttr(ctx, dataplane.FileID(in.NodeId))
 	if err != nil {
-		return fs.status("getattr", err)
+		return fs.inodeStatus("getattr", err)
 	}
 	fs.fillAttr(a, &out.Attr)
 	out.SetTimeout(fs.o.AttrTTL)
@@ -81,12 +81,12 @@ func (fs *fileSystem) SetAttr(cancel <-chan struct{}, in *fuse.SetAttrIn,
 			}
 		}
 		if a, err = fs.truncate(ctx, id, in, size); err != nil {
-			return fs.status("truncate", err)
+			return fs.inodeStatus("truncate", err)
 		}
 	}
 	if req := setAttrReq(id, in, time.Now()); req.Mask != 0 {
 		if a, err = fs.b.SetAttr(ctx, req); err != nil {
-			return fs.status("setattr", err)
+			return fs.inodeStatus("setattr", err)
 		}
 		if n := fs.openNode(id); n != nil && req.Mask&control.SetMTime != 0 {
 			n.wrote.Store(0) // what the user says holds
@@ -94,7 +94,7 @@ func (fs *fileSystem) SetAttr(cancel <-chan struct{}, in *fuse.SetAttrIn,
 	}
 	if a == nil { // only what isn't stored, as the time of the last change
 		if a, err = fs.b.GetAttr(ctx, id); err != nil {
-			return fs.status("getattr", err)
+			return fs.inodeStatus("getattr", err)
 		}
 	}
 	fs.fillAttr(a, &out.Attr)
@@ -247,7 +247,8 @@ func (fs *fileSystem) Unlink(cancel <-chan struct{}, in *fuse.InHeader, name str
 	}
 	ctx, stop := fs.context(cancel)
 	defer stop()
-	n, err := fs.hide(ctx, parent, name)
+	n, done, err := fs.hide(ctx, parent, name)
+	defer done()
 	switch {
 	case err != nil:
 	case n != nil:
@@ -258,67 +259,101 @@ func (fs *fileSystem) Unlink(cancel <-chan struct{}, in *fuse.InHeader, name str
 	return fs.status("unlink "+name, err)
 }
 
+// removing notes that a file, one that isn't open (0: it isn't known which one), is about to be
+// removed. Who opens it waits until the result is called, and finds out then whether it is there.
+// fs.mu is held.
+func (fs *fileSystem) removing(id dataplane.FileID) (end func()) {
+	done := make(chan struct{})
+	fs.removals[done] = id
+	return func() {
+		fs.mu.Lock()
+		defer fs.mu.Unlock()
+		delete(fs.removals, done)
+		close(done)
+	}
+}
+
+// openOrRemoving returns the node of a file that is about to lose its name, if it is open, else
+// nil. done is to be called when it has lost it.
+func (fs *fileSystem) openOrRemoving(id dataplane.FileID) (n *node, done func()) {
+	fs.mu.Lock()
+	defer fs.mu.Unlock()
+	if n := fs.nodes[id]; n != nil {
+		return n, func() {}
+	}
+	return nil, fs.removing(id)
+}
+
+// noneOpen says whether no file is open here. Then done is to be called when the file, whichever it
+// is, has lost its name.
+func (fs *fileSystem) noneOpen() (none bool, done func()) {
+	fs.mu.Lock()
+	defer fs.mu.Unlock()
+	if len(fs.nodes) > 0 {
+		return false, func() {}
+	}
+	return true, fs.removing(0)
+}
+
 // hide moves a file that is open here to a hidden name, instead of losing it; see the package
-// comment. Then removed is to be called. It returns nil if the file isn't open.
-func (fs *fileSystem) hide(ctx context.Context, parent dataplane.FileID, name string) (*node,
-	error) {
-	fs.mu.RLock()
-	none := len(fs.nodes) == 0
-	fs.mu.RUnlock()
+// comment. Then removed is to be called. It returns nil if the file isn't open: the caller removes
+// it. done is to be called after that.
+func (fs *fileSystem) hide(ctx context.Context, parent dataplane.FileID, name string) (n *node,
+	done func(), err error) {
+	none, done := fs.noneOpen()
 	if none {
-		return nil, nil
+		return nil, done, nil
 	}
 	a, err := fs.b.Lookup(ctx, parent, name)
 	if err != nil {
-		return nil, err
+		return nil, done, err
 	}
-	n := fs.openNode(a.File)
-	if n == nil {
-		return nil, nil
+	if n, done = fs.openOrRemoving(a.File); n == nil {
+		return nil, done, nil
 	}
 	to := fs.hiddenName(a.File)
 	err = fs.b.Rename(ctx, &control.RenameReq{FromParent: parent, FromName: name,
 		ToParent: dataplane.RootID, ToName: to})
 	if err != nil {
-		return nil, fmt.Errorf("keep %s, which is open, as %s: %w", name, to, err)
+		return nil, done, fmt.Errorf("keep %s, which is open, as %s: %w", name, to, err)
 	}
-	return n, nil
+	return n, done, nil
 }
 
 // removed has a hidden file removed with its last close.
 func (fs *fileSystem) removed(ctx context.Context, n *node) error {
 	to := fs.hiddenName(n.id)
 	fs.mu.Lock()
-	closed := fs.nodes[n.id] != n // meanwhile
-	n.hidden = to
-	fs.mu.Unlock()
-	if closed {
-		return fs.b.Unlink(ctx, dataplane.RootID, to, false)
+	if now := fs.nodes[n.id]; now != nil { // n, or one who opened it when n was closed
+		now.hidden = to
+		fs.mu.Unlock()
+		return nil
 	}
-	return nil
+	done := fs.removing(n.id)
+	fs.mu.Unlock()
+	defer done()
+	return fs.b.Unlink(ctx, dataplane.RootID, to, false)
 }
 
 // keepReplaced has a rename keep the file that it replaces, under a hidden name, if that is open
-// here. It returns nil if it isn't.
-func (fs *fileSystem) keepReplaced(ctx context.Context, req *control.RenameReq) (*node, error) {
-	fs.mu.RLock()
-	none := len(fs.nodes) == 0
-	fs.mu.RUnlock()
+// here. It returns nil if it isn't. done is to be called after the rename.
+func (fs *fileSystem) keepReplaced(ctx context.Context, req *control.RenameReq) (n *node,
+	done func(), err error) {
+	none, done := fs.noneOpen()
 	if none {
-		return nil, nil
+		return nil, done, nil
 	}
 	a, err := fs.b.Lookup(ctx, req.ToParent, req.ToName)
 	if dataplane.KindOf(err) == dataplane.NotFound {
-		return nil, nil
+		return nil, done, nil
 	}
 	if err != nil {
-		return nil, err
+		return nil, done, err
 	}
-	n := fs.openNode(a.File)
-	if n != nil {
+	if n, done = fs.openOrRemoving(a.File); n != nil {
 		req.Keep, req.Kept = fs.hiddenName(n.id), n.id
 	}
-	return n, nil
+	return n, done, nil
 }
 
 // replaced has the file that a rename was to replace removed with its last close, if the rename was
@@ -364,10 +399,12 @@ func (fs *fileSystem) Rename(cancel <-chan struct{}, in *fuse.RenameIn, oldName 
 		NoReplace: noReplace}
 	var open *node
 	if !noReplace && (from != to || oldName != newName) {
-		var err error
-		if open, err = fs.keepReplaced(ctx, req); err != nil {
+		n, done, err := fs.keepReplaced(ctx, req)
+		defer done()
+		if err != nil {
 			return fs.status("rename to "+newName, err)
 		}
+		open = n
 	}
 	err := fs.b.Rename(ctx, req)
 	if open != nil {

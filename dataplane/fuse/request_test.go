@@ -37,7 +37,7 @@ func bareConn(t testing.TB, b backend, grace time.Duration) *conn {
 	a, err := b.Create(context.Background(), &control.CreateReq{Parent: dataplane.RootID, Name: "f",
 		Type: control.TypeFile})
 	must(t, err)
-	_, fh, err := fs.open(a, true)
+	_, fh, err := fs.open(fs.enter(t.Context(), a.File), a, true)
 	must(t, err)
 	if fh != 1 {
 		t.Fatalf("handle %d", fh)

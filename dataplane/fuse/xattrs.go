@@ -27,7 +27,7 @@ func (fs *fileSystem) GetXAttr(cancel <-chan struct{}, in *fuse.InHeader, name s
 	defer stop()
 	v, err := fs.b.GetXattr(ctx, dataplane.FileID(in.NodeId), name)
 	if err != nil {
-		return 0, fs.status("getxattr", err)
+		return 0, fs.inodeStatus("getxattr", err)
 	}
 	return fill(dst, v)
 }
@@ -39,7 +39,7 @@ func (fs *fileSystem) ListXAttr(cancel <-chan struct{}, in *fuse.InHeader,
 	defer stop()
 	v, err := fs.b.ListXattr(ctx, dataplane.FileID(in.NodeId))
 	if err != nil {
-		return 0, fs.status("listxattr", err)
+		return 0, fs.inodeStatus("listxattr", err)
 	}
 	return fill(dst, v)
 }
@@ -64,7 +64,7 @@ func (fs *fileSystem) SetXAttr(cancel <-chan struct{}, in *fuse.SetXAttrIn, name
 	}
 	ctx, stop := fs.context(cancel)
 	defer stop()
-	return fs.status("setxattr", fs.b.SetXattr(ctx, dataplane.FileID(in.NodeId), name,
+	return fs.inodeStatus("setxattr", fs.b.SetXattr(ctx, dataplane.FileID(in.NodeId), name,
 		append([]byte{}, value...), in.Flags))
 }
 
@@ -82,5 +82,5 @@ func (fs *fileSystem) RemoveXAttr(cancel <-chan struct{}, in *fuse.InHeader,
 	}
 	ctx, stop := fs.context(cancel)
 	defer stop()
-	return fs.status("removexattr", fs.b.RemoveXattr(ctx, dataplane.FileID(in.NodeId), name))
+	return fs.inodeStatus("removexattr", fs.b.RemoveXattr(ctx, dataplane.FileID(in.NodeId), name))
 }
