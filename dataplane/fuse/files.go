@@ -94,7 +94,8 @@ func (fs *fileSystem) open(n *node, a *control.Attr, write bool) (*handle, uint6
 	return h, fs.lastFh, nil
 }
 
-// Create implements fuse.RawFileSystem: open(2) with O_CREAT of a name that wasn't there.
+// Create implements fuse.RawFileSystem: open(2) with O_CREAT of a name that wasn't there. The
+// kernel has checked only that its user may make an entry.
 func (fs *fileSystem) Create(cancel <-chan struct{}, in *fuse.CreateIn, name string,
 	out *fuse.CreateOut) fuse.Status {
 	parent := dataplane.FileID(in.NodeId)
@@ -109,19 +110,16 @@ func (fs *fileSystem) Create(cancel <-chan struct{}, in *fuse.CreateIn, name str
 	ctx, stop := fs.context(cancel)
 	defer stop()
 	a, err := fs.b.Create(ctx, &control.CreateReq{Parent: parent, Name: name,
-		Type: control.TypeFile, Mode: in.Mode & 07777, UID: in.Uid, GID: in.Gid,
-		Exclusive: in.Flags&syscall.O_EXCL != 0})
+		Type: control.TypeFile, Mode: in.Mode & 07777, UID: in.Uid, GID: in.Gid, Exclusive: true})
+	if dataplane.KindOf(err) == dataplane.Exists && in.Flags&syscall.O_EXCL == 0 {
+		// Another host has made it since the kernel looked. Whether its user may open it is for the
+		// kernel to check, which it doesn't after a CREATE: it is to look the name up again.
+		return fuse.Status(syscall.ESTALE)
+	}
 	if err != nil {
 		return fs.status("create "+name, err)
 	}
-	h, fh, err := fs.open(fs.enter(ctx, a.File), a,
-		in.Flags&syscall.O_ACCMODE != syscall.O_RDONLY)
-	if err == nil && a.Size > 0 && in.Flags&syscall.O_TRUNC != 0 {
-		// Another client made it at the same time.
-		if a, err = fs.b.Truncate(ctx, h.file, h.right, 0); err != nil {
-			fs.release(fh)
-		}
-	}
+	_, fh, err := fs.open(fs.enter(ctx, a.File), a, in.Flags&syscall.O_ACCMODE != syscall.O_RDONLY)
 	if err != nil {
 		return fs.status("create "+name, err)
 	}

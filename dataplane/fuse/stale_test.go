@@ -5,6 +5,7 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
+	"runtime"
 	"syscall"
 	"testing"
 	"time"
@@ -34,6 +35,38 @@ func testReplacedByAnother(t *testing.T, dir string) {
 	must(t, os.Chmod(name, 0640))
 	if st, err := os.Stat(name); err != nil || st.Mode().Perm() != 0640 || st.Size() != 5 {
 		t.Errorf("%+v, %v", st, err)
+	}
+}
+
+// TestCreatedByAnother: another host makes a file when open(2) with O_CREAT has just looked for it.
+// Who may not open it doesn't get it because it was to be created.
+func TestCreatedByAnother(t *testing.T) { overBoth(t, "", testCreatedByAnother) }
+
+func testCreatedByAnother(t *testing.T, dir string) {
+	must(t, os.Chmod(dir, 0777))
+	root, err := unix.Open(dir, unix.O_RDONLY|unix.O_DIRECTORY, 0) // the way to it is for root only
+	must(t, err)
+	defer unix.Close(root)
+	for _, test := range []struct {
+		name  string
+		user  int
+		flags int
+		want  error
+	}{
+		{"secret", 1000, 0, syscall.EACCES},
+		{"open", 0, 0, nil},
+		{"exclusive", 0, unix.O_EXCL, syscall.EEXIST},
+	} {
+		must(t, unix.Setxattr(dir, makeAttribute, []byte(test.name), 0))
+		runtime.LockOSThread()
+		must(t, unix.Setfsuid(test.user))
+		fd, err := unix.Openat(root, test.name, unix.O_RDWR|unix.O_CREAT|test.flags, 0600)
+		must(t, unix.Setfsuid(0))
+		runtime.UnlockOSThread()
+		if err == nil {
+			unix.Close(fd)
+		}
+		is(t, test.name, err, test.want)
 	}
 }
 
