@@ -36,7 +36,7 @@ const (
 )
 
 // ioArg is struct fuse_read_in and struct fuse_write_in. That of FSYNC begins with the handle, too;
-// that of INTERRUPT with the number of the request.
+// behind it its flags; that of INTERRUPT with the number of the request.
 type ioArg struct {
 	Fh        uint64
 	Offset    uint64
@@ -46,6 +46,9 @@ type ioArg struct {
 	OpenFlags uint32
 	_         uint32
 }
+
+// fsyncData is the flag of FSYNC for fdatasync(2).
+const fsyncData = 1
 
 // ringHeaders is struct fuse_uring_req_header.
 type ringHeaders struct {

@@ -114,7 +114,8 @@ func (k *call) begin(n int) {
 		if h != nil {
 			h.synced()
 		}
-		if h != nil && !h.node.timesDue() {
+		// fdatasync isn't about times: it needs no metadata servers, nor waits for them.
+		if h != nil && (k.arg.Offset&fsyncData != 0 || !h.node.timesDue()) {
 			k.start(client.Flush, h, 0, nil)
 			return
 		}
