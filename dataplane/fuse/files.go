@@ -192,17 +192,20 @@ func (n *node) timesDue() bool {
 	return n.wrote.Load() != 0 && time.Now().UnixNano()-n.pushed.Load() > int64(pushEvery)
 }
 
-// pushTimes tells the MDS when the file was written last.
+// pushTimes tells the MDS when the file was written last. Until it knows, that isn't forgotten:
+// what compares times, as a backup does, would miss the change.
 func (fs *fileSystem) pushTimes(ctx context.Context, n *node) {
-	w := n.wrote.Swap(0)
+	w := n.wrote.Load()
 	if w == 0 {
 		return
 	}
 	n.pushed.Store(time.Now().UnixNano())
 	_, err := fs.b.SetAttr(ctx, &control.SetAttrReq{File: n.id, Mask: control.SetMTime, MTimeNs: w})
-	if err != nil && dataplane.KindOf(err) != dataplane.NotFound {
-		fs.log.Warn("time of modification lost", "file", n.id, "err", err)
+	if err == nil || dataplane.KindOf(err) == dataplane.NotFound {
+		n.wrote.CompareAndSwap(w, 0)
+		return
 	}
+	fs.log.Warn("time of modification not told", "file", n.id, "err", err)
 }
 
 // Fsync implements fuse.RawFileSystem, for those that call.begin doesn't do itself.

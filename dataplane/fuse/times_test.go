@@ -2,10 +2,15 @@ package fuse
 
 import (
 	"context"
+	"log/slog"
 	"sync/atomic"
+	"syscall"
 	"testing"
 	"time"
 
+	"github.com/hanwen/go-fuse/v2/fuse"
+
+	"pstorage/dataplane"
 	"pstorage/dataplane/control"
 )
 
@@ -36,5 +41,33 @@ func TestDataSyncNeedsNoLeader(t *testing.T) {
 	waitFor(t, c, "fdatasync waits for the metadata servers", func() bool { return c.busy == 0 })
 	if h.node.wrote.Load() == 0 {
 		t.Error("the time of the write is forgotten")
+	}
+}
+
+// TestTimeIsNotForgotten: that the metadata servers couldn't be told the time of modification, as
+// the request was interrupted, doesn't mean that they never are.
+func TestTimeIsNotForgotten(t *testing.T) {
+	b := noLeader{newMemory(), new(atomic.Bool)}
+	o := &Options{Log: slog.New(slog.DiscardHandler), Grace: time.Millisecond}
+	o.setDefaults()
+	fs := newFileSystem(o, b)
+	defer fs.stop()
+	in, out := &fuse.CreateIn{Flags: syscall.O_RDWR}, &fuse.CreateOut{}
+	in.NodeId = uint64(dataplane.RootID)
+	if status := fs.Create(nil, in, "f", out); status != fuse.OK {
+		t.Fatal(status)
+	}
+	written := time.Now().Add(time.Hour).UnixNano()
+	fs.handle(out.Fh).node.wrote.Store(written)
+	b.away.Store(true)
+	signal := make(chan struct{})
+	close(signal)
+	fs.Flush(signal, &fuse.FlushIn{Fh: out.Fh})
+	b.away.Store(false)
+	fs.release(out.Fh)
+	a, err := b.GetAttr(t.Context(), dataplane.FileID(out.NodeId))
+	if err != nil || a.MTimeNs != written {
+		t.Errorf("modified %v, and written %v; %v", time.Unix(0, a.MTimeNs), time.Unix(0, written),
+			err)
 	}
 }
