@@ -93,6 +93,69 @@ func TestAppendBehindAnother(t *testing.T) {
 	}
 }
 
+// TestAppendAfterCut: another client has cut the file when the right to write comes, and the user
+// of an append goes by the end that was. It goes to the end that is, and leaves no zeros between.
+func TestAppendAfterCut(t *testing.T) {
+	for _, first := range []bool{true, false} { // the append is the first write
+		w := newWorld(t, 1, 3)
+		f := w.file(100000)
+		ff := w.meta.files[f.id]
+		w.eng.leases.meta = &leaser{w: w, fenced: true}
+		ff.size = 1000
+		if !first {
+			w.write(f, 0, w.random(2000))
+		}
+		size := int(ff.size)
+		ours := w.random(4000)
+		one := &Op{Kind: Write, File: f, Append: true, Offset: 100000, Buf: ours[:1000]}
+		two := &Op{Kind: Write, File: f, Append: true, Offset: 101000, Buf: ours[1000:2000]}
+		w.run(one, two)
+		w.ok(one, two)
+		three := &Op{Kind: Write, File: f, Append: true, Offset: 102000, Buf: ours[2000:3000]}
+		w.run(three)
+		w.ok(three)
+		// Its user has asked for the size since.
+		four := &Op{Kind: Write, File: f, Append: true, Offset: int64(ff.size), Buf: ours[3000:]}
+		w.run(four)
+		w.ok(four)
+		if got := w.read(f, int64(size), 200000); !bytes.Equal(got, ours) {
+			t.Errorf("%d bytes from %d on, or other ones; want %d", len(got), size, len(ours))
+		}
+		// Parts of one whose user knows the end stay where they are, in any order.
+		parts := w.random(2000)
+		end := int64(ff.size)
+		w.run(&Op{Kind: Write, File: f, Append: true, Offset: end + 1000, Buf: parts[1000:]})
+		w.run(&Op{Kind: Write, File: f, Append: true, Offset: end, Buf: parts[:1000]})
+		if got := w.read(f, end, 200000); !bytes.Equal(got, parts) {
+			t.Error("the parts of an append were moved")
+		}
+	}
+}
+
+// TestPartsOfFirstAppend: the parts of an append, the first one since the right to write came, are
+// sent in another order than that of their offsets. They stay where they are.
+func TestPartsOfFirstAppend(t *testing.T) {
+	for _, first := range []bool{true, false} { // the append is the first write
+		w := newWorld(t, 1, 3)
+		f := w.file(1000)
+		w.eng.leases.meta = &leaser{w: w, fenced: true}
+		if !first {
+			w.write(f, 0, w.random(10))
+		}
+		parts := w.random(3000)
+		var ops []*Op
+		for _, at := range []int{2000, 0, 1000} {
+			ops = append(ops, &Op{Kind: Write, File: f, Append: true, Offset: int64(1000 + at),
+				Buf: parts[at:][:1000]})
+		}
+		w.run(ops...)
+		w.ok(ops...)
+		if got := w.read(f, 1000, 200000); !bytes.Equal(got, parts) {
+			t.Error("the parts of an append were moved")
+		}
+	}
+}
+
 // TestCutSeen: another client cuts a file that is open here for reading. Who asks for its size, or
 // opens it again, reads no zeros behind its end after that.
 func TestCutSeen(t *testing.T) {

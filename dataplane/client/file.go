@@ -48,6 +48,8 @@ type File struct {
 	doubtSeq   uint64 // when the right to write came; 0: the size was learned since
 	theirs     uint64 // an append in front of this goes to the end, see atEnd
 	appendTo   uint64 // end of the appends under way that were moved there
+	unmet      bool   // no append has come since the end was learned under this right to write
+	cut        bool   // appends come with offsets behind an end that their user doesn't know of
 
 	// Flush, see flush.go.
 	ackMemory bool     // some write may be acknowledged before it is durable

@@ -70,6 +70,7 @@ func (f *File) onAttr(a *control.Attr, err error) {
 	}
 	f.sizeTries = 0
 	f.learn(a, f.sizeSeq)
+	f.meetAppends()
 	waiting := f.sizeWait.take()
 	for op := waiting.pop(); op != nil; op = waiting.pop() {
 		if op.begin > f.sizeSeq {
@@ -95,7 +96,7 @@ func (f *File) learn(a *control.Attr, asked uint64) {
 	f.size.Store(size)
 	f.sizeAt = f.eng.env.Now()
 	if asked > f.doubtSeq && f.doubtSeq != 0 {
-		f.doubtSeq, f.theirs = 0, size
+		f.doubtSeq, f.theirs, f.unmet = 0, size, true
 	}
 	f.ackMemory = f.ackMemory || a.Policy.AckMemory
 }
@@ -107,25 +108,33 @@ func (f *File) doubt() {
 	f.eng.seq++
 	f.doubtSeq = f.eng.seq
 	f.gen++
-	f.appendTo, f.theirs = 0, 0
+	f.forgetEnd()
 	f.forgetFrom(0)
 }
 
+// forgetEnd drops what is known of where appends go.
+func (f *File) forgetEnd() { f.appendTo, f.theirs, f.unmet, f.cut = 0, 0, false, false }
+
 // atEnd moves an append to the end of the file if its Offset shows that its user doesn't know how
-// far another client had written when the right to write came. The user's own appends stay where
-// they are: the kernel may send the parts of a large one in any order. It says false if op has to
-// wait for the size, or fails.
+// far another client had written when the right to write came, or that it had cut the file. The
+// user's own appends stay where they are: the kernel may send the parts of a large one in any
+// order. It says false if op has to wait for the size, or fails.
 func (f *File) atEnd(op *Op) bool {
-	if f.doubtSeq != 0 {
+	end := max(f.Size(), f.appendTo)
+	if f.doubtSeq != 0 || f.unmet && uint64(op.Offset) > end { // other parts of it may come meanwhile
 		op.state = opSizing
 		f.sizeWait.push(op)
 		f.askSize()
 		return false
 	}
-	if op.Offset >= int64(f.theirs) {
+	f.unmet = false
+	if uint64(op.Offset) == end {
+		f.cut = false // its user has learned of it
+	}
+	if uint64(op.Offset) >= f.theirs && !f.cut {
 		return true
 	}
-	op.Offset = int64(max(f.Size(), f.appendTo))
+	op.Offset = int64(end)
 	if int64(len(op.Buf)) > MaxFileSize-op.Offset {
 		f.eng.fail(op, dataplane.E(f.what(op.Kind), dataplane.TooLarge, errRange))
 		return false
@@ -133,6 +142,21 @@ func (f *File) atEnd(op *Op) bool {
 	f.appendTo = uint64(op.Offset) + uint64(len(op.Buf))
 	f.theirs = f.appendTo // its user is still behind by as much
 	return true
+}
+
+// meetAppends looks at the first appends since the right to write came, those that wait for the
+// size. If all of them begin behind the end, so that they can't be parts of one that begins there,
+// another client has cut the file and their user doesn't know.
+func (f *File) meetAppends() {
+	lowest := int64(-1)
+	for op := f.sizeWait.head; op != nil; op = op.next {
+		if op.Append && (lowest < 0 || op.Offset < lowest) {
+			lowest = op.Offset
+		}
+	}
+	if f.unmet && lowest >= 0 {
+		f.unmet, f.cut = false, lowest > int64(max(f.Size(), f.appendTo))
+	}
 }
 
 // growFor makes a write that ends behind the end of the file, or perhaps does, wait for a Grow.
@@ -245,7 +269,7 @@ func (f *File) setSize(size uint64) {
 	e := f.eng
 	old := f.Size()
 	f.size.Store(size)
-	f.appendTo, f.theirs = 0, 0
+	f.forgetEnd()
 	f.sizeAt = e.env.Now()
 	e.seq++
 	f.shrunkSeq = e.seq
@@ -275,7 +299,7 @@ func (f *File) shortened(size uint64) {
 		return
 	}
 	f.size.Store(size)
-	f.appendTo, f.theirs = 0, 0
+	f.forgetEnd()
 	f.gen++
 	f.forgetFrom(uint32((size + dataplane.ChunkSize - 1) / dataplane.ChunkSize))
 }
