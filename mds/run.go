@@ -403,6 +403,8 @@ func (s *server) run(ctx context.Context, listener net.Listener, id *identity, o
 func (s *server) conn(ctx context.Context, c *session.NetConn) {
 	switch p := c.Peer(); {
 	case p.Service == session.ServiceRPC:
+		ctx, done := s.newest.admit(ctx, p)
+		defer done()
 		if err := control.ServeConn(ctx, c, s); err != nil {
 			s.log.Info("connection ended", "reason", err)
 		}

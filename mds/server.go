@@ -21,6 +21,7 @@ type server struct {
 	cred *session.Credentials   // nil in simulations
 	// relays is how many connections are being passed on to the leader.
 	relays atomic.Int32
+	newest newest
 }
 
 var _ control.Handler = (*server)(nil)
