@@ -11,11 +11,12 @@ import (
 // leaser hands out leases as the metadata servers do, to the one client of a world.
 type leaser struct {
 	w      *world
-	token  uint64 // last one given
-	holder uint64 // token of the grant that holds; 0: nobody
-	fenced bool   // the fence of the holder before is in force
-	lose   int    // so many answers to questions are lost
-	other  bool   // another client holds it
+	token  uint64              // last one given
+	holder uint64              // token of the grant that holds; 0: nobody
+	fenced bool                // the fence of the holder before is in force
+	lose   int                 // so many answers to questions are lost
+	gone   []control.FileLease // that were given back
+	other  bool                // another client holds it
 }
 
 // answer runs cb on the client after both ways.
@@ -47,6 +48,7 @@ func (m *leaser) AcquireLease(_ dataplane.FileID, token uint64,
 // ReleaseLeases implements Leaser.
 func (m *leaser) ReleaseLeases(list []control.FileLease, cb func(error)) {
 	m.w.sim.After(m.w.meta.delay, func() {
+		m.gone = append(m.gone, list...)
 		for _, l := range list {
 			if l.Token == m.holder {
 				m.holder = 0
@@ -166,5 +168,46 @@ func TestRefusalIsForgotten(t *testing.T) {
 	w.pass(3e9)
 	if *done != 1 || op.Err != nil {
 		t.Fatalf("after the hand-over: %d done, %v", *done, op.Err)
+	}
+}
+
+// renewing are metadata servers that know of no lost lease.
+type renewing struct{ *leaser }
+
+// RenewLeases implements Leaser.
+func (m renewing) RenewLeases(_ []control.FileLease, cb func(*control.RenewLeasesReply, error)) {
+	m.answer(func() { cb(&control.RenewLeasesReply{}, nil) })
+}
+
+// TestRenewedGrantIsUnclean: a write is given up, or not done yet, when the right to write is
+// renewed and then given back. It may still arrive: the next writer must have it fenced.
+func TestRenewedGrantIsUnclean(t *testing.T) {
+	for _, test := range []struct{ cancel, closed bool }{{true, false}, {true, true},
+		{false, false}, {false, true}} {
+		w, f, _, _ := with(t)
+		m := &leaser{w: w, fenced: true}
+		w.eng.leases.meta = renewing{m}
+		end := w.writer(f)
+		w.pass(20e6)
+		for _, cs := range w.cs {
+			cs.stuck = true
+		}
+		op := &Op{Kind: Write, File: f, Buf: w.random(4096)}
+		w.start(op)
+		w.pass(20e6)
+		w.env.Do(func() {
+			if test.cancel {
+				w.eng.Cancel(op)
+			}
+			f.maybeCut()
+		})
+		if !test.closed {
+			w.pass(20e6)
+		}
+		end()
+		w.pass(20e6)
+		if len(m.gone) != 1 || m.gone[0].Token != m.token || !m.gone[0].Unclean {
+			t.Errorf("%+v: given back: %+v", test, m.gone)
+		}
 	}
 }

@@ -55,7 +55,7 @@ type lease struct {
 	timer   uring.Timer
 	tries   int
 
-	old      control.FileLease // that is given up for a new grant
+	old      control.FileLease // that is given up for a new grant; none: token 0
 	oldTimer uring.Timer
 }
 
@@ -193,6 +193,7 @@ func (f *File) renewOld() {
 		default:
 			delete(e.leases.open, f.id)
 			l.status, l.token, l.asking = leaseHeld, l.old.Token, false
+			l.old = control.FileLease{}
 			by := ""
 			if err == nil {
 				by = r.Lost[0].By
@@ -224,8 +225,11 @@ func (f *File) onLease(r *control.LeaseReply, err error) {
 		delete(e.leases.open, f.id)
 		unwanted := l.unwanted()
 		e.leases.held = append(e.leases.held, f)
-		l.status, l.token, l.unclean = leaseHeld, r.Token, false
+		l.status, l.token = leaseHeld, r.Token
 		l.grants++
+		// A grant of what was released so has fenced older writes; one that is renewed has not.
+		l.unclean = l.unclean && l.old.Token != 0
+		l.old = control.FileLease{}
 		l.tries, l.refused, l.fencing = 0, 0, 0
 		e.leases.keepAlive(e)
 		f.doubt()
@@ -367,7 +371,7 @@ func (f *File) dropLease() {
 		return
 	}
 	for op := e.newest; op != nil && !l.unclean; op = op.older {
-		l.unclean = op.File == f && op.token == l.token && op.live > 0
+		l.unclean = op.File == f && op.token != 0 && op.live > 0 // the grant may be newer than it
 	}
 	ls := &e.leases
 	ls.forget(f)
