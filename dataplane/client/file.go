@@ -43,6 +43,7 @@ type File struct {
 	growTimer  uring.Timer
 	growTries  int
 	growAsked  uint64 // of the Grow, or question for the size, that is under way
+	growToken  uint64 // of the lease that the last Grow was by
 	grownSeq   uint64
 	shrunkSeq  uint64
 	doubtSeq   uint64 // when the right to write came; 0: the size was learned since

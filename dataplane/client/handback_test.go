@@ -211,3 +211,52 @@ func TestRenewedGrantIsUnclean(t *testing.T) {
 		}
 	}
 }
+
+// strictMeta are metadata servers that refuse a Grow that isn't by the last grant.
+type strictMeta struct {
+	*fakeMeta
+	renewing
+	bare *int // Grows without a grant
+}
+
+// Grow implements Metadata.
+func (m strictMeta) Grow(file dataplane.FileID, size, token uint64,
+	cb func(*control.Attr, error)) {
+	if token == 0 {
+		*m.bare++
+	}
+	if token != m.holder {
+		m.answer(func() { cb(nil, dataplane.E("grow", dataplane.Fenced, nil)) })
+		return
+	}
+	m.fakeMeta.Grow(file, size, token, cb)
+}
+
+// TestGrantThatIsntKnown: the metadata servers have granted the right to write once more than is
+// known here, as by a request of this client that was done twice. A write that makes the file
+// longer gets on.
+func TestGrantThatIsntKnown(t *testing.T) {
+	for _, opened := range []bool{true, false} { // for writing
+		m := strictMeta{renewing: renewing{&leaser{fenced: true}}, bare: new(int)}
+		w := newWorld(t, 1, 3, func(o *Options) {
+			m.fakeMeta = o.Meta.(*fakeMeta)
+			m.leaser.w = m.fakeMeta.w
+			o.Meta = m
+		})
+		f := w.file(0)
+		if opened {
+			w.writer(f)
+		}
+		w.write(f, 0, w.random(4096))
+		m.token++
+		m.holder = m.token
+		m.fakeMeta.delay = 30e6 // asking takes longer than until the next try
+		w.write(f, 4096, w.random(4096))
+		if size := w.meta.files[f.id].size; size != 8192 || *m.bare > 0 {
+			t.Errorf("the file has %d bytes; %d Grows by no right to write", size, *m.bare)
+		}
+		if len(m.gone) != 0 {
+			t.Errorf("given back: %+v", m.gone)
+		}
+	}
+}

@@ -57,6 +57,7 @@ type lease struct {
 
 	old      control.FileLease // that is given up for a new grant; none: token 0
 	oldTimer uring.Timer
+	dropped  bool // it was to be given back meanwhile
 }
 
 // leases is what an Engine knows of all leases.
@@ -172,7 +173,7 @@ func (f *File) renewGrant() {
 		return
 	}
 	e.leases.forget(f)
-	l.old = control.FileLease{File: f.id, Token: l.token}
+	l.old, l.dropped = control.FileLease{File: f.id, Token: l.token}, false
 	l.status, l.token, l.asking = leaseNone, 0, true
 	e.leases.asks(f)
 	f.renewOld()
@@ -223,7 +224,8 @@ func (f *File) onLease(r *control.LeaseReply, err error) {
 		f.refuseWrites(err)
 	case r.Granted:
 		delete(e.leases.open, f.id)
-		unwanted := l.unwanted()
+		// Users without an open for writing keep it until the file is closed.
+		unwanted := l.unwanted() && (l.old.Token == 0 || l.dropped)
 		e.leases.held = append(e.leases.held, f)
 		l.status, l.token = leaseHeld, r.Token
 		l.grants++
@@ -367,6 +369,7 @@ func (l *lease) forgetRefusal() {
 // dropLease gives the lease back, if it is held.
 func (f *File) dropLease() {
 	l, e := &f.lease, f.eng
+	l.dropped = true
 	if l.status != leaseHeld || e.closed {
 		return
 	}

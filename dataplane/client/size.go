@@ -190,6 +190,10 @@ func (f *File) grow() {
 	if size == 0 || f.growBusy || f.eng.closed {
 		return
 	}
+	if f.lease.asking { // by which right isn't known just now
+		f.rearm(&f.growTimer, f.growSoon, &f.growTries)
+		return
+	}
 	f.eng.seq++
 	f.growBusy, f.growAsked = true, f.eng.seq
 	if size <= f.Size() { // if that is still so there is nothing to grow
@@ -197,16 +201,20 @@ func (f *File) grow() {
 		return
 	}
 	// By the right to write: a Grow that is late would lengthen another client's file.
-	f.eng.meta.Grow(f.id, size, f.lease.token, f.onGrow)
+	f.growToken = f.lease.token
+	f.eng.meta.Grow(f.id, size, f.growToken, f.onGrow)
 }
 
 func (f *File) onGrow(a *control.Attr, err error) {
 	e := f.eng
 	f.growBusy = false
-	// Fenced: by a grant of before, and there is a newer one; or the right is lost, which fails the
-	// writes as soon as that is known here.
-	if err != nil && (e.metaRetry(err, "grow a file", f) ||
-		dataplane.KindOf(err) == dataplane.Fenced && !e.closed) {
+	// Fenced: by a grant of before, and there is a newer one. Or there is one that isn't known here,
+	// or the right is lost, which fails the writes as soon as that is known: renewGrant asks.
+	fenced := dataplane.KindOf(err) == dataplane.Fenced && !e.closed
+	if fenced && f.growToken == f.lease.token {
+		f.renewGrant()
+	}
+	if err != nil && (e.metaRetry(err, "grow a file", f) || fenced) {
 		f.rearm(&f.growTimer, f.growSoon, &f.growTries)
 		return
 	}
