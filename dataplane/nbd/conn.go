@@ -460,14 +460,19 @@ func (c *conn) check(r *request) uint32 {
 			return errPerm
 		}
 	}
+	if r.cmd != cmdResize && c.behind(r) {
+		return behind
+	}
+	return 0
+}
+
+// behind says whether a request goes behind the end of the device.
+func (c *conn) behind(r *request) bool {
 	size := c.size
 	if r.cmd == cmdWrite { // a write to where the device was cut off would make the file longer again
 		size = min(size, c.export.size())
 	}
-	if r.cmd != cmdResize && (r.offset > size || uint64(r.length) > size-r.offset) {
-		return behind
-	}
-	return 0
+	return r.offset > size || uint64(r.length) > size-r.offset
 }
 
 // newOp makes an op with a buffer of n bytes. Half of the pool is left to the client's connections:
@@ -529,6 +534,11 @@ func (c *conn) submit(o *op) {
 	case cmdRead:
 		o.Kind, o.FUA, o.Buf = client.Read, false, o.data()
 	case cmdWrite:
+		if c.behind(&o.r) { // the device was cut off while the payload came
+			o.Err = wireError(errNoSpace)
+			c.done(o)
+			return
+		}
 		o.Kind, o.Buf = client.Write, o.data()
 	case cmdFlush:
 		o.Kind = client.Flush

@@ -146,6 +146,30 @@ func TestResize(t *testing.T) {
 	b.h.Closed(io.EOF)
 }
 
+// TestResizeBeforePayload: a device is cut off while a WRITE's payload is on its way. It doesn't
+// make the file longer again.
+func TestResizeBeforePayload(t *testing.T) {
+	w := newWorld(t, 1<<20)
+	f, other := w.open(), w.open()
+	write := cmd(cmdWrite, 0, 1, 1<<20-4096, 4096, make([]byte, 4096))
+	f.in = append(f.in, write[:requestSize+100]...)
+	f.feed()
+	other.in = append(other.in, cmd(cmdResize, 0, 2, 4096, 0, nil)...)
+	other.feed()
+	w.settle(other)
+	f.in = append(f.in, write[requestSize+100:]...)
+	f.feed()
+	if len(w.ops) != 0 {
+		t.Fatalf("a write of %d bytes at %d of a device of %d", len(w.ops[0].Buf), w.ops[0].Offset,
+			w.Size())
+	}
+	if errs, _ := replies(t, f.out, nil); errs[1] != errNoSpace {
+		t.Errorf("answered with error %d", errs[1])
+	}
+	f.h.Closed(io.EOF)
+	other.h.Closed(io.EOF)
+}
+
 // TestErrors: what the device refuses is answered with an error of the protocol, and the connection
 // goes on.
 func TestErrors(t *testing.T) {
