@@ -199,8 +199,8 @@ func (e *Engine) refresh(p *part) {
 
 // later tries p again after a pause.
 func (e *Engine) later(p *part) {
-	if p.retries < 1<<15 {
-		p.retries++
+	if p.retries++; p.retries == 1<<15 {
+		p.retries -= mapRounds // it goes on to count rounds
 	}
 	e.stats.Retries++
 	if p.timer.Fire == nil {

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"slices"
 	"testing"
+	"time"
 
 	"pstorage/dataplane"
 )
@@ -312,6 +313,27 @@ func TestRefusingHead(t *testing.T) {
 		w.sim.Run(func() bool { return *done == 1 }, w.sim.Now()+10e9)
 		w.ok(op)
 		w.check()
+	}
+}
+
+// TestRefusedForLong: a read that was refused for hours still learns that its file is gone.
+func TestRefusedForLong(t *testing.T) {
+	w, f, _, _ := with(t)
+	for _, cs := range w.cs {
+		cs.refuse = func(h *dataplane.Header) dataplane.Kind {
+			if h.Op == dataplane.OpRead {
+				return dataplane.NotReady
+			}
+			return dataplane.OK
+		}
+	}
+	op := &Op{Kind: Read, File: f, Buf: make([]byte, 4096)}
+	done := w.start(op)
+	w.sim.Run(func() bool { return *done > 0 }, w.sim.Now()+int64(4*time.Hour))
+	w.meta.files[f.id].deleted = true
+	w.sim.Run(func() bool { return *done > 0 }, w.sim.Now()+int64(time.Minute))
+	if *done == 0 || dataplane.KindOf(op.Err) != dataplane.NotFound {
+		t.Errorf("done %d, %v", *done, op.Err)
 	}
 }
 
