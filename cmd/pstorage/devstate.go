@@ -197,7 +197,7 @@ func (d *dev) create(n int, secure bool) error {
 	if err = os.WriteFile(d.unfinished(), nil, 0o644); err != nil {
 		return cli.Fail("make the cluster in "+d.dir, cli.Plain(err), "")
 	}
-	return initCluster(d.conf, servers, password, secure)
+	return initCluster(d.conf, servers, password, secure, d.out)
 }
 
 // addCS makes the chunk servers above the have that there are, all at the same time.

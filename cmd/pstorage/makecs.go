@@ -208,7 +208,7 @@ func refuseListed(conf *cluster.Conf, dir string) error {
 // lockNode keeps other commands from choosing an address or a journal's name on this node.
 func lockNode(conf *cluster.Conf, messages io.Writer) (unlock func(), err error) {
 	unlock, err = conf.LockNode(func() {
-		fmt.Fprintln(messages, "waiting for another command on this node that makes a chunk server")
+		fmt.Fprintln(messages, "waiting for another command on this node that makes a server")
 	})
 	return unlock, cli.Fail("", err, advice(err))
 }
@@ -347,6 +347,7 @@ func formatCS(dir *newDir, o chunk.FormatOptions, list func() error) error {
 	if err := dir.make(); err != nil {
 		return err
 	}
+	defer dir.release()
 	if err := chunk.Format(dir.path, o); err != nil {
 		dir.removeCreated() // Format itself has removed what it made
 		return cli.Fail("make a chunk server in "+dir.path, err, advice(err))

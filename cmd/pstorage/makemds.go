@@ -78,10 +78,8 @@ func makeMDS(ctx context.Context, a *app, o makeMDSOptions, in passwordInput, ou
 		return cli.Usage("a new cluster needs a password: set it with -p, or -P to read it " +
 			"from standard input")
 	}
-	if conf.HasKey() {
-		return cli.Failf("make cluster "+conf.Name(),
-			"this node has a key of a cluster of that name already ("+conf.KeyPath()+")",
-			"choose another name with -c, or remove "+conf.Path()+" if that cluster is gone")
+	if err := refuseKnown(conf); err != nil {
+		return err
 	}
 	secure, err := parseMode(o.mode)
 	if err != nil {
@@ -99,7 +97,8 @@ func makeMDS(ctx context.Context, a *app, o makeMDSOptions, in passwordInput, ou
 	if err != nil {
 		return err
 	}
-	if err := initCluster(conf, []newServer{{dir, addr}}, password, secure); err != nil {
+	err = initCluster(conf, []newServer{{dir, addr}}, password, secure, in.messages)
+	if err != nil {
 		return err
 	}
 	doc := madeDoc{Cluster: conf.Name(), Dir: dir.path, Addr: addr.String(), Node: 1}
@@ -108,6 +107,16 @@ func makeMDS(ctx context.Context, a *app, o makeMDSOptions, in passwordInput, ou
 		t.line("Start it with pstorage-mdsd; then make chunk servers with: pstorage -c %s make-cs -r DIR",
 			conf.Name())
 	})
+}
+
+// refuseKnown says that this node belongs to a cluster of that name already.
+func refuseKnown(conf *cluster.Conf) error {
+	if !conf.HasKey() {
+		return nil
+	}
+	return cli.Failf("make cluster "+conf.Name(),
+		"this node has a key of a cluster of that name already ("+conf.KeyPath()+")",
+		"choose another name with -c, or remove "+conf.Path()+" if that cluster is gone")
 }
 
 const modeHelp = "`MODE` of the data's connections: crc or secure (encrypted); see set-config"
@@ -164,9 +173,18 @@ type newServer struct {
 }
 
 // initCluster makes a new cluster with its metadata servers, all on this node, and this node's
-// configuration. When it fails nothing of that is left.
-func initCluster(conf *cluster.Conf, servers []newServer, password string, secure bool) (
-	err error) {
+// configuration. When it fails nothing of that is left. One command at a time does that on a node:
+// a cluster of the same name that was made since the caller looked keeps its key.
+func initCluster(conf *cluster.Conf, servers []newServer, password string, secure bool,
+	messages io.Writer) (err error) {
+	unlock, err := lockNode(conf, messages)
+	if err != nil {
+		return err
+	}
+	defer unlock()
+	if err := refuseKnown(conf); err != nil {
+		return err
+	}
 	node := session.NodeKey{ClusterName: conf.Name()}
 	rand.Read(node.Cluster[:]) // never fails
 	host, _ := os.Hostname()
@@ -196,6 +214,7 @@ func initCluster(conf *cluster.Conf, servers []newServer, password string, secur
 		if err := s.dir.make(); err != nil {
 			return err
 		}
+		defer s.dir.release()
 		undo = append(undo, s.dir.undo)
 		err := mds.Format(s.dir.path, mds.FormatOptions{Cluster: node.Cluster,
 			ClusterName: conf.Name(), Verifier: verifier, Addr: addrs[i], Node: peers[i].Node,

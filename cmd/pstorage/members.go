@@ -62,6 +62,7 @@ func joinMDS(ctx context.Context, a *app, o makeMDSOptions, out io.Writer) (err 
 	if err := dir.make(); err != nil {
 		return err
 	}
+	defer dir.release()
 	undo = append(undo, dir.undo)
 	if err := formatJoined(conf, dir.path, addr, &doc, verifier); err != nil {
 		return err

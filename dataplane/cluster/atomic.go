@@ -90,6 +90,9 @@ const (
 // changed under it. It isn't for long work.
 func (c *Conf) LockNode(waiting func()) (unlock func(), err error) {
 	path := filepath.Dir(c.path) // that of all clusters
+	if err := os.MkdirAll(path, 0o755); err != nil {
+		return nil, dataplane.E("make "+path, dataplane.IOError, err)
+	}
 	dir, err := os.Open(path)
 	if err != nil {
 		return nil, dataplane.E("lock "+path, dataplane.IOError, err)
