@@ -239,6 +239,15 @@ func readIdentity(dir string) (*identity, error) {
 	return &id, nil
 }
 
+// NodeIn returns the number of the metadata server that was made in dir.
+func NodeIn(dir string) (uint32, error) {
+	id, err := readIdentity(dir)
+	if err != nil {
+		return 0, err
+	}
+	return id.Node, nil
+}
+
 // lockDir keeps other processes away from a directory until the file is closed.
 func lockDir(dir string) (*os.File, error) {
 	op := "lock " + dir

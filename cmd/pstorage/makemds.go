@@ -72,7 +72,7 @@ func makeMDS(ctx context.Context, a *app, o makeMDSOptions, in passwordInput, ou
 		if o.setPassword || o.fromStdin {
 			return cli.Usage("a password is set with -I only; this node proves itself by its key")
 		}
-		return joinMDS(ctx, a, o, out)
+		return joinMDS(ctx, a, o, out, in.messages)
 	}
 	if !o.setPassword && !o.fromStdin {
 		return cli.Usage("a new cluster needs a password: set it with -p, or -P to read it " +

@@ -20,7 +20,7 @@ import (
 
 // joinMDS makes a metadata server of a cluster that exists. It asks the cluster for a number first;
 // when a later step fails that is taken back.
-func joinMDS(ctx context.Context, a *app, o makeMDSOptions, out io.Writer) (err error) {
+func joinMDS(ctx context.Context, a *app, o makeMDSOptions, out, messages io.Writer) (err error) {
 	conf, err := a.conf()
 	if err != nil {
 		return err
@@ -39,9 +39,18 @@ func joinMDS(ctx context.Context, a *app, o makeMDSOptions, out io.Writer) (err 
 	}
 	defer conn.close()
 	what := "join cluster " + conf.Name()
+	// Until mds.list has it: a number is given again to who asks for the same address.
+	unlock, err := lockNode(conf, messages)
+	if err != nil {
+		return err
+	}
+	defer unlock()
 	var doc control.AddMDSDoc
 	err = conn.get(ctx, what, control.AdminAddMDS, control.AddMDSArgs{Addr: addr.String()}, &doc)
 	if err != nil {
+		return err
+	}
+	if err := refuseTwin(conf, addr, doc.Node); err != nil {
 		return err
 	}
 	undo := []func(){func() {
@@ -88,6 +97,27 @@ func joinMDS(ctx context.Context, a *app, o makeMDSOptions, out io.Writer) (err 
 			t.line("Warning: %s", why)
 		}
 	})
+}
+
+// refuseTwin says that this node has the metadata server of that number already, in another
+// directory. Two directories of one server, each with votes of its own, could give the cluster two
+// leaders.
+func refuseTwin(conf *cluster.Conf, addr netip.AddrPort, node uint32) error {
+	daemons, err := conf.Daemons(cluster.MDS)
+	if err != nil {
+		return cli.Fail("", err, "")
+	}
+	for _, d := range daemons {
+		if d.Addr != addr.String() {
+			continue
+		}
+		if number, err := mds.NodeIn(d.Dir); err == nil && number == node {
+			return cli.Failf("make a metadata server at "+d.Addr,
+				fmt.Sprintf("number %d was made for that address already, in %s", node, d.Dir),
+				fmt.Sprintf("start it with pstorage-mdsd, or first: pstorage rm-mds %d", node))
+		}
+	}
+	return nil
 }
 
 // formatJoined makes the directory of a server that the cluster knows already.

@@ -60,3 +60,30 @@ func TestMakeMDSMeanwhile(t *testing.T) {
 		})
 	}
 }
+
+// TestMakeMDSTwice: a second make-mds with the address of a server that was made and doesn't run
+// yet would make a second directory of that very server.
+func TestMakeMDSTwice(t *testing.T) {
+	n := newNode(t)
+	n.makeCluster(0)
+	other := newNode(t)
+	conf, err := cluster.Choose(n.etc, "c1")
+	if err != nil {
+		t.Fatal(err)
+	}
+	other.ok(testPassword, "-c", "c1", "auth-node", "-P", "-b", conf.BSOrNone()[0])
+	addr := freePort(t)
+	other.ok("", "make-mds", "-c", "c1", "-a", addr, "-r", other.path("mds"))
+	other.refused("", 1, []string{other.path("mds"), "rm-mds 2"}, "make-mds", "-c", "c1", "-a", addr,
+		"-r", other.path("again"))
+	other.start("pstorage-mdsd").waitFor("mds ready on")
+	eventually(t, "it votes", func() bool { return n.mds(addr).Voter })
+
+	// Removed from elsewhere it makes room, whatever is left of it here.
+	third := newNode(t)
+	third.ok(testPassword, "-c", "c1", "auth-node", "-P", "-b", conf.BSOrNone()[0])
+	addr = freePort(t)
+	third.ok("", "make-mds", "-c", "c1", "-a", addr, "-r", third.path("mds"))
+	n.ok("", "rm-mds", "3")
+	third.ok("", "make-mds", "-c", "c1", "-a", addr, "-r", third.path("again"))
+}
