@@ -3,6 +3,7 @@ package main
 import (
 	"context"
 	"errors"
+	"fmt"
 	"io"
 	"io/fs"
 	"net"
@@ -32,7 +33,8 @@ asked, or those that pstorage discover finds if there is no bs.list.
 
 The key says what the node may be: a client (mount, export), an admin (the commands that
 change something), a chunk server (cs), a metadata server (mds). Give hosts that only use
-the storage --role client: then their key is of no use for anything else.`,
+the storage --role client: then their key is of no use for anything else. A node has one key for
+a cluster, which a new one replaces: that of a node with servers is good for mounts, too.`,
 		Example: `  pstorage -c test_cluster auth-node -b 10.30.100.1
   pstorage -c test_cluster auth-node -b 10.30.100.1 --role client`,
 		Args: cli.NoArgs,
@@ -80,6 +82,9 @@ func authNode(ctx context.Context, a *app, bs []string, roles uint8, in password
 	if err != nil {
 		return err
 	}
+	if err := refuseLesserKey(conf, roles); err != nil {
+		return err
+	}
 	if len(bs) == 0 {
 		if bs, err = discoverAddrs(ctx, conf); err != nil {
 			return err
@@ -114,6 +119,27 @@ func authNode(ctx context.Context, a *app, bs []string, roles uint8, in password
 	return a.print(out, doc, func(t *table) {
 		t.line("This node belongs to cluster %s (key in %s).", conf.Name(), conf.KeyPath())
 	})
+}
+
+// refuseLesserKey says that this node has servers of the cluster that couldn't be served with a key
+// of these roles, which would replace the one that there is.
+func refuseLesserKey(conf *cluster.Conf, roles uint8) error {
+	for _, server := range []struct {
+		kind cluster.DaemonKind
+		role dataplane.Role
+	}{{cluster.CS, dataplane.RoleCS}, {cluster.MDS, dataplane.RoleMDS}} {
+		daemons, err := conf.Daemons(server.kind)
+		if err != nil {
+			return cli.Fail("", err, "")
+		}
+		if len(daemons) > 0 && roles&session.RoleBit(server.role) == 0 {
+			return cli.Failf("authenticate this node to cluster "+conf.Name(),
+				fmt.Sprintf("it has servers (%s) that need a key with the role %s, and it has one key",
+					conf.ListPath(server.kind), server.kind),
+				fmt.Sprintf("add %s to --role, or leave --role out", server.kind))
+		}
+	}
+	return nil
 }
 
 // joinedDoc is what auth-node -o json prints.
