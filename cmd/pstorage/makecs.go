@@ -7,6 +7,8 @@ import (
 	"net"
 	"net/netip"
 	"os"
+	"path/filepath"
+	"slices"
 
 	"github.com/spf13/cobra"
 	"golang.org/x/sys/unix"
@@ -180,10 +182,26 @@ func refuseUsedDir(conf *cluster.Conf, key session.NodeKey, dir string) error {
 	what := "make a chunk server in " + dir
 	if id.Cluster == key.Cluster.String() {
 		return cli.Failf(what, fmt.Sprintf("one of cluster %s lives there already", conf.Name()),
-			"choose another directory with -r")
+			usedAdvice(conf, dir, id))
 	}
 	return cli.Failf(what, fmt.Sprintf("it holds a chunk server of another cluster, %q (id %s)",
 		clean(id.ClusterName), id.Cluster), "choose another directory with -r")
+}
+
+// usedAdvice says what to do with a directory that holds a chunk server of the cluster. One that
+// cs.list doesn't have was moved here, or making it was interrupted at its last step.
+func usedAdvice(conf *cluster.Conf, dir string, id *chunk.Identity) string {
+	path, err := filepath.Abs(dir)
+	daemons, listErr := conf.Daemons(cluster.CS)
+	listed := slices.ContainsFunc(daemons, func(d cluster.Daemon) bool { return d.Dir == path })
+	switch {
+	case err != nil || listErr != nil || listed:
+		return "choose another directory with -r"
+	case id.CS == 0:
+		return fmt.Sprintf("it was never served; for that add the line \"%s addr=%s\" to %s", path,
+			id.Addr, conf.ListPath(cluster.CS))
+	}
+	return "if its disk was moved to this node: pstorage adopt-cs -r " + path
 }
 
 // refuseListed says that cs.list has a line for dir, in which there is no chunk server: that of a
