@@ -36,6 +36,8 @@ type FormatOptions struct {
 	Claimed func()
 	// Progress, if not nil, is told how many bytes of the log have been written.
 	Progress func(done, total int64)
+	// Stop, if not nil, is asked now and then, while the log is written, why Format is to give up.
+	Stop func() error
 }
 
 // MaxCapacity is how many bytes of chunks one server keeps at most: 16 TiB.
@@ -95,7 +97,7 @@ func Format(dir string, o FormatOptions) (err error) {
 		o.Claimed()
 	}
 	if err = makeLog(place, o.LogSize, ssdcache.FormatOptions{Owner: ownerOf(sb.log),
-		Progress: o.Progress}, o.Log); err != nil {
+		Progress: o.Progress, Stop: o.Stop}, o.Log); err != nil {
 		return fmt.Errorf("make the log %s: %w", logPath, err)
 	}
 	if err = syncDir(filepath.Dir(logPath)); err != nil {

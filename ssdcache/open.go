@@ -24,6 +24,8 @@ type FormatOptions struct {
 	FirstBatch, Mark uint64
 	// Progress, if not nil, is told how many bytes of the space have been written.
 	Progress func(done, total int64)
+	// Stop, if not nil, is asked now and then, on the loop, why Format is to give up.
+	Stop func() error
 }
 
 // MinSize is the smallest log, in bytes.
@@ -102,6 +104,12 @@ func (f *formatter) allocate(op *uring.DiskOp) {
 	size := firstBlock*blockSize + int64(f.sb.segments)*int64(f.sb.segSize)
 	if f.o.Progress != nil {
 		f.o.Progress(f.off, size)
+	}
+	if f.o.Stop != nil {
+		if err := f.o.Stop(); err != nil {
+			later(f.o.Env, func() { f.finish(err) }) // the first turn is Format itself
+			return
+		}
 	}
 	if f.off == size {
 		f.op = uring.DiskOp{Kind: uring.DiskSync, Done: f.synced}

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"io"
@@ -47,7 +48,7 @@ pstorage-csd serves it; a running one starts it within a second.`,
   pstorage -c test_cluster make-cs -r /disk2/cs -a 10.30.100.17 -j /ssd/journals -s 20G -t 1`,
 		Args: cli.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			return makeCS(a, o, cmd.OutOrStdout(), cmd.ErrOrStderr())
+			return makeCS(cmd.Context(), a, o, cmd.OutOrStdout(), cmd.ErrOrStderr())
 		},
 	}
 	flags := cmd.Flags()
@@ -77,7 +78,7 @@ type madeDoc struct {
 	Journal *chunk.Journal `json:"journal,omitempty"` // of a chunk server
 }
 
-func makeCS(a *app, o makeCSOptions, out, warnings io.Writer) error {
+func makeCS(ctx context.Context, a *app, o makeCSOptions, out, warnings io.Writer) error {
 	conf, err := a.conf()
 	if err != nil {
 		return err
@@ -124,6 +125,7 @@ func makeCS(a *app, o makeCSOptions, out, warnings io.Writer) error {
 		LogSize: int64(o.logSize), Capacity: uint64(o.capacity), Tier: o.tier, Location: o.location,
 		Claimed:  unlock,
 		Progress: func(done, total int64) { shown.bytes(chunk.StepMake, done, total) },
+		Stop:     func() error { return interrupted(ctx, "make a chunk server in "+dir.path) },
 	}, func() error { return held.list(conf, dir.path, warnings) })
 	shown.end()
 	if err != nil {
@@ -145,6 +147,14 @@ func makeCS(a *app, o makeCSOptions, out, warnings io.Writer) error {
 		t.line("Cluster %s: chunk server made in %s, address %s.", conf.Name(), dir.path, addr)
 		t.line("A running pstorage-csd starts it within a second; otherwise start pstorage-csd.")
 	})
+}
+
+// interrupted says that a signal called off what is being done.
+func interrupted(ctx context.Context, what string) error {
+	if ctx.Err() == nil {
+		return nil
+	}
+	return cli.Failf(what, "interrupted", "")
 }
 
 // freeSpace is how many bytes are free on the file system of dir; 0 if it can't be asked.

@@ -6,6 +6,7 @@ import (
 	"path/filepath"
 	"strings"
 	"sync"
+	"syscall"
 	"testing"
 
 	"pstorage/chunk"
@@ -119,4 +120,56 @@ func TestUnusedSpace(t *testing.T) {
 			t.Errorf("%d, %d asked for, %d free: %q", c.capacity, c.asked, c.free, got)
 		}
 	}
+}
+
+// TestMakeCSInterrupted: after a Ctrl-C nothing is left of a chunk server that was being made, also
+// not of its journal on another disk, and the same command makes it.
+func TestMakeCSInterrupted(t *testing.T) {
+	n := newNode(t)
+	n.ok(testPassword, "-c", "c1", "make-mds", "-I", "-a", freePort(t), "-r", n.path("mds"), "-P")
+	journal := n.path("ssd.journal")
+	args := []string{"make-cs", "-r", n.path("cs"), "-j", journal, "--capacity", "1G", "-s"}
+	before := n.snapshot()
+	d := n.start("pstorage", append(args, "4G")...)
+	eventually(t, "the journal is being made", func() bool {
+		info, err := os.Stat(journal)
+		return err == nil && info.Sys().(*syscall.Stat_t).Blocks > 0
+	})
+	d.stop()
+	if status, text := d.cmd.ProcessState.ExitCode(), d.out.text(); status != 1 ||
+		!strings.Contains(text, "interrupted") {
+		t.Errorf("status %d, %q", status, text)
+	}
+	if after := n.snapshot(); after != before {
+		t.Errorf("it left something:\nbefore:\n%s\nafter:\n%s", before, after)
+	}
+	n.ok("", append(args, "64M")...)
+}
+
+// TestMakeCSUnlisted: make-cs in the directory of a chunk server that cs.list doesn't have says how
+// it gets there: it was moved here, or making it was interrupted by a power cut.
+func TestMakeCSUnlisted(t *testing.T) {
+	n := newNode(t)
+	n.makeCluster(1)
+	dir, list := n.path("c1-cs1"), filepath.Join(n.etc, "clusters/c1/cs.list")
+	line, err := os.ReadFile(list)
+	if err != nil {
+		t.Fatal(err)
+	}
+	args := []string{"-c", "c1", "make-cs", "-r", dir}
+	n.refused("", 1, []string{"lives there already", "another directory"}, args...)
+	if err := os.WriteFile(list, nil, 0o644); err != nil {
+		t.Fatal(err)
+	}
+	n.refused("", 1, []string{"lives there already", "add the line \"" + dir + " addr="}, args...)
+	if err := os.WriteFile(list, line, 0o644); err != nil {
+		t.Fatal(err)
+	}
+	csd := n.start("pstorage-csd")
+	csd.waitFor("cs 1 ready on")
+	csd.stop()
+	if err := os.WriteFile(list, nil, 0o644); err != nil {
+		t.Fatal(err)
+	}
+	n.refused("", 1, []string{"lives there already", "adopt-cs -r " + dir}, args...)
 }
