@@ -4,6 +4,7 @@ import (
 	"errors"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"time"
 
@@ -57,21 +58,65 @@ func (m *Mount) Inside(path string) (string, error) {
 	return filepath.Join(m.Root, strings.TrimPrefix(path, m.Mountpoint)), nil
 }
 
-// On says whether the mount is on path.
-func (m *Mount) On(path string) bool {
+// maxLinks is how many symbolic links are followed, as by the kernel.
+const maxLinks = 40
+
+// Follow returns path, which is absolute, without symbolic links on the way to one of the mounts,
+// so that it begins with that one's mount point. What a mount shows isn't looked at: its cluster
+// may not answer. What isn't there is left as it is.
+func Follow(mounts []Mount, path string) (string, error) {
+	at, rest, links := "/", strings.Split(path, "/"), 0
+	for len(rest) > 0 {
+		name := rest[0]
+		rest = rest[1:]
+		switch name {
+		case "", ".":
+			continue
+		case "..":
+			at = filepath.Dir(at)
+			continue
+		}
+		next := filepath.Join(at, name)
+		if slices.ContainsFunc(mounts, func(m Mount) bool { return m.Mountpoint == next }) {
+			return filepath.Join(append([]string{next}, rest...)...), nil
+		}
+		to, err := os.Readlink(next)
+		if err != nil { // no link, or not there
+			at = next
+			continue
+		}
+		if links++; links > maxLinks {
+			return "", Failf("find "+path, "too many symbolic links", "")
+		}
+		if filepath.IsAbs(to) {
+			at = "/"
+		}
+		rest = append(strings.Split(to, "/"), rest...)
+	}
+	return at, nil
+}
+
+// Place returns the mount point that path means: absolute, and as the kernel knows it.
+func Place(mounts []Mount, path string) (string, error) {
 	abs, err := filepath.Abs(path)
-	return err == nil && m.Mountpoint == abs
+	if err != nil {
+		return "", Fail("find "+path, err, "")
+	}
+	return Follow(mounts, abs)
 }
 
 // RefuseMounted says that something of pstorage is mounted on a directory already: a second mount
 // would hide the first, and need a second umount. It also says so if that one doesn't answer.
 func RefuseMounted(mountpoint string) error {
 	mounts, err := Mounts()
+	if err == nil {
+		mountpoint, err = Place(mounts, mountpoint)
+	}
 	if err != nil {
 		return err
 	}
 	for _, m := range mounts {
-		if !m.On(mountpoint) {
+		if m.Mountpoint != mountpoint {
 			continue
 		}
 		if orphaned(m.Mountpoint) {

@@ -1,6 +1,10 @@
 package cli
 
-import "testing"
+import (
+	"os"
+	"path/filepath"
+	"testing"
+)
 
 func TestParseMounts(t *testing.T) {
 	const info = "22 1 254:0 / / rw,noatime - ext4 /dev/vda rw\n" +
@@ -13,8 +17,39 @@ func TestParseMounts(t *testing.T) {
 		list[2] != (Mount{"/srv/vm", "/vm s", "pstorage://dev", false}) {
 		t.Errorf("%+v", list)
 	}
-	if !list[1].On("/ro") || !list[1].On("/mnt/../ro/") || list[1].On("/ro/x") {
-		t.Error("it isn't known where a mount is")
+	if at, err := Place(list, "/mnt/../ro/"); at != "/ro" || err != nil {
+		t.Errorf("a mount point is %q, %v", at, err)
+	}
+}
+
+// TestFollow: a path leads to a mount by whichever links. What the mount shows isn't looked at.
+func TestFollow(t *testing.T) {
+	dir := t.TempDir()
+	mnt := filepath.Join(dir, "mnt")
+	for _, path := range []string{mnt, filepath.Join(dir, "srv/deep")} {
+		if err := os.MkdirAll(path, 0o755); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for link, to := range map[string]string{"abs": mnt, "srv/deep/up": "../../mnt/vm", "twice": "abs",
+		"mnt/inside": "/etc", "loop": "loop", "away": "srv"} {
+		if err := os.Symlink(to, filepath.Join(dir, link)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	mounts := []Mount{{Mountpoint: mnt}}
+	for path, want := range map[string]string{
+		"mnt": "mnt", "abs": "mnt", "abs/x/y": "mnt/x/y", "twice/x": "mnt/x",
+		"srv/deep/up/disk": "mnt/vm/disk", "mnt/inside/x": "mnt/inside/x", "abs/inside": "mnt/inside",
+		"away/deep": "srv/deep", "not/there": "not/there", "loop/x": "",
+	} {
+		if want != "" {
+			want = filepath.Join(dir, want)
+		}
+		got, err := Follow(mounts, filepath.Join(dir, path))
+		if got != want || (err != nil) != (want == "") {
+			t.Errorf("%s: %q, %v, want %q", path, got, err, want)
+		}
 	}
 }
 

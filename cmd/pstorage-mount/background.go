@@ -8,7 +8,6 @@ import (
 	"io"
 	"os"
 	"os/exec"
-	"path/filepath"
 	"strings"
 	"syscall"
 
@@ -95,9 +94,13 @@ func tellResult(err error) {
 
 // checkMountpoint says whether path can be mounted on, and returns it as an absolute path.
 func checkMountpoint(path string) (string, error) {
-	abs, err := filepath.Abs(path)
+	mounts, err := cli.Mounts()
 	if err != nil {
-		return "", cli.Fail("find mount point "+path, err, "")
+		return "", err
+	}
+	abs, err := cli.Place(mounts, path)
+	if err != nil {
+		return "", err
 	}
 	if err := cli.RefuseMounted(abs); err != nil {
 		return "", err

@@ -2,6 +2,8 @@ package main
 
 import (
 	"encoding/json"
+	"os"
+	"path/filepath"
 	"strings"
 	"testing"
 
@@ -76,6 +78,25 @@ func TestClusterPath(t *testing.T) {
 			!refused && (got != c.want || cluster != c.wantCluster) {
 			t.Errorf("%+v: %q in %q, %v", c, got, cluster, err)
 		}
+	}
+}
+
+// TestClusterPathLink: a path that leads to a mount by a symbolic link is one on the mount, and not
+// the same path inside the cluster, where something else may be.
+func TestClusterPathLink(t *testing.T) {
+	dir := t.TempDir()
+	mnt, link := filepath.Join(dir, "mnt"), filepath.Join(dir, "data")
+	if err := os.Mkdir(mnt, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Symlink("mnt/prod", link); err != nil {
+		t.Fatal(err)
+	}
+	mounts := []cli.Mount{{Mountpoint: mnt, Root: "/", Source: "pstorage://one"}}
+	cluster := ""
+	got, err := clusterPath(mounts, &cluster, filepath.Join(link, "a"))
+	if got != "/prod/a" || cluster != "one" || err != nil {
+		t.Errorf("%q in %q, %v", got, cluster, err)
 	}
 }
 

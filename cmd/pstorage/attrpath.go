@@ -72,10 +72,15 @@ func insideAdvice(err error, path string) error {
 // clusterPath is find with these mounts. A mount of another cluster than the named one is refused.
 func clusterPath(mounts []cli.Mount, cluster *string, path string) (string, error) {
 	path = filepath.Clean(path)
-	on := onMount(mounts, path)
+	there, err := cli.Follow(mounts, path)
+	if err != nil {
+		return "", err
+	}
+	on := onMount(mounts, there)
 	if on == nil {
 		return path, nil
 	}
+	path = there
 	name, known := strings.CutPrefix(on.Source, "pstorage://")
 	switch {
 	case !known: // the mount was given another name

@@ -124,9 +124,15 @@ func listMounts(a *app, only []string, out io.Writer) error {
 	if err != nil {
 		return err
 	}
+	at := ""
+	if len(only) > 0 {
+		if at, err = cli.Place(all, only[0]); err != nil {
+			return err
+		}
+	}
 	doc := mountsDoc{Mounts: []cli.Mount{}}
 	for _, m := range all {
-		if len(only) == 0 || m.On(only[0]) {
+		if at == "" || m.Mountpoint == at {
 			doc.Mounts = append(doc.Mounts, m)
 		}
 	}
@@ -172,15 +178,15 @@ the mount out of the tree at once and ends it when the last file is closed.`,
 }
 
 func umount(a *app, mountpoint string, lazy bool, out io.Writer) error {
-	path, err := filepath.Abs(mountpoint)
-	if err != nil {
-		return cli.Fail("find "+mountpoint, err, "")
-	}
-	what := "unmount " + path
 	mounts, err := cli.Mounts()
 	if err != nil {
 		return err
 	}
+	path, err := cli.Place(mounts, mountpoint)
+	if err != nil {
+		return err
+	}
+	what := "unmount " + path
 	doc := mountsDoc{Mounts: []cli.Mount{}}
 	for _, m := range mounts {
 		if m.Mountpoint == path {

@@ -66,6 +66,9 @@ func refuseOwnMount(path, flag string) error {
 	if err != nil {
 		return err
 	}
+	if path, err = cli.Follow(mounts, path); err != nil {
+		return err
+	}
 	on := onMount(mounts, path)
 	if on == nil {
 		return nil
