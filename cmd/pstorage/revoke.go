@@ -2,7 +2,6 @@ package main
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"io"
 	"os"
@@ -90,6 +89,9 @@ func whoami() string {
 // revokePoll is how often it is asked whether a revocation is in force.
 const revokePoll = 50 * time.Millisecond
 
+// revokeAgain is what to do when it isn't known whether a revocation is in force.
+const revokeAgain = "run it again: it waits until what was taken away before is in force, too"
+
 func revoke(ctx context.Context, a *app, args control.RevokeArgs, patience time.Duration,
 	out, messages io.Writer) error {
 	conn, err := a.admin(ctx)
@@ -106,6 +108,10 @@ func revoke(ctx context.Context, a *app, args control.RevokeArgs, patience time.
 			err = conn.getLong(ctx, &line, what, control.AdminRevoke, args, &doc)
 		} else {
 			err = conn.get(ctx, what, control.AdminRevoke, args, &doc)
+		}
+		if err != nil && len(all.Revoked) > 0 {
+			return cli.Failf(what, fmt.Sprintf("of %d files only, then: %s", len(all.Revoked),
+				cli.OneLine(err)), revokeAgain)
 		}
 		if err != nil {
 			return insideAdvice(err, args.Path)
@@ -127,16 +133,19 @@ func revoke(ctx context.Context, a *app, args control.RevokeArgs, patience time.
 		}
 		select {
 		case <-ctx.Done():
-			return cli.Fail(what, errors.New("interrupted while it isn't in force yet"), "")
+			return cli.Failf(what, "interrupted while it isn't in force yet", revokeAgain)
 		case <-time.After(revokePoll):
 		}
 		var doc control.RevokeDoc
 		wait := control.RevokeWaitArgs{Seq: all.Seq}
 		err := conn.get(ctx, what, control.AdminRevokeWait, wait, &doc)
-		if err != nil {
-			return err
+		switch {
+		case err == nil:
+			all.Waiting = doc.Waiting
+		case ctx.Err() == nil && time.Now().After(end):
+			return cli.Failf(what, "it was taken away, but nobody says whether that is in force: "+
+				cli.OneLine(err), revokeAgain)
 		}
-		all.Waiting = doc.Waiting
 	}
 	if all.Revoked == nil {
 		all.Revoked = []control.LeaseDoc{}
