@@ -3,12 +3,14 @@ package main
 import (
 	"context"
 	"encoding/json"
+	"fmt"
 	"io"
 	"time"
 
 	"github.com/spf13/cobra"
 
 	"pstorage/cmd/cli"
+	"pstorage/dataplane"
 	"pstorage/dataplane/control"
 )
 
@@ -35,7 +37,8 @@ func newGetEvent(a *app) *cobra.Command {
 			if o.limit < 1 || o.limit > eventPage {
 				return cli.Usage("-n %d: 1 to %d are possible", o.limit, eventPage)
 			}
-			return getEvents(cmd.Context(), a, o, cmd.Flags().Changed("after"), cmd.OutOrStdout())
+			return getEvents(cmd.Context(), a, o, cmd.Flags().Changed("after"), cmd.OutOrStdout(),
+				cmd.ErrOrStderr())
 		},
 	}
 	flags := cmd.Flags()
@@ -47,7 +50,10 @@ func newGetEvent(a *app) *cobra.Command {
 	return cmd
 }
 
-func getEvents(ctx context.Context, a *app, o eventOptions, after bool, out io.Writer) error {
+// getEvents prints events. One that follows them sees elections and restarts of metadata servers
+// through; a refusal is the end, as it doesn't change by itself.
+func getEvents(ctx context.Context, a *app, o eventOptions, after bool,
+	out, messages io.Writer) error {
 	conn, err := a.admin(ctx)
 	if err != nil {
 		return err
@@ -61,7 +67,7 @@ func getEvents(ctx context.Context, a *app, o eventOptions, after bool, out io.W
 	if !o.follow {
 		return a.print(out, doc, func(t *table) { showEvents(t, doc.Events, true) })
 	}
-	header := true
+	header, silent := true, false
 	for {
 		if err := a.printFollowed(out, doc.Events, header); err != nil {
 			return err
@@ -77,12 +83,17 @@ func getEvents(ctx context.Context, a *app, o eventOptions, after bool, out io.W
 		}
 		doc = control.EventsDoc{}
 		args = control.EventsArgs{After: o.after, Limit: eventPage}
-		if err := conn.get(ctx, "show events", control.AdminEvents, args, &doc); err != nil {
-			if ctx.Err() != nil {
-				return nil
-			}
+		err := conn.get(ctx, "show events", control.AdminEvents, args, &doc)
+		switch {
+		case ctx.Err() != nil:
+			return nil
+		case dataplane.KindOf(err) == dataplane.Denied,
+			dataplane.KindOf(err) == dataplane.WrongCluster:
 			return err
+		case err != nil && !silent:
+			fmt.Fprintf(messages, "no answer, trying again: %s\n", cli.OneLine(err))
 		}
+		silent = err != nil
 	}
 }
 
