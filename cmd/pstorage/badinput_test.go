@@ -39,6 +39,7 @@ func TestUsageErrors(t *testing.T) {
 		{2, "--cs 0", "dev --cs 0", ""},
 		{2, "exclude each other", "dev --no-mount --mount /tmp/x", ""},
 		{2, "isn't used", "-c x dev", ""},
+		{2, "goes with --wait", "stat --timeout 10m", ""},
 		{2, "unexpected argument|extra", "version extra", ""},
 	})
 }

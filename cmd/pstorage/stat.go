@@ -24,6 +24,9 @@ What is waited for is shown meanwhile, with the rate of recovery and the time le
   pstorage -c test_cluster stat -o json`,
 		Args: cli.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
+			if !wait && cmd.Flags().Changed("timeout") {
+				return cli.Usage("--timeout goes with --wait")
+			}
 			if wait {
 				return waitHealthy(cmd.Context(), a, patience, cmd.OutOrStdout(), cmd.ErrOrStderr())
 			}
