@@ -19,6 +19,11 @@ const (
 	// logOption and metricsOption of -o stand for the flags, which a line of fstab can't have.
 	logOption     = "log="
 	metricsOption = "metrics="
+	waitOption    = "wait="
+	// bootWait is how long a line of fstab waits for the metadata servers unless it says otherwise:
+	// after a power cut of the site others may start later, and nobody mounts a second time. It is
+	// less than systemd waits for a mount (DefaultTimeoutStartSec=90s), so that one learns why.
+	bootWait = "80s"
 )
 
 // isHelper says whether the program was called by mount(8)'s name for it.
@@ -73,12 +78,15 @@ func helperArgs(args []string) (own []string, fake bool, err error) {
 		return nil, false, cli.Usage("source %q: write it as %sCLUSTER", plain[0], sourcePrefix)
 	}
 	own = []string{"--cluster=" + name}
+	wait := bootWait
 	var rest []string
 	for _, o := range options {
 		if value, ok := strings.CutPrefix(o, logOption); ok {
 			own = append(own, "--log="+value)
 		} else if value, ok := strings.CutPrefix(o, metricsOption); ok {
 			own = append(own, "--metrics="+value)
+		} else if value, ok := strings.CutPrefix(o, waitOption); ok {
+			wait = value
 		} else if o != "" {
 			rest = append(rest, o)
 		}
@@ -86,5 +94,5 @@ func helperArgs(args []string) (own []string, fake bool, err error) {
 	if len(rest) > 0 {
 		own = append(own, "--options="+strings.Join(rest, ","))
 	}
-	return append(own, "--", plain[1]), fake, nil
+	return append(own, "--wait="+wait, "--", plain[1]), fake, nil
 }

@@ -15,14 +15,16 @@ func TestHelperArgs(t *testing.T) {
 		want string
 		fake bool
 	}{
-		{source + " /pcs", "--cluster=c1 -- /pcs", false},
-		{source + "/ /pcs -o rw,_netdev", "--cluster=c1 --options=rw,_netdev -- /pcs", false},
-		{source + " /pcs -n -v -t fuse.pstorage -o rw", "--cluster=c1 --options=rw -- /pcs", false},
+		{source + " /pcs", "--cluster=c1 --wait=80s -- /pcs", false},
+		{source + "/ /pcs -o rw,_netdev", "--cluster=c1 --options=rw,_netdev --wait=80s -- /pcs", false},
+		{source + " /pcs -n -v -t fuse.pstorage -o rw",
+			"--cluster=c1 --options=rw --wait=80s -- /pcs", false},
 		{source + " /pcs -svn -oro,log=/l,metrics=127.0.0.1:9522",
-			"--cluster=c1 --log=/l --metrics=127.0.0.1:9522 --options=ro -- /pcs", false},
+			"--cluster=c1 --log=/l --metrics=127.0.0.1:9522 --options=ro --wait=80s -- /pcs", false},
 		{"-r " + source + " -f -- /pcs", "", true},
-		{source + " /pcs -r", "--cluster=c1 --options=ro -- /pcs", false},
-		{source + " /pcs -f", "--cluster=c1 -- /pcs", true},
+		{source + " /pcs -r", "--cluster=c1 --options=ro --wait=80s -- /pcs", false},
+		{source + " /pcs -o wait=5m,ro", "--cluster=c1 --options=ro --wait=5m -- /pcs", false},
+		{source + " /pcs -f", "--cluster=c1 --wait=80s -- /pcs", true},
 		{source, "", false}, {"c1 /pcs", "", false}, {"pstorage:// /pcs", "", false},
 		{"pstorage://a/b /pcs", "", false}, {source + " /pcs -o", "", false},
 		{source + " /pcs -z", "", false}, {source + " /pcs more", "", false},

@@ -5,6 +5,7 @@ package main
 import (
 	"fmt"
 	"os"
+	"time"
 
 	"github.com/spf13/cobra"
 
@@ -17,6 +18,7 @@ type mountOptions struct {
 	mountpoint string
 	foreground bool
 	options    []string // -o
+	wait       time.Duration
 	metrics    metrics.Flags
 	log        cli.LogFlags
 }
@@ -55,7 +57,7 @@ the kernel has it, and as root switches it on there (fuse.enable_uring); the log
 Options of mount(8) that change nothing here (defaults, _netdev, noatime, x-systemd.*) are accepted.
 
 A line of fstab(5) is: pstorage://CLUSTER /pcs fuse.pstorage _netdev 0 0. There the options
-log=FILE and metrics=IP:PORT stand for the flags.`,
+log=FILE, metrics=IP:PORT and wait=TIME stand for the flags.`,
 		Example: `  mkdir -p /pcs && pstorage-mount -c test_cluster /pcs
   mount -t fuse.pstorage pstorage://test_cluster /pcs
   umount /pcs`,
@@ -75,6 +77,8 @@ log=FILE and metrics=IP:PORT stand for the flags.`,
 		"`NAME` of the cluster; may be left out when this node belongs to one only")
 	flags.BoolVarP(&o.foreground, "foreground", "f", false, "stay in the foreground")
 	flags.StringSliceVarP(&o.options, "options", "o", nil, "mount `OPTIONS`, comma-separated")
+	flags.DurationVar(&o.wait, "wait", 15*time.Second,
+		"how long to wait for the metadata servers to answer; 80s for lines of fstab")
 	o.metrics.Add(root, metrics.PortMount)
 	o.log.Add(root)
 	return root

@@ -21,7 +21,6 @@ import (
 )
 
 const (
-	reachTimeout    = 15 * time.Second       // for the metadata servers to answer
 	unmountPatience = 5 * time.Second        // for users of the mount, after SIGTERM
 	unmountRetry    = 100 * time.Millisecond // between two attempts
 )
@@ -82,7 +81,7 @@ func mount(ctx context.Context, o mountOptions, background bool, ready func(stri
 	if background {
 		os.Chdir("/") // not to hold any other file system busy
 	}
-	c, err := openClient(ctx, conf, client.ClientOptions{
+	c, err := openClient(ctx, conf, o.wait, client.ClientOptions{
 		Cred: &cred, MDSAddrs: cli.MDSAddrs(conf), Log: log, Mount: mountpoint,
 		Loop: loopOptions(options.overRing)})
 	if err != nil {
@@ -145,9 +144,9 @@ func logTarget(background bool) io.Writer {
 }
 
 // openClient connects to the cluster.
-func openClient(ctx context.Context, conf *cluster.Conf, o client.ClientOptions) (*client.Client,
-	error) {
-	within, cancel := context.WithTimeout(ctx, reachTimeout)
+func openClient(ctx context.Context, conf *cluster.Conf, wait time.Duration,
+	o client.ClientOptions) (*client.Client, error) {
+	within, cancel := context.WithTimeout(ctx, wait)
 	defer cancel()
 	c, err := client.Open(within, o)
 	if err != nil {
