@@ -11,6 +11,8 @@ import (
 	"strings"
 	"syscall"
 
+	"golang.org/x/sys/unix"
+
 	"pstorage/cmd/cli"
 )
 
@@ -116,4 +118,28 @@ func checkMountpoint(path string) (string, error) {
 		return "", cli.Failf(what, "it isn't a directory", "choose a directory")
 	}
 	return abs, nil
+}
+
+// holdMountpoint keeps other processes from mounting on a directory, until the file is closed: by
+// then they see the mount.
+func holdMountpoint(path string) (*os.File, error) {
+	what := "mount on " + path
+	f, err := os.Open(path)
+	if err != nil {
+		return nil, cli.Fail(what, cli.Plain(err), "")
+	}
+	err = unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB)
+	switch {
+	case errors.Is(err, unix.EWOULDBLOCK):
+		err = cli.Failf(what, "another process is about to do that", "pstorage mount lists the mounts")
+	case err != nil:
+		err = cli.Fail(what, err, "")
+	default:
+		err = cli.RefuseMounted(path) // one that was quicker
+	}
+	if err != nil {
+		f.Close()
+		return nil, err
+	}
+	return f, nil
 }

@@ -59,6 +59,11 @@ func mount(ctx context.Context, o mountOptions, background bool, ready func(stri
 	if err != nil {
 		return err
 	}
+	held, err := holdMountpoint(mountpoint)
+	if err != nil {
+		return err
+	}
+	defer held.Close()
 	cred, err := conf.Credentials(dataplane.RoleClient, 0)
 	if err != nil {
 		return cli.Fail("", err, "")
@@ -101,6 +106,7 @@ func mount(ctx context.Context, o mountOptions, background bool, ready func(stri
 	if err != nil {
 		return cli.Fail("mount on "+mountpoint, err, mountAdvice())
 	}
+	held.Close() // or else the file system below couldn't be unmounted
 	ready(mountpoint)
 	go cli.Watchdog(keep, log, metrics.ClientAlive(c))
 	wait(ctx, log, server, mountpoint)
