@@ -66,6 +66,31 @@ func TestManuals(t *testing.T) {
 	}
 }
 
+// TestManualsOfFiles: the manual pages that are written by hand have all files, and all options.
+func TestManualsOfFiles(t *testing.T) {
+	for page, words := range map[string][]string{
+		"pstorage-files.5": {"auth.key", "bs.list", "mds.list", "cs.list", "discovery", "location"},
+		"mount.fuse.pstorage.8": {"ro", "allow_other", "noallow_other", "fsname=", "fuse-uring=", "log=",
+			"metrics=", "wait="},
+	} {
+		text, err := os.ReadFile("../packaging/man/" + page)
+		if err != nil {
+			t.Fatal(err)
+		}
+		names := "" // of what has a paragraph of its own
+		for l := range strings.Lines(strings.ReplaceAll(string(text), `\-`, "-")) {
+			if strings.HasPrefix(l, ".B ") || strings.HasPrefix(l, ".BI ") {
+				names += l
+			}
+		}
+		for _, word := range words {
+			if !strings.Contains(names, word) {
+				t.Errorf("%s has nothing about %s", page, word)
+			}
+		}
+	}
+}
+
 // TestCompletion: the scripts are good ones for their shells, and bash completes with it.
 func TestCompletion(t *testing.T) {
 	n := newNode(t)
