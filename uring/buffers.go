@@ -17,7 +17,8 @@ type Buf struct {
 	refs  int32
 	class uint8
 	pool  *Pool
-	next  *Buf
+	next  *Buf // in the free list of its class
+	prev  *Buf
 }
 
 // Bytes is the whole buffer, page-aligned. Valid as long as the caller holds a reference.
@@ -47,13 +48,15 @@ var bufClasses = [...]int{4096, 16384, 65536 + 4096, 262144, 1 << 20}
 
 // Pool hands out page-aligned buffers from one anonymous mapping outside the Go heap, so that the
 // kernel may be given their addresses and the whole can be registered with a ring. Its size is a
-// hard bound. It belongs to one thread.
+// hard bound. It belongs to one thread. When all of it has been cut into buffers, those that are
+// free are cut anew as they are needed: see recut.go.
 type Pool struct {
 	arena []byte
 	brk   int // bytes handed out of the arena so far
 	free  [len(bufClasses)]*Buf
 	inUse int // bytes
 	unmap func([]byte) error
+	recut recut
 }
 
 // NewPool maps a pool of size bytes (rounded up to a page). Memory is touched only when used.
@@ -86,27 +89,54 @@ func (p *Pool) Get(n int) *Buf {
 			panic(fmt.Sprintf("uring: buffer of %d bytes asked for", n))
 		}
 	}
-	if p.free[c] == nil && p.brk+bufClasses[c] > len(p.arena) {
-		// Memory stays in the class it was first handed out for. A free buffer of a larger class
-		// is better than waiting for one that may never be made.
-		for c++; c < len(bufClasses) && p.free[c] == nil; c++ {
+	b := p.free[c]
+	switch {
+	case b != nil:
+		p.unlink(b)
+	case p.brk+bufClasses[c] <= len(p.arena):
+		b = p.cut(p.brk, c)
+	default:
+		if b = p.split(c); b == nil {
+			b = p.join(c)
 		}
-		if c == len(bufClasses) {
+		if b == nil {
 			return nil
 		}
-	}
-	b := p.free[c]
-	if b != nil {
-		p.free[c] = b.next
-		b.next = nil
-	} else {
-		b = &Buf{mem: p.arena[p.brk : p.brk+bufClasses[c] : p.brk+bufClasses[c]],
-			class: uint8(c), pool: p}
-		p.brk += bufClasses[c]
 	}
 	b.refs = 1
 	p.inUse += len(b.mem)
 	return b
+}
+
+// cut makes a buffer of the class c of the memory at an offset of the arena.
+func (p *Pool) cut(at, c int) *Buf {
+	end := at + bufClasses[c]
+	b := &Buf{mem: p.arena[at:end:end], class: uint8(c), pool: p}
+	p.brk = max(p.brk, end)
+	p.recut.put(b, at)
+	return b
+}
+
+// link adds a buffer to the free ones.
+func (p *Pool) link(b *Buf) {
+	b.next = p.free[b.class]
+	if b.next != nil {
+		b.next.prev = b
+	}
+	p.free[b.class] = b
+}
+
+// unlink takes a buffer out of the free ones.
+func (p *Pool) unlink(b *Buf) {
+	if b.prev != nil {
+		b.prev.next = b.next
+	} else {
+		p.free[b.class] = b.next
+	}
+	if b.next != nil {
+		b.next.prev = b.prev
+	}
+	b.next, b.prev = nil, nil
 }
 
 // heapClass marks a buffer of the Go heap, made where a pool was exhausted and failing is no
@@ -118,8 +148,8 @@ func (p *Pool) put(b *Buf) {
 		return
 	}
 	p.inUse -= len(b.mem)
-	b.next = p.free[b.class]
-	p.free[b.class] = b
+	p.recut.since += len(b.mem)
+	p.link(b)
 }
 
 // InUse is how many bytes are handed out.

@@ -23,16 +23,119 @@ func TestPoolIsBoundedAndReuses(t *testing.T) {
 	if len(held) != 257 || p.InUse() != len(p.Arena()) {
 		t.Errorf("%d buffers, %d bytes in use", len(held), p.InUse())
 	}
-	for _, b := range held {
-		b.Release()
+	for i, b := range held {
+		if p.Get(1<<20) != nil {
+			t.Errorf("a buffer out of nothing, with %d of %d held", len(held)-i, len(held))
+		}
+		if i > 1 { // the first two are kept from being part of a large one
+			b.Release()
+		}
 	}
-	if p.InUse() != 0 || p.Get(1<<20) != nil {
-		t.Errorf("%d bytes in use, or a buffer out of nothing", p.InUse())
+	held[0].Release()
+	held[1].Release()
+	if p.InUse() != 0 {
+		t.Errorf("%d bytes in use", p.InUse())
 	}
 	b := p.Get(1)
 	b.Release()
 	if err := p.Close(); err != nil {
 		t.Error(err)
+	}
+}
+
+// TestPoolIsCutAnew: what many requests of one size have needed once is there for others.
+func TestPoolIsCutAnew(t *testing.T) {
+	const size = 4<<20 + 5*BufAlign
+	sizes := []int{4096, 16384, 65536, 262144, 1 << 20}
+	for _, before := range sizes {
+		for _, n := range sizes {
+			p, err := NewPool(size)
+			if err != nil {
+				t.Fatal(err)
+			}
+			for _, n := range []int{before, n, before} {
+				var held []*Buf
+				for b := p.Get(n); b != nil; b = p.Get(n) {
+					held = append(held, b)
+				}
+				for _, b := range held {
+					if len(held) < size/len(b.mem)*3/4 {
+						t.Fatalf("%d buffers of %d bytes in a pool of %d", len(held), len(b.mem), size)
+					}
+					b.Release()
+				}
+			}
+			checkPool(t, p)
+			if err := p.Close(); err != nil {
+				t.Error(err)
+			}
+		}
+	}
+}
+
+// TestPoolLooksAgain: a look through the pool in vain isn't the last one.
+func TestPoolLooksAgain(t *testing.T) {
+	p, err := NewPool(4 << 20)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var held []*Buf
+	for b := p.Get(4096); b != nil; b = p.Get(4096) {
+		held = append(held, b)
+	}
+	for i, b := range held {
+		if i%2 == 0 {
+			b.Release()
+		}
+	}
+	if p.Get(65536) != nil || !p.recut.vain {
+		t.Error("a buffer of pages that don't lie side by side")
+	}
+	for i, b := range held {
+		if i%2 == 1 {
+			b.Release()
+		}
+	}
+	held = held[:0]
+	tries := 0
+	for ; len(held) < 4<<20/(64<<10+4096); tries++ {
+		if b := p.Get(65536); b != nil {
+			held = append(held, b)
+		} else if tries > 1000 {
+			t.Fatalf("%d buffers after %d tries", len(held), tries)
+		}
+	}
+	for _, b := range held {
+		b.Release()
+	}
+	if err := p.Close(); err != nil {
+		t.Error(err)
+	}
+}
+
+// checkPool compares what a pool knows of its buffers with its lists. None is held.
+func checkPool(t *testing.T, p *Pool) {
+	t.Helper()
+	listed, bytes := map[*Buf]bool{}, 0
+	for c, b := range p.free {
+		for ; b != nil; b = b.next {
+			if int(b.class) != c || len(b.mem) != bufClasses[c] || b.refs != 0 {
+				t.Fatalf("a buffer of %d bytes and class %d, %d references, in list %d", len(b.mem), b.class,
+					b.refs, c)
+			}
+			listed[b] = true
+			bytes += len(b.mem)
+		}
+	}
+	if bytes != p.brk || len(p.recut.first) != p.brk/BufAlign {
+		t.Fatalf("%d bytes are free of %d, %d pages known", bytes, p.brk, len(p.recut.first))
+	}
+	for page, left := 0, len(listed); page < len(p.recut.first); left-- {
+		b := p.recut.first[page]
+		if !listed[b] || addrOf(b.mem) != addrOf(p.arena[page*BufAlign:]) {
+			t.Fatalf("page %d, %d to go: not a free buffer", page, left)
+		}
+		page += len(b.mem) / BufAlign
 	}
 }
 
@@ -53,8 +156,10 @@ func TestPoolNeverOverlaps(t *testing.T) {
 			k := rng.Intn(len(all))
 			h := all[k]
 			m := h.b.Bytes()
-			if m[0] != h.mark || m[len(m)-1] != h.mark {
-				t.Fatalf("a buffer of %d bytes was overwritten", len(m))
+			for at := 0; at < len(m); at += BufAlign {
+				if m[at] != h.mark || m[at+BufAlign-1] != h.mark {
+					t.Fatalf("a buffer of %d bytes was overwritten", len(m))
+				}
 			}
 			h.b.Retain()
 			h.b.Release()
@@ -72,12 +177,15 @@ func TestPoolNeverOverlaps(t *testing.T) {
 		if len(m) < n || addrOf(m)%BufAlign != 0 {
 			t.Fatalf("%d bytes at %#x for %d", len(m), addrOf(m), n)
 		}
-		m[0], m[len(m)-1] = byte(i), byte(i)
+		for at := 0; at < len(m); at += BufAlign {
+			m[at], m[at+BufAlign-1] = byte(i), byte(i)
+		}
 		all = append(all, held{b, byte(i)})
 	}
 	for _, h := range all {
 		h.b.Release()
 	}
+	checkPool(t, p)
 	if err := p.Close(); err != nil {
 		t.Error(err)
 	}

@@ -477,9 +477,9 @@ func (c *conn) behind(r *request) bool {
 
 // newOp makes an op with a buffer of n bytes. Half of the pool is left to the client's connections:
 // a READ holds its buffer until the data have come through one of theirs. Of the other half c may
-// hold as much as is free then, so that clients that take no replies leave others something. The
-// pool never gives memory of one size to another: if what is free has been cut too small, though
-// half isn't in use, waiting won't help, and the op gets memory of its own.
+// hold as much as is free then, so that clients that take no replies leave others something. If no
+// memory of the size is to be had, though half isn't in use, what is free doesn't lie side by side:
+// waiting may not help for long, and the op gets memory of its own.
 func (c *conn) newOp(r request, n int) (*op, error) {
 	var buf *uring.Buf
 	if n > 0 && n <= bufferSize {

@@ -291,6 +291,32 @@ func TestConnCloseInFrame(t *testing.T) {
 	}
 }
 
+// A large payload finds a buffer also where small ones have once needed all of the pool.
+func TestConnPoolCutSmall(t *testing.T) {
+	p := opened(t, 1<<20)
+	var small []*uring.Buf
+	for b := p.pool.Get(4096); b != nil; b = p.pool.Get(4096) {
+		small = append(small, b)
+	}
+	g := makeFrame(rand.New(rand.NewPCG(3, 3)), dataplane.OpWrite, 0, dataplane.PartSize)
+	p.d.Send(&g.h, g.crcs, g.payload)
+	link(p.dc, p.ac)
+	if len(p.ah.frames) != 0 {
+		t.Fatal("the pool isn't used up: the test tests nothing")
+	}
+	for _, b := range small {
+		b.Release()
+	}
+	for range 1000 {
+		p.env.advance(poolRetryNs)
+		p.ac.pump()
+	}
+	if !same(p.ah.frames, []got{g}) {
+		t.Errorf("%d frames a second after the pool was given back, %d bytes of it in use",
+			len(p.ah.frames), p.pool.InUse())
+	}
+}
+
 // A connection that is lost while a large payload comes in gives its buffer back.
 func TestConnLostInPayload(t *testing.T) {
 	p := opened(t, 1<<20)
