@@ -33,10 +33,7 @@ func NewGate(env uring.Env) *Gate { return &Gate{fails: NewFailures(env.Now)} }
 func (g *Gate) Accept(c uring.Conn, env uring.Env, pool *uring.Pool, cred *Credentials,
 	h FrameHandler) *Conn {
 	s := newConn(c, env, pool, cred, false, g, h)
-	if !g.fails.Allow(c.RemoteAddr()) {
-		s.Close(dataplane.E("accept "+c.RemoteAddr(), dataplane.Overloaded, errTooMany))
-		return s
-	}
+	s.shake.quiet = g.fails.quiet(c.RemoteAddr())
 	if g.n >= MaxUnproven {
 		g.crowd(env.Now())
 	}
@@ -83,7 +80,7 @@ func (g *Gate) leave(c *Conn) {
 
 // failed counts a handshake that failed, and says so unless that was said too often. g may be nil.
 func (g *Gate) failed(c *Conn, err error) {
-	if g == nil || g.fails.Failed(c.RemoteAddr(), err) {
+	if g == nil || g.fails.ended(c.RemoteAddr(), err, c.shake.named) {
 		c.warn(err)
 	}
 }

@@ -125,6 +125,10 @@ type Handshake struct {
 	dialer  bool
 	eph     *ecdh.PrivateKey // made for this connection; version 2
 	service uint8            // the dialer's wish; the acceptor learns it from the proof
+	named   bool             // acceptor: the hello named a key that is accepted
+	// quiet, if not nil, is for an address that failed too often: it isn't answered, but who names a
+	// key that is accepted goes on if quiet says so.
+	quiet   func() bool
 	state   hsState
 	nonce   [nonceSize]byte
 	theirs  [nonceSize]byte
@@ -195,9 +199,12 @@ func (k *Handshake) Step(in []byte) (consumed int, out []byte, done bool, err er
 	if err == nil {
 		out, err = k.take(msg)
 	}
+	if err != nil && k.quiet != nil {
+		err = dataplane.E("handshake", dataplane.Overloaded, errTooMany)
+	}
 	if err != nil {
 		k.state = hsFailed
-		if !k.dialer && dataplane.KindOf(err) != dataplane.Malformed {
+		if !k.dialer && k.quiet == nil && dataplane.KindOf(err) != dataplane.Malformed {
 			out = refusal(keyMagic, refusalKind(err))
 		}
 		return len(msg), out, false, err
@@ -343,6 +350,10 @@ func (k *Handshake) takeHello(m []byte) ([]byte, error) {
 			fmt.Errorf("the peer speaks versions %d to %d, its key is for version %d", m[12], m[5],
 				k.version))
 	}
+	if k.quiet != nil && !k.quiet() {
+		return nil, dataplane.E("handshake", dataplane.Overloaded, errTooMany)
+	}
+	k.named, k.quiet = true, nil
 	if k.version == versionCert && k.set.own() == nil {
 		return nil, denied("this node's own key is out of date: run pstorage auth-node")
 	}

@@ -8,8 +8,10 @@ import (
 	"pstorage/dataplane"
 )
 
-// Limits of failed authentications. They count for each address by itself, so nobody is kept out
-// by what others do; an IPv6 address counts as its /64.
+// Limits of failed authentications. They count for each address by itself; an IPv6 address counts
+// as its /64. Others may have the same one, such as all processes of a host, or all hosts behind a
+// router: so who names a key of the cluster's is only kept out by those that have done so, too, and
+// failed; and who has the password, by wrong passwords.
 const (
 	failBurst  = 20    // failures of keys that an address has at once ...
 	failEvery  = 500e6 // ... and it gains one every so many ns
@@ -27,6 +29,7 @@ var errTooMany = errors.New("too many failed attempts from this address")
 type Failures struct {
 	burst, every float64
 	now          func() int64
+	named        *Failures // those of keys that are accepted; nil: of passwords
 
 	mu      sync.Mutex // guards what follows
 	sources map[netip.Addr]*source
@@ -45,14 +48,39 @@ type source struct {
 
 // NewFailures returns the limits for handshakes. now is a monotonic clock in ns.
 func NewFailures(now func() int64) *Failures {
-	return &Failures{burst: failBurst, every: failEvery, now: now,
-		sources: make(map[netip.Addr]*source)}
+	f := newFailures(failBurst, failEvery, now)
+	f.named = newFailures(failBurst, failEvery, now)
+	return f
 }
 
 // NewPasswordFailures returns the limits for passwords.
 func NewPasswordFailures(now func() int64) *Failures {
-	return &Failures{burst: passBurst, every: passEvery, now: now,
-		sources: make(map[netip.Addr]*source)}
+	return newFailures(passBurst, passEvery, now)
+}
+
+func newFailures(burst, every float64, now func() int64) *Failures {
+	return &Failures{burst: burst, every: every, now: now, sources: make(map[netip.Addr]*source)}
+}
+
+// quiet is Handshake.quiet for a connection from an address; nil: it may try as others do. f may be
+// nil.
+func (f *Failures) quiet(remote string) func() bool {
+	if f == nil || f.Allow(remote) {
+		return nil
+	}
+	return func() bool { return f.named.Allow(remote) }
+}
+
+// ended counts a failed handshake if it is one of keys, named or not, and says whether to write
+// about it.
+func (f *Failures) ended(remote string, err error, named bool) (log bool) {
+	if errors.Is(err, errTooMany) {
+		return false
+	}
+	if named {
+		f.named.Failed(remote, err)
+	}
+	return f.Failed(remote, err)
 }
 
 // addrOf is what an "ip:port" counts as.

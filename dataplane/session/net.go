@@ -291,12 +291,9 @@ func Server(conn net.Conn, o *ServerOptions) (*NetConn, error) {
 		limit = HandshakeTime
 	}
 	conn.SetDeadline(time.Now().Add(limit))
-	if o.Fails != nil && !o.Fails.Allow(conn.RemoteAddr().String()) {
-		conn.Close()
-		return nil, dataplane.E("handshake with "+conn.RemoteAddr().String(), dataplane.Overloaded,
-			errTooMany)
-	}
-	nc, err := serve(conn, o)
+	k := NewAcceptor(o.Cred, newNonce()).forStream()
+	k.quiet = o.Fails.quiet(conn.RemoteAddr().String())
+	nc, err := serve(conn, k, o)
 	if err == nil {
 		return nc, nil
 	}
@@ -306,14 +303,14 @@ func Server(conn net.Conn, o *ServerOptions) (*NetConn, error) {
 	}
 	remote := conn.RemoteAddr().String()
 	err = at("handshake with "+remote, err)
-	if o.Fails != nil && !o.Fails.Failed(remote, err) {
+	if o.Fails != nil && !o.Fails.ended(remote, err, k.named) {
 		return nil, err
 	}
 	o.log().Warn("connection refused", "peer", remote, "reason", err)
 	return nil, err
 }
 
-func serve(conn net.Conn, o *ServerOptions) (*NetConn, error) {
+func serve(conn net.Conn, k *Handshake, o *ServerOptions) (*NetConn, error) {
 	first, err := readMessage(conn, "", MaxMessage)
 	if err != nil {
 		return nil, err
@@ -324,5 +321,5 @@ func serve(conn net.Conn, o *ServerOptions) (*NetConn, error) {
 		}
 		return nil, ErrAuthDone
 	}
-	return run(conn, NewAcceptor(o.Cred, newNonce()).forStream(), first)
+	return run(conn, k, first)
 }
