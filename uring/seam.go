@@ -124,7 +124,7 @@ type ConnHandler interface {
 	// all of p was consumed and exactly the next len(into) bytes of the stream are received
 	// straight into it (memory out of a Pool), then RecvDone is called before any other Recv.
 	// A connection holds at most RecvWindow unread bytes: a handler that consumes nothing while p
-	// has that length is broken, and the connection is closed.
+	// has that length, and doesn't pause either, is broken, and the connection is closed.
 	Recv(p []byte) (consumed int, into []byte)
 	RecvDone()
 	// Closed is the last call. err is io.EOF when the peer closed in an orderly way.

@@ -289,7 +289,7 @@ func (c *Conn) feedOnce() bool {
 		panic(fmt.Sprintf("simloop: Recv consumed %d of %d and wants %d bytes", n, give, len(into)))
 	}
 	c.in, c.credit, c.offered = c.in[n:], c.credit-n, give-n
-	if n == 0 && give == uring.RecvWindow {
+	if n == 0 && give == uring.RecvWindow && !c.paused {
 		c.Close(errGreedy)
 		return false
 	}

@@ -55,16 +55,26 @@ func (e *echo) RecvDone() {
 
 func (e *echo) Closed(err error) { e.closed = err; e.ends++ }
 
-// sink gathers everything.
+// sink gathers everything; or nothing, but for a pause when the receive window is full.
 type sink struct {
 	got    []byte
 	closed error
 	ends   int
+	full   func()
 }
 
-func (s *sink) Recv(p []byte) (int, []byte) { s.got = append(s.got, p...); return len(p), nil }
-func (s *sink) RecvDone()                   {}
-func (s *sink) Closed(err error)            { s.closed = err; s.ends++ }
+func (s *sink) Recv(p []byte) (int, []byte) {
+	if s.full != nil {
+		if len(p) == uring.RecvWindow {
+			s.full()
+		}
+		return 0, nil
+	}
+	s.got = append(s.got, p...)
+	return len(p), nil
+}
+func (s *sink) RecvDone()        {}
+func (s *sink) Closed(err error) { s.closed = err; s.ends++ }
 
 type world struct {
 	sim  *Sim
@@ -175,6 +185,36 @@ func TestNetPauseAndCut(t *testing.T) {
 	w.net.Cut("10.0.0.2", "10.0.0.1", false)
 	if !w.sim.Run(func() bool { return bytes.Equal(s.got, want) }, w.sim.Now()+10e9) {
 		t.Fatalf("%d of %d bytes after healing", len(s.got), len(want))
+	}
+}
+
+// TestNetFullWindow: a handler may leave a full window unread if it pauses, as one does that has no
+// memory for what comes. Else the connection is closed.
+func TestNetFullWindow(t *testing.T) {
+	for _, pauses := range []bool{true, false} {
+		w := newWorld(t, 7)
+		s := &sink{}
+		c, _ := w.dial(t, s)
+		fulls := 0
+		s.full = func() {
+			if fulls++; pauses {
+				c.PauseRecv(true)
+			}
+		}
+		var want []byte
+		w.a.Do(func() { want = w.stream(c, 60) })
+		w.sim.Run(func() bool { return false }, w.sim.Now()+1e9)
+		if fulls == 0 || (s.ends == 0) != pauses {
+			t.Fatalf("pauses %v: the window was full %d times, %d ends: %v", pauses, fulls, s.ends, s.closed)
+		}
+		if !pauses {
+			continue
+		}
+		s.full = nil
+		w.a.Do(func() { c.PauseRecv(false) })
+		if !w.sim.Run(func() bool { return bytes.Equal(s.got, want) }, w.sim.Now()+10e9) {
+			t.Fatalf("%d of %d bytes after the pause", len(s.got), len(want))
+		}
 	}
 }
 
