@@ -30,6 +30,8 @@ type counts struct {
 	pages   int // runs
 	evicted uint64
 	short   uint64 // times a request had to wait for room
+
+	buffers int // runs with few buffers
 }
 
 // count adds what a process did that ends now.
@@ -70,6 +72,7 @@ func (c *counts) add(o counts) {
 	c.pages += o.pages
 	c.evicted += o.evicted
 	c.short += o.short
+	c.buffers += o.buffers
 }
 
 func (c counts) String() string {
@@ -78,8 +81,8 @@ func (c counts) String() string {
 		c.bypassed, c.claims) +
 		fmt.Sprintf("%d runs with write-ack=memory: %d blocks lost what wasn't flushed, %d flushes "+
 			"said so\n", c.memory, c.fellBack, c.lostFlushes) +
-		fmt.Sprintf("%d runs with few CRC pages in memory: %d evicted, %d waits for room\n", c.pages,
-			c.evicted, c.short) +
+		fmt.Sprintf("%d runs with few CRC pages in memory: %d evicted, %d waits for room\n"+
+			"%d runs with few buffers\n", c.pages, c.evicted, c.short, c.buffers) +
 		fmt.Sprintf("%d members activated with %d blocks as others had; %d times compared with a "+
 			"head\n%d attempts of old images to register\n%v", c.activations, c.compared, c.prefixes,
 			c.refused, c.injected)

@@ -31,12 +31,13 @@ type scenario struct {
 	moves             int64 // mean time between moves of replicas, ns; 0: none
 	bypass            int   // from so many bytes on writes go around the log; negative: none
 	frames            int   // CRC pages that a server keeps in memory; 0: enough
+	buffers           int   // MiB of buffers that a server has
 	weights           [faultKinds]int
 }
 
 func newScenario(rng *rand.Rand) scenario {
 	s := scenario{servers: 3 + rng.IntN(3), clients: 2 + rng.IntN(2), replicas: 3, minimum: 2,
-		flushes: 16}
+		flushes: 16, buffers: manyBuffers}
 	switch rng.IntN(6) {
 	case 0:
 		s.minimum = 1
@@ -121,6 +122,9 @@ func (s scenario) String() string {
 	}
 	if s.frames > 0 {
 		t = fmt.Sprintf("%d CRC pages, %s", s.frames, t)
+	}
+	if s.buffers < manyBuffers {
+		t = fmt.Sprintf("%d MiB of buffers, %s", s.buffers, t)
 	}
 	for k, w := range s.weights {
 		if w > 0 {

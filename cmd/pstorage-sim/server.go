@@ -99,7 +99,7 @@ func (n *csNode) newProcess() {
 	n.freeDead()
 	n.mem = &pools{}
 	var err error
-	if n.pool, err = n.mem.pool(64 << 20); err != nil {
+	if n.pool, err = n.mem.pool(n.w.sc.buffers << 20); err != nil {
 		panic(err)
 	}
 	n.shard, n.registered, n.asking, n.failed, n.seen = nil, false, false, "", 0

@@ -109,6 +109,7 @@ func runSeed(cfg config) (res result) {
 	w.chooseMemory()
 	w.chooseLone()
 	w.choosePages()
+	w.chooseBuffers()
 	w.chooseImage()
 	w.chooseLiar()
 	w.stopLoad = cfg.scene != nil
@@ -140,7 +141,7 @@ func runSeed(cfg config) (res result) {
 }
 
 // kinds are what -with takes: kinds of runs that only a part of the seeds are.
-var kinds = []string{"hang", "image", "liar", "misread", "pages"}
+var kinds = []string{"buffers", "hang", "image", "liar", "misread", "pages"}
 
 // drawn says whether a run is of a kind, which its seed drew or not.
 func (w *world) drawn(kind string, drew bool) bool {
