@@ -158,12 +158,13 @@ func (f *faults) one(kind int) {
 			w.did(kind)
 			certified := f.rng.IntN(2) == 0 && !f.slow[n.index]
 			w.trace("cs %d: %s for %v ms, certified %v", n.id, faultNames[kind], d/ms, certified)
-			n.kill(certified)
+			dark := kind == faultPower && f.darken(n)
+			n.kill(certified && !dark)
 			if f.victim(n) && f.rng.IntN(6) == 0 {
 				w.trace("cs %d is gone for good", n.id)
 				n.gone = true
 			}
-			w.sim.After(d, func() { n.start(kind == faultPower) })
+			w.sim.After(d, func() { f.light(n, dark); n.start(kind == faultPower) })
 		}
 	case faultSite:
 		f.site()
@@ -419,13 +420,32 @@ func (f *faults) site() {
 	w.trace("power cut of the site")
 	w.mds.change(f.between(10*ms, 500*ms))
 	for i, n := range w.cs {
+		dark := f.darken(n)
 		n.kill(false)
 		d := f.between(10*ms, 700*ms)
 		if f.victim(n) && f.rng.IntN(2) == 0 {
 			d = f.between(sec, 8*sec)
 		}
 		f.until[i] = now + d
-		w.sim.After(d, func() { n.start(true) })
+		w.sim.After(d, func() { f.light(n, dark); n.start(true) })
+	}
+}
+
+// darken has half of the hosts that lose power fall silent: until they are back nothing resets
+// their connections or refuses new ones.
+func (f *faults) darken(n *csNode) bool {
+	if f.rare.dark.IntN(2) == 0 {
+		return false
+	}
+	f.w.trace("cs %d falls silent", n.id)
+	f.w.net.Isolate(n.ip, true)
+	return true
+}
+
+// light ends what darken began.
+func (f *faults) light(n *csNode, dark bool) {
+	if dark {
+		f.w.net.Isolate(n.ip, false)
 	}
 }
 

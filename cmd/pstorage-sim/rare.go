@@ -13,12 +13,13 @@ type rare struct {
 	f        *faults
 	misreads *rand.Rand // nil: none
 	hangs    *rand.Rand // nil: none
+	dark     *rand.Rand // see darken
 }
 
 // chooseRare decides about them.
 func (f *faults) chooseRare() {
 	w := f.w
-	r := &rare{f: f}
+	r := &rare{f: f, dark: w.sim.Rand("dark")}
 	if rng := w.sim.Rand("misreads"); w.drawn("misread", rng.IntN(2) == 0) && w.sc.rot &&
 		w.lone == nil {
 		r.misreads = rng
