@@ -8,10 +8,12 @@ import (
 	"fmt"
 	"io/fs"
 	"net"
+	"net/netip"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 )
@@ -149,13 +151,26 @@ func (n *node) snapshot() string {
 	return b.String()
 }
 
-// freePort returns a loopback port at which nothing listens.
+// drawnPorts are those that freePort has returned: whoever got one may not listen yet.
+var drawnPorts struct {
+	sync.Mutex
+	used map[netip.AddrPort]bool
+}
+
+// freePort returns a loopback port at which nothing listens, each one once.
 func freePort(t *testing.T) string {
 	t.Helper()
-	addr, err := freeAddr(nil)
+	d := &drawnPorts
+	d.Lock()
+	defer d.Unlock()
+	addr, err := freeAddr(d.used)
 	if err != nil {
 		t.Fatal(err)
 	}
+	if d.used == nil {
+		d.used = make(map[netip.AddrPort]bool)
+	}
+	d.used[addr] = true
 	return addr.String()
 }
 
