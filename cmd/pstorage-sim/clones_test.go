@@ -38,7 +38,7 @@ func (c *clones) writes() []area {
 
 func cloneScenario(s *scenario) {
 	*s = scenario{servers: 3, clients: 2, replicas: 3, minimum: 2, logSize: 6 << 20, align: 4096,
-		depth: 8, think: sec, mortal: 1, flushes: 16}
+		depth: 8, think: sec, mortal: 1, flushes: 16, buffers: manyBuffers}
 }
 
 // run is the scene. It returns how many writes were acknowledged before the power was cut.
