@@ -73,7 +73,7 @@ func (e *Engine) route(p *part, ent *entry) {
 	}
 	if p.code != dataplane.OpRead {
 		p.member = 0
-		p.file.proves(p)
+		p.file.proves(p, ent)
 		pr := e.peer(ent.members[0])
 		if !pr.usable() {
 			pr.want()
@@ -92,7 +92,7 @@ func (e *Engine) route(p *part, ent *entry) {
 		return
 	}
 	p.member = uint8(m)
-	p.file.proves(p)
+	p.file.proves(p, ent)
 	e.peer(ent.members[m]).take(p)
 }
 

@@ -110,10 +110,11 @@ func (f *File) unproven(ent *entry) bool {
 	return f.lease.status == leaseHeld && ent.proven != f.lease.grants
 }
 
-// proves notes, when p is sent, whether an answer will show that its chunk is settled.
-func (f *File) proves(p *part) {
+// proves notes, when p is sent, whether an answer will show that its chunk is settled, which isn't
+// known yet.
+func (f *File) proves(p *part, ent *entry) {
 	p.grant = 0
-	if p.member == 0 && f.lease.status == leaseHeld {
+	if p.member == 0 && f.unproven(ent) {
 		p.grant = f.lease.grants
 	}
 }
